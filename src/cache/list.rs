@@ -1,0 +1,94 @@
+//! A user's threads, newest first.
+
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::write::Sending;
+use super::{Cache, Found};
+use crate::error::Result;
+use crate::near::{Entry, News};
+use crate::record::{Key, user};
+use crate::store::Page;
+use crate::version::Version;
+
+const DEFAULT_LIMIT: usize = 100;
+
+/// A listing that is about to be made: await it.
+#[derive(Debug)]
+#[must_use = "nothing is listed before this is awaited"]
+pub struct List {
+    cache: Cache,
+    user: Result<Arc<str>>,
+    limit: usize,
+    after: Option<(Version, Key)>,
+}
+
+impl Cache {
+    /// The live threads of a user, newest first, from the source of truth: the first 100 unless a limit is set.
+    ///
+    /// # Errors
+    /// When awaited: [`Invalid`](crate::ErrorKind::Invalid) for what cannot be a user id; `Unavailable` in an outage,
+    /// because a listing from memory would be incomplete; also `Denied`, `Schema`, `Local`, `Closed`.
+    pub fn list(&self, user_id: impl AsRef<str>) -> List {
+        List { cache: self.clone(), user: user(user_id.as_ref()), limit: DEFAULT_LIMIT, after: None }
+    }
+}
+
+impl List {
+    /// At most so many.
+    pub fn limit(mut self, limit: usize) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Those that come after this one, the last of an earlier listing.
+    pub fn after(mut self, last: &Found) -> Self {
+        self.after = Some((last.version(), last.key().clone()));
+        self
+    }
+}
+
+impl IntoFuture for List {
+    type Output = Result<Vec<Found>>;
+    type IntoFuture = Sending<Vec<Found>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let Self { cache, user, limit, mut after } = self;
+            cache.0.check_open()?;
+            let user = user?;
+            let mut all = Vec::new();
+            while all.len() < limit {
+                let page =
+                    Page { user: Some(Arc::clone(&user)), most: limit - all.len(), after: after.take() };
+                let Some(last) = cache.list_page(&page, &mut all).await? else { break };
+                after = Some(last);
+            }
+            Ok(all)
+        })
+    }
+}
+
+impl Cache {
+    /// Appends a page, and says where it ended; `None` after the last.
+    async fn list_page(&self, page: &Page, all: &mut Vec<Found>) -> Result<Option<(Version, Key)>> {
+        let inner = &self.0;
+        inner.check_reachable()?;
+        let (ticket, began) = (inner.fences.begin(), Instant::now());
+        let records = inner.origin.recent(page).await?;
+        let end = records.last().map(|record| (record.version, record.key.clone()));
+        for record in records {
+            let record = Arc::new(record);
+            match inner.near.learn(&record.key, &ticket, began, News::Found(Arc::clone(&record))) {
+                Some(_) => all.push(Found::fresh(Arc::new(Entry::new(record, began)))),
+                // It was overtaken while it travelled, and may not belong into the listing any more.
+                None => {
+                    let found = self.get(record.key.as_str()).await?;
+                    all.extend(found.filter(|found| found.user() == page.user.as_deref()));
+                }
+            }
+        }
+        Ok(end)
+    }
+}

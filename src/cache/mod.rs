@@ -1,0 +1,218 @@
+//! The handle that a daemon holds.
+
+mod found;
+mod list;
+mod read;
+mod turns;
+mod update;
+mod write;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+
+use crate::breaker::State;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fence::Fences;
+use crate::fill::Flights;
+use crate::metrics::Metrics;
+use crate::near::Near;
+use crate::record::Key;
+use crate::store::Store;
+use crate::upkeep;
+
+pub use found::Found;
+pub use list::List;
+pub use update::Update;
+pub use write::{Put, Remove};
+
+/// Conversation threads, kept: a handle that is cheap to clone and can be used from any task.
+///
+/// Reads are answered from memory; writes go to the source of truth before they are acknowledged. All futures are
+/// cancel-safe: work whose caller has gone is completed all the same, and still updates memory.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+/// What bounds a cache.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    /// Time to live of a thread, unless a write says otherwise.
+    pub(crate) ttl: Duration,
+    /// Bytes of one value.
+    pub(crate) value_bytes: usize,
+    /// Bytes of threads in memory.
+    pub(crate) memory_bytes: u64,
+    /// Bytes of writes under way.
+    pub(crate) in_flight_bytes: usize,
+    /// How long a thread in memory counts as fresh; `None` where nobody else can write.
+    pub(crate) fresh_for: Option<Duration>,
+    /// How long a read waits for the source of truth while it has a stale copy, and a write for its turn.
+    pub(crate) patience: Duration,
+    /// How often accesses are reported and expired records forgotten.
+    pub(crate) upkeep_every: Duration,
+}
+
+struct Inner {
+    backend: &'static str,
+    origin: Arc<dyn Store>,
+    limits: Limits,
+    near: Near,
+    fences: Fences,
+    flights: Flights<Result<read::Filled>>,
+    turns: turns::Turns,
+    /// Counts KiB of writes that may still begin.
+    room: Arc<Semaphore>,
+    writing: watch::Sender<usize>,
+    is_closed: AtomicBool,
+    metrics: Metrics,
+    _upkeep: upkeep::Task,
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("backend", &self.0.backend).field("origin", &self.0.origin).finish()
+    }
+}
+
+/// How the cache and its source of truth are doing.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Health {
+    /// `local`, `supabase`, `memory`, or `custom`.
+    pub backend: &'static str,
+    /// The breaker's state, where the backend has one.
+    pub breaker: Option<State>,
+    /// Why the breaker is not closed.
+    pub cause: Option<Error>,
+    /// Threads in memory.
+    pub threads: u64,
+    /// The bytes that they take.
+    pub bytes: u64,
+}
+
+impl Health {
+    /// Whether calls to the source of truth pass.
+    pub fn is_available(&self) -> bool {
+        self.breaker.is_none_or(|state| state == State::Closed)
+    }
+}
+
+/// What a shutdown leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Shutdown {
+    /// Writes whose outcome was not known at the deadline.
+    pub unfinished: usize,
+}
+
+impl Cache {
+    pub(crate) fn over(origin: Arc<dyn Store>, backend: &'static str, limits: Limits) -> Self {
+        let fences = Fences::default();
+        let clock = Arc::clone(origin.clock());
+        let near = Near::new(limits.memory_bytes, limits.fresh_for, fences.clone(), clock);
+        let room = Arc::new(Semaphore::new(limits.in_flight_bytes / write::KIB));
+        Self(Arc::new_cyclic(|inner| Inner {
+            backend,
+            origin,
+            near,
+            fences,
+            flights: Flights::default(),
+            turns: turns::Turns::default(),
+            room,
+            writing: watch::Sender::new(0),
+            is_closed: AtomicBool::new(false),
+            metrics: Metrics::new(),
+            _upkeep: upkeep::Task::start(inner.clone(), limits.upkeep_every),
+            limits,
+        }))
+    }
+
+    /// How the cache and its source of truth are doing; asks nobody.
+    pub fn health(&self) -> Health {
+        let breaker = self.0.origin.breaker();
+        let state = breaker.map(crate::breaker::Breaker::state);
+        let is_cut_off = state.is_some_and(|state| state != State::Closed);
+        let cause = breaker.filter(|_| is_cut_off).and_then(crate::breaker::Breaker::cause);
+        let (threads, bytes) = self.0.near.size();
+        Health { backend: self.0.backend, breaker: state, cause, threads, bytes }
+    }
+
+    /// Takes no more calls, and waits until the writes under way are done, at most for `deadline`. Calls that come
+    /// later get [`ErrorKind::Closed`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`] where it was shut down before.
+    pub async fn shutdown(&self, deadline: Duration) -> Result<Shutdown> {
+        if self.0.is_closed.swap(true, Relaxed) {
+            return Err(closed());
+        }
+        let mut writing = self.0.writing.subscribe();
+        let all_done = async {
+            writing.wait_for(|count| *count == 0).await.ok();
+            self.0.report_accesses().await;
+        };
+        tokio::select! {
+            () = all_done => {}
+            () = tokio::time::sleep(deadline) => {}
+        }
+        let unfinished = *self.0.writing.borrow();
+        Ok(Shutdown { unfinished })
+    }
+
+    /// Drops a thread from memory, as memory itself may at any time.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] where `key` is none.
+    #[cfg(feature = "testing")]
+    pub fn evict(&self, key: impl AsRef<str>) -> Result<()> {
+        self.0.near.evict(&Key::new(key)?);
+        Ok(())
+    }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the cache was shut down")
+}
+
+impl Inner {
+    fn check_open(&self) -> Result<()> {
+        if self.is_closed.load(Relaxed) { Err(closed()) } else { Ok(()) }
+    }
+
+    /// Refuses at once, and for nearly nothing, what could not reach the source of truth.
+    fn check_reachable(&self) -> Result<()> {
+        self.origin.breaker().map_or(Ok(()), crate::breaker::Breaker::check)
+    }
+
+    async fn report_accesses(&self) {
+        let keys: Vec<Key> = self.near.take_accessed();
+        if keys.is_empty() || self.check_reachable().is_err() {
+            return;
+        }
+        if let Err(error) = self.origin.touch(&keys).await {
+            tracing::debug!(%error, threads = keys.len(), "accesses could not be reported");
+        }
+    }
+
+    /// Forgets what is long expired, a portion at a time.
+    async fn purge(&self) {
+        const PORTION: usize = 1_000;
+        while self.check_reachable().is_ok() {
+            match self.origin.purge(PORTION).await {
+                Ok(PORTION..) => {}
+                Ok(_) => return,
+                Err(error) => return tracing::debug!(%error, "expired threads could not be purged"),
+            }
+        }
+    }
+}
+
+impl upkeep::Upkeep for Inner {
+    async fn upkeep(&self) {
+        self.report_accesses().await;
+        self.purge().await;
+    }
+}

@@ -1,0 +1,162 @@
+//! What can go wrong, in kinds that tell a caller what to do.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A `Result` whose error is [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of failure this is; each names the one reaction that fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The source of truth cannot be asked at present. Try again later; nothing is known about the thread.
+    Unavailable,
+    /// The source of truth refuses the credentials. An operator must mend the key or the grants.
+    Denied,
+    /// A bound on work in progress is reached. Try again when some of it is done.
+    Busy,
+    /// Another writer won each of the attempts at a compare-and-set.
+    Conflict,
+    /// The caller's input cannot be stored: key, value, metadata or time to live.
+    Invalid,
+    /// The source of truth answered, and refuses this request for good.
+    Refused,
+    /// The database lacks the table or the functions, or has old ones: apply the migrations.
+    Schema,
+    /// The local file cannot be opened, read or written.
+    Local,
+    /// A setting is missing or wrong.
+    Config,
+    /// The cache was shut down.
+    Closed,
+    /// The closure given to `update` declined.
+    Aborted,
+}
+
+impl ErrorKind {
+    /// The kind's name as a metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Denied => "denied",
+            Self::Busy => "busy",
+            Self::Conflict => "conflict",
+            Self::Invalid => "invalid",
+            Self::Refused => "refused",
+            Self::Schema => "schema",
+            Self::Local => "local",
+            Self::Config => "config",
+            Self::Closed => "closed",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+/// An error with a kind, a sentence for people, and its cause as [`source`](StdError::source).
+///
+/// It is cheap to clone (all callers who waited for one load get the same error) and never contains a secret.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    retry_after: Option<Duration>,
+    outcome_unknown: bool,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of a kind. `message` says in lower case, without a full stop, what happened and what to do.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self(Arc::new(Inner { kind, message, retry_after: None, outcome_unknown: false, source: None }))
+    }
+
+    /// The closure of an `update` declines with this, so that nothing is written.
+    pub fn aborted(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Aborted, message)
+    }
+
+    /// The same error with its cause.
+    #[must_use]
+    pub fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
+        self.with(|inner| inner.source = Some(Arc::new(source)))
+    }
+
+    /// The same error with the wait that the other side asked for.
+    #[must_use]
+    pub fn with_retry_after(self, wait: Duration) -> Self {
+        self.with(|inner| inner.retry_after = Some(wait))
+    }
+
+    /// The same error for a write that may have been carried out all the same.
+    #[must_use]
+    pub fn with_outcome_unknown(self) -> Self {
+        self.with(|inner| inner.outcome_unknown = true)
+    }
+
+    /// The same error for a call that writes nothing.
+    pub(crate) fn of_read(self) -> Self {
+        self.with(|inner| inner.outcome_unknown = false)
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+
+    /// What kind of failure this is.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// Whether the source of truth could not be asked: the one definition of an outage, which retry and breaker,
+    /// stale reads and refused writes all go by.
+    pub fn is_outage(&self) -> bool {
+        self.0.kind == ErrorKind::Unavailable
+    }
+
+    /// How long the other side asked to be left alone, or when the next probe is due.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    /// Whether a failed write may have been carried out all the same: the answer was lost, not the request.
+    pub fn outcome_unknown(&self) -> bool {
+        self.0.outcome_unknown
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Error");
+        out.field("kind", &self.0.kind).field("message", &self.0.message);
+        if let Some(wait) = self.0.retry_after {
+            out.field("retry_after", &wait);
+        }
+        if self.0.outcome_unknown {
+            out.field("outcome_unknown", &true);
+        }
+        if let Some(source) = &self.0.source {
+            out.field("source", source);
+        }
+        out.finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}

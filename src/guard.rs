@@ -1,0 +1,202 @@
+//! `Guard`: a store around a store that keeps an outage cheap. Retry once (breaker (deadline (call))).
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+
+use crate::backoff::Backoff;
+use crate::breaker::{Breaker, State};
+use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::{Metrics, Operation};
+use crate::record::{Key, Record, Want, Write};
+use crate::store::{Applied, Loaded, Page, Store};
+use crate::version::Clock;
+
+/// Calls in flight at most: PostgREST's pool has 10 connections, and others use it too.
+const IN_FLIGHT: usize = 8;
+/// The pause before the one retry is drawn from up to this. The queue of callers is the real retry.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Probes wait up to this at first, and up to the second in a long outage.
+const FIRST_PROBE: Duration = Duration::from_millis(500);
+const LAST_PROBE: Duration = Duration::from_secs(30);
+
+/// Gives each call of a store a deadline, one retry, a limit on calls in flight, and a circuit breaker.
+///
+/// While the breaker is open no call passes; one background task probes the store, with full jitter growing to 30 s,
+/// whether or not there is traffic, and its success closes the breaker. Dropping the guard ends the task.
+#[derive(Debug)]
+pub struct Guard<S> {
+    shared: Arc<Shared<S>>,
+    prober: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Shared<S> {
+    store: S,
+    breaker: Breaker,
+    slots: Semaphore,
+    deadline: Duration,
+    metrics: Metrics,
+}
+
+impl<S> Drop for Guard<S> {
+    fn drop(&mut self) {
+        self.prober.abort();
+    }
+}
+
+impl<S: Store> Guard<S> {
+    /// Guards a store; `deadline` is for a small call, and each MiB of a large one adds a second.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn new(store: S, deadline: Duration) -> Self {
+        let (breaker, slots) = (Breaker::new(), Semaphore::new(IN_FLIGHT));
+        let shared = Arc::new(Shared { store, breaker, slots, deadline, metrics: Metrics::new() });
+        let prober = tokio::spawn(probe_while_open(Arc::clone(&shared))).abort_handle();
+        Self { shared, prober }
+    }
+
+    /// Makes the first contact, so that the store's clock is known before anything is written. In an outage the breaker
+    /// opens, and that first contact is the background task's.
+    ///
+    /// # Errors
+    /// What the store says, if that is not an outage: a wrong key, missing migrations.
+    pub async fn connect(&self) -> Result<()> {
+        match self.shared.timed(Operation::Probe, self.shared.deadline, self.shared.store.probe()).await {
+            Err(e) if e.is_outage() => {
+                self.shared.breaker.trip(&e);
+                Ok(())
+            }
+            answer => answer,
+        }
+    }
+
+    async fn call<T, F: Future<Output = Result<T>>>(
+        &self,
+        operation: Operation,
+        bytes: usize,
+        call: impl Fn(bool) -> F,
+    ) -> Result<T> {
+        let deadline = self.shared.deadline.mul_f64(1.0 + bytes as f64 / (5.0 * 1024.0 * 1024.0));
+        let lost = match self.shared.attempt(operation, deadline, || call(false)).await {
+            Err(e) if e.is_outage() && e.retry_after().is_none() => e,
+            other => return other,
+        };
+        tokio::time::sleep(Backoff::new(PAUSE, PAUSE).next().unwrap_or(PAUSE)).await;
+        match self.shared.attempt(operation, deadline, || call(lost.outcome_unknown())).await {
+            // What the second attempt says of itself does not tell what became of the first.
+            Err(e) if lost.outcome_unknown() => Err(e.with_outcome_unknown()),
+            other => other,
+        }
+    }
+
+    async fn read<T, F: Future<Output = Result<T>>>(
+        &self,
+        operation: Operation,
+        items: usize,
+        call: impl Fn() -> F,
+    ) -> Result<T> {
+        // The size of an answer is not known before; 16 KiB each is generous.
+        self.call(operation, items * 16 * 1024, |_| call()).await.map_err(Error::of_read)
+    }
+}
+
+impl<S: Store> Shared<S> {
+    async fn attempt<T, F: Future<Output = Result<T>>>(
+        &self,
+        operation: Operation,
+        deadline: Duration,
+        call: impl FnOnce() -> F,
+    ) -> Result<T> {
+        let closed = |_| Error::new(ErrorKind::Closed, "the guard is closed");
+        let _slot = self.slots.acquire().await.map_err(closed)?;
+        let permit = self.breaker.admit()?;
+        let result = self.timed(operation, deadline, call()).await;
+        self.breaker.settle(&permit, &result);
+        result
+    }
+
+    /// The deadline sits inside the breaker: a call that is dropped from outside would count as nothing.
+    #[allow(clippy::disallowed_methods, reason = "the one place where calls get their deadline")]
+    async fn timed<T>(
+        &self,
+        operation: Operation,
+        deadline: Duration,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let start = Instant::now();
+        let result = tokio::time::timeout(deadline, call).await.unwrap_or_else(|_| {
+            let message = format!("the source of truth did not answer within {deadline:.1?}");
+            Err(Error::new(ErrorKind::Unavailable, message).with_outcome_unknown())
+        });
+        self.metrics.called(operation, start.elapsed(), result.as_ref().err());
+        result
+    }
+
+    async fn probe(&self) {
+        let permit = self.breaker.begin_probe();
+        let result = self.timed(Operation::Probe, self.deadline, self.store.probe()).await;
+        self.breaker.end_probe(&permit, &result);
+    }
+}
+
+async fn probe_while_open<S: Store>(shared: Arc<Shared<S>>) {
+    loop {
+        shared.breaker.opened().await;
+        let mut waits = Backoff::new(FIRST_PROBE, LAST_PROBE);
+        while shared.breaker.state() != State::Closed {
+            let wait = waits.next().max(shared.breaker.rest()).unwrap_or(LAST_PROBE);
+            tokio::time::sleep(wait).await;
+            shared.probe().await;
+        }
+    }
+}
+
+#[async_trait]
+impl<S: Store> Store for Guard<S> {
+    fn clock(&self) -> &Arc<Clock> {
+        self.shared.store.clock()
+    }
+
+    fn breaker(&self) -> Option<&Breaker> {
+        Some(&self.shared.breaker)
+    }
+
+    async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
+        self.read(Operation::Load, wants.len(), || self.shared.store.load(wants)).await
+    }
+
+    async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
+        let bytes = writes.iter().map(|write| write.record.bytes()).sum();
+        let call = async |again: bool| {
+            if !again {
+                return self.shared.store.apply(writes).await;
+            }
+            let writes: Vec<Write> = writes.iter().map(|write| Write { again, ..write.clone() }).collect();
+            self.shared.store.apply(&writes).await
+        };
+        self.call(Operation::Apply, bytes, call).await
+    }
+
+    async fn recent(&self, page: &Page) -> Result<Vec<Record>> {
+        self.read(Operation::Recent, page.most, || self.shared.store.recent(page)).await
+    }
+
+    async fn touch(&self, keys: &[Key]) -> Result<()> {
+        self.read(Operation::Touch, keys.len(), || self.shared.store.touch(keys)).await
+    }
+
+    async fn purge(&self, most: usize) -> Result<usize> {
+        self.read(Operation::Purge, most, || self.shared.store.purge(most)).await
+    }
+
+    async fn probe(&self) -> Result<()> {
+        self.read(Operation::Probe, 1, || self.shared.store.probe()).await
+    }
+}

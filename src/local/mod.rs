@@ -1,0 +1,237 @@
+//! `Local`: conversations in one SQLite file, the embedded default.
+//!
+//! One thread writes and commits in groups (what arrives while a commit is under way goes into the next one);
+//! readers have connections of their own and see what is committed.
+
+mod file;
+mod writer;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::{Json, Key, Record, Want, Write};
+use crate::store::{ACCEPTED, Applied, Loaded, Page, Store, judge};
+use crate::version::{Clock, REMEMBERED, Timestamp, Version};
+
+/// A store in one SQLite file, which only one process may have open.
+///
+/// A write is acknowledged when it is committed and synced to disk. The file can be read by its owner only, and what is
+/// deleted is overwritten.
+#[derive(Clone)]
+pub struct Local(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    clock: Arc<Clock>,
+    readers: Mutex<Vec<Connection>>,
+    // Declared last, so dropped last: nobody else may open the file before its writer is done.
+    writer: writer::Writer,
+    _lock: file::Lock,
+}
+
+impl fmt::Debug for Local {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Local").field(&self.0.path).finish()
+    }
+}
+
+impl Local {
+    /// Opens the file, creating it where it does not exist. Where another process has it open, waits some seconds for
+    /// that to end, as in a rolling restart.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Local`] where the file is in use, cannot be opened or written, or is not one of threadkeep's.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        unblock(move || Self::open_blocking(path)).await?
+    }
+
+    fn open_blocking(path: PathBuf) -> Result<Self> {
+        let lock = file::Lock::acquire(&path)?;
+        let connection = file::open_to_write(&path)?;
+        let clock = Arc::new(Clock::new());
+        let newest = "select coalesce(max(version), 0) from threads";
+        let newest = connection.query_row(newest, [], |row| row.get(0)).map_err(file::failure(&path))?;
+        clock.advance(Version::from_raw(newest));
+        let writer = writer::Writer::start(connection, path.clone())?;
+        Ok(Self(Arc::new(Inner { path, clock, readers: Mutex::default(), writer, _lock: lock })))
+    }
+
+    /// Where the file lies.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection, &Inner) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = Arc::clone(&self.0);
+        unblock(move || {
+            let idle = || inner.readers.lock().unwrap_or_else(PoisonError::into_inner);
+            let reader = idle().pop();
+            let reader = reader.map_or_else(|| file::open_to_read(&inner.path), Ok)?;
+            let result = query(&reader, &inner);
+            idle().push(reader);
+            result.map_err(file::failure(&inner.path))
+        })
+        .await?
+    }
+}
+
+/// Runs what blocks on a thread that may.
+async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let failed = |e| Error::new(ErrorKind::Local, "work on the local file was given up").with_source(e);
+    tokio::task::spawn_blocking(work).await.map_err(failed)
+}
+
+const COLUMNS: &str = "key, version, value, expires_at, user, metadata";
+
+fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+    let text = |column: usize| row.get::<_, Option<String>>(column);
+    let key = Key::new(row.get_ref(0)?.as_str()?).map_err(|e| {
+        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e))
+    })?;
+    Ok(Record {
+        key,
+        version: Version::from_raw(row.get(1)?),
+        value: text(2)?.map(Json::trusted),
+        expires_at: Timestamp(row.get(3)?),
+        user: text(4)?.map(Into::into),
+        metadata: Json::trusted(row.get::<_, String>(5)?),
+    })
+}
+
+fn look_up(reader: &Connection, want: &Want, now: Timestamp) -> rusqlite::Result<Loaded> {
+    let sql = "select version, value is not null and expires_at > ?2 from threads where key = ?1";
+    let found: Option<(i64, bool)> = reader
+        .prepare_cached(sql)?
+        .query_row(params![want.key.as_str(), now.0], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    match found.map(|(version, live)| (Version::from_raw(version), live)) {
+        None => Ok(Loaded::Absent(Version::NONE)),
+        Some((version, false)) => Ok(Loaded::Absent(version)),
+        Some((version, true)) if want.known == Some(version) => Ok(Loaded::Same),
+        Some(_) => {
+            let sql = format!("select {COLUMNS} from threads where key = ?1");
+            let found = reader.prepare_cached(&sql)?.query_row([want.key.as_str()], record)?;
+            Ok(Loaded::Found(Arc::new(found)))
+        }
+    }
+}
+
+fn write(connection: &Connection, write: &Write, clock: &Clock) -> rusqlite::Result<Applied> {
+    let record = &write.record;
+    let accepted: Option<String> = connection
+        .prepare_cached("select accepted from threads where key = ?1")?
+        .query_row([record.key.as_str()], |row| row.get(0))
+        .optional()?;
+    let mut accepted: Vec<Version> = accepted.iter().flat_map(|list| versions(list)).collect();
+    if let Some(verdict) = judge(write, &accepted, clock) {
+        return Ok(verdict);
+    }
+    accepted.insert(0, record.version);
+    accepted.truncate(ACCEPTED);
+    let list: Vec<String> = accepted.iter().map(Version::to_string).collect();
+    let sql = format!(
+        "insert into threads ({COLUMNS}, accepted, created_at, accessed_at) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)
+         on conflict (key) do update set version = ?2, value = ?3, expires_at = ?4, user = ?5, metadata = ?6,
+                                         accepted = ?7, accessed_at = ?8"
+    );
+    connection.prepare_cached(&sql)?.execute(params![
+        record.key.as_str(),
+        record.version.raw(),
+        record.value.as_ref().map(Json::as_str),
+        record.expires_at.0,
+        record.user,
+        record.metadata.as_str(),
+        list.join(" "),
+        clock.now().0,
+    ])?;
+    Ok(Applied::Stored)
+}
+
+fn versions(list: &str) -> impl Iterator<Item = Version> {
+    list.split(' ').filter_map(|version| version.parse().ok()).map(Version::from_raw)
+}
+
+#[async_trait]
+impl Store for Local {
+    fn clock(&self) -> &Arc<Clock> {
+        &self.0.clock
+    }
+
+    async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
+        let wants = wants.to_vec();
+        self.read(move |reader, inner| {
+            let now = inner.clock.now();
+            wants.iter().map(|want| look_up(reader, want, now)).collect()
+        })
+        .await
+    }
+
+    async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
+        let (writes, clock) = (writes.to_vec(), Arc::clone(&self.0.clock));
+        let all =
+            move |connection: &Connection| writes.iter().map(|one| write(connection, one, &clock)).collect();
+        self.0.writer.run(all).await
+    }
+
+    async fn recent(&self, page: &Page) -> Result<Vec<Record>> {
+        let page = page.clone();
+        self.read(move |reader, inner| {
+            let sql = format!(
+                "select {COLUMNS} from threads
+                 where value is not null and expires_at > ?1 and (?2 is null or user = ?2)
+                   and (?3 is null or (version, key) < (?3, ?4))
+                 order by version desc, key desc limit ?5"
+            );
+            let (version, key) =
+                page.after.as_ref().map(|(version, key)| (version.raw(), key.as_str())).unzip();
+            let most = i64::try_from(page.most).unwrap_or(i64::MAX);
+            let mut query = reader.prepare_cached(&sql)?;
+            query.query_map(params![inner.clock.now().0, page.user, version, key, most], record)?.collect()
+        })
+        .await
+    }
+
+    async fn touch(&self, keys: &[Key]) -> Result<()> {
+        let (keys, now) = (keys.to_vec(), self.0.clock.now().0);
+        let all = move |connection: &Connection| {
+            let mut touch =
+                connection.prepare_cached("update threads set accessed_at = ?2 where key = ?1")?;
+            keys.iter().try_for_each(|key| touch.execute(params![key.as_str(), now]).map(drop))
+        };
+        self.0.writer.run(all).await
+    }
+
+    async fn purge(&self, most: usize) -> Result<usize> {
+        let now = self.0.clock.now();
+        let past = now.minus(REMEMBERED);
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let all = move |connection: &Connection| {
+            // Of an expired thread only the version is still needed.
+            let emptied = connection.execute(
+                "update threads set value = null, metadata = '{}', user = null where rowid in
+                   (select rowid from threads where expires_at <= ?1 and value is not null limit ?2)",
+                params![now.0, most],
+            )?;
+            let forgotten = connection.execute(
+                "delete from threads where rowid in
+                   (select rowid from threads where expires_at < ?1 and version < ?2 limit ?3)",
+                params![past.0, Version::lowest(past).raw(), most],
+            )?;
+            Ok(emptied.max(forgotten))
+        };
+        self.0.writer.run(all).await
+    }
+
+    async fn probe(&self) -> Result<()> {
+        self.read(|reader, _| reader.query_row("select 1", [], |_| Ok(()))).await
+    }
+}

@@ -1,0 +1,188 @@
+//! The near cache: threads in memory, bounded by bytes, and what is known to be absent, for seconds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use foldhash::fast::RandomState;
+use moka::ops::compute::Op;
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+
+use crate::fence::{Fences, Ticket};
+use crate::record::{Key, Record};
+use crate::version::{Clock, Version};
+
+/// Absence has a cache of its own, so that a scan of unknown ids evicts no thread.
+const ABSENCES: u64 = 10_000;
+const ABSENT_FOR: Duration = Duration::from_secs(2);
+/// What an entry costs beyond its record's bytes: the record, moka's nodes, reference counts.
+const OVERHEAD: usize = 300;
+
+/// A thread in memory.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) record: Arc<Record>,
+    /// When the call began by which the source of truth last confirmed it.
+    pub(crate) confirmed: Instant,
+    /// Whether it was read since accesses were last reported to the store.
+    accessed: AtomicBool,
+}
+
+/// What a call to the source of truth brought to light about one thread.
+#[derive(Debug, Clone)]
+pub(crate) enum News {
+    Found(Arc<Record>),
+    Absent(Version),
+}
+
+impl News {
+    fn version(&self) -> Version {
+        match self {
+            Self::Found(record) => record.version,
+            Self::Absent(version) => *version,
+        }
+    }
+}
+
+/// A record without a value is news of an absence.
+impl From<Arc<Record>> for News {
+    fn from(record: Arc<Record>) -> Self {
+        if record.value.is_some() { Self::Found(record) } else { Self::Absent(record.version) }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Near {
+    threads: Cache<Key, Arc<Entry>, RandomState>,
+    absences: Cache<Key, Version, RandomState>,
+    fences: Fences,
+    clock: Arc<Clock>,
+    /// How long a confirmation counts; `None` where nobody else can write.
+    fresh_for: Option<Duration>,
+}
+
+impl Near {
+    pub(crate) fn new(bytes: u64, fresh_for: Option<Duration>, fences: Fences, clock: Arc<Clock>) -> Self {
+        let weigh =
+            |_: &Key, entry: &Arc<Entry>| u32::try_from(entry.record.bytes() + OVERHEAD).unwrap_or(u32::MAX);
+        let threads = Cache::builder()
+            .max_capacity(bytes)
+            .weigher(weigh)
+            // The default policy refuses new entries while the old ones are hot; a new conversation is the hottest.
+            .eviction_policy(EvictionPolicy::lru())
+            .build_with_hasher(RandomState::default());
+        let absences = Cache::builder()
+            .max_capacity(ABSENCES)
+            .time_to_live(ABSENT_FOR)
+            .build_with_hasher(RandomState::default());
+        Self { threads, absences, fences, clock, fresh_for }
+    }
+
+    /// The entry that can be handed out without asking anybody: confirmed lately and not expired.
+    pub(crate) fn fresh(&self, key: &str) -> Option<Arc<Entry>> {
+        let entry = self.threads.get(key)?;
+        let now = Instant::now();
+        (self.is_fresh(&entry, now) && self.clock.at(now) < entry.record.expires_at).then(|| entry.marked())
+    }
+
+    /// The entry that can be handed out while the source of truth cannot be asked: not expired.
+    pub(crate) fn live(&self, key: &Key) -> Option<Arc<Entry>> {
+        let entry = self.threads.get(key)?;
+        (self.clock.now() < entry.record.expires_at).then(|| entry.marked())
+    }
+
+    /// The entry, whatever its state.
+    pub(crate) fn peek(&self, key: &Key) -> Option<Arc<Entry>> {
+        self.threads.get(key)
+    }
+
+    pub(crate) fn is_fresh(&self, entry: &Entry, now: Instant) -> bool {
+        self.fresh_for.is_none_or(|span| now.saturating_duration_since(entry.confirmed) < span)
+    }
+
+    /// The version of a thread that is known to be absent.
+    pub(crate) fn absent(&self, key: &Key) -> Option<Version> {
+        self.absences.get(key)
+    }
+
+    /// Takes in what a call brought to light that began at `began` with `ticket`; `None` where it was overtaken.
+    ///
+    /// What is in memory when the call begins is never newer than what the call finds, and whatever comes in later
+    /// raises the floor. So without a floor the news replace what is held, also where their version is lower (somebody
+    /// deleted the row, or restored the database); with one, the newest wins.
+    pub(crate) fn learn(&self, key: &Key, ticket: &Ticket, began: Instant, news: News) -> Option<News> {
+        let version = news.version();
+        self.clock.observe(version);
+        let mut learnt = None;
+        // Under the lock of the key, so that floor, thread and absence change together.
+        self.threads.entry_by_ref(key).and_compute_with(|held| {
+            let held = held.map(moka::Entry::into_value);
+            let is_overtaken = ticket.floor(key).is_some_and(|floor| {
+                version < floor || held.as_ref().is_some_and(|held| held.record.version > version)
+            });
+            if is_overtaken {
+                return Op::Nop;
+            }
+            self.fences.raise(key, version);
+            learnt = Some(news.clone());
+            match news {
+                News::Found(record) => {
+                    self.absences.invalidate(key);
+                    let accessed = held.is_some_and(|held| held.accessed.load(Relaxed)).into();
+                    Op::Put(Arc::new(Entry { record, confirmed: began, accessed }))
+                }
+                News::Absent(version) => {
+                    self.absences.insert(key.clone(), version);
+                    Op::Remove
+                }
+            }
+        });
+        learnt
+    }
+
+    /// There may be, or is, a version that is not at hand: drops what is older.
+    pub(crate) fn doubt(&self, key: &Key, version: Version) {
+        self.clock.observe(version);
+        self.threads.entry_by_ref(key).and_compute_with(|held| {
+            self.fences.raise(key, version);
+            self.absences.invalidate(key);
+            match held {
+                Some(held) if held.value().record.version < version => Op::Remove,
+                _ => Op::Nop,
+            }
+        });
+    }
+
+    /// Drops a thread from memory, as memory itself may at any time.
+    #[cfg(feature = "testing")]
+    pub(crate) fn evict(&self, key: &Key) {
+        self.threads.invalidate(key);
+    }
+
+    /// The threads that were read since the last call.
+    pub(crate) fn take_accessed(&self) -> Vec<Key> {
+        let accessed = self.threads.iter().filter(|(_, entry)| entry.accessed.swap(false, Relaxed));
+        accessed.map(|(key, _)| Key::clone(&key)).collect()
+    }
+
+    /// Threads held, and the bytes that they take.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        self.threads.run_pending_tasks();
+        (self.threads.entry_count(), self.threads.weighted_size())
+    }
+}
+
+impl Entry {
+    /// Marks it as read. Mostly it is marked already, and a load is cheaper than a store that other cores must see.
+    fn marked(self: Arc<Self>) -> Arc<Self> {
+        if !self.accessed.load(Relaxed) {
+            self.accessed.store(true, Relaxed);
+        }
+        self
+    }
+
+    pub(crate) fn new(record: Arc<Record>, confirmed: Instant) -> Self {
+        Self { record, confirmed, accessed: false.into() }
+    }
+}

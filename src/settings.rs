@@ -1,0 +1,523 @@
+//! Every knob in one table, and the composition root that opens a cache from it.
+//!
+//! Only this module reads the environment. The table drives parsing, the README's list and `.env.example`; a test
+//! compares them.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cache::{Cache, Limits};
+use crate::error::{Error, ErrorKind, Result};
+use crate::guard::Guard;
+use crate::memory::Memory;
+use crate::store::Store;
+use crate::supabase::{self, Supabase};
+use crate::version::Clock;
+
+/// Where conversations are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// One SQLite file.
+    Local,
+    /// A Supabase project.
+    Supabase,
+    /// The memory of the process: lost when it ends.
+    Memory,
+}
+
+/// A setting, as it is documented and parsed.
+#[derive(Debug)]
+pub struct Setting {
+    /// The environment variable.
+    pub name: &'static str,
+    /// What holds when it is unset or empty; empty where nothing does.
+    pub default: &'static str,
+    /// What it is for.
+    pub what: &'static str,
+    /// The backend that it matters to; `None` for all of them.
+    pub backend: Option<Backend>,
+    /// Takes the value in, or says what would be right.
+    set: fn(&mut Builder, &str) -> Result<(), String>,
+}
+
+/// All settings.
+pub const SETTINGS: &[Setting] = &[
+    Setting {
+        name: "CONVERSATION_STORAGE_BACKEND",
+        default: "local",
+        what: "where conversations are kept: `local` (one SQLite file), `supabase`, or `memory` (lost on restart)",
+        backend: None,
+        set: |builder, text| {
+            builder.backend = match text {
+                "local" => Backend::Local,
+                "supabase" => Backend::Supabase,
+                "memory" => Backend::Memory,
+                _ => return Err("use `local`, `supabase` or `memory`".into()),
+            };
+            Ok(())
+        },
+    },
+    Setting {
+        name: "CONVERSATION_TIMEOUT_HOURS",
+        default: "24",
+        what: "how long a thread lives after its last write, in hours; fractions are possible",
+        backend: None,
+        set: |builder, text| {
+            let hours: f64 = text.parse().unwrap_or(f64::NAN);
+            let is_possible = hours * 3_600_000.0 >= 1.0 && hours <= 100.0 * 366.0 * 24.0;
+            let span = is_possible.then(|| Duration::from_secs_f64(hours * 3600.0));
+            builder.limits.ttl =
+                span.ok_or("use a number of hours above 0 and up to 100 years, such as 24 or 0.5")?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "CONVERSATION_LOCAL_PATH",
+        default: "./threadkeep.db",
+        what: "the file of the backend `local`; a local disk, not a network share",
+        backend: Some(Backend::Local),
+        set: |builder, text| {
+            builder.local_path = text.into();
+            Ok(())
+        },
+    },
+    Setting {
+        name: "SUPABASE_URL",
+        default: "",
+        what: "the project's URL, such as https://PROJECT.supabase.co",
+        backend: Some(Backend::Supabase),
+        set: |builder, text| {
+            supabase::check_url(text)?;
+            builder.url = Some(text.into());
+            Ok(())
+        },
+    },
+    Setting {
+        name: "SUPABASE_PROJECT_ID",
+        default: "",
+        what: "gives the URL where SUPABASE_URL is empty",
+        backend: Some(Backend::Supabase),
+        set: |builder, text| {
+            if text.is_empty() || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+                return Err("use the project's reference, which has only letters and digits".into());
+            }
+            builder.project = Some(text.into());
+            Ok(())
+        },
+    },
+    Setting {
+        name: "SUPABASE_KEY",
+        default: "",
+        what: "the secret (service role) key, `sb_secret_…` or the legacy JWT; not the anon key, which is public",
+        backend: Some(Backend::Supabase),
+        set: |builder, text| {
+            supabase::check_key(text)?;
+            builder.key = Some(Secret(text.into()));
+            Ok(())
+        },
+    },
+    Setting {
+        name: "SUPABASE_TIMEOUT_SECONDS",
+        default: "5",
+        what: "how long one small request may take; large ones get more",
+        backend: Some(Backend::Supabase),
+        set: |builder, text| seconds(text, 0.05, 300.0).map(|span| builder.deadline = span),
+    },
+    Setting {
+        name: "CONVERSATION_STRICT",
+        default: "false",
+        what: "`true`: `supabase` without URL or key is an error, instead of a warning and the backend `memory`",
+        backend: None,
+        set: |builder, text| {
+            builder.strict = text.parse().map_err(|_| "use `true` or `false`")?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "CONVERSATION_MAX_BYTES",
+        default: "8MiB",
+        what: "the largest conversation, as JSON: bytes, or KiB or MiB",
+        backend: None,
+        set: |builder, text| bytes(text, 1, 64 << 20).map(|bytes| builder.limits.value_bytes = bytes),
+    },
+    Setting {
+        name: "CONVERSATION_CACHE_BYTES",
+        default: "256MiB",
+        what: "threads in memory: bytes, or KiB, MiB or GiB; the least recently used go first",
+        backend: None,
+        set: |builder, text| {
+            bytes(text, 0, usize::MAX).map(|bytes| builder.limits.memory_bytes = bytes as u64)
+        },
+    },
+    Setting {
+        name: "CONVERSATION_FRESH_SECONDS",
+        default: "30",
+        what: "how long a thread in memory is handed out before Supabase is asked whether another daemon changed it",
+        backend: Some(Backend::Supabase),
+        set: |builder, text| seconds(text, 0.0, 86_400.0).map(|span| builder.fresh_for = span),
+    },
+    Setting {
+        name: "CONVERSATION_PATIENCE_SECONDS",
+        default: "1",
+        what: "how long a read that has a stale copy waits for Supabase, and a write for room",
+        backend: None,
+        set: |builder, text| seconds(text, 0.0, 60.0).map(|span| builder.limits.patience = span),
+    },
+];
+
+fn seconds(text: &str, least: f64, most: f64) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().unwrap_or(f64::NAN);
+    if (least..=most).contains(&seconds) {
+        return Ok(Duration::from_secs_f64(seconds));
+    }
+    Err(format!("use a number of seconds from {least} to {most}"))
+}
+
+fn bytes(text: &str, least: usize, most: usize) -> Result<usize, String> {
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = match unit.trim() {
+        "" => Some(1_usize),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        _ => None,
+    };
+    let bytes =
+        unit.zip(digits.parse().ok()).and_then(|(unit, count): (usize, usize)| count.checked_mul(unit));
+    bytes.filter(|bytes| (least..=most).contains(bytes)).ok_or_else(|| {
+        let most = if most == usize::MAX { String::new() } else { format!(", at most {most}") };
+        format!("use a number of bytes of at least {least}{most}, such as 1048576 or 1MiB")
+    })
+}
+
+/// Shows neither in `Debug` nor anywhere else.
+#[derive(Clone)]
+struct Secret(String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A cache that is about to be opened. Setters never fail; [`open`](Self::open) reports all problems together.
+#[derive(Debug)]
+pub struct Builder {
+    backend: Backend,
+    store: Option<Arc<dyn Store>>,
+    local_path: PathBuf,
+    url: Option<String>,
+    project: Option<String>,
+    key: Option<Secret>,
+    deadline: Duration,
+    fresh_for: Duration,
+    strict: bool,
+    limits: Limits,
+    skew_millis: i64,
+    problems: Vec<(Option<Backend>, String)>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        let limits = Limits {
+            ttl: Duration::ZERO,
+            value_bytes: 0,
+            memory_bytes: 0,
+            in_flight_bytes: 64 << 20,
+            fresh_for: None,
+            patience: Duration::ZERO,
+            upkeep_every: Duration::from_secs(60),
+        };
+        let mut builder = Self {
+            backend: Backend::Local,
+            store: None,
+            local_path: PathBuf::new(),
+            url: None,
+            project: None,
+            key: None,
+            deadline: Duration::ZERO,
+            fresh_for: Duration::ZERO,
+            strict: false,
+            limits,
+            skew_millis: 0,
+            problems: Vec::new(),
+        };
+        // The table has the defaults; a test holds that each of them parses.
+        for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
+            builder.take(setting, setting.default);
+        }
+        builder
+    }
+}
+
+impl Builder {
+    /// Everything at its default: conversations in `./threadkeep.db`.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The settings of the process's environment.
+    pub fn from_env() -> Self {
+        Self::from_vars(environment())
+    }
+
+    /// The settings of the process's environment and, for what is not set there, of a file such as `.env`. There need
+    /// not be one. The environment itself is left as it is.
+    pub fn from_env_and_file(path: impl AsRef<Path>) -> Self {
+        let (vars, problem) = match read_file(path.as_ref()) {
+            Ok(vars) => (vars, None),
+            Err(problem) => (Vec::new(), Some(problem)),
+        };
+        let from_env = environment().filter(|(_, value)| !value.is_empty());
+        let mut builder = Self::from_vars(vars.into_iter().chain(from_env));
+        builder.problems.extend(problem.map(|problem| (None, problem)));
+        builder
+    }
+
+    /// The settings among these variables; a later one of the same name wins, an empty one counts as unset.
+    pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> Self {
+        let vars: std::collections::BTreeMap<String, String> = vars.into_iter().collect();
+        let mut builder = Self::new();
+        for setting in SETTINGS {
+            if let Some(text) = vars.get(setting.name).map(|text| text.trim()).filter(|text| !text.is_empty())
+            {
+                builder.take(setting, text);
+            }
+        }
+        let is_known = |name: &String| SETTINGS.iter().any(|setting| setting.name == name);
+        for name in vars.keys().filter(|name| name.starts_with("CONVERSATION_") && !is_known(name)) {
+            tracing::warn!(%name, "this variable is not a setting of threadkeep: misspelt?");
+        }
+        builder
+    }
+
+    fn take(&mut self, setting: &Setting, text: &str) {
+        if let Err(remedy) = (setting.set)(self, text) {
+            self.problems.push((setting.backend, format!("{}: {remedy}", setting.name)));
+        }
+    }
+
+    fn set(mut self, name: &str, text: &str) -> Self {
+        if let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) {
+            self.take(setting, text);
+        }
+        self
+    }
+
+    /// Keeps conversations in a SQLite file.
+    #[must_use]
+    pub fn local(mut self, path: impl Into<PathBuf>) -> Self {
+        (self.backend, self.local_path) = (Backend::Local, path.into());
+        self
+    }
+
+    /// Keeps conversations in a Supabase project: its URL, and its secret (service role) key.
+    #[must_use]
+    pub fn supabase(mut self, url: &str, key: &str) -> Self {
+        self.backend = Backend::Supabase;
+        self.set("SUPABASE_URL", url).set("SUPABASE_KEY", key)
+    }
+
+    /// Keeps conversations in memory: they are lost when the process ends.
+    #[must_use]
+    pub fn memory(mut self) -> Self {
+        self.backend = Backend::Memory;
+        self
+    }
+
+    /// Keeps conversations in a store of the caller's. One that can be away belongs into a [`Guard`].
+    #[must_use]
+    pub fn store(mut self, store: impl Store) -> Self {
+        self.store = Some(Arc::new(store));
+        self
+    }
+
+    /// How long a thread lives, unless a write says otherwise.
+    #[must_use]
+    pub fn ttl(self, ttl: Duration) -> Self {
+        self.set("CONVERSATION_TIMEOUT_HOURS", &(ttl.as_secs_f64() / 3600.0).to_string())
+    }
+
+    /// The largest conversation, in bytes of JSON.
+    #[must_use]
+    pub fn max_bytes(self, bytes: usize) -> Self {
+        self.set("CONVERSATION_MAX_BYTES", &bytes.to_string())
+    }
+
+    /// Bytes of threads in memory.
+    #[must_use]
+    pub fn cache_bytes(self, bytes: usize) -> Self {
+        self.set("CONVERSATION_CACHE_BYTES", &bytes.to_string())
+    }
+
+    /// How long a thread in memory is handed out before the source of truth is asked about it.
+    #[must_use]
+    pub fn fresh_for(self, span: Duration) -> Self {
+        self.set("CONVERSATION_FRESH_SECONDS", &span.as_secs_f64().to_string())
+    }
+
+    /// How long a read that has a stale copy waits for the source of truth, and a write for room.
+    #[must_use]
+    pub fn patience(self, span: Duration) -> Self {
+        self.set("CONVERSATION_PATIENCE_SECONDS", &span.as_secs_f64().to_string())
+    }
+
+    /// How long one small request to Supabase may take.
+    #[must_use]
+    pub fn timeout(self, span: Duration) -> Self {
+        self.set("SUPABASE_TIMEOUT_SECONDS", &span.as_secs_f64().to_string())
+    }
+
+    /// Makes missing credentials an error.
+    #[must_use]
+    pub fn strict(mut self) -> Self {
+        self.strict = true;
+        self
+    }
+
+    /// How often accesses are reported and expired records forgotten: a minute, unless set.
+    #[must_use]
+    pub fn upkeep_every(mut self, period: Duration) -> Self {
+        self.limits.upkeep_every = period;
+        self
+    }
+
+    /// Runs as on a machine whose clock is this much ahead (behind, where negative).
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn clock_skew_millis(mut self, by: i64) -> Self {
+        self.skew_millis = by;
+        self
+    }
+
+    /// Opens the cache.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] with all problems of the settings together; [`ErrorKind::Local`] where the file cannot be
+    /// used; [`ErrorKind::Denied`] and [`ErrorKind::Schema`] where Supabase refuses the key or lacks the migrations. An
+    /// outage is no error here: the cache opens, and works when it is over.
+    pub async fn open(mut self) -> Result<Cache> {
+        let backend = self.settle()?;
+        if let Some(store) = self.store {
+            self.limits.fresh_for = Some(self.fresh_for);
+            return Ok(Cache::over(store, "custom", self.limits));
+        }
+        match backend {
+            Backend::Local => open_local(&self.local_path, self.limits).await,
+            Backend::Memory => {
+                tracing::warn!("conversations are kept in memory only: they are lost on restart");
+                Ok(Cache::over(Arc::new(Memory::new()), "memory", self.limits))
+            }
+            Backend::Supabase => {
+                self.limits.fresh_for = Some(self.fresh_for);
+                let url = self.url.unwrap_or_default();
+                let key = self.key.map(|key| key.0).unwrap_or_default();
+                let client = Supabase::with_clock(&url, &key, Clock::skewed(self.skew_millis))?;
+                let host = client.host().to_owned();
+                let guard = Guard::new(client, self.deadline);
+                guard.connect().await?;
+                tracing::info!(%host, "conversations are kept in Supabase");
+                Ok(Cache::over(Arc::new(guard), "supabase", self.limits))
+            }
+        }
+    }
+
+    /// The backend to open, once everything that it needs is known to be right.
+    fn settle(&mut self) -> Result<Backend> {
+        if self.url.is_none() {
+            self.url = self.project.as_ref().map(|project| format!("https://{project}.supabase.co"));
+        }
+        // A rollback to another backend must not fail for what only Supabase needs.
+        let matters = |backend: Option<Backend>| backend.is_none_or(|backend| backend == self.backend);
+        let (errors, idle): (Vec<_>, Vec<_>) =
+            self.problems.iter().partition(|(backend, _)| matters(*backend));
+        for (_, problem) in idle {
+            tracing::warn!(%problem, "a setting that this backend does not use is wrong");
+        }
+        let mut errors: Vec<String> = errors.into_iter().map(|(_, problem)| problem.clone()).collect();
+        let missing = if errors.is_empty() { self.missing() } else { Vec::new() };
+        if !missing.is_empty() && !self.strict {
+            let missing = missing.join(" and ");
+            tracing::warn!(
+                "CONVERSATION_STORAGE_BACKEND is supabase, but {missing} not set: FALLING BACK TO MEMORY, conversations are lost on restart"
+            );
+            return Ok(Backend::Memory);
+        }
+        errors.extend(missing.iter().map(|what| format!("{what} not set, and CONVERSATION_STRICT is true")));
+        match errors.as_slice() {
+            [] => Ok(self.backend),
+            [one] => Err(Error::new(ErrorKind::Config, format!("a setting is wrong: {one}"))),
+            all => {
+                let message = format!("{} settings are wrong:\n  {}", all.len(), all.join("\n  "));
+                Err(Error::new(ErrorKind::Config, message))
+            }
+        }
+    }
+
+    fn missing(&self) -> Vec<&'static str> {
+        let url = self.url.is_none().then_some("SUPABASE_URL (or SUPABASE_PROJECT_ID) is");
+        let key = self.key.is_none().then_some("SUPABASE_KEY is");
+        let is_asked = self.backend == Backend::Supabase && self.store.is_none();
+        [url, key].into_iter().flatten().filter(|_| is_asked).collect()
+    }
+}
+
+/// The variables whose name and value are UTF-8; ours are.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    #[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    let vars = std::env::vars_os();
+    vars.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+fn read_file(path: &Path) -> Result<Vec<(String, String)>, String> {
+    let is_absent =
+        |e: &dotenvy::Error| matches!(e, dotenvy::Error::Io(e) if e.kind() == std::io::ErrorKind::NotFound);
+    // The parser's own message shows the line, which may hold a secret.
+    let wrong = |_| format!("{}: it has a line that is not NAME=value", path.display());
+    match dotenvy::from_path_iter(path) {
+        Ok(lines) => lines.collect::<Result<_, _>>().map_err(wrong),
+        Err(e) if is_absent(&e) => Ok(Vec::new()),
+        Err(_) => Err(format!("{}: the file cannot be read", path.display())),
+    }
+}
+
+#[cfg(feature = "sqlite")]
+async fn open_local(path: &Path, limits: Limits) -> Result<Cache> {
+    let local = crate::local::Local::open(path).await?;
+    tracing::info!(path = %path.display(), "conversations are kept in a local file");
+    Ok(Cache::over(Arc::new(local), "local", limits))
+}
+
+#[cfg(not(feature = "sqlite"))]
+async fn open_local(_: &Path, _: Limits) -> Result<Cache> {
+    let message = "CONVERSATION_STORAGE_BACKEND: this build has no `local` (feature `sqlite`); set `supabase` or `memory`";
+    Err(Error::new(ErrorKind::Config, message))
+}
+
+impl Cache {
+    /// Opens a cache with the settings of the environment; with none, conversations are kept in `./threadkeep.db`.
+    ///
+    /// # Errors
+    /// As [`Builder::open`].
+    pub async fn from_env() -> Result<Self> {
+        Builder::from_env().open().await
+    }
+
+    /// A cache that is about to be opened.
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_parses() {
+        assert!(Builder::new().problems.is_empty(), "{:?}", Builder::new().problems);
+        assert_eq!(Builder::new().limits.ttl, Duration::from_secs(24 * 3600));
+    }
+}

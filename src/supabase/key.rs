@@ -1,0 +1,126 @@
+//! The API key: which kind it is, how it is sent, and what to advise when it is refused.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+
+const APIKEY: HeaderName = HeaderName::from_static("apikey");
+
+/// A key that can be sent. It shows neither in `Debug` nor anywhere else.
+pub(super) struct ApiKey {
+    kind: Kind,
+    apikey: HeaderValue,
+    /// Legacy keys are JWTs and must come as a bearer token, too; new keys must not.
+    bearer: Option<HeaderValue>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Secret,
+    Public,
+    Other,
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ApiKey({:?})", self.kind)
+    }
+}
+
+impl ApiKey {
+    /// Parses a key; an error says what is wrong with it, without repeating it.
+    pub(super) fn new(key: &str) -> Result<Self, &'static str> {
+        let key = key.trim();
+        let is_jwt = key.split('.').count() == 3;
+        let secret = |text: &str| {
+            let mut value = HeaderValue::from_str(text).map_err(|_| "it has characters that no key has")?;
+            value.set_sensitive(true);
+            Ok::<_, &str>(value)
+        };
+        if key.is_empty() {
+            return Err("it is empty");
+        }
+        Ok(Self {
+            kind: Kind::of(key),
+            apikey: secret(key)?,
+            bearer: is_jwt.then(|| secret(&format!("Bearer {key}"))).transpose()?,
+        })
+    }
+
+    pub(super) fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(APIKEY, self.apikey.clone());
+        if let Some(bearer) = &self.bearer {
+            headers.insert(AUTHORIZATION, bearer.clone());
+        }
+        headers
+    }
+
+    /// What to do when it is refused.
+    pub(super) fn advice(&self) -> &'static str {
+        match self.kind {
+            Kind::Public => {
+                "SUPABASE_KEY is an anon (publishable) key, which is public: set the project's secret (service_role) \
+                 key instead"
+            }
+            Kind::Secret => {
+                "check that SUPABASE_KEY is this project's secret (service_role) key, has not been revoked, and that \
+                 the migrations with their grants are applied"
+            }
+            Kind::Other => "SUPABASE_KEY must be the project's secret (service_role) key",
+        }
+    }
+}
+
+impl Kind {
+    fn of(key: &str) -> Self {
+        match key {
+            _ if key.starts_with("sb_secret_") => Self::Secret,
+            _ if key.starts_with("sb_publishable_") => Self::Public,
+            _ => match role(key).as_deref() {
+                Some("service_role") => Self::Secret,
+                Some("anon" | "authenticated") => Self::Public,
+                _ => Self::Other,
+            },
+        }
+    }
+}
+
+/// The role that a legacy key claims.
+fn role(key: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Claims {
+        role: String,
+    }
+    let claims = URL_SAFE_NO_PAD.decode(key.split('.').nth(1)?).ok()?;
+    serde_json::from_slice(&claims).ok().map(|claims: Claims| claims.role)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn legacy(role: &str) -> String {
+        let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"iss":"supabase","role":"{role}"}}"#));
+        format!("eyJhbGciOiJIUzI1NiJ9.{claims}.c2lnbmF0dXJl")
+    }
+
+    #[test]
+    fn the_kind_of_a_key_is_known() {
+        for (key, kind, bearer) in [
+            ("sb_secret_abc".to_owned(), Kind::Secret, false),
+            ("sb_publishable_abc".into(), Kind::Public, false),
+            (legacy("service_role"), Kind::Secret, true),
+            (legacy("anon"), Kind::Public, true),
+            ("something".into(), Kind::Other, false),
+        ] {
+            let parsed = ApiKey::new(&key).unwrap();
+            assert_eq!((parsed.kind, parsed.bearer.is_some()), (kind, bearer), "{key}");
+            assert!(!format!("{parsed:?} {:?}", parsed.headers()).contains(&key), "a key shows in Debug");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! `Supabase`: the source of truth, reached through PostgREST.
+//!
+//! Only this module knows HTTP. Every operation is one POST to a function of the migrations, with a batch in and one
+//! JSON value out: table endpoints cannot express "only where newer", and PostgREST cuts sets at `max-rows`.
+
+mod classify;
+mod key;
+mod wire;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{Client, Url, redirect, retry};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::{Key, Record, Want, Write};
+use crate::store::{Applied, Loaded, Page, Store};
+use crate::version::{Clock, Timestamp};
+
+use key::ApiKey;
+use wire::{Answer, Row};
+
+/// What one request carries at most: PostgREST and its gateways like it small, a transaction short.
+const RECORDS: usize = 500;
+const BYTES: usize = 1024 * 1024;
+/// The version of the database functions that this client needs.
+const SCHEMA: u32 = 1;
+
+/// A client for one Supabase project. Put it behind a [`Guard`](crate::Guard): alone it has neither deadline nor
+/// breaker.
+pub struct Supabase {
+    client: Client,
+    functions: Url,
+    host: String,
+    key: ApiKey,
+    clock: Arc<Clock>,
+}
+
+/// Without the key.
+impl fmt::Debug for Supabase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Supabase").field("host", &self.host).field("key", &self.key).finish()
+    }
+}
+
+impl Supabase {
+    /// A client for the project at `url` (`https://PROJECT.supabase.co`), with its secret (service role) key: either a
+    /// `sb_secret_…` key or the legacy JWT. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] where `url` or `key` cannot be one.
+    pub fn new(url: &str, key: &str) -> Result<Self> {
+        Self::with_clock(url, key, Clock::new())
+    }
+
+    /// As [`new`](Self::new), with a clock that the database's answers will correct.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_clock(url: &str, key: &str, clock: Clock) -> Result<Self> {
+        let config = |what: &str, wrong: &str| Error::new(ErrorKind::Config, format!("{what}: {wrong}"));
+        let functions = functions_url(url).map_err(|wrong| config("the Supabase URL", wrong))?;
+        let key = ApiKey::new(key).map_err(|wrong| config("the Supabase key", wrong))?;
+        let host = functions.host_str().unwrap_or_default();
+        let is_local = matches!(host, "localhost" | "127.0.0.1" | "[::1]");
+        if functions.scheme() == "http" && !is_local {
+            tracing::warn!(
+                "the Supabase URL is not encrypted (http): key and conversations can be read on the way"
+            );
+        }
+        let host = functions.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        let client = client(key.headers()).map_err(|e| {
+            Error::new(ErrorKind::Config, "the HTTP client cannot be set up").with_source(e.without_url())
+        })?;
+        Ok(Self { client, functions, host, key, clock: Arc::new(clock) })
+    }
+
+    /// The project's host, and port where it has one.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    async fn call<T>(
+        &self,
+        function: &str,
+        body: String,
+        read: impl FnOnce(Answer<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut url = self.functions.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.push(function);
+        }
+        let no_answer = |error| classify::no_answer(error, &self.host);
+        let sent = Instant::now();
+        let response = self.client.post(url).body(body).send().await.map_err(no_answer)?;
+        let (status, rest) = (response.status(), retry_after(response.headers()));
+        let body = response.bytes().await.map_err(no_answer)?;
+        if !status.is_success() {
+            return Err(classify::answer(status, rest, &body, self.key.advice()));
+        }
+        let not_ours = |error| classify::not_ours(&self.host, &body, error);
+        let answer: Answer<'_> = serde_json::from_slice(&body).map_err(not_ours)?;
+        self.clock.correct(sent, Instant::now(), Timestamp(answer.now));
+        if answer.schema < SCHEMA {
+            let what = format!("its functions have version {}, {SCHEMA} is needed", answer.schema);
+            return Err(Error::new(ErrorKind::Schema, classify::missing_migrations(&what)));
+        }
+        read(answer)
+    }
+
+    async fn load_some(&self, wants: &[Want]) -> Result<Vec<Option<Loaded>>> {
+        let read = |answer: Answer<'_>| expect(wants.len(), answer)?.map(Row::loaded).collect();
+        self.call("threadkeep_load", wire::load(wants)?, read).await
+    }
+}
+
+/// The rows of an answer, which must be as many as there were questions.
+fn expect<'a>(count: usize, answer: Answer<'a>) -> Result<impl Iterator<Item = Row<'a>>> {
+    if answer.rows.len() == count {
+        return Ok(answer.rows.into_iter());
+    }
+    let what = format!("the database answered {} of {count} records", answer.rows.len());
+    Err(Error::new(ErrorKind::Schema, what))
+}
+
+/// Slices of at most [`RECORDS`] writes and, but for a large record that goes alone, [`BYTES`].
+fn portions(writes: &[Write]) -> impl Iterator<Item = &[Write]> {
+    let mut left = writes;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |write: &&Write| {
+            bytes += write.record.bytes();
+            bytes <= BYTES
+        };
+        let count = left.iter().take(RECORDS).take_while(fits).count().max(1).min(left.len());
+        let (portion, rest) = left.split_at(count);
+        left = rest;
+        (!portion.is_empty()).then_some(portion)
+    })
+}
+
+/// Whether this can be a project's URL; says what would be right.
+pub(crate) fn check_url(url: &str) -> Result<(), String> {
+    functions_url(url).map(drop).map_err(|wrong| format!("{wrong}; use one like https://PROJECT.supabase.co"))
+}
+
+/// Whether this can be a key; says what would be right.
+pub(crate) fn check_key(key: &str) -> Result<(), String> {
+    ApiKey::new(key)
+        .map(drop)
+        .map_err(|wrong| format!("{wrong}; use the project's secret (service_role) key"))
+}
+
+/// Where the functions are, or what is wrong with the URL. It may hold a secret, so it is not repeated.
+fn functions_url(url: &str) -> Result<Url, &'static str> {
+    let mut parsed = Url::parse(url.trim()).map_err(|_| "this is not a URL")?;
+    if !matches!(parsed.scheme(), "http" | "https") || parsed.host_str().is_none() {
+        return Err("it must start with https:// and name a host");
+    }
+    if !parsed.username().is_empty() || parsed.password().is_some() {
+        return Err("it must not contain a user or password");
+    }
+    parsed.set_query(None);
+    parsed.set_fragment(None);
+    let base = parsed.path().trim_end_matches('/').trim_end_matches("/rest/v1").to_owned();
+    parsed.set_path(&format!("{base}/rest/v1/rpc"));
+    Ok(parsed)
+}
+
+fn client(headers: HeaderMap) -> reqwest::Result<Client> {
+    Client::builder()
+        .default_headers(headers)
+        // Secret keys are refused with the User-Agent of a browser.
+        .user_agent(concat!("threadkeep/", env!("CARGO_PKG_VERSION")))
+        // A redirect would carry the key elsewhere; the guard retries.
+        .redirect(redirect::Policy::none())
+        .retry(retry::never())
+        .connect_timeout(Duration::from_secs(3))
+        .pool_idle_timeout(Duration::from_secs(30))
+        .tcp_keepalive(Duration::from_secs(15))
+        // Without these a stalled HTTP/2 connection stays in the pool.
+        .http2_keep_alive_interval(Duration::from_secs(15))
+        .http2_keep_alive_timeout(Duration::from_secs(5))
+        .http2_keep_alive_while_idle(true)
+        .build()
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
+}
+
+#[async_trait]
+impl Store for Supabase {
+    fn clock(&self) -> &Arc<Clock> {
+        &self.clock
+    }
+
+    async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
+        let mut all = Vec::with_capacity(wants.len());
+        for portion in wants.chunks(RECORDS) {
+            let mut found = self.load_some(portion).await?;
+            // An answer ends at 16 MiB and has at least one record: ask again for those that are left.
+            loop {
+                let left: Vec<usize> = (0..found.len()).filter(|at| found[*at].is_none()).collect();
+                if left.is_empty() {
+                    break;
+                }
+                let wants: Vec<Want> = left.iter().map(|at| portion[*at].clone()).collect();
+                for (at, loaded) in left.into_iter().zip(self.load_some(&wants).await?) {
+                    found[at] = loaded;
+                }
+            }
+            all.extend(found.into_iter().flatten());
+        }
+        Ok(all)
+    }
+
+    async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
+        let mut all = Vec::with_capacity(writes.len());
+        for portion in portions(writes) {
+            let read = |answer: Answer<'_>| expect(portion.len(), answer)?.map(Row::applied).collect();
+            let applied: Vec<Applied> = self.call("threadkeep_apply", wire::apply(portion)?, read).await?;
+            all.extend(applied);
+        }
+        Ok(all)
+    }
+
+    async fn recent(&self, page: &Page) -> Result<Vec<Record>> {
+        let read = |answer: Answer<'_>| answer.rows.into_iter().map(Row::record).collect();
+        self.call("threadkeep_recent", wire::recent(page)?, read).await
+    }
+
+    async fn touch(&self, keys: &[Key]) -> Result<()> {
+        for portion in keys.chunks(RECORDS) {
+            self.call("threadkeep_touch", wire::touch(portion)?, |_| Ok(())).await?;
+        }
+        Ok(())
+    }
+
+    async fn purge(&self, most: usize) -> Result<usize> {
+        self.call("threadkeep_purge", wire::purge(most)?, |answer| Ok(answer.count)).await
+    }
+
+    async fn probe(&self) -> Result<()> {
+        self.call("threadkeep_probe", "{}".into(), |_| Ok(())).await
+    }
+}

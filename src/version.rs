@@ -1,0 +1,242 @@
+//! Versions: a hybrid logical clock that follows the clock of the source of truth.
+//!
+//! The idea is Kulkarni et al., "Logical Physical Clocks" (2014): physical milliseconds where possible, a counter
+//! where needed, and never a version at or below one already seen.
+
+use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
+
+use chrono::{DateTime, Utc};
+
+/// Bits below the milliseconds: a 7-bit counter, then 14 random bits so that two daemons do not meet.
+const LOW_BITS: u32 = 21;
+const RANDOM_BITS: u32 = 14;
+
+/// How far a version may be ahead of the source of truth, and a stamp off, before it counts as misjudged.
+pub const TOLERANCE: Duration = Duration::from_secs(2);
+/// How old a version may be when it is applied. Deletions are remembered for a day longer.
+pub const OLDEST: Duration = Duration::from_secs(7 * 86_400);
+/// How long a deleted or expired record is remembered, so that a late write meets it.
+pub const REMEMBERED: Duration = Duration::from_secs(8 * 86_400);
+
+/// A moment by the clock of the source of truth, in milliseconds since the Unix epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// The moment this much later, at most the end of time.
+    pub fn plus(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(millis(span)))
+    }
+
+    /// The moment this much earlier.
+    pub fn minus(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(millis(span)))
+    }
+
+    /// The time from `earlier` to here, zero where that is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+impl From<Timestamp> for DateTime<Utc> {
+    fn from(at: Timestamp) -> Self {
+        Self::from_timestamp_millis(at.0).unwrap_or(Self::MAX_UTC)
+    }
+}
+
+fn millis(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The version of a record: the greater one is the newer. Zero is the version of what never was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Version(i64);
+
+impl Version {
+    /// The version of a thread that never was.
+    pub const NONE: Self = Self(0);
+
+    /// The version with this number, as stores keep it.
+    pub const fn from_raw(raw: i64) -> Self {
+        Self(raw)
+    }
+
+    /// The number that stores keep.
+    pub const fn raw(self) -> i64 {
+        self.0
+    }
+
+    /// When it was given, by the clock of the source of truth.
+    pub const fn at(self) -> Timestamp {
+        Timestamp(self.0 >> LOW_BITS)
+    }
+
+    /// The lowest version of a moment.
+    pub const fn lowest(at: Timestamp) -> Self {
+        Self(at.0 << LOW_BITS)
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// A version and the moment it was given, so that a clock found wrong later can tell.
+#[derive(Debug, Clone, Copy)]
+pub struct Stamp {
+    /// The version given.
+    pub version: Version,
+    given: Instant,
+}
+
+/// What the clock of the source of truth shows, as far as this process knows, and the last version seen.
+///
+/// It starts from the system's clock, runs on the monotonic one, and moves only when an answer of the source of truth
+/// proves it wrong: an answer that was asked for at `sent` and came at `received` and says `truth` bounds the
+/// difference of the two clocks from both sides, and the clock moves to the nearer bound.
+pub struct Clock {
+    /// The monotonic moment that `truth` belongs to.
+    start: Instant,
+    /// Milliseconds of truth at `start`.
+    truth: AtomicI64,
+    /// The last version given or seen.
+    last: AtomicI64,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::skewed(0)
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clock").field("now", &self.now()).finish_non_exhaustive()
+    }
+}
+
+impl Clock {
+    /// A clock that starts from the system's.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A clock that starts `by_millis` ahead of the system's (behind, where negative), as on a machine whose clock is
+    /// wrong.
+    pub fn skewed(by_millis: i64) -> Self {
+        #[allow(clippy::disallowed_methods, reason = "the one place that reads the system's clock")]
+        let system = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let truth = millis(system).saturating_add(by_millis);
+        Self { start: Instant::now(), truth: AtomicI64::new(truth), last: AtomicI64::new(0) }
+    }
+
+    /// The present moment.
+    pub fn now(&self) -> Timestamp {
+        self.at(Instant::now())
+    }
+
+    /// The moment that a reading of the monotonic clock stands for.
+    pub fn at(&self, moment: Instant) -> Timestamp {
+        Timestamp(self.truth.load(Relaxed) + self.elapsed(moment))
+    }
+
+    /// A version above every one given or seen so far.
+    pub fn stamp(&self) -> Stamp {
+        let given = Instant::now();
+        let low = fastrand::i64(0..1 << RANDOM_BITS);
+        let fresh = Version::lowest(self.at(given)).0 | low;
+        // The counter moves and the random bits are drawn anew; past the last counter this runs into the next
+        // millisecond, which is as the paper has it.
+        let after = |last: i64| fresh.max((((last >> RANDOM_BITS) + 1) << RANDOM_BITS) | low);
+        let last = self.last.fetch_update(Relaxed, Relaxed, |last| Some(after(last)));
+        Stamp { version: Version(after(last.unwrap_or_else(|last| last))), given }
+    }
+
+    /// Moves past a version given elsewhere.
+    pub fn observe(&self, seen: Version) {
+        self.last.fetch_max(seen.0, Relaxed);
+    }
+
+    /// Learns that the source of truth's clock showed `shown` at some moment between `sent` and `received`.
+    pub fn correct(&self, sent: Instant, received: Instant, shown: Timestamp) {
+        let earliest = shown.0 - self.elapsed(received);
+        let latest = shown.0 - self.elapsed(sent);
+        let clamp = |truth: i64| Some(truth.clamp(earliest, latest));
+        let before = self.truth.fetch_update(Relaxed, Relaxed, clamp).unwrap_or_else(|before| before);
+        // What was stamped by a clock that ran ahead must not push ahead what the right clock stamps.
+        if before > latest {
+            self.last.fetch_min(Version::lowest(shown.plus(TOLERANCE)).0, Relaxed);
+        }
+    }
+
+    /// For a source of truth that has no clock but the system's: never behind what it has stored.
+    pub fn advance(&self, stored: Version) {
+        self.truth.fetch_max(stored.at().0 - self.elapsed(Instant::now()), Relaxed);
+        self.observe(stored);
+    }
+
+    /// Whether a stamp was given by a clock that has since been found wrong.
+    pub fn misjudged(&self, stamp: &Stamp) -> bool {
+        let then = self.at(stamp.given);
+        let claimed = stamp.version.at();
+        then.since(claimed) > TOLERANCE || claimed.since(then) > TOLERANCE
+    }
+
+    fn elapsed(&self, moment: Instant) -> i64 {
+        millis(moment.saturating_duration_since(self.start))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(span: u64) -> Duration {
+        Duration::from_millis(span)
+    }
+
+    #[test]
+    fn stamps_rise_within_a_millisecond_and_past_what_was_seen() {
+        let clock = Clock::new();
+        let stamps: Vec<_> = (0..10_000).map(|_| clock.stamp().version).collect();
+        assert!(stamps.windows(2).all(|pair| pair[0] < pair[1]));
+        let seen = Version::lowest(clock.now().plus(ms(1500)));
+        clock.observe(seen);
+        assert!(clock.stamp().version > seen);
+    }
+
+    #[test]
+    fn an_answer_corrects_a_clock_that_is_off_either_way() {
+        for skew in [-300_000, 300_000] {
+            let (right, wrong) = (Clock::new(), Clock::skewed(skew));
+            let early = wrong.stamp();
+            let now = Instant::now();
+            wrong.correct(now, now, right.now());
+            assert!((wrong.now().0 - right.now().0).abs() <= 5, "skew {skew}");
+            assert!(wrong.misjudged(&early) && !wrong.misjudged(&wrong.stamp()), "skew {skew}");
+            assert!((wrong.stamp().version.at().0 - right.now().0).abs() <= 2_005, "skew {skew}");
+        }
+    }
+
+    #[test]
+    fn an_answer_within_the_bounds_moves_nothing() {
+        let clock = Clock::new();
+        let sent = Instant::now();
+        let before = clock.at(sent);
+        clock.correct(sent, sent + ms(500), before.plus(ms(200)));
+        assert_eq!(clock.at(sent), before);
+    }
+
+    #[test]
+    fn a_clock_never_stands_behind_what_it_stored() {
+        let clock = Clock::skewed(-60_000);
+        let stored = Version::lowest(Clock::new().now());
+        clock.advance(stored);
+        assert!(clock.now() >= stored.at() && clock.stamp().version > stored);
+    }
+}
