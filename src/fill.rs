@@ -37,7 +37,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     /// Joins the load of this key that is under way, or starts one.
     ///
     /// The load runs in a task of its own, so that it goes on when the caller who started it does not. One during which
-    /// the key changed is not joined any more: its result may be older than what the caller could know.
+    /// the key changed is not joined any more: it is likely overtaken, and the caller would wait for nothing.
     pub(crate) fn join<F>(
         &self,
         key: &Key,

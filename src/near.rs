@@ -109,8 +109,8 @@ impl Near {
     /// Takes in what a call brought to light that began at `began` with `ticket`; `None` where it was overtaken.
     ///
     /// What is in memory when the call begins is never newer than what the call finds, and whatever comes in later
-    /// raises the floor. So without a floor the news replace what is held, also where their version is lower (somebody
-    /// deleted the row, or restored the database); with one, the newest wins.
+    /// raises the floor. So news that are not below the floor replace what is held, also where their version is lower
+    /// (somebody deleted the row, or restored the database).
     pub(crate) fn learn(&self, key: &Key, ticket: &Ticket, began: Instant, news: News) -> Option<News> {
         let version = news.version();
         self.clock.observe(version);
@@ -118,10 +118,7 @@ impl Near {
         // Under the lock of the key, so that floor, thread and absence change together.
         self.threads.entry_by_ref(key).and_compute_with(|held| {
             let held = held.map(moka::Entry::into_value);
-            let is_overtaken = ticket.floor(key).is_some_and(|floor| {
-                version < floor || held.as_ref().is_some_and(|held| held.record.version > version)
-            });
-            if is_overtaken {
+            if ticket.floor(key).is_some_and(|floor| version < floor) {
                 return Op::Nop;
             }
             self.fences.raise(key, version);

@@ -1,6 +1,6 @@
 //! A store around a store that fails by script or by seed.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -49,7 +49,14 @@ struct Plan {
     script: VecDeque<Fault>,
     always: Option<Fault>,
     random: Option<(fastrand::Rng, f64)>,
+    tallies: HashMap<&'static str, Tally>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Tally {
     calls: usize,
+    running: usize,
+    most: usize,
 }
 
 impl<S: Store> Faulty<S> {
@@ -63,7 +70,8 @@ impl<S: Store> Faulty<S> {
         self.faults.clone()
     }
 
-    async fn call<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn call<T>(&self, name: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let _running = self.faults.begin(name);
         let outage = |what| Err(Error::new(ErrorKind::Unavailable, what));
         match self.faults.next() {
             Fault::Pass => call.await,
@@ -104,19 +112,32 @@ impl Faults {
     /// All pass again, and those that hang end.
     pub fn heal(&self) {
         let mut plan = self.plan();
-        *plan = Plan { calls: plan.calls, ..Plan::default() };
+        *plan = Plan { tallies: std::mem::take(&mut plan.tallies), ..Plan::default() };
         drop(plan);
         self.healed.send_modify(|count| *count += 1);
     }
 
-    /// How many calls came so far.
-    pub fn calls(&self) -> usize {
-        self.plan().calls
+    /// How many calls of an operation came so far: `load`, `apply`, `recent`, `touch`, `purge` or `probe`.
+    pub fn calls(&self, operation: &str) -> usize {
+        self.plan().tallies.get(operation).map_or(0, |tally| tally.calls)
+    }
+
+    /// How many calls of an operation were under way at once, at most.
+    pub fn most_at_once(&self, operation: &str) -> usize {
+        self.plan().tallies.get(operation).map_or(0, |tally| tally.most)
+    }
+
+    fn begin(&self, operation: &'static str) -> Running {
+        let mut plan = self.plan();
+        let tally = plan.tallies.entry(operation).or_default();
+        tally.calls += 1;
+        tally.running += 1;
+        tally.most = tally.most.max(tally.running);
+        Running { faults: self.clone(), operation }
     }
 
     fn next(&self) -> Fault {
         let mut plan = self.plan();
-        plan.calls += 1;
         if let Some(fault) = plan.script.pop_front().or_else(|| plan.always) {
             return fault;
         }
@@ -133,6 +154,20 @@ impl Faults {
     }
 }
 
+/// A call is under way until this is dropped.
+struct Running {
+    faults: Faults,
+    operation: &'static str,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(tally) = self.faults.plan().tallies.get_mut(self.operation) {
+            tally.running -= 1;
+        }
+    }
+}
+
 #[async_trait]
 impl<S: Store> Store for Faulty<S> {
     fn clock(&self) -> &Arc<Clock> {
@@ -144,26 +179,26 @@ impl<S: Store> Store for Faulty<S> {
     }
 
     async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
-        self.call(self.store.load(wants)).await
+        self.call("load", self.store.load(wants)).await
     }
 
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
-        self.call(self.store.apply(writes)).await
+        self.call("apply", self.store.apply(writes)).await
     }
 
     async fn recent(&self, page: &Page) -> Result<Vec<Record>> {
-        self.call(self.store.recent(page)).await
+        self.call("recent", self.store.recent(page)).await
     }
 
     async fn touch(&self, keys: &[Key]) -> Result<()> {
-        self.call(self.store.touch(keys)).await
+        self.call("touch", self.store.touch(keys)).await
     }
 
     async fn purge(&self, most: usize) -> Result<usize> {
-        self.call(self.store.purge(most)).await
+        self.call("purge", self.store.purge(most)).await
     }
 
     async fn probe(&self) -> Result<()> {
-        self.call(self.store.probe()).await
+        self.call("probe", self.store.probe()).await
     }
 }

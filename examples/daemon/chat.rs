@@ -1,0 +1,111 @@
+//! The routes: conversations are documents that grow by a turn with each message.
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use threadkeep::{Cache, Durability, Error, Freshness};
+
+use crate::reply::{Failure, not_found};
+
+/// A conversation as it is kept.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Conversation {
+    messages: Vec<Message>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Message {
+    role: String,
+    content: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Chat {
+    message: String,
+    continuation_id: Option<String>,
+    user_id: Option<String>,
+}
+
+type Reply = Result<Json<Value>, Failure>;
+
+pub fn routes(cache: Cache) -> Router {
+    Router::new()
+        .route("/chat", post(chat))
+        .route("/conversations/{id}", get(conversation).delete(forget))
+        .route("/healthz", get(healthz))
+        .with_state(cache)
+}
+
+/// Appends a turn, by compare-and-set: concurrent turns of one conversation are all kept.
+async fn chat(State(cache): State<Cache>, body: Result<Json<Chat>, JsonRejection>) -> Reply {
+    let Json(chat) = body?;
+    let is_new = chat.continuation_id.is_none();
+    let id = chat.continuation_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    let mut answer = String::new();
+    let update = cache.update(&id, |current: Option<Conversation>| {
+        let mut conversation = match current {
+            Some(conversation) => conversation,
+            None if is_new => Conversation::default(),
+            None => return Err(Error::aborted(not_found(&id))),
+        };
+        answer = respond(&chat.message, &conversation);
+        for (role, content) in [("user", &chat.message), ("assistant", &answer)] {
+            conversation.messages.push(Message { role: role.into(), content: content.clone() });
+        }
+        Ok(Some(conversation))
+    });
+    let durability = match chat.user_id {
+        Some(user) => update.user(user).await?,
+        None => update.await?,
+    };
+    if durability == Durability::Superseded {
+        tracing::warn!(%id, "another daemon wrote this conversation at the same time");
+    }
+    let durability = format!("{durability:?}").to_lowercase();
+    Ok(Json(json!({ "reply": answer, "continuation_id": id, "durability": durability })))
+}
+
+/// What a model would do.
+fn respond(message: &str, before: &Conversation) -> String {
+    let turn = before.messages.iter().filter(|message| message.role == "user").count() + 1;
+    match before.messages.iter().rev().find(|message| message.role == "user") {
+        None => format!("This is turn {turn}. You said: {message}"),
+        Some(last) => format!("This is turn {turn}. You said: {message} (before that: {})", last.content),
+    }
+}
+
+async fn conversation(State(cache): State<Cache>, Path(id): Path<String>) -> Reply {
+    let found = cache.get(&id).await?.ok_or_else(|| Failure::not_found(&id))?;
+    let conversation: Conversation = found.decode()?;
+    let mut body = json!({ "continuation_id": id, "freshness": "fresh", "messages": conversation.messages });
+    if let Freshness::Stale { age } = found.freshness() {
+        body["freshness"] = "stale".into();
+        body["age_seconds"] = age.as_secs().into();
+    }
+    Ok(Json(body))
+}
+
+async fn forget(State(cache): State<Cache>, Path(id): Path<String>) -> Result<StatusCode, Failure> {
+    let is_there =
+        |current: Option<Value>| current.map(|_| None).ok_or_else(|| Error::aborted(not_found(&id)));
+    let _ = cache.update(&id, is_there).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whether the daemon is alive; an outage of Supabase does not make it less so.
+async fn healthz(State(cache): State<Cache>) -> Json<Value> {
+    let health = cache.health();
+    Json(json!({
+        "status": "ok",
+        "backend": health.backend,
+        "available": health.is_available(),
+        "breaker": health.breaker.map(|state| state.as_str()),
+        "cause": health.cause.map(|cause| cause.to_string()),
+        "threads_in_memory": health.threads,
+        "bytes_in_memory": health.bytes,
+    }))
+}

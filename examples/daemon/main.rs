@@ -1,0 +1,102 @@
+//! A chat daemon whose conversations outlive it.
+//!
+//! `cargo run --release --example daemon` starts it with conversations in `./threadkeep.db`; the settings in
+//! `.env.example` put them into Supabase. There is no model behind it: a built-in responder answers.
+
+mod chat;
+mod reply;
+
+use std::error::Error;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use threadkeep::{Builder, Cache, SETTINGS};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What a request under way, and then the cache, get to finish.
+const GRACE: Duration = Duration::from_secs(10);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    if std::env::args().len() > 1 {
+        print_help();
+        return ExitCode::SUCCESS;
+    }
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                tracing::error!("  because: {error}");
+                cause = error.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_help() {
+    println!("A chat daemon whose conversations outlive it.\n");
+    println!("It takes no arguments; set these in the environment or in a file .env:\n");
+    println!("  DAEMON_ADDR (127.0.0.1:8080)\n      where it listens");
+    for setting in SETTINGS {
+        println!("  {} ({})\n      {}", setting.name, setting.default, setting.what);
+    }
+    println!("\n  POST /chat                  {{\"message\": …, \"continuation_id\"?: …, \"user_id\"?: …}}");
+    println!("  GET /conversations/ID       DELETE /conversations/ID       GET /healthz");
+}
+
+async fn run() -> Result<(), Box<dyn Error>> {
+    let addr = daemon_addr();
+    let cannot =
+        |e| format!("cannot listen on {addr}: {e}; set DAEMON_ADDR to a free address such as 127.0.0.1:8080");
+    let listener = TcpListener::bind(&addr).await.map_err(cannot)?;
+    let cache = Builder::from_env_and_file(".env").open().await?;
+    tracing::info!("listening on http://{}", listener.local_addr()?);
+    serve(listener, &cache).await?;
+    let left = cache.shutdown(GRACE).await?;
+    tracing::info!(unfinished_writes = left.unfinished, "stopped");
+    Ok(())
+}
+
+/// Serves until SIGTERM or SIGINT, and then finishes the requests under way.
+async fn serve(listener: TcpListener, cache: &Cache) -> Result<(), Box<dyn Error>> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let asked_to_stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: requests under way are finished");
+        stop.send_replace(true);
+    };
+    let is_overdue = async {
+        let mut stopped = stopped;
+        stopped.wait_for(|stopped| *stopped).await.ok();
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = axum::serve(listener, chat::routes(cache.clone())).with_graceful_shutdown(asked_to_stop) => served?,
+        () = is_overdue => tracing::warn!("some requests did not finish in time"),
+    }
+    Ok(())
+}
+
+#[allow(clippy::disallowed_methods, reason = "the daemon's own setting")]
+fn daemon_addr() -> String {
+    let from_file = || {
+        let lines = dotenvy::from_path_iter(".env").ok()?;
+        lines.flatten().find(|(name, _)| name == "DAEMON_ADDR").map(|(_, addr)| addr)
+    };
+    std::env::var("DAEMON_ADDR").ok().or_else(from_file).unwrap_or_else(|| "127.0.0.1:8080".into())
+}
