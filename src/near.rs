@@ -13,7 +13,8 @@ use crate::fence::{Fences, Ticket};
 use crate::record::{Key, Record};
 use crate::version::{Clock, Version};
 
-/// Absence has a cache of its own, so that a scan of unknown ids evicts no thread.
+/// Absence has a cache of its own, so that a scan of unknown ids evicts no thread. It is remembered for seconds at most,
+/// and no longer than presence.
 const ABSENCES: u64 = 10_000;
 const ABSENT_FOR: Duration = Duration::from_secs(2);
 /// What an entry costs beyond its record's bytes: the record, moka's nodes, reference counts.
@@ -55,7 +56,7 @@ impl From<Arc<Record>> for News {
 #[derive(Debug)]
 pub(crate) struct Near {
     threads: Cache<Key, Arc<Entry>, RandomState>,
-    absences: Cache<Key, Version, RandomState>,
+    absences: Option<Cache<Key, Version, RandomState>>,
     fences: Fences,
     clock: Arc<Clock>,
     /// How long a confirmation counts; `None` where nobody else can write.
@@ -72,10 +73,13 @@ impl Near {
             // The default policy refuses new entries while the old ones are hot; a new conversation is the hottest.
             .eviction_policy(EvictionPolicy::lru())
             .build_with_hasher(RandomState::default());
-        let absences = Cache::builder()
-            .max_capacity(ABSENCES)
-            .time_to_live(ABSENT_FOR)
-            .build_with_hasher(RandomState::default());
+        let absent_for = fresh_for.map_or(ABSENT_FOR, |span| span.min(ABSENT_FOR));
+        let absences = (!absent_for.is_zero()).then(|| {
+            Cache::builder()
+                .max_capacity(ABSENCES)
+                .time_to_live(absent_for)
+                .build_with_hasher(RandomState::default())
+        });
         Self { threads, absences, fences, clock, fresh_for }
     }
 
@@ -103,7 +107,7 @@ impl Near {
 
     /// The version of a thread that is known to be absent.
     pub(crate) fn absent(&self, key: &Key) -> Option<Version> {
-        self.absences.get(key)
+        self.absences.as_ref()?.get(key)
     }
 
     /// Takes in what a call brought to light that began at `began` with `ticket`; `None` where it was overtaken.
@@ -125,12 +129,12 @@ impl Near {
             learnt = Some(news.clone());
             match news {
                 News::Found(record) => {
-                    self.absences.invalidate(key);
+                    self.absences.iter().for_each(|absences| absences.invalidate(key));
                     let accessed = held.is_some_and(|held| held.accessed.load(Relaxed)).into();
                     Op::Put(Arc::new(Entry { record, confirmed: began, accessed }))
                 }
                 News::Absent(version) => {
-                    self.absences.insert(key.clone(), version);
+                    self.absences.iter().for_each(|absences| absences.insert(key.clone(), version));
                     Op::Remove
                 }
             }
@@ -143,7 +147,7 @@ impl Near {
         self.clock.observe(version);
         self.threads.entry_by_ref(key).and_compute_with(|held| {
             self.fences.raise(key, version);
-            self.absences.invalidate(key);
+            self.absences.iter().for_each(|absences| absences.invalidate(key));
             match held {
                 Some(held) if held.value().record.version < version => Op::Remove,
                 _ => Op::Nop,

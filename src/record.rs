@@ -207,10 +207,15 @@ fn fits_numeric(number: &[u8]) -> bool {
     };
     let Ok(exponent) = exponent.parse::<i32>() else { return false };
     let digits = mantissa.strip_prefix(b"-").unwrap_or(mantissa);
-    let whole = digits.iter().position(|b| *b == b'.').unwrap_or(digits.len());
-    let fraction = digits.len().saturating_sub(whole + 1);
-    let len = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-    len(whole) + i64::from(exponent) <= MAX_WHOLE && len(fraction) - i64::from(exponent) <= MAX_FRACTION
+    let (exponent, len) = (i64::from(exponent), |n: usize| i64::try_from(n).unwrap_or(i64::MAX));
+    let point = digits.iter().position(|b| *b == b'.').unwrap_or(digits.len());
+    let fraction = digits.len().saturating_sub(point + 1);
+    // Where the first digit that counts stands, before the point or, negative, after it.
+    let whole = digits.iter().position(|b| (b'1'..=b'9').contains(b)).map(|first| match first < point {
+        true => len(point - first),
+        false => -len(first - point - 1),
+    });
+    whole.is_none_or(|whole| whole + exponent <= MAX_WHOLE) && len(fraction) - exponent <= MAX_FRACTION
 }
 
 /// One thread at one version: a row of the database, an entry of the cache. Without a value it is a deletion.

@@ -1,0 +1,101 @@
+//! A private PostgreSQL cluster, dressed as a Supabase project.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use super::leash::{self, Leash, Signal};
+use super::{MISSING, free_port, wait_until};
+
+/// The superuser, as on Supabase; `postgres` is none there.
+pub const SUPERUSER: &str = "supabase_admin";
+
+/// One cluster, which ends with the value or with the process.
+pub struct Postgres {
+    leash: Leash,
+    binaries: PathBuf,
+    port: u16,
+}
+
+/// Makes the cluster on the first start, so that it is made under the leash as well.
+const SERVE: &str = r#"
+    [ -e data/PG_VERSION ] ||
+        "$1/initdb" -D data -U "$3" -A trust -E UTF8 --locale=C.UTF-8 --no-sync --no-instructions || exit
+    exec "$1/postgres" -D data -p "$2" -k "$PWD" \
+        -c listen_addresses=127.0.0.1 -c max_connections=100 -c fsync=off -c full_page_writes=off
+"#;
+
+impl Postgres {
+    /// A running cluster with the roles of Supabase.
+    pub fn start() -> Self {
+        let binaries = binaries();
+        let port = free_port();
+        let directory = leash::directory("postgres");
+        let mut command = unprivileged(&directory);
+        command.args(["sh", "-c", SERVE, "sh"]).arg(&binaries).arg(port.to_string()).arg(SUPERUSER);
+        let leash = Leash::new(directory, Signal::Quit, &command);
+        let postgres = Self { leash, binaries, port };
+        postgres.resume();
+        postgres.psql(SUPERUSER, &["-c", include_str!("supabase.sql")]);
+        postgres
+    }
+
+    /// Starts the cluster again where [`Postgres::crash`] left it.
+    pub fn resume(&self) {
+        self.leash.start();
+        let ready = || self.run("pg_isready", &["-q", "-d", "postgres"]).status.success();
+        wait_until(ready, || format!("PostgreSQL does not start:\n{}", self.leash.log()));
+    }
+
+    /// Ends it with all its connections as a crash would: the next start recovers from the log.
+    pub fn crash(&self) {
+        self.leash.stop();
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.leash.directory()
+    }
+
+    /// Where `user` connects.
+    pub fn url(&self, user: &str) -> String {
+        format!("postgres://{user}@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// Runs psql, which must succeed, and returns its rows without decoration.
+    pub fn psql(&self, user: &str, args: &[&str]) -> String {
+        let settings = ["-XqtA", "-v", "ON_ERROR_STOP=1", "-d", "postgres", "-U", user];
+        let output = self.run("psql", &[&settings, args].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "psql {args:?} as {user} failed:\n{said}");
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
+
+    fn run(&self, program: &str, args: &[&str]) -> Output {
+        let mut command = Command::new(self.binaries.join(program));
+        command.env_clear(); // the developer's PGOPTIONS are not meant
+        command.args(["-h", "127.0.0.1", "-p", &self.port.to_string()]).args(args);
+        command.output().unwrap_or_else(|error| panic!("{program} does not run: {error}; {MISSING}"))
+    }
+}
+
+/// PostgreSQL refuses to run as root, so root becomes `postgres`, the user that the Debian package brings.
+fn unprivileged(directory: &Path) -> Command {
+    let root = std::fs::metadata(directory).expect("made just now").uid() == 0;
+    if !root {
+        return Command::new("env"); // which changes nothing
+    }
+    let given = Command::new("chown").arg("postgres:").arg(directory).status();
+    assert!(given.is_ok_and(|status| status.success()), "there is no user postgres: {MISSING}");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]);
+    command
+}
+
+/// The binaries of the newest PostgreSQL; Debian keeps them off the PATH.
+fn binaries() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let installed =
+        versions.map(|version| version.path().join("bin")).filter(|bin| bin.join("postgres").exists());
+    let number = |bin: &PathBuf| -> Option<u32> { bin.parent()?.file_name()?.to_str()?.parse().ok() };
+    installed.max_by_key(number).unwrap_or_else(|| panic!("PostgreSQL is not installed: {MISSING}"))
+}

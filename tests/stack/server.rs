@@ -1,0 +1,172 @@
+//! The servers that speak PostgREST's language.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::gateway;
+use super::leash::{self, Leash, Signal};
+use super::postgres::Postgres;
+use super::{MISSING, free_port, wait_until};
+
+/// Which server stands in for Supabase's PostgREST.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Server {
+    /// A rewrite of PostgREST in Rust.
+    Postrust,
+    /// @supabase/lite, in TypeScript.
+    Lite,
+}
+
+impl Server {
+    pub const ALL: [Self; 2] = [Self::Postrust, Self::Lite];
+
+    /// Panics where the server is not installed: a test that skips itself proves nothing.
+    pub fn check(self) {
+        let program = self.program();
+        assert!(program.exists(), "{self:?} is not installed (no {}): {MISSING}", program.display());
+    }
+
+    fn program(self) -> PathBuf {
+        stack_directory().join(match self {
+            Self::Postrust => "postrust/bin/postrust",
+            Self::Lite => "lite/node_modules/.bin/lite",
+        })
+    }
+
+    /// The path under which it serves what Supabase serves under `/rest/v1`.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Postrust => "",
+            Self::Lite => "/rest/v1",
+        }
+    }
+}
+
+/// Where `tests/install` puts the servers; the two must agree.
+fn stack_directory() -> PathBuf {
+    let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = || path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")));
+    let directory = path("THREADKEEP_STACK_DIR").or_else(|| Some(cache()?.join("threadkeep-stack")));
+    directory.expect("HOME or THREADKEEP_STACK_DIR is set")
+}
+
+/// A running server, which ends with the value or with the process.
+pub struct Rest {
+    leash: Leash,
+    server: Server,
+    port: u16,
+}
+
+impl Rest {
+    pub fn start(server: Server, postgres: &Postgres) -> Self {
+        let port = free_port();
+        let directory = leash::directory("rest");
+        let command = match server {
+            Server::Postrust => postrust(port, postgres),
+            Server::Lite => lite(port, postgres, &directory),
+        };
+        let leash = Leash::new(directory, Signal::Kill, &command);
+        let rest = Self { leash, server, port };
+        rest.resume();
+        rest
+    }
+
+    /// Starts it again where [`Rest::kill`] left it.
+    pub fn resume(&self) {
+        self.leash.start();
+        wait_until(|| self.answers(), || format!("{:?} does not start:\n{}", self.server, self.leash.log()));
+    }
+
+    pub fn kill(&self) {
+        self.leash.stop();
+    }
+
+    /// Gets over an outage of PostgreSQL. Lite needs help: it ends itself when that goes away under a
+    /// request, and otherwise waits up to 20 s before it connects again.
+    pub fn recover(&self) {
+        if self.server == Server::Lite && self.leash.is_running() {
+            self.kill();
+            self.resume();
+        }
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.leash.directory()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether it carries out a request. No client library: this runs outside any runtime.
+    ///
+    /// It has to be a real request, made alone: on the first one lite reads the schema, and believes for ever
+    /// that there are no functions if PostgreSQL is away by then; and it grants rights, which fails when two
+    /// requests do it at once.
+    fn answers(&self) -> bool {
+        let (path, key) = (self.server.prefix(), gateway::LITE_SECRET);
+        let request = format!(
+            "POST {path}/rpc/ready HTTP/1.1\r\nhost: stack\r\napikey: {key}\r\ncontent-profile: stack\r\n\
+             content-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}"
+        );
+        let mut status = [0; "HTTP/1.1 200".len()];
+        let mut ask = || {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(request.as_bytes())?;
+            stream.read_exact(&mut status)
+        };
+        ask().is_ok() && status.ends_with(b"200")
+    }
+}
+
+fn postrust(port: u16, postgres: &Postgres) -> Command {
+    let mut command = Command::new(Server::Postrust.program());
+    command
+        .env("DATABASE_URL", postgres.url("authenticator"))
+        .env("PGRST_COMPAT_MODE", "true") // or errors carry codes that PostgREST does not know
+        .env("PGRST_SERVER_HOST", "127.0.0.1")
+        .env("PGRST_SERVER_PORT", port.to_string())
+        .env("PGRST_DB_SCHEMAS", "public,stack")
+        .env("PGRST_DB_ANON_ROLE", "anon")
+        .env("PGRST_DB_CHANNEL_ENABLED", "true") // `notify pgrst, 'reload schema'`
+        .env("PGRST_DB_POOL", "10")
+        // While PostgreSQL is down, postrust keeps every request so long; PostgREST answers at once.
+        .env("PGRST_DB_POOL_TIMEOUT", "2")
+        .env("PGRST_JWT_SECRET", gateway::JWT_SECRET)
+        .env("PGRST_MAX_BODY_SIZE", (64 << 20).to_string())
+        // PostgREST reads these from the roles; postrust has to be told.
+        .env("PGRST_ROLE_SETTINGS", r#"{"anon":{"statement_timeout":3000}}"#);
+    command
+}
+
+fn lite(port: u16, postgres: &Postgres, directory: &Path) -> Command {
+    let config = format!(
+        r#"
+        [api]
+        port = {port}
+        schemas = ["public", "stack"]
+        [db]
+        driver = "postgres"
+        url = "{database}"
+        [auth]
+        enabled = true
+        jwt_secret = "{jwt_secret}"
+        publishable_key = "{publishable}"
+        secret_key = "{secret}"
+        "#,
+        database = postgres.url("lite"),
+        jwt_secret = gateway::JWT_SECRET,
+        publishable = gateway::LITE_PUBLISHABLE,
+        secret = gateway::LITE_SECRET,
+    );
+    let folder = directory.join("supabase");
+    std::fs::create_dir(&folder).expect("a new directory");
+    std::fs::write(folder.join("config.toml"), config).expect("a new file");
+    let mut command = Command::new(Server::Lite.program());
+    command.args(["--no-telemetry", "start", "--no-admin"]).env("HOME", directory);
+    command
+}

@@ -1,0 +1,68 @@
+//! Daemons whose clocks are wrong.
+
+use std::time::Duration;
+
+use threadkeep::Durability;
+
+use crate::stack::{Fault, Server};
+use crate::{SECOND, builder, get, key, row, shared};
+
+on_both_servers!(
+    a_daemon_five_minutes_off_neither_pins_nor_loses,
+    a_clock_found_wrong_while_running_is_corrected
+);
+
+const OFF: [i64; 2] = [-300_000, 300_000];
+
+async fn a_daemon_five_minutes_off_neither_pins_nor_loses(server: Server) {
+    let (stack, gateway, right) = shared(server).await;
+    for off in OFF {
+        let wrong = builder(&gateway).clock_skew_millis(off).open().await.unwrap();
+        let (brief, shared) = (key("brief"), key("shared"));
+
+        // Expiry is exact: by the database's clock, and by the reader's.
+        let _ = wrong.put(&brief, "brief").ttl(2 * SECOND).await.unwrap();
+        let left: f64 =
+            row(stack, &brief, "extract(epoch from expires_at - clock_timestamp())").parse().unwrap();
+        assert!((1.0..2.1).contains(&left), "{off}: {left} s left");
+        assert!(get(&wrong, &brief).await.is_some() && get(&right, &brief).await.is_some());
+        tokio::time::sleep(Duration::from_millis(2_050)).await;
+        assert!(get(&wrong, &brief).await.is_none() && get(&right, &brief).await.is_none(), "{off}");
+
+        // Whoever writes last wins, whatever his clock says.
+        for round in 0..6 {
+            let writer = if round % 2 == 0 { &wrong } else { &right };
+            assert_eq!(
+                writer.put(&shared, &round).await.unwrap(),
+                Durability::Stored,
+                "{off}, round {round}"
+            );
+            assert_eq!(row(stack, &shared, "conversation_data"), round.to_string());
+        }
+        let _ = wrong.remove(&shared).await.unwrap();
+        assert!(get(&right, &shared).await.is_none());
+        assert_eq!(right.put(&shared, "back").await.unwrap(), Durability::Stored);
+        assert_eq!(get(&wrong, &shared).await.unwrap().json(), "\"back\"");
+    }
+}
+
+/// The first contact fails, so that the clock is not known when the daemon starts.
+async fn a_clock_found_wrong_while_running_is_corrected(server: Server) {
+    let (stack, gateway, right) = shared(server).await;
+    for off in OFF {
+        gateway.script([Fault::html(522)]);
+        let wrong = builder(&gateway).clock_skew_millis(off).open().await.unwrap();
+        assert!(!wrong.health().is_available());
+        let key = key("clock");
+        let _ = right.put(&key, "old").await.unwrap();
+        let put = async || wrong.put(&key, "new").ttl(60 * SECOND).await;
+        let mut put_until_back = put().await;
+        while put_until_back.is_err() {
+            tokio::time::sleep(SECOND / 50).await;
+            put_until_back = put().await;
+        }
+        assert_eq!(put_until_back.unwrap(), Durability::Stored);
+        let left = "conversation_data, round(extract(epoch from expires_at - clock_timestamp()) / 10)";
+        assert_eq!(row(stack, &key, left), "\"new\"|6", "{off}");
+    }
+}

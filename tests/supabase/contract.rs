@@ -1,0 +1,120 @@
+//! The conformance suite, and the tests of the plan.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use threadkeep::testing::{conformance, conformance_without_digits};
+use threadkeep::{Cache, Durability, Guard, Supabase};
+
+use crate::stack::{Server, Stack};
+use crate::{SECOND, get, key, row, shared};
+
+on_both_servers!(
+    the_store_conforms,
+    the_guarded_store_conforms_with_a_legacy_key,
+    the_planned_tests,
+    a_row_is_as_planned
+);
+
+async fn conforms(server: Server, store: Arc<dyn threadkeep::Store>) {
+    match server {
+        Server::Postrust => conformance(store).await,
+        // Numbers pass through JavaScript there.
+        Server::Lite => conformance_without_digits(store).await,
+    }
+}
+
+async fn the_store_conforms(server: Server) {
+    let (_, gateway, _) = shared(server).await;
+    let store = Supabase::new(&gateway.url(), &gateway.keys().secret).unwrap();
+    conforms(server, Arc::new(store)).await;
+}
+
+async fn the_guarded_store_conforms_with_a_legacy_key(server: Server) {
+    let (_, gateway, _) = shared(server).await;
+    let store = Supabase::new(&gateway.url(), &gateway.keys().service_jwt).unwrap();
+    let guard = Guard::new(store, 20 * SECOND);
+    guard.connect().await.unwrap();
+    conforms(server, Arc::new(guard)).await;
+}
+
+async fn the_planned_tests(server: Server) {
+    let (_, _gateway, cache) = shared(server).await;
+    planned(&cache).await;
+}
+
+#[tokio::test]
+async fn the_planned_tests_pass_on_memory_and_local() {
+    planned(&Cache::builder().memory().open().await.unwrap()).await;
+    let dir = tempfile::tempdir().unwrap();
+    planned(&Cache::builder().local(dir.path().join("t.db")).open().await.unwrap()).await;
+}
+
+/// Store and retrieve, expiry after seconds, delete.
+async fn planned(cache: &Cache) {
+    let (stored, brief, deleted) = (key("stored"), key("brief"), key("deleted"));
+    let value = json!({"messages": [{"role": "user", "content": "it's \"quoted\" 🦀"}]});
+    assert_eq!(cache.put(&stored, &value).await.unwrap(), Durability::Stored);
+    assert_eq!(get(cache, &stored).await.unwrap().decode::<Value>().unwrap(), value);
+    cache.evict(&stored).unwrap();
+    assert_eq!(get(cache, &stored).await.unwrap().decode::<Value>().unwrap(), value, "also from the store");
+
+    let _ = cache.put(&brief, &value).ttl(2 * SECOND).await.unwrap();
+    assert!(get(cache, &brief).await.is_some());
+    tokio::time::sleep(2 * SECOND + SECOND / 20).await;
+    assert!(get(cache, &brief).await.is_none());
+
+    let _ = cache.put(&deleted, &value).await.unwrap();
+    assert_eq!(cache.remove(&deleted).await.unwrap(), Durability::Stored);
+    assert!(get(cache, &deleted).await.is_none());
+    cache.evict(&deleted).unwrap();
+    assert!(get(cache, &deleted).await.is_none());
+}
+
+async fn a_row_is_as_planned(server: Server) {
+    let (stack, _gateway, cache) = shared(server).await;
+    let key = key("row");
+    let _ = cache.put(&key, &json!({"a": [1]})).user("u'1").metadata(&json!({"m": 2})).await.unwrap();
+    let columns =
+        "user_id, conversation_data, metadata, round(extract(epoch from expires_at - created_at) / 3600)";
+    assert_eq!(row(stack, &key, columns), r#"u'1|{"a": [1]}|{"m": 2}|24"#);
+    let version = get(&cache, &key).await.unwrap().version();
+    assert_eq!(row(stack, &key, "version, accepted_versions"), format!("{version}|{{{version}}}"));
+    let _ = cache.remove(&key).await.unwrap();
+    let columns = "conversation_data, expires_at <= clock_timestamp(), user_id is null";
+    assert_eq!(row(stack, &key, columns), "null|t|t");
+}
+
+/// What the door refuses is what `jsonb` refuses, no more and no less.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_door_and_jsonb_agree_on_what_can_be_stored() {
+    let stack = tokio::task::block_in_place(|| Stack::shared(Server::Postrust));
+    let client = stack.sql().await;
+    let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
+    for text in [
+        "1e131071".to_owned(),
+        "1e131072".into(),
+        "-0.1e131072".into(),
+        "-0.1e131073".into(),
+        "0.001e131074".into(),
+        "0.001e131075".into(),
+        "0e200000".into(),
+        "0e-16384".into(),
+        "0.0e131073".into(),
+        "1e-16383".into(),
+        "1e-16384".into(),
+        "123.456e-16380".into(),
+        "123.456e-16381".into(),
+        "9".repeat(131_072),
+        "9".repeat(131_073),
+        r#""\u0000""#.into(),
+        r#""\ud83d""#.into(),
+        r#""\ud83d\ude00""#.into(),
+        r#""\\u0000""#.into(),
+        deep(1_000),
+    ] {
+        let door = threadkeep::Json::new(text.clone()).is_ok();
+        let jsonb = client.query_one("select $1::text::jsonb::text", &[&text]).await.is_ok();
+        assert_eq!(door, jsonb, "{text:.40}");
+    }
+}

@@ -1,0 +1,79 @@
+//! threadkeep on real stacks: PostgreSQL behind two PostgREST-compatible servers, and a gateway that injects faults.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+/// Makes two tests of each function that takes a server.
+macro_rules! on_both_servers {
+    ($($test:ident),* $(,)?) => { $(
+        mod $test {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postrust() {
+                super::$test(crate::stack::Server::Postrust).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn lite() {
+                super::$test(crate::stack::Server::Lite).await;
+            }
+        }
+    )* };
+}
+
+mod clocks;
+mod contract;
+mod credentials;
+mod database;
+mod outages;
+#[path = "../stack/mod.rs"]
+mod stack;
+mod writes;
+
+use std::time::Duration;
+
+use stack::{Gateway, Server, Stack};
+use threadkeep::{Builder, Cache, Found};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What a daemon with the secret key of this gateway would set, with short deadlines, and nothing fresh for long.
+fn builder(gateway: &Gateway) -> Builder {
+    let builder = Cache::builder().supabase(&gateway.url(), &gateway.keys().secret);
+    builder.fresh_for(Duration::ZERO).timeout(SECOND)
+}
+
+async fn daemon(gateway: &Gateway) -> Cache {
+    builder(gateway).open().await.unwrap()
+}
+
+/// A gateway in front of the stack that the tests share, and a daemon behind it.
+async fn shared(server: Server) -> (&'static Stack, Gateway, Cache) {
+    let stack = tokio::task::block_in_place(|| Stack::shared(server));
+    let gateway = stack.gateway().await;
+    let cache = daemon(&gateway).await;
+    (stack, gateway, cache)
+}
+
+/// A thread id that no other test has.
+fn key(name: &str) -> String {
+    format!("{name} {:016x}", fastrand::u64(..))
+}
+
+async fn get(cache: &Cache, key: &str) -> Option<Found> {
+    cache.get(key).await.unwrap()
+}
+
+/// What a row says, asked for with SQL.
+fn row(stack: &Stack, key: &str, columns: &str) -> String {
+    stack
+        .psql(&format!("select {columns} from conversation_threads where thread_id = '{key}'"))
+        .trim()
+        .to_owned()
+}
+
+async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    for _ in 0..1_500 {
+        if condition().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("this never came true: {what}");
+}

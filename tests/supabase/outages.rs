@@ -1,0 +1,158 @@
+//! Every kind of outage: known threads go on and say that they are stale, the others are unavailable, writes fail and
+//! say why, and all recovers by itself.
+
+use std::time::Duration;
+
+use threadkeep::{Cache, ErrorKind, Freshness, State};
+
+use crate::stack::{Fault, Gateway, Server, Stack};
+use crate::{SECOND, builder, daemon, eventually, get, key, shared};
+
+on_both_servers!(
+    killed_postgresql,
+    killed_server,
+    faults_of_the_gateway,
+    a_start_during_an_outage,
+    retry_after_is_honoured,
+    callers_do_not_reach_an_open_breaker,
+);
+
+/// Lives through an outage that `begin` begins and `end` ends.
+async fn live_through(what: &str, cache: &Cache, begin: impl AsyncFnOnce(), end: impl AsyncFnOnce()) {
+    let (known, unknown) = (key("known"), key("unknown"));
+    let _ = cache.put(&known, "before").await.unwrap();
+    begin().await;
+    for round in 0..8 {
+        let found = get(cache, &known).await.unwrap();
+        assert_eq!(found.json(), "\"before\"", "{what}, round {round}");
+        assert!(matches!(found.freshness(), Freshness::Stale { .. }), "{what}, round {round}");
+        let error = cache.get(&unknown).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{what}, round {round}: {error}");
+        let error = cache.put(&unknown, "during").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{what}, round {round}: {error}");
+        assert!(error.to_string().len() > 20, "it says why: {error}");
+    }
+    assert_ne!(cache.health().breaker, Some(State::Closed), "{what}");
+    assert!(cache.health().cause.is_some(), "{what}");
+    end().await;
+    eventually(what, async || {
+        cache.get(&known).await.is_ok_and(|found| {
+            found.is_some_and(|found| found.freshness() == Freshness::Fresh && found.json() == "\"before\"")
+        })
+    })
+    .await;
+    // A put that failed may have been carried out; what is read is what is stored.
+    let stored = get(cache, &unknown).await.map(|found| found.json().to_owned());
+    assert!(stored.is_none_or(|stored| stored == "\"during\""), "{what}");
+    let _ = cache.put(&known, "after").await.unwrap();
+    assert_eq!(get(cache, &known).await.unwrap().json(), "\"after\"", "{what}");
+}
+
+/// A stack that may be broken, and a daemon behind it.
+async fn own(server: Server) -> (Stack, Gateway, Cache) {
+    let stack = tokio::task::spawn_blocking(move || Stack::start(server)).await.unwrap();
+    let gateway = stack.gateway().await;
+    let cache = daemon(&gateway).await;
+    (stack, gateway, cache)
+}
+
+async fn killed_postgresql(server: Server) {
+    let (stack, _gateway, cache) = own(server).await;
+    let block = |change: fn(&Stack)| tokio::task::block_in_place(|| change(&stack));
+    let begin = async || block(Stack::stop_postgres);
+    live_through("PostgreSQL is killed", &cache, begin, async || block(Stack::start_postgres)).await;
+}
+
+async fn killed_server(server: Server) {
+    let (stack, _gateway, cache) = own(server).await;
+    let block = |change: fn(&Stack)| tokio::task::block_in_place(|| change(&stack));
+    let begin = async || block(Stack::kill_server);
+    live_through("the REST server is killed", &cache, begin, async || block(Stack::start_server)).await;
+}
+
+async fn faults_of_the_gateway(server: Server) {
+    let (_, gateway, _) = shared(server).await;
+    // Nothing here takes long to answer; what hangs may hang for a shorter time.
+    let cache = builder(&gateway).timeout(SECOND / 2).patience(SECOND / 10).open().await.unwrap();
+    for (what, fault) in [
+        ("hanging", Fault::Hang),
+        ("HTML 522", Fault::html(522)),
+        ("HTML 502", Fault::html(502)),
+        ("HTML with status 200", Fault::html(200)),
+        ("paused project", Fault::html(540)),
+        ("too many connections", Fault::json_error(500, "53300")),
+        ("statement timeout", Fault::json_error(500, "57014")),
+        ("schema cache not loaded", Fault::json_error(503, "PGRST002")),
+        ("reset", Fault::Reset),
+        ("truncated", Fault::Truncate),
+    ] {
+        let begin = async || gateway.always(fault);
+        live_through(what, &cache, begin, async || gateway.heal()).await;
+    }
+    live_through("refused", &cache, async || gateway.refuse().await, async || gateway.accept().await).await;
+}
+
+async fn a_start_during_an_outage(server: Server) {
+    let (_, gateway, cache) = shared(server).await;
+    let key = key("known before");
+    let _ = cache.put(&key, "before").await.unwrap();
+    gateway.refuse().await;
+    let restarted = daemon(&gateway).await;
+    assert_eq!(restarted.health().breaker, Some(State::Open));
+    assert!(restarted.get(&key).await.unwrap_err().is_outage());
+    assert!(restarted.put(&key, "during").await.unwrap_err().is_outage());
+    gateway.accept().await;
+    eventually("it recovers", async || restarted.get(&key).await.is_ok_and(|found| found.is_some())).await;
+    let _ = restarted.put(&key, "after").await.unwrap();
+}
+
+async fn retry_after_is_honoured(server: Server) {
+    let (_, gateway, cache) = shared(server).await;
+    gateway.always(Fault::retry_after(503, 3));
+    while cache.health().breaker == Some(State::Closed) {
+        let error = cache.get(key("any")).await.unwrap_err();
+        assert_eq!(error.retry_after(), Some(3 * SECOND), "{error}");
+    }
+    gateway.forget();
+    let opened = std::time::Instant::now();
+    gateway.wait_for(1, "threadkeep_probe").await;
+    let waited = opened.elapsed();
+    assert!(
+        waited > Duration::from_millis(2_500) && waited < 10 * SECOND,
+        "the first probe came after {waited:?}"
+    );
+    assert_eq!(gateway.seen().len(), 1, "nothing else was sent");
+}
+
+async fn callers_do_not_reach_an_open_breaker(server: Server) {
+    let (_, gateway, cache) = shared(server).await;
+    let known = key("known");
+    let _ = cache.put(&known, "known").await.unwrap();
+    gateway.always(Fault::html(522));
+    while cache.health().breaker == Some(State::Closed) {
+        cache.get(key("any")).await.unwrap_err();
+    }
+    gateway.always(Fault::Hang);
+    gateway.wait_for(1, "threadkeep_probe").await;
+    eventually("a probe hangs", async || cache.health().breaker == Some(State::HalfOpen)).await;
+    gateway.forget();
+    let callers = (0..1_000).map(|at| {
+        let (cache, known) = (cache.clone(), known.clone());
+        tokio::spawn(async move {
+            match at % 3 {
+                0 => cache.get(&known).await.unwrap().is_some(),
+                1 => cache.get(key("unknown")).await.is_err(),
+                _ => cache.put(key("new"), "new").await.is_err(),
+            }
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        assert!(caller.await.unwrap());
+    }
+    let seen = gateway.seen();
+    assert!(seen.iter().all(|seen| seen.path.contains("threadkeep_probe")), "{seen:?}");
+    gateway.wait_for(2, "threadkeep_probe").await;
+    assert_eq!(gateway.max_in_flight("threadkeep_probe"), 1);
+    gateway.heal();
+    eventually("it closes without traffic", async || cache.health().is_available()).await;
+}

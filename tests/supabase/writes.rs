@@ -1,0 +1,112 @@
+//! Writes through faults, and by several daemons.
+
+use threadkeep::{Durability, ErrorKind};
+
+use crate::stack::{Fault, Server};
+use crate::{SECOND, builder, daemon, get, key, row, shared};
+
+on_both_servers!(
+    updates_are_each_applied_once_though_answers_are_lost,
+    a_lost_answer_is_recognised_as_success,
+    a_put_that_times_out_after_the_commit_leaves_memory_and_database_agreeing,
+    a_put_that_arrives_late_does_not_win,
+    two_daemons_see_each_others_writes,
+    updates_of_two_daemons_are_all_kept,
+);
+
+async fn updates_are_each_applied_once_though_answers_are_lost(server: Server) {
+    let (_, gateway, _) = shared(server).await;
+    let cache = builder(&gateway).timeout(10 * SECOND).open().await.unwrap();
+    let key = key("updates");
+    let faults = [Fault::Pass, Fault::Pass, Fault::LoseAnswer, Fault::Pass, Fault::Truncate];
+    gateway.script_for("threadkeep_apply", (0..20).flat_map(|_| faults.clone()));
+    let updates = (0..64_u32).map(|turn| {
+        let (cache, key) = (cache.clone(), key.clone());
+        tokio::spawn(async move {
+            let append = |turns: Option<Vec<u32>>| Ok(Some([turns.unwrap_or_default(), vec![turn]].concat()));
+            cache.update(&key, append).await
+        })
+    });
+    for update in updates.collect::<Vec<_>>() {
+        assert_eq!(update.await.unwrap().unwrap(), Durability::Stored);
+    }
+    let mut turns: Vec<u32> = get(&cache, &key).await.unwrap().decode().unwrap();
+    turns.sort_unstable();
+    assert_eq!(turns, (0..64).collect::<Vec<_>>());
+    assert!(gateway.count("threadkeep_apply") > 64 + 20, "answers were lost");
+}
+
+async fn a_lost_answer_is_recognised_as_success(server: Server) {
+    let (stack, gateway, cache) = shared(server).await;
+    let key = key("lost answer");
+    for (value, fault) in [(1, Fault::LoseAnswer), (2, Fault::Truncate), (3, Fault::HangAfter)] {
+        gateway.script_for("threadkeep_apply", [fault]);
+        assert_eq!(cache.put(&key, &value).await.unwrap(), Durability::Stored);
+        assert_eq!(row(stack, &key, "conversation_data"), value.to_string());
+        assert_eq!(get(&cache, &key).await.unwrap().json(), value.to_string());
+    }
+    assert_eq!(row(stack, &key, "cardinality(accepted_versions)"), "3", "each was applied once");
+}
+
+async fn a_put_that_times_out_after_the_commit_leaves_memory_and_database_agreeing(server: Server) {
+    let (stack, gateway, cache) = shared(server).await;
+    let key = key("timed out");
+    let _ = cache.put(&key, "before").await.unwrap();
+    gateway.rule(|seen| if seen.path.contains("apply") { Fault::HangAfter } else { Fault::Pass });
+    let error = cache.put(&key, "after").await.unwrap_err();
+    assert_eq!((error.kind(), error.outcome_unknown()), (ErrorKind::Unavailable, true), "{error}");
+    gateway.heal();
+    assert_eq!(row(stack, &key, "conversation_data"), "\"after\"");
+    assert_eq!(get(&cache, &key).await.unwrap().json(), "\"after\"");
+}
+
+/// The gateway holds a put back until its client has given up and put something newer.
+async fn a_put_that_arrives_late_does_not_win(server: Server) {
+    let (stack, gateway, cache) = shared(server).await;
+    let key = key("late");
+    gateway.script_for("threadkeep_apply", [Fault::Hang, Fault::Hang]);
+    assert!(cache.put(&key, "late").await.unwrap_err().outcome_unknown());
+    assert_eq!(cache.put(&key, "newer").await.unwrap(), Durability::Stored);
+    let before = gateway.count("threadkeep_apply");
+    gateway.release();
+    gateway.wait_for_carried_out(before, "threadkeep_apply").await;
+    assert_eq!(row(stack, &key, "conversation_data"), "\"newer\"");
+    assert_eq!(get(&cache, &key).await.unwrap().json(), "\"newer\"");
+}
+
+async fn two_daemons_see_each_others_writes(server: Server) {
+    let (stack, gateway, one) = shared(server).await;
+    let two = daemon(&gateway).await;
+    let key = key("two daemons");
+    for round in 0..5 {
+        let _ = one.put(&key, &round).await.unwrap();
+        assert_eq!(get(&two, &key).await.unwrap().json(), round.to_string());
+    }
+    let _ = two.remove(&key).await.unwrap();
+    assert!(get(&one, &key).await.is_none());
+    // A row that somebody deletes by hand carries no version, and is seen all the same.
+    let _ = one.put(&key, &1).await.unwrap();
+    stack.psql(&format!("delete from conversation_threads where thread_id = '{key}'"));
+    assert!(get(&one, &key).await.is_none());
+    tokio::time::sleep(2 * SECOND + SECOND / 10).await;
+    assert!(get(&two, &key).await.is_none());
+}
+
+async fn updates_of_two_daemons_are_all_kept(server: Server) {
+    let (_, gateway, one) = shared(server).await;
+    let two = daemon(&gateway).await;
+    let key = key("contended");
+    let updates = (0..40_u32).map(|turn| {
+        let (cache, key) = (if turn % 2 == 0 { one.clone() } else { two.clone() }, key.clone());
+        tokio::spawn(async move {
+            let append = |turns: Option<Vec<u32>>| Ok(Some([turns.unwrap_or_default(), vec![turn]].concat()));
+            cache.update(&key, append).await
+        })
+    });
+    for update in updates.collect::<Vec<_>>() {
+        assert_eq!(update.await.unwrap().unwrap(), Durability::Stored);
+    }
+    let mut turns: Vec<u32> = get(&one, &key).await.unwrap().decode().unwrap();
+    turns.sort_unstable();
+    assert_eq!(turns, (0..40).collect::<Vec<_>>());
+}
