@@ -1,0 +1,231 @@
+//! The daemon as a process: started, killed, started again.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+mod process;
+#[path = "../stack/mod.rs"]
+mod stack;
+
+use std::time::Duration;
+
+use process::{Answer, Daemon};
+use serde_json::json;
+use stack::{Fault, Gateway, Server, Stack};
+
+/// The contents of a conversation's messages, one of the user and one of the daemon in turn.
+fn contents(answer: &Answer) -> Vec<String> {
+    let messages = answer.body["messages"].as_array().unwrap();
+    messages.iter().map(|message| message["content"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn with_no_configuration_a_conversation_outlives_sigterm_and_sigkill() {
+    let mut daemon = Daemon::start(&[]).await;
+    let first = daemon.chat("one", None).await;
+    assert_eq!((first.status, &first.body["durability"]), (200, &json!("stored")));
+    let id = first.id();
+
+    assert!(daemon.terminate().await.success());
+    daemon.restart().await;
+    let second = daemon.chat("two", Some(&id)).await;
+    assert_eq!((second.status, second.id()), (200, id.clone()));
+
+    daemon.kill().await;
+    daemon.restart().await;
+    assert_eq!(daemon.chat("three", Some(&id)).await.status, 200);
+    let conversation = daemon.get(&id).await;
+    assert_eq!(conversation.body["freshness"], "fresh");
+    let said: Vec<String> = contents(&conversation).into_iter().step_by(2).collect();
+    assert_eq!(said, ["one", "two", "three"]);
+    assert!(daemon.log().contains("kept in a local file"));
+    let mode = std::fs::metadata(daemon.directory().join("threadkeep.db")).unwrap().permissions();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600, "for the owner's eyes only");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_planned_end_to_end_test_on_postrust() {
+    end_to_end(Server::Postrust).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_planned_end_to_end_test_on_lite() {
+    end_to_end(Server::Lite).await;
+}
+
+async fn on_supabase(gateway: &Gateway, more: &[(&str, &str)]) -> Daemon {
+    let (url, key) = (gateway.url(), gateway.keys().secret);
+    let settings =
+        [("CONVERSATION_STORAGE_BACKEND", "supabase"), ("SUPABASE_URL", &url), ("SUPABASE_KEY", &key)];
+    Daemon::start(&[&settings, more].concat()).await
+}
+
+/// Start a chat, take its continuation_id, kill the daemon, start it, go on, and read the row with SQL.
+async fn end_to_end(server: Server) {
+    let stack = tokio::task::block_in_place(|| Stack::shared(server));
+    let gateway = stack.gateway().await;
+    let mut daemon = on_supabase(&gateway, &[]).await;
+    let id = daemon.chat("hello", None).await.id();
+    daemon.kill().await;
+    daemon.restart().await;
+    let second = daemon.chat("again", Some(&id)).await;
+    assert_eq!((second.status, second.id()), (200, id.clone()));
+    assert!(second.body["reply"].as_str().unwrap().contains("before that: hello"));
+    let said = "select string_agg(message ->> 'content', '|' order by at) from conversation_threads,
+                jsonb_array_elements(conversation_data -> 'messages') with ordinality as one(message, at)";
+    let row = stack.psql(&format!("{said} where thread_id = '{id}' and message ->> 'role' = 'user'"));
+    assert_eq!(row.trim(), "hello|again");
+    let whose = stack.psql(&format!("select user_id from conversation_threads where thread_id = '{id}'"));
+    assert_eq!(whose.trim(), "u1");
+    assert!(!daemon.log().contains(&gateway.keys().secret), "the key shows in the log");
+}
+
+#[tokio::test]
+async fn unknown_expired_and_deleted_conversations_are_404() {
+    let daemon = Daemon::start(&[("CONVERSATION_TIMEOUT_HOURS", "0.0003")]).await;
+    let id = daemon.chat("brief", None).await.id();
+    assert_eq!(daemon.get(&id).await.status, 200);
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let gone = [daemon.get(&id).await, daemon.chat("more", Some(&id)).await, daemon.delete(&id).await];
+    let unknown = [daemon.get("x").await, daemon.chat("more", Some("x")).await, daemon.delete("x").await];
+    let deleted = daemon.chat("to be deleted", None).await.id();
+    assert_eq!(daemon.delete(&deleted).await.status, 204);
+    for answer in gone.into_iter().chain(unknown).chain([daemon.get(&deleted).await]) {
+        assert_eq!(answer.status, 404);
+        assert!(answer.body["error"].as_str().unwrap().contains("not found or has expired"), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn bad_requests_are_told_what_is_wrong() {
+    let daemon = Daemon::start(&[("CONVERSATION_MAX_BYTES", "2KiB")]).await;
+    let cases = [
+        (json!({"mess": 1}), 422, "message"),
+        (json!({"message": "x".repeat(3_000)}), 400, "CONVERSATION_MAX_BYTES"),
+    ];
+    for (body, status, word) in cases {
+        let answer = daemon.post("/chat", &body).await;
+        assert_eq!(answer.status, status);
+        assert!(answer.body["error"].as_str().unwrap().contains(word), "{answer:?}");
+    }
+    assert_eq!(daemon.get(&"x".repeat(600)).await.status, 400);
+}
+
+#[tokio::test]
+async fn concurrent_turns_are_all_kept() {
+    let daemon = Daemon::start(&[]).await;
+    let id = daemon.chat("0", None).await.id();
+    let turns: Vec<String> = (1..30).map(|turn| turn.to_string()).collect();
+    let answers = futures::future::join_all(turns.iter().map(|turn| daemon.chat(turn, Some(&id)))).await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    let mut said: Vec<u32> =
+        contents(&daemon.get(&id).await).iter().step_by(2).map(|turn| turn.parse().unwrap()).collect();
+    said.sort_unstable();
+    assert_eq!(said, (0..30).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_is_503_with_retry_after_and_never_404() {
+    let stack = tokio::task::block_in_place(|| Stack::shared(Server::Postrust));
+    let gateway = stack.gateway().await;
+    let daemon = on_supabase(&gateway, &[("CONVERSATION_FRESH_SECONDS", "0")]).await;
+    let id = daemon.chat("known", None).await.id();
+    gateway.always(Fault::html(522));
+    for _ in 0..10 {
+        let known = daemon.get(&id).await;
+        assert_eq!((known.status, &known.body["freshness"]), (200, &json!("stale")), "{known:?}");
+        for answer in [
+            daemon.get("unknown").await,
+            daemon.chat("more", Some("unknown")).await,
+            daemon.chat("new", None).await,
+        ] {
+            assert_eq!(answer.status, 503, "{answer:?}");
+            assert!(answer.retry_after.unwrap() >= 1);
+        }
+    }
+    let health = daemon.request("GET", "/healthz", None).await;
+    assert_eq!((health.status, &health.body["available"]), (200, &json!(false)));
+    gateway.heal();
+    for _ in 0..500 {
+        if daemon.chat("after", Some(&id)).await.status == 200 {
+            return assert_eq!(daemon.get("unknown").await.status, 404);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the daemon did not recover");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_under_way_is_finished_before_the_daemon_stops() {
+    let stack = tokio::task::block_in_place(|| Stack::shared(Server::Postrust));
+    let gateway = stack.gateway().await;
+    let mut daemon = on_supabase(&gateway, &[]).await;
+    gateway.rule(|seen| match seen.path.contains("apply") {
+        true => Fault::Slow(Duration::from_secs(1)),
+        false => Fault::Pass,
+    });
+    let client = daemon.clone_client();
+    let (answer, stopped) = tokio::join!(client.chat("slow", None), async {
+        gateway.wait_for(1, "threadkeep_apply").await;
+        daemon.terminate().await
+    });
+    assert_eq!(answer.status, 200);
+    assert!(stopped.success());
+    let row = stack.psql(&format!("select 1 from conversation_threads where thread_id = '{}'", answer.id()));
+    assert_eq!(row.trim(), "1");
+}
+
+/// The rollback of the plan: set the backend to memory, restart, and the daemon runs, whatever else is set.
+#[tokio::test]
+async fn a_rollback_to_memory_runs_and_says_what_that_means() {
+    let broken = [
+        ("SUPABASE_URL", "junk"),
+        ("CONVERSATION_LOCAL_PATH", "/no/such/place"),
+        ("CONVERSATION_STORAGE_BACKEND", "memory"),
+    ];
+    let daemon = Daemon::start(&broken).await;
+    let id = daemon.chat("hello", None).await.id();
+    assert_eq!(daemon.get(&id).await.status, 200);
+    assert!(daemon.log().contains("lost on restart"), "{}", daemon.log());
+    let fallback = Daemon::start(&[("CONVERSATION_STORAGE_BACKEND", "supabase")]).await;
+    assert!(fallback.log().contains("FALLING BACK TO MEMORY"), "{}", fallback.log());
+    assert!(fallback.log().contains("SUPABASE_KEY"), "{}", fallback.log());
+}
+
+#[tokio::test]
+async fn wrong_settings_stop_the_daemon_with_all_problems_at_once() {
+    let junk = [
+        ("CONVERSATION_STORAGE_BACKEND", "supabase"),
+        ("CONVERSATION_STRICT", "maybe"),
+        ("CONVERSATION_TIMEOUT_HOURS", "soon"),
+        ("CONVERSATION_MAX_BYTES", "-1"),
+        ("SUPABASE_URL", "nowhere"),
+        ("SUPABASE_KEY", "with a \u{1}"),
+    ];
+    let (status, log) = Daemon::fail(&junk).await;
+    assert!(!status.success());
+    for (name, _) in &junk[1..] {
+        assert!(log.contains(name), "{name} is missing in: {log}");
+    }
+    let (status, log) = Daemon::fail(&[("CONVERSATION_LOCAL_PATH", "/proc/no/such.db")]).await;
+    assert!(
+        !status.success() && log.contains("CONVERSATION_LOCAL_PATH") && log.contains("writable"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn a_second_daemon_on_the_same_file_is_told_who_has_it() {
+    let daemon = Daemon::start(&[]).await;
+    let path = daemon.directory().join("threadkeep.db");
+    let (status, log) = Daemon::fail(&[("CONVERSATION_LOCAL_PATH", path.to_str().unwrap())]).await;
+    assert!(!status.success());
+    assert!(log.contains(&format!("in use by process {}", daemon.id())), "{log}");
+}
+
+#[tokio::test]
+async fn settings_come_from_a_file_where_the_environment_is_silent() {
+    let dotenv = "CONVERSATION_STORAGE_BACKEND=memory\nCONVERSATION_TIMEOUT_HOURS=\"1\"\n# comment\n";
+    let daemon = Daemon::start_with_file(dotenv, &[]).await;
+    assert!(daemon.log().contains("lost on restart"), "{}", daemon.log());
+    let daemon = Daemon::start_with_file(dotenv, &[("CONVERSATION_STORAGE_BACKEND", "local")]).await;
+    assert!(daemon.log().contains("kept in a local file"), "{}", daemon.log());
+}
