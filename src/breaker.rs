@@ -52,7 +52,8 @@ pub(crate) struct Permit {
     epoch: u64,
 }
 
-/// Stands between callers and the source of truth; see the [module](self).
+/// Stands between callers and the source of truth: failsafe decides when it opens and closes; its state can be read, and
+/// results from before a transition are ignored.
 pub struct Breaker {
     machine: StateMachine<Recent, Wire>,
     lamp: Arc<Lamp>,

@@ -1,24 +1,52 @@
-//! crate docs placeholder
-mod backoff;
-mod breaker;
-mod cache;
+//! Conversation threads that survive restarts.
+//!
+//! A [`Cache`] keeps JSON documents under thread ids: in memory for reads, and in a source of truth before a write is
+//! acknowledged. The source of truth is one SQLite file or a Supabase project; in front of the latter stands a circuit
+//! breaker, so that known threads can be read on while it is away.
+//!
+//! ```
+//! use std::time::Duration;
+//! use threadkeep::{Cache, Durability};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> threadkeep::Result<()> {
+//! let cache = Cache::builder().memory().open().await?; // `Cache::from_env()` in a daemon
+//! let acknowledged = cache.put("thread-1", &vec!["hello"]).ttl(Duration::from_secs(3600)).user("u1").await?;
+//! assert_eq!(acknowledged, Durability::Stored);
+//!
+//! let found = cache.get("thread-1").await?.expect("it was just put");
+//! assert_eq!(found.decode::<Vec<String>>()?, ["hello"]);
+//! assert_eq!(found.user(), Some("u1"));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What goes wrong is an [`Error`] whose [`kind`](Error::kind) tells what to do; an outage is never read as absence. The
+//! [settings](SETTINGS) come from the environment or from [`Builder`]. A [`Store`] of one's own can take the place of
+//! those here: see [`testing`] (feature `testing`) for the suite that it has to pass.
+//!
+//! The modules below stand in the order of their dependencies: each uses only those before it, which a test holds.
+
 mod error;
-mod fence;
-mod fill;
-mod guard;
+mod backoff;
+mod version;
+mod record;
+pub mod metrics;
+mod breaker;
+mod store;
+mod memory;
 #[cfg(feature = "sqlite")]
 mod local;
-mod memory;
-pub mod metrics;
-mod near;
-mod record;
-mod settings;
-mod store;
 mod supabase;
+mod guard;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod fence;
+mod near;
+mod fill;
 mod upkeep;
-pub mod version;
+mod cache;
+mod settings;
 
 pub use backoff::Backoff;
 pub use breaker::{Breaker, State};
@@ -32,4 +60,9 @@ pub use record::{Durability, Freshness, Json, Key, Record, Want, Write};
 pub use settings::{Backend, Builder, SETTINGS, Setting};
 pub use store::{ACCEPTED, Applied, Loaded, Page, Store, judge};
 pub use supabase::Supabase;
-pub use version::{Clock, Stamp, Timestamp, Version};
+pub use version::{Clock, OLDEST, REMEMBERED, Stamp, TOLERANCE, Timestamp, Version};
+
+/// The README's examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
 use crate::metrics::Read;
 use crate::near::{Entry, News};
-use crate::record::{Key, Want};
+use crate::record::{Freshness, Key, Want};
 use crate::store::Loaded;
 use crate::version::Version;
 
@@ -40,7 +40,7 @@ impl Cache {
         }
         let result = inner.get_slowly(&Key::new(key)?).await;
         inner.metrics.read(match &result {
-            Ok(Some(found)) if found.freshness() == crate::Freshness::Fresh => Read::Loaded,
+            Ok(Some(found)) if found.freshness() == Freshness::Fresh => Read::Loaded,
             Ok(Some(_)) => Read::Stale,
             Ok(None) => Read::Absent,
             Err(_) => Read::Failed,

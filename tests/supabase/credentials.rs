@@ -118,8 +118,10 @@ async fn no_secret_shows(server: Server) {
     let content = "the content of a conversation";
     let mut shown = String::new();
     for secret in [&keys.secret, &keys.service_jwt] {
-        let setup =
-            Cache::builder().supabase(&gateway.url(), secret).timeout(SECOND / 5).fresh_for(SECOND * 0);
+        let setup = Cache::builder()
+            .supabase(&gateway.url(), secret)
+            .timeout(SECOND / 5)
+            .fresh_for(std::time::Duration::ZERO);
         shown += &format!("{setup:?}");
         let cache = setup.open().await.unwrap();
         let key = key("secret");

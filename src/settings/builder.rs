@@ -1,200 +1,23 @@
-//! Every knob in one table, and the composition root that opens a cache from it.
-//!
-//! Only this module reads the environment. The table drives parsing, the README's list and `.env.example`; a test
-//! compares them.
+//! The composition root: from settings to an open cache.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::{Backend, SETTINGS, Setting};
 use crate::cache::{Cache, Limits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guard::Guard;
 use crate::memory::Memory;
 use crate::store::Store;
-use crate::supabase::{self, Supabase};
+use crate::supabase::Supabase;
 use crate::version::Clock;
-
-/// Where conversations are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backend {
-    /// One SQLite file.
-    Local,
-    /// A Supabase project.
-    Supabase,
-    /// The memory of the process: lost when it ends.
-    Memory,
-}
-
-/// A setting, as it is documented and parsed.
-#[derive(Debug)]
-pub struct Setting {
-    /// The environment variable.
-    pub name: &'static str,
-    /// What holds when it is unset or empty; empty where nothing does.
-    pub default: &'static str,
-    /// What it is for.
-    pub what: &'static str,
-    /// The backend that it matters to; `None` for all of them.
-    pub backend: Option<Backend>,
-    /// Takes the value in, or says what would be right.
-    set: fn(&mut Builder, &str) -> Result<(), String>,
-}
-
-/// All settings.
-pub const SETTINGS: &[Setting] = &[
-    Setting {
-        name: "CONVERSATION_STORAGE_BACKEND",
-        default: "local",
-        what: "where conversations are kept: `local` (one SQLite file), `supabase`, or `memory` (lost on restart)",
-        backend: None,
-        set: |builder, text| {
-            builder.backend = match text {
-                "local" => Backend::Local,
-                "supabase" => Backend::Supabase,
-                "memory" => Backend::Memory,
-                _ => return Err("use `local`, `supabase` or `memory`".into()),
-            };
-            Ok(())
-        },
-    },
-    Setting {
-        name: "CONVERSATION_TIMEOUT_HOURS",
-        default: "24",
-        what: "how long a thread lives after its last write, in hours; fractions are possible",
-        backend: None,
-        set: |builder, text| {
-            let hours: f64 = text.parse().unwrap_or(f64::NAN);
-            let is_possible = hours * 3_600_000.0 >= 1.0 && hours <= 100.0 * 366.0 * 24.0;
-            let span = is_possible.then(|| Duration::from_secs_f64(hours * 3600.0));
-            builder.limits.ttl =
-                span.ok_or("use a number of hours above 0 and up to 100 years, such as 24 or 0.5")?;
-            Ok(())
-        },
-    },
-    Setting {
-        name: "CONVERSATION_LOCAL_PATH",
-        default: "./threadkeep.db",
-        what: "the file of the backend `local`; a local disk, not a network share",
-        backend: Some(Backend::Local),
-        set: |builder, text| {
-            builder.local_path = text.into();
-            Ok(())
-        },
-    },
-    Setting {
-        name: "SUPABASE_URL",
-        default: "",
-        what: "the project's URL, such as https://PROJECT.supabase.co",
-        backend: Some(Backend::Supabase),
-        set: |builder, text| {
-            supabase::check_url(text)?;
-            builder.url = Some(text.into());
-            Ok(())
-        },
-    },
-    Setting {
-        name: "SUPABASE_PROJECT_ID",
-        default: "",
-        what: "gives the URL where SUPABASE_URL is empty",
-        backend: Some(Backend::Supabase),
-        set: |builder, text| {
-            if text.is_empty() || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-                return Err("use the project's reference, which has only letters and digits".into());
-            }
-            builder.project = Some(text.into());
-            Ok(())
-        },
-    },
-    Setting {
-        name: "SUPABASE_KEY",
-        default: "",
-        what: "the secret (service role) key, `sb_secret_…` or the legacy JWT; not the anon key, which is public",
-        backend: Some(Backend::Supabase),
-        set: |builder, text| {
-            supabase::check_key(text)?;
-            builder.key = Some(Secret(text.into()));
-            Ok(())
-        },
-    },
-    Setting {
-        name: "SUPABASE_TIMEOUT_SECONDS",
-        default: "5",
-        what: "how long one small request may take; large ones get more",
-        backend: Some(Backend::Supabase),
-        set: |builder, text| seconds(text, 0.05, 300.0).map(|span| builder.deadline = span),
-    },
-    Setting {
-        name: "CONVERSATION_STRICT",
-        default: "false",
-        what: "`true`: `supabase` without URL or key is an error, instead of a warning and the backend `memory`",
-        backend: None,
-        set: |builder, text| {
-            builder.strict = text.parse().map_err(|_| "use `true` or `false`")?;
-            Ok(())
-        },
-    },
-    Setting {
-        name: "CONVERSATION_MAX_BYTES",
-        default: "8MiB",
-        what: "the largest conversation, as JSON: bytes, or KiB or MiB",
-        backend: None,
-        set: |builder, text| bytes(text, 1, 64 << 20).map(|bytes| builder.limits.value_bytes = bytes),
-    },
-    Setting {
-        name: "CONVERSATION_CACHE_BYTES",
-        default: "256MiB",
-        what: "threads in memory: bytes, or KiB, MiB or GiB; the least recently used go first",
-        backend: None,
-        set: |builder, text| {
-            bytes(text, 0, usize::MAX).map(|bytes| builder.limits.memory_bytes = bytes as u64)
-        },
-    },
-    Setting {
-        name: "CONVERSATION_FRESH_SECONDS",
-        default: "30",
-        what: "how long a thread in memory is handed out before Supabase is asked whether another daemon changed it",
-        backend: Some(Backend::Supabase),
-        set: |builder, text| seconds(text, 0.0, 86_400.0).map(|span| builder.fresh_for = span),
-    },
-    Setting {
-        name: "CONVERSATION_PATIENCE_SECONDS",
-        default: "1",
-        what: "how long a read that has a stale copy waits for Supabase, and a write for room",
-        backend: None,
-        set: |builder, text| seconds(text, 0.0, 60.0).map(|span| builder.limits.patience = span),
-    },
-];
-
-fn seconds(text: &str, least: f64, most: f64) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().unwrap_or(f64::NAN);
-    if (least..=most).contains(&seconds) {
-        return Ok(Duration::from_secs_f64(seconds));
-    }
-    Err(format!("use a number of seconds from {least} to {most}"))
-}
-
-fn bytes(text: &str, least: usize, most: usize) -> Result<usize, String> {
-    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let unit = match unit.trim() {
-        "" => Some(1_usize),
-        "KiB" => Some(1 << 10),
-        "MiB" => Some(1 << 20),
-        "GiB" => Some(1 << 30),
-        _ => None,
-    };
-    let bytes =
-        unit.zip(digits.parse().ok()).and_then(|(unit, count): (usize, usize)| count.checked_mul(unit));
-    bytes.filter(|bytes| (least..=most).contains(bytes)).ok_or_else(|| {
-        let most = if most == usize::MAX { String::new() } else { format!(", at most {most}") };
-        format!("use a number of bytes of at least {least}{most}, such as 1048576 or 1MiB")
-    })
-}
 
 /// Shows neither in `Debug` nor anywhere else.
 #[derive(Clone)]
-struct Secret(String);
+pub(super) struct Secret(pub(super) String);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -205,16 +28,16 @@ impl fmt::Debug for Secret {
 /// A cache that is about to be opened. Setters never fail; [`open`](Self::open) reports all problems together.
 #[derive(Debug)]
 pub struct Builder {
-    backend: Backend,
+    pub(super) backend: Backend,
     store: Option<Arc<dyn Store>>,
-    local_path: PathBuf,
-    url: Option<String>,
-    project: Option<String>,
-    key: Option<Secret>,
-    deadline: Duration,
-    fresh_for: Duration,
-    strict: bool,
-    limits: Limits,
+    pub(super) local_path: PathBuf,
+    pub(super) url: Option<String>,
+    pub(super) project: Option<String>,
+    pub(super) key: Option<Secret>,
+    pub(super) deadline: Duration,
+    pub(super) fresh_for: Duration,
+    pub(super) strict: bool,
+    pub(super) limits: Limits,
     skew_millis: i64,
     problems: Vec<(Option<Backend>, String)>,
 }
@@ -278,7 +101,7 @@ impl Builder {
 
     /// The settings among these variables; a later one of the same name wins, an empty one counts as unset.
     pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> Self {
-        let vars: std::collections::BTreeMap<String, String> = vars.into_iter().collect();
+        let vars: BTreeMap<String, String> = vars.into_iter().collect();
         let mut builder = Self::new();
         for setting in SETTINGS {
             if let Some(text) = vars.get(setting.name).map(|text| text.trim()).filter(|text| !text.is_empty())

@@ -1,0 +1,120 @@
+//! Settings: what is wrong is said, all of it, with the remedy; what is missing falls back or fails as asked.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use threadkeep::{Builder, Cache, ErrorKind, SETTINGS};
+
+async fn open(vars: &[(&str, &str)]) -> threadkeep::Result<Cache> {
+    Builder::from_vars(vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+        .open()
+        .await
+}
+
+#[tokio::test]
+async fn junk_in_any_setting_is_named_with_a_remedy() {
+    let junk = [
+        ("CONVERSATION_STORAGE_BACKEND", "redis"),
+        ("CONVERSATION_TIMEOUT_HOURS", "0"),
+        ("CONVERSATION_TIMEOUT_HOURS", "NaN"),
+        ("CONVERSATION_TIMEOUT_HOURS", "1e300"),
+        ("CONVERSATION_TIMEOUT_HOURS", "tomorrow"),
+        ("SUPABASE_URL", "project.supabase.co"),
+        ("SUPABASE_URL", "postgres://localhost"),
+        ("SUPABASE_URL", "https://user@localhost"),
+        ("SUPABASE_PROJECT_ID", "no/such"),
+        ("SUPABASE_KEY", "two\nlines"),
+        ("SUPABASE_TIMEOUT_SECONDS", "0"),
+        ("CONVERSATION_STRICT", "yes"),
+        ("CONVERSATION_MAX_BYTES", "0"),
+        ("CONVERSATION_MAX_BYTES", "1GiB"),
+        ("CONVERSATION_MAX_BYTES", "MiB"),
+        ("CONVERSATION_CACHE_BYTES", "-1"),
+        ("CONVERSATION_CACHE_BYTES", "99999999999999999999GiB"),
+        ("CONVERSATION_FRESH_SECONDS", "-0.1"),
+        ("CONVERSATION_PATIENCE_SECONDS", "inf"),
+    ];
+    for (name, value) in junk {
+        // As Supabase's settings matter only to that backend.
+        let backend = ("CONVERSATION_STORAGE_BACKEND", "supabase");
+        let error = open(&[backend, (name, value)]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains(&format!("{name}: ")), "{error}");
+        assert!(["use", "it "].iter().any(|word| error.to_string().contains(word)), "{error}");
+    }
+    let missed: Vec<_> =
+        SETTINGS.iter().filter(|setting| junk.iter().all(|(name, _)| *name != setting.name)).collect();
+    let free: Vec<_> = missed.iter().map(|setting| setting.name).collect();
+    assert_eq!(free, ["CONVERSATION_LOCAL_PATH"], "any path may be one");
+}
+
+#[tokio::test]
+async fn all_problems_are_reported_together() {
+    let vars =
+        [("CONVERSATION_TIMEOUT_HOURS", "x"), ("CONVERSATION_MAX_BYTES", "x"), ("CONVERSATION_STRICT", "x")];
+    let error = open(&vars).await.unwrap_err().to_string();
+    assert!(vars.iter().all(|(name, _)| error.contains(name)), "{error}");
+    assert!(error.contains("3 settings are wrong"), "{error}");
+}
+
+#[tokio::test]
+async fn supabase_without_credentials_falls_back_to_memory_and_fails_in_strict_mode() {
+    let asked = ("CONVERSATION_STORAGE_BACKEND", "supabase");
+    for vars in
+        [vec![asked], vec![asked, ("SUPABASE_KEY", "k")], vec![asked, ("SUPABASE_URL", "http://localhost")]]
+    {
+        assert_eq!(open(&vars).await.unwrap().health().backend, "memory");
+        let error = open(&[vars, vec![("CONVERSATION_STRICT", "true")]].concat()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("not set"), "{error}");
+    }
+    // An empty variable counts as unset.
+    let empty = [asked, ("SUPABASE_URL", " "), ("SUPABASE_KEY", "")];
+    assert_eq!(open(&empty).await.unwrap().health().backend, "memory");
+}
+
+#[tokio::test]
+async fn the_project_gives_the_url_where_there_is_none() {
+    let of_project = [
+        ("CONVERSATION_STORAGE_BACKEND", "supabase"),
+        ("SUPABASE_PROJECT_ID", "nosuchproject"),
+        ("SUPABASE_KEY", "sb_secret_x"),
+        ("SUPABASE_TIMEOUT_SECONDS", "0.2"),
+    ];
+    let cache = open(&of_project).await.unwrap();
+    assert!(format!("{cache:?}").contains("nosuchproject.supabase.co"), "{cache:?}");
+    let with_url =
+        open(&[&of_project[..], &[("SUPABASE_URL", "http://127.0.0.1:1")]].concat()).await.unwrap();
+    assert!(format!("{with_url:?}").contains("127.0.0.1:1"), "{with_url:?}");
+}
+
+#[tokio::test]
+async fn what_only_supabase_needs_does_not_stop_another_backend() {
+    let vars =
+        [("CONVERSATION_STORAGE_BACKEND", "memory"), ("SUPABASE_URL", "junk"), ("SUPABASE_KEY", "\u{1}")];
+    assert_eq!(open(&vars).await.unwrap().health().backend, "memory");
+}
+
+#[tokio::test]
+async fn the_builder_takes_what_the_environment_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::builder().local(dir.path().join("t.db")).ttl(Duration::from_secs(7)).max_bytes(10);
+    let cache = cache.cache_bytes(1 << 20).patience(Duration::from_millis(10)).open().await.unwrap();
+    let _ = cache.put("t", "12345678").await.unwrap();
+    assert_eq!(cache.put("t", "123456789").await.unwrap_err().kind(), ErrorKind::Invalid);
+    let found = cache.get("t").await.unwrap().unwrap();
+    let version = chrono::DateTime::<chrono::Utc>::from(found.version().at());
+    assert!((6..=7).contains(&(found.expires_at() - version).num_seconds()));
+    let error = Cache::builder().ttl(Duration::ZERO).max_bytes(0).open().await.unwrap_err();
+    assert!(error.to_string().contains("2 settings are wrong"), "{error}");
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_is_named_but_not_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(".env");
+    assert!(Builder::from_env_and_file(&path).memory().open().await.is_ok(), "there need not be one");
+    std::fs::write(&path, "SUPABASE_KEY='sb_secret_unclosed\n").unwrap();
+    let error = Builder::from_env_and_file(&path).memory().open().await.unwrap_err().to_string();
+    assert!(error.contains(".env") && error.contains("NAME=value") && !error.contains("unclosed"), "{error}");
+}
