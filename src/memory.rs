@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use crate::error::Result;
-use crate::record::{Key, Record, Want, Write};
+use crate::record::{Json, Key, Record, Want, Write};
 use crate::store::{ACCEPTED, Applied, Loaded, Page, Store, judge};
 use crate::version::{Clock, REMEMBERED, Version};
 
@@ -96,8 +96,20 @@ impl Store for Memory {
     }
 
     async fn purge(&self, most: usize) -> Result<usize> {
-        let past = self.clock.now().minus(REMEMBERED);
+        let now = self.clock.now();
+        let past = now.minus(REMEMBERED);
         let mut threads = self.threads();
+        // Of an expired thread only the version is still needed.
+        for Thread { record, .. } in threads.values_mut().filter(|thread| thread.record.expires_at <= now) {
+            if record.value.is_some() {
+                *record = Arc::new(Record {
+                    value: None,
+                    user: None,
+                    metadata: Json::default(),
+                    ..Record::clone(record)
+                });
+            }
+        }
         let forgotten: Vec<Key> = threads
             .iter()
             .filter(|(_, thread)| thread.record.expires_at < past && thread.record.version.at() < past)

@@ -399,8 +399,10 @@ impl Suite {
     }
 
     async fn touch_and_purge_leave_live_threads_alone(&self) {
-        let (live, gone) = (self.key("kept"), self.key("kept deletion"));
+        let (live, gone, expired) = (self.key("kept"), self.key("kept deletion"), self.key("kept expiry"));
         let (first, deletion, late) = (self.version(), self.version(), self.version());
+        let brief = Record { expires_at: self.store.clock().now(), ..self.record(&expired, late, "1") };
+        assert_eq!(self.apply(brief).await, Applied::Stored);
         assert_eq!(self.apply(self.record(&live, first, "1")).await, Applied::Stored);
         assert_eq!(self.apply(self.deletion(&gone, late)).await, Applied::Stored);
         let keys = [live.clone(), gone.clone(), self.key("never there")];
@@ -413,6 +415,12 @@ impl Suite {
             superseded,
             "a young deletion is remembered"
         );
+        assert_eq!(
+            self.apply(self.record(&expired, deletion, "1")).await,
+            superseded,
+            "and so is a young expiry"
+        );
+        assert_eq!(self.load(&expired).await, Loaded::Absent(late));
     }
 }
 
