@@ -20,9 +20,10 @@ const GRACE: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    if std::env::args().len() > 1 {
+    if let Some(argument) = std::env::args().nth(1) {
         print_help();
-        return ExitCode::SUCCESS;
+        let is_asked_for = matches!(argument.as_str(), "-h" | "--help");
+        return if is_asked_for { ExitCode::SUCCESS } else { ExitCode::from(2) };
     }
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()

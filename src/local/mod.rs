@@ -12,11 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use tokio::sync::Semaphore;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Json, Key, Record, Want, Write};
 use crate::store::{ACCEPTED, Applied, Loaded, Page, Store, judge};
 use crate::version::{Clock, REMEMBERED, Timestamp, Version};
+
+/// Reads at once: they are short, and each takes a thread and a connection.
+const READERS: usize = 4;
 
 /// A store in one SQLite file, which only one process may have open.
 ///
@@ -28,7 +32,9 @@ pub struct Local(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     clock: Arc<Clock>,
+    /// Connections that are not in use, at most [`READERS`].
     readers: Mutex<Vec<Connection>>,
+    reading: Semaphore,
     // Declared last, so dropped last: nobody else may open the file before its writer is done.
     writer: writer::Writer,
     _lock: file::Lock,
@@ -59,7 +65,14 @@ impl Local {
         let newest = connection.query_row(newest, [], |row| row.get(0)).map_err(file::failure(&path))?;
         clock.advance(Version::from_raw(newest));
         let writer = writer::Writer::start(connection, path.clone())?;
-        Ok(Self(Arc::new(Inner { path, clock, readers: Mutex::default(), writer, _lock: lock })))
+        Ok(Self(Arc::new(Inner {
+            path,
+            clock,
+            readers: Mutex::default(),
+            reading: Semaphore::new(READERS),
+            writer,
+            _lock: lock,
+        })))
     }
 
     /// Where the file lies.
@@ -72,6 +85,8 @@ impl Local {
         query: impl FnOnce(&Connection, &Inner) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
         let inner = Arc::clone(&self.0);
+        let closed = |_| Error::new(ErrorKind::Closed, "the local file is closed");
+        let _turn = self.0.reading.acquire().await.map_err(closed)?;
         unblock(move || {
             let idle = || inner.readers.lock().unwrap_or_else(PoisonError::into_inner);
             let reader = idle().pop();
