@@ -27,8 +27,8 @@ create or replace function public.threadkeep_now() returns bigint
 create or replace function public.threadkeep_stamp() returns trigger
     language plpgsql security invoker set search_path = '' as $$
 declare
-    present bigint := public.threadkeep_now() << 21;
-    horizon bigint := public.threadkeep_now() + 2000;
+    -- Not by threadkeep_now(): whoever may write the table need not be allowed to call the functions.
+    present bigint := floor(extract(epoch from clock_timestamp()) * 1000)::bigint;
     before  bigint := 0;
 begin
     if tg_op = 'UPDATE' then
@@ -44,8 +44,8 @@ begin
         new.accepted_versions := '{}';
     end if;
     -- A version that did not rise was not given by threadkeep; one beyond the horizon would block every later edit.
-    if new.version <= before or new.version >> 21 > horizon then
-        new.version := greatest(before + 1, present);
+    if new.version <= before or new.version >> 21 > present + 2000 then
+        new.version := greatest(before + 1, present << 21);
     end if;
     new.accepted_versions := (new.version || new.accepted_versions)[1:16];
     new.changed_xid := pg_catalog.pg_current_xact_id();
@@ -73,7 +73,8 @@ create or replace function public.threadkeep_row(one public.conversation_threads
     language sql stable security invoker set search_path = ''
     as $$ select json_build_object(
         'state', 'found', 'key', one.thread_id, 'version', one.version::text,
-        'expires', floor(extract(epoch from one.expires_at) * 1000)::bigint,
+        -- Others may have written 'infinity', which no number of milliseconds can say.
+        'expires', floor(extract(epoch from least(one.expires_at, '9999-12-31')) * 1000)::bigint,
         'user', one.user_id, 'metadata', one.metadata, 'value', body::json) $$;
 
 -- wants: [{"key": …, "known": "version"?}, …]. Answers in the order asked, each with a state: found | same | absent |
@@ -90,10 +91,17 @@ create or replace function public.threadkeep_load(wants jsonb) returns json
                coalesce(thread.expires_at > clock.now, false) as live
         from asked cross join clock
         left join public.conversation_threads as thread on thread.thread_id = asked.key
-    ), read as materialized (
-        select matched.*, case when live and version is distinct from known
-                               then (matched.thread).conversation_data::text end as body
+    ), wanted as (
+        -- What is known, or lies beyond 16 MiB as it is stored, is not even read.
+        select matched.*, live and version is distinct from known as is_wanted,
+               sum(case when live and version is distinct from known
+                        then pg_column_size((matched.thread).conversation_data) end) over (order by ord) as stored_bytes
         from matched
+    ), read as materialized (
+        select wanted.*, case when is_wanted and (stored_bytes < 16 * 1024 * 1024
+                                                  or stored_bytes = pg_column_size((wanted.thread).conversation_data))
+                              then (wanted.thread).conversation_data::text end as body
+        from wanted
     ), sized as (
         select read.*, sum(coalesce(octet_length(body), 0)) over (order by ord) - coalesce(octet_length(body), 0) as before
         from read
@@ -102,9 +110,9 @@ create or replace function public.threadkeep_load(wants jsonb) returns json
         'now', floor(extract(epoch from (select now from clock)) * 1000)::bigint,
         'schema', 1,
         'rows', coalesce(json_agg(
-            case when not live        then json_build_object('state', 'absent', 'version', version::text)
-                 when body is null    then json_build_object('state', 'same')
-                 when before >= 16 * 1024 * 1024 then json_build_object('state', 'later')
+            case when not live      then json_build_object('state', 'absent', 'version', version::text)
+                 when not is_wanted then json_build_object('state', 'same')
+                 when body is null or before >= 16 * 1024 * 1024 then json_build_object('state', 'later')
                  else public.threadkeep_row(thread, body) end
             order by ord), '[]'))
     from sized
@@ -113,9 +121,10 @@ $$;
 -- records: [{"key", "version", "expires": ms, "user"?, "metadata"?, "value"?, "expect"?: version, "again"?: true}, …];
 -- one without a value is a deletion. Writes each record that is newer than what is stored (with `expect`: only over
 -- that version) and answers in the order given: stored | superseded | conflict | forgotten (as conflict, of a write
--- that comes again and may be among those accepted before the 16 remembered) | ahead | too old.
+-- that comes again and may be among those accepted before the 16 remembered) | ahead | too old. A row that others keep
+-- locked must not hold up everybody: after 2 s the call fails as a whole.
 create or replace function public.threadkeep_apply(records jsonb) returns json
-    language plpgsql volatile security invoker set search_path = '' as $$
+    language plpgsql volatile security invoker set search_path = '' set lock_timeout = '2s' as $$
 declare
     oldest  bigint := (public.threadkeep_now() - 7 * 86400000::bigint) << 21;
     given   record;
@@ -175,33 +184,48 @@ begin
                              'rows', coalesce(array_to_json(results), '[]'));
 end $$;
 
--- The newest live threads, of one user where one is named, before a given (version, key): a page of at most `most`
--- rows and about 16 MiB. The page is the last one when `rows` is empty.
+-- page: {"most", "user"?, "version"? and "key"?}. The newest live threads, of one user where one is named, before a given
+-- (version, key): at most `most` rows and about 16 MiB, and whether these are the `last`. Planned anew for each call, so
+-- that a user's page comes by the index on user_id.
 create or replace function public.threadkeep_recent(page jsonb) returns json
-    language sql volatile security invoker set search_path = '' as $$
-    with asked as materialized (
-        select one ->> 'user' as user_id, (one ->> 'most')::int as most,
-               (one ->> 'version')::bigint as version, one ->> 'key' as key, clock_timestamp() as now
-        from public.threadkeep_argument(page) as one
-    ), picked as materialized (
-        select thread, thread.conversation_data::text as body, thread.version as version, thread.thread_id as key
-        from asked, public.conversation_threads as thread
-        where thread.expires_at > asked.now
-          and (asked.user_id is null or thread.user_id = asked.user_id)
-          and (asked.version is null or (thread.version, thread.thread_id collate "C") < (asked.version, asked.key))
+    language plpgsql volatile security invoker set search_path = '' set plan_cache_mode = 'force_custom_plan' as $$
+declare
+    asked   jsonb  := public.threadkeep_argument(page);
+    whose   text   := asked ->> 'user';
+    most    bigint := asked ->> 'most';
+    below   bigint := coalesce((asked ->> 'version')::bigint, 9223372036854775807);
+    below_key text := coalesce(asked ->> 'key', '');
+    present timestamptz := clock_timestamp();
+    found_rows json;
+    is_last boolean;
+begin
+    with picked as materialized (
+        -- Without their values, which may be large; one more than asked tells whether there are more.
+        select thread.id, thread.version, thread.thread_id as key,
+               row_number() over (order by thread.version desc, thread.thread_id collate "C" desc) as place
+        from public.conversation_threads as thread
+        where thread.expires_at > present
+          and (whose is null or thread.user_id = whose)
+          and (thread.version, thread.thread_id collate "C") < (below, below_key)
+          -- Others may have written ids that threadkeep cannot have.
+          and octet_length(thread.thread_id) between 1 and 512
         order by thread.version desc, thread.thread_id collate "C" desc
-        limit (select most from asked)
+        limit most + 1
     ), sized as (
-        select picked.*, sum(octet_length(body)) over (order by version desc, key collate "C" desc) - octet_length(body) as before
-        from picked
+        select thread, picked.place,
+               sum(pg_column_size(thread.conversation_data)) over (order by picked.place)
+                   - pg_column_size(thread.conversation_data) as before
+        from picked join public.conversation_threads as thread using (id)
+        where picked.place <= most
+    ), sent as materialized (
+        select thread, place from sized where before < 16 * 1024 * 1024
     )
-    select json_build_object(
-        'now', floor(extract(epoch from (select now from asked)) * 1000)::bigint,
-        'schema', 1,
-        'rows', coalesce(json_agg(public.threadkeep_row(thread, body) order by version desc, key collate "C" desc)
-                         filter (where before < 16 * 1024 * 1024), '[]'))
-    from sized
-$$;
+    select coalesce(json_agg(public.threadkeep_row(thread, (sent.thread).conversation_data::text) order by place), '[]'),
+           (select count(*) from picked) <= count(*)
+    into found_rows, is_last from sent;
+    return json_build_object('now', floor(extract(epoch from present) * 1000)::bigint, 'schema', 1,
+                             'rows', found_rows, 'last', is_last);
+end $$;
 
 -- Marks threads as accessed. Rows that somebody is writing are being accessed anyway and are passed over.
 create or replace function public.threadkeep_touch(keys jsonb) returns json
@@ -227,14 +251,16 @@ end $$;
 create or replace function public.threadkeep_purge(most integer) returns json
     language plpgsql volatile security invoker set search_path = '' as $$
 declare
+    past    bigint := (public.threadkeep_now() - 8 * 86400000::bigint) << 21;
     removed integer;
 begin
     delete from public.conversation_threads
     where id in (
         select thread.id from public.conversation_threads as thread
         where thread.expires_at < now() - interval '8 days'
-          and thread.version < (public.threadkeep_now() - 8 * 86400000::bigint) << 21
-        order by thread.thread_id collate "C"
+          and thread.version < past
+        -- By the index; skipping what is locked, no order of locks is needed.
+        order by thread.expires_at
         limit most
         for update skip locked
     );

@@ -60,6 +60,8 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         let entry =
             Listed { running: Arc::clone(&self.running), key: key.clone(), ticket: Arc::clone(&ticket) };
         let work = load(ticket);
+        // A closing runtime drops the task at once, and with it `entry`, which takes this lock.
+        drop(running);
         tokio::spawn(async move {
             let result = work.await;
             // Off the list before it lands: who comes now starts a load of his own.

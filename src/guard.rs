@@ -6,19 +6,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 
 use crate::backoff::Backoff;
 use crate::breaker::{Breaker, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, Operation};
-use crate::record::{Key, Record, Want, Write};
-use crate::store::{Applied, Loaded, Page, Store};
+use crate::record::{Key, Want, Write};
+use crate::store::{Applied, Loaded, Page, Recent, Store};
 use crate::version::Clock;
 
 /// Calls in flight at most: PostgREST's pool has 10 connections, and others use it too.
 const IN_FLIGHT: usize = 8;
+/// What each MiB adds to the deadline of a call, and how many bytes can add to it: those of one request or answer.
+const MIB: Duration = Duration::from_secs(1);
+const MOST_BYTES: usize = 16 << 20;
 /// The pause before the one retry is drawn from up to this. The queue of callers is the real retry.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Probes wait up to this at first, and up to the second in a long outage.
@@ -51,7 +54,7 @@ impl<S> Drop for Guard<S> {
 }
 
 impl<S: Store> Guard<S> {
-    /// Guards a store; `deadline` is for a small call, and each MiB of a large one adds a second.
+    /// Guards a store; `deadline` is for a small call, and each MiB of a large one adds a second, up to 16.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -83,7 +86,7 @@ impl<S: Store> Guard<S> {
         bytes: usize,
         call: impl Fn(bool) -> F,
     ) -> Result<T> {
-        let deadline = self.shared.deadline.mul_f64(1.0 + bytes as f64 / (5.0 * 1024.0 * 1024.0));
+        let deadline = self.shared.deadline + MIB.mul_f64(bytes.min(MOST_BYTES) as f64 / f64::from(1 << 20));
         let lost = match self.shared.attempt(operation, deadline, || call(false)).await {
             Err(e) if e.is_outage() && e.retry_after().is_none() => e,
             other => return other,
@@ -102,8 +105,8 @@ impl<S: Store> Guard<S> {
         items: usize,
         call: impl Fn() -> F,
     ) -> Result<T> {
-        // The size of an answer is not known before; 16 KiB each is generous.
-        self.call(operation, items * 16 * 1024, |_| call()).await.map_err(Error::of_read)
+        // The size of an answer is not known before.
+        self.call(operation, items.saturating_mul(16 * 1024), |_| call()).await.map_err(Error::of_read)
     }
 }
 
@@ -114,12 +117,23 @@ impl<S: Store> Shared<S> {
         deadline: Duration,
         call: impl FnOnce() -> F,
     ) -> Result<T> {
-        let closed = |_| Error::new(ErrorKind::Closed, "the guard is closed");
-        let _slot = self.slots.acquire().await.map_err(closed)?;
+        let _slot = self.slot(deadline).await?;
         let permit = self.breaker.admit()?;
         let result = self.timed(operation, deadline, call()).await;
         self.breaker.settle(&permit, &result);
         result
+    }
+
+    /// A place among the calls in flight. A store that is slow, but not so slow that it opens the breaker, must not
+    /// make callers queue for ever.
+    async fn slot(&self, patience: Duration) -> Result<SemaphorePermit<'_>> {
+        tokio::select! {
+            slot = self.slots.acquire() => slot.map_err(|_| Error::new(ErrorKind::Closed, "the guard is closed")),
+            () = tokio::time::sleep(patience) => {
+                let message = format!("{IN_FLIGHT} calls have been in flight for {patience:.1?}; try again later");
+                Err(Error::new(ErrorKind::Busy, message).with_retry_after(patience))
+            }
+        }
     }
 
     /// The deadline sits inside the breaker: a call that is dropped from outside would count as nothing.
@@ -139,9 +153,14 @@ impl<S: Store> Shared<S> {
         result
     }
 
-    async fn probe(&self) {
+    async fn probe(self: &Arc<Self>) {
         let permit = self.breaker.begin_probe();
-        let result = self.timed(Operation::Probe, self.deadline, self.store.probe()).await;
+        let shared = Arc::clone(self);
+        // In a task of its own: a store that panics must not end the probing.
+        let probe =
+            async move { shared.timed(Operation::Probe, shared.deadline, shared.store.probe()).await };
+        let panicked = |e| Err(Error::new(ErrorKind::Unavailable, "the probe panicked").with_source(e));
+        let result = tokio::spawn(probe).await.unwrap_or_else(panicked);
         self.breaker.end_probe(&permit, &result);
     }
 }
@@ -184,7 +203,7 @@ impl<S: Store> Store for Guard<S> {
         self.call(Operation::Apply, bytes, call).await
     }
 
-    async fn recent(&self, page: &Page) -> Result<Vec<Record>> {
+    async fn recent(&self, page: &Page) -> Result<Recent> {
         self.read(Operation::Recent, page.most, || self.shared.store.recent(page)).await
     }
 

@@ -44,7 +44,6 @@ pub mod testing;
 mod fence;
 mod near;
 mod fill;
-mod upkeep;
 mod cache;
 mod settings;
 
@@ -58,7 +57,7 @@ pub use local::Local;
 pub use memory::Memory;
 pub use record::{Durability, Freshness, Json, Key, Record, Want, Write};
 pub use settings::{Backend, Builder, SETTINGS, Setting};
-pub use store::{ACCEPTED, Applied, Loaded, Page, Store, judge};
+pub use store::{ACCEPTED, Applied, Loaded, Page, Recent, Store, judge};
 pub use supabase::Supabase;
 pub use version::{Clock, OLDEST, REMEMBERED, Stamp, TOLERANCE, Timestamp, Version};
 

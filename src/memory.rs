@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use crate::error::Result;
 use crate::record::{Json, Key, Record, Want, Write};
-use crate::store::{ACCEPTED, Applied, Loaded, Page, Store, judge};
+use crate::store::{ACCEPTED, Applied, Loaded, Page, Recent, Store, judge};
 use crate::version::{Clock, REMEMBERED, Version};
 
 /// A map of records: the shortest implementation of the contract, and the backend `memory`.
@@ -74,7 +74,7 @@ impl Store for Memory {
         Ok(writes.iter().map(|write| self.write(write)).collect())
     }
 
-    async fn recent(&self, page: &Page) -> Result<Vec<Record>> {
+    async fn recent(&self, page: &Page) -> Result<Recent> {
         let now = self.clock.now();
         let is_wanted = |record: &Record| {
             record.is_live(now)
@@ -88,7 +88,8 @@ impl Store for Memory {
         let mut newest: Vec<&Record> =
             threads.values().map(|thread| &*thread.record).filter(|record| is_wanted(record)).collect();
         newest.sort_unstable_by_key(|record| std::cmp::Reverse((record.version, &record.key)));
-        Ok(newest.into_iter().take(page.most).cloned().collect())
+        let is_last = newest.len() <= page.most;
+        Ok(Recent { records: newest.into_iter().take(page.most).cloned().collect(), is_last })
     }
 
     async fn touch(&self, _: &[Key]) -> Result<()> {

@@ -107,7 +107,9 @@ impl Near {
 
     /// The version of a thread that is known to be absent.
     pub(crate) fn absent(&self, key: &Key) -> Option<Version> {
-        self.absences.as_ref()?.get(key)
+        let version = self.absences.as_ref()?.get(key)?;
+        // The absence shows a moment before the thread goes; until then others still get the thread.
+        (!self.threads.contains_key(key)).then_some(version)
     }
 
     /// Takes in what a call brought to light that began at `began` with `ticket`; `None` where it was overtaken.

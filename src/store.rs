@@ -46,11 +46,11 @@ pub trait Store: Debug + Send + Sync + 'static {
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>>;
 
     /// A page of the newest live records, newest first: at least one where there are any, and perhaps fewer than
-    /// asked. The page after the last is empty.
+    /// asked; it says whether it is the last.
     ///
     /// # Errors
     /// As for [`load`](Self::load).
-    async fn recent(&self, page: &Page) -> Result<Vec<Record>>;
+    async fn recent(&self, page: &Page) -> Result<Recent>;
 
     /// Marks threads as accessed now. Changes neither version nor expiry.
     ///
@@ -110,6 +110,15 @@ pub struct Page {
     pub most: usize,
     /// Only those that come after this one in the listing.
     pub after: Option<(Version, Key)>,
+}
+
+/// A page of records.
+#[derive(Debug, Clone)]
+pub struct Recent {
+    /// The records, newest first.
+    pub records: Vec<Record>,
+    /// Whether there are no more after these.
+    pub is_last: bool,
 }
 
 /// How many accepted versions a store remembers for each key.

@@ -1,4 +1,5 @@
-//! Random interleavings of slow fills, joined fills, puts, removes and evictions, one seed each.
+//! Random interleavings of slow fills, joined fills, puts, updates, removes and evictions, one seed each, through one
+//! handle and through two whose clocks are wrong.
 //!
 //! Every call of the store stops twice, before it is carried out and before its answer is delivered, and a seeded
 //! schedule decides who goes on. The oracle knows only when each operation began and ended and what it returned.
@@ -7,13 +8,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use threadkeep::testing::{Fault, Faults, Faulty};
 use threadkeep::{
-    Applied, Breaker, Cache, Clock, Durability, Json, Key, Loaded, Memory, Page, Record, Result, Store, Want,
-    Write,
+    Applied, Breaker, Cache, Clock, Durability, Json, Key, Loaded, Memory, Page, Recent, Record, Result,
+    Store, Want, Write,
 };
 use tokio::sync::oneshot;
 
@@ -43,15 +44,22 @@ impl Gates {
 /// A store whose calls stop at the gates, before and after.
 #[derive(Debug)]
 struct Gated<S> {
-    store: S,
+    store: Arc<S>,
     gates: Gates,
+    /// Corrected by what the store's shows, as Supabase's is.
+    clock: Arc<Clock>,
 }
 
-impl<S> Gated<S> {
-    async fn call<T>(&self, call: impl Future<Output = T>) -> T {
+impl<S: Store> Gated<S> {
+    async fn call<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let sent = Instant::now();
         self.gates.stop().await;
         let result = call.await;
+        let shown = self.store.clock().now();
         self.gates.stop().await;
+        if result.is_ok() {
+            self.clock.correct(sent, Instant::now(), shown);
+        }
         result
     }
 }
@@ -59,7 +67,7 @@ impl<S> Gated<S> {
 #[async_trait]
 impl<S: Store> Store for Gated<S> {
     fn clock(&self) -> &Arc<Clock> {
-        self.store.clock()
+        &self.clock
     }
     fn breaker(&self) -> Option<&Breaker> {
         self.store.breaker()
@@ -70,7 +78,7 @@ impl<S: Store> Store for Gated<S> {
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
         self.call(self.store.apply(writes)).await
     }
-    async fn recent(&self, page: &Page) -> Result<Vec<Record>> {
+    async fn recent(&self, page: &Page) -> Result<Recent> {
         self.call(self.store.recent(page)).await
     }
     async fn touch(&self, keys: &[Key]) -> Result<()> {
@@ -89,6 +97,7 @@ impl<S: Store> Store for Gated<S> {
 trait Subject: Send + Sync + 'static {
     async fn get(&self, key: &str) -> Result<Option<u64>>;
     async fn put(&self, key: &str, value: u64) -> Result<Durability>;
+    async fn update(&self, key: &str, value: u64) -> Result<Durability>;
     async fn remove(&self, key: &str) -> Result<Durability>;
     async fn list(&self, key: &str) -> Result<Option<Option<u64>>>;
     fn evict(&self, key: &str);
@@ -101,6 +110,9 @@ impl Subject for Cache {
     }
     async fn put(&self, key: &str, value: u64) -> Result<Durability> {
         Cache::put(self, key, &value).user(key).await
+    }
+    async fn update(&self, key: &str, value: u64) -> Result<Durability> {
+        Cache::update(self, key, |_: Option<u64>| Ok(Some(value))).user(key).await
     }
     async fn remove(&self, key: &str) -> Result<Durability> {
         Cache::remove(self, key).await
@@ -152,6 +164,9 @@ impl Subject for Plain {
         self.cache.insert(key.to_owned(), Some(value)).await;
         Ok(done)
     }
+    async fn update(&self, key: &str, value: u64) -> Result<Durability> {
+        self.put(key, value).await
+    }
     async fn remove(&self, key: &str) -> Result<Durability> {
         let done = self.write(key, None).await?;
         self.cache.invalidate(key).await;
@@ -174,6 +189,7 @@ enum Event {
 /// An operation and the moments between which it took place; a write of unknown outcome never ended.
 #[derive(Debug, Clone, Copy)]
 struct Span {
+    handle: usize,
     start: u64,
     end: u64,
     event: Event,
@@ -190,28 +206,29 @@ impl History {
         self.clock.fetch_add(1, SeqCst) + 1
     }
 
-    fn read(&self, start: u64, value: Option<u64>) {
-        self.push(start, self.tick(), Event::Read(value));
+    fn read(&self, handle: usize, start: u64, value: Option<u64>) {
+        self.push(handle, start, self.tick(), Event::Read(value));
     }
 
-    fn wrote(&self, start: u64, value: Option<u64>, result: &Result<Durability>) {
+    fn wrote(&self, handle: usize, start: u64, value: Option<u64>, result: &Result<Durability>) {
         let end = match result {
             Ok(Durability::Stored) => self.tick(),
             Err(e) if e.outcome_unknown() => u64::MAX,
             // It took no effect: nothing to check, and the value must not be seen.
             _ => return,
         };
-        self.push(start, end, Event::Wrote(value));
+        self.push(handle, start, end, Event::Wrote(value));
     }
 
-    fn push(&self, start: u64, end: u64, event: Event) {
-        self.spans.lock().unwrap().push(Span { start, end, event });
+    fn push(&self, handle: usize, start: u64, end: u64, event: Event) {
+        self.spans.lock().unwrap().push(Span { handle, start, end, event });
     }
 
-    /// What is wrong with it, if anything.
+    /// What is wrong with it, if anything. A handle owes its readers what it acknowledged or showed itself; of what the
+    /// other one did it may learn later.
     fn violation(&self) -> Option<String> {
         let spans = self.spans.lock().unwrap();
-        let mut writes = vec![Span { start: 0, end: 0, event: Event::Wrote(None) }];
+        let mut writes = vec![Span { handle: 0, start: 0, end: 0, event: Event::Wrote(None) }];
         writes.extend(spans.iter().filter(|span| matches!(span.event, Event::Wrote(_))));
         let reads: Vec<(&Span, Vec<&Span>)> = spans
             .iter()
@@ -225,14 +242,19 @@ impl History {
             })
             .collect();
         for (read, sources) in &reads {
-            let is_overwritten =
-                |source: &Span| writes.iter().any(|write| source.end < write.start && write.end < read.start);
+            let is_overwritten = |source: &Span| {
+                writes.iter().any(|write| {
+                    write.handle == read.handle && source.end < write.start && write.end < read.start
+                })
+            };
             if sources.iter().all(|source| is_overwritten(source)) {
                 return Some(format!("stale read {read:?} after an acknowledged write, in {writes:?}"));
             }
         }
+        let is_later =
+            |earlier: &Span, later: &Span| earlier.handle == later.handle && earlier.end < later.start;
         for (earlier, seen) in &reads {
-            for (later, sources) in reads.iter().filter(|(later, _)| earlier.end < later.start) {
+            for (later, sources) in reads.iter().filter(|(later, _)| is_later(earlier, later)) {
                 let went_back = |source: &Span| seen.iter().all(|seen| source.end < seen.start);
                 if sources.iter().all(|source| went_back(source)) {
                     return Some(format!("{later:?} goes back behind {earlier:?}, in {writes:?}"));
@@ -244,7 +266,12 @@ impl History {
 }
 
 /// One interleaving: what is wrong with it, if anything.
-async fn interleave(subject: &Arc<dyn Subject>, gates: &Gates, faults: &Faults, seed: u64) -> Option<String> {
+async fn interleave(
+    handles: &[Arc<dyn Subject>],
+    gates: &Gates,
+    faults: &Faults,
+    seed: u64,
+) -> Option<String> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let (history, key) = (Arc::new(History::default()), format!("thread {seed}"));
     let mut running = tokio::task::JoinSet::new();
@@ -255,9 +282,10 @@ async fn interleave(subject: &Arc<dyn Subject>, gates: &Gates, faults: &Faults, 
             if rng.u8(..8) == 0 {
                 faults.script([if rng.bool() { Fault::LoseAnswer } else { Fault::Refuse }]);
             }
-            let (subject, history, key) = (Arc::clone(subject), Arc::clone(&history), key.clone());
+            let handle = rng.usize(..handles.len());
+            let (subject, history, key) = (Arc::clone(&handles[handle]), Arc::clone(&history), key.clone());
             let (kind, value, gives_up) = (rng.u8(..12), left as u64, rng.u8(..6) == 0);
-            let operation = async move { operate(&*subject, &history, &key, kind, value).await };
+            let operation = async move { operate(handle, &*subject, &history, &key, kind, value).await };
             let task = running.spawn(operation);
             if gives_up {
                 let delay = rng.usize(..6);
@@ -286,12 +314,17 @@ async fn interleave(subject: &Arc<dyn Subject>, gates: &Gates, faults: &Faults, 
 }
 
 /// One operation, noted in the history. One that is given up halfway is noted as a write of unknown outcome.
-async fn operate(subject: &dyn Subject, history: &History, key: &str, kind: u8, value: u64) {
-    struct GivenUp<'a>(&'a History, u64, Option<Option<u64>>);
+async fn operate(handle: usize, subject: &dyn Subject, history: &History, key: &str, kind: u8, value: u64) {
+    struct GivenUp<'a> {
+        history: &'a History,
+        handle: usize,
+        start: u64,
+        write: Option<Option<u64>>,
+    }
     impl Drop for GivenUp<'_> {
         fn drop(&mut self) {
-            if let Some(value) = self.2 {
-                self.0.push(self.1, u64::MAX, Event::Wrote(value));
+            if let Some(value) = self.write {
+                self.history.push(self.handle, self.start, u64::MAX, Event::Wrote(value));
             }
         }
     }
@@ -301,34 +334,46 @@ async fn operate(subject: &dyn Subject, history: &History, key: &str, kind: u8, 
         4 => Some(None),
         _ => None,
     };
-    let mut given_up = GivenUp(history, start, write);
+    let mut given_up = GivenUp { history, handle, start, write };
     match write {
         Some(value) => {
             let result = match value {
+                Some(value) if kind == 0 => subject.update(key, value).await,
                 Some(value) => subject.put(key, value).await,
                 None => subject.remove(key).await,
             };
-            given_up.2 = None;
-            history.wrote(start, value, &result);
+            given_up.write = None;
+            history.wrote(handle, start, value, &result);
         }
         None if kind < 7 => subject.evict(key),
         None if kind == 7 => {
             if let Ok(Some(value)) = subject.list(key).await {
-                history.read(start, value);
+                history.read(handle, start, value);
             }
         }
         None => {
             if let Ok(value) = subject.get(key).await {
-                history.read(start, value);
+                history.read(handle, start, value);
             }
         }
     }
 }
 
-fn store(gates: &Gates) -> (Gated<Faulty<Memory>>, Faults) {
+/// A store in memory that fails by plan, and what reaches it through the gates by clocks that are off by so much.
+fn stores<const COUNT: usize>(gates: &Gates, off: [i64; COUNT]) -> ([Gated<Faulty<Memory>>; COUNT], Faults) {
     let faulty = Faulty::new(Memory::new());
     let faults = faulty.faults();
-    (Gated { store: faulty, gates: gates.clone() }, faults)
+    let faulty = Arc::new(faulty);
+    let store = |off| {
+        let (store, gates) = (Arc::clone(&faulty), gates.clone());
+        Gated { store, gates, clock: Arc::new(Clock::skewed(off)) }
+    };
+    (off.map(store), faults)
+}
+
+async fn handle(store: Gated<Faulty<Memory>>, fresh_for: u64) -> Arc<dyn Subject> {
+    let cache = Cache::builder().store(store).fresh_for(Duration::from_secs(fresh_for));
+    Arc::new(cache.patience(Duration::from_secs(60)).open().await.unwrap())
 }
 
 fn seeds() -> std::ops::Range<u64> {
@@ -346,10 +391,8 @@ async fn no_interleaving_shows_a_stale_read_or_a_resurrection() {
     // With nothing ever fresh, each read loads; with all fresh, memory answers.
     let mut subjects = Vec::new();
     for fresh_for in [0, 3600] {
-        let (store, faults) = store(&gates);
-        let cache = Cache::builder().store(store).fresh_for(Duration::from_secs(fresh_for));
-        let cache = cache.patience(Duration::from_secs(60)).open().await.unwrap();
-        subjects.push((Arc::new(cache) as Arc<dyn Subject>, faults));
+        let ([store], faults) = stores(&gates, [0]);
+        subjects.push(([handle(store, fresh_for).await], faults));
     }
     for seed in seeds() {
         let (subject, faults) = &subjects[seed as usize % 2];
@@ -360,11 +403,25 @@ async fn no_interleaving_shows_a_stale_read_or_a_resurrection() {
 }
 
 #[tokio::test]
+async fn nor_does_any_of_two_handles_whose_clocks_are_wrong() {
+    for seed in seeds().step_by(4) {
+        let (mut rng, gates) = (fastrand::Rng::with_seed(seed), Gates::default());
+        let mut off = || [0, 1_500, -1_500, 300_000, -300_000][rng.usize(..5)];
+        let ([one, two], faults) = stores(&gates, [off(), off()]);
+        let fresh_for = 3600 * (seed % 2);
+        let handles = [handle(one, fresh_for).await, handle(two, fresh_for).await];
+        if let Some(violation) = interleave(&handles, &gates, &faults, seed).await {
+            panic!("INTERLEAVING_SEED={seed}: {violation}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_same_harness_finds_a_plain_cache_wanting() {
     let gates = Gates::default();
-    let (store, faults) = store(&gates);
+    let ([store], faults) = stores(&gates, [0]);
     let plain = Plain { cache: moka::future::Cache::new(10_000), store: Arc::new(store) };
-    let subject: Arc<dyn Subject> = Arc::new(plain);
+    let subject: [Arc<dyn Subject>; 1] = [Arc::new(plain)];
     let mut found = 0;
     for seed in 0..2_000 {
         found += usize::from(interleave(&subject, &gates, &faults, seed).await.is_some());

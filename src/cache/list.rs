@@ -9,10 +9,12 @@ use super::{Cache, Found};
 use crate::error::Result;
 use crate::near::{Entry, News};
 use crate::record::{Key, user};
-use crate::store::Page;
+use crate::store::{Page, Recent};
 use crate::version::Version;
 
 const DEFAULT_LIMIT: usize = 100;
+/// Threads in one call.
+const PAGE: usize = 500;
 
 /// A listing that is about to be made: await it.
 #[derive(Debug)]
@@ -60,10 +62,12 @@ impl IntoFuture for List {
             let user = user?;
             let mut all = Vec::new();
             while all.len() < limit {
-                let page =
-                    Page { user: Some(Arc::clone(&user)), most: limit - all.len(), after: after.take() };
-                let Some(last) = cache.list_page(&page, &mut all).await? else { break };
-                after = Some(last);
+                let most = PAGE.min(limit - all.len());
+                let page = Page { user: Some(Arc::clone(&user)), most, after: after.take() };
+                after = cache.list_page(&page, &mut all).await?;
+                if after.is_none() {
+                    break;
+                }
             }
             Ok(all)
         })
@@ -71,12 +75,12 @@ impl IntoFuture for List {
 }
 
 impl Cache {
-    /// Appends a page, and says where it ended; `None` after the last.
+    /// Appends a page, and says where it ended if it was not the last.
     async fn list_page(&self, page: &Page, all: &mut Vec<Found>) -> Result<Option<(Version, Key)>> {
         let inner = &self.0;
         inner.check_reachable()?;
         let (ticket, began) = (inner.fences.begin(), Instant::now());
-        let records = inner.origin.recent(page).await?;
+        let Recent { records, is_last } = inner.origin.recent(page).await?;
         let end = records.last().map(|record| (record.version, record.key.clone()));
         for record in records {
             let record = Arc::new(record);
@@ -89,6 +93,6 @@ impl Cache {
                 }
             }
         }
-        Ok(end)
+        Ok(end.filter(|_| !is_last))
     }
 }

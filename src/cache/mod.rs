@@ -5,6 +5,7 @@ mod list;
 mod read;
 mod turns;
 mod update;
+mod upkeep;
 mod write;
 
 use std::fmt;
@@ -22,7 +23,6 @@ use crate::metrics::Metrics;
 use crate::near::Near;
 use crate::record::Key;
 use crate::store::Store;
-use crate::upkeep;
 
 pub use found::Found;
 pub use list::List;
@@ -68,7 +68,6 @@ struct Inner {
     writing: watch::Sender<usize>,
     is_closed: AtomicBool,
     metrics: Metrics,
-    _upkeep: upkeep::Task,
 }
 
 impl fmt::Debug for Cache {
@@ -114,7 +113,7 @@ impl Cache {
         let clock = Arc::clone(origin.clock());
         let near = Near::new(limits.memory_bytes, limits.fresh_for, fences.clone(), clock);
         let room = Arc::new(Semaphore::new(limits.in_flight_bytes / write::KIB));
-        Self(Arc::new_cyclic(|inner| Inner {
+        let inner = Arc::new(Inner {
             backend,
             origin,
             near,
@@ -125,9 +124,10 @@ impl Cache {
             writing: watch::Sender::new(0),
             is_closed: AtomicBool::new(false),
             metrics: Metrics::new(),
-            _upkeep: upkeep::Task::start(inner.clone(), limits.upkeep_every),
             limits,
-        }))
+        });
+        tokio::spawn(upkeep::keep_up(Arc::downgrade(&inner), inner.limits.upkeep_every));
+        Self(inner)
     }
 
     /// How the cache and its source of truth are doing; asks nobody.
@@ -187,32 +187,7 @@ impl Inner {
         self.origin.breaker().map_or(Ok(()), crate::breaker::Breaker::check)
     }
 
-    async fn report_accesses(&self) {
-        let keys: Vec<Key> = self.near.take_accessed();
-        if keys.is_empty() || self.check_reachable().is_err() {
-            return;
-        }
-        if let Err(error) = self.origin.touch(&keys).await {
-            tracing::debug!(%error, threads = keys.len(), "accesses could not be reported");
-        }
-    }
-
-    /// Forgets what is long expired, a portion at a time.
-    async fn purge(&self) {
-        const PORTION: usize = 1_000;
-        while self.check_reachable().is_ok() {
-            match self.origin.purge(PORTION).await {
-                Ok(PORTION..) => {}
-                Ok(_) => return,
-                Err(error) => return tracing::debug!(%error, "expired threads could not be purged"),
-            }
-        }
-    }
-}
-
-impl upkeep::Upkeep for Inner {
-    async fn upkeep(&self) {
-        self.report_accesses().await;
-        self.purge().await;
+    fn is_reachable(&self) -> bool {
+        self.origin.breaker().is_none_or(|breaker| breaker.state() == State::Closed)
     }
 }

@@ -51,12 +51,18 @@ impl Cache {
 
 impl Inner {
     async fn get_slowly(self: &Arc<Self>, key: &Key) -> Result<Option<Found>> {
+        let began = Instant::now();
         loop {
             if self.near.absent(key).is_some() {
                 return Ok(None);
             }
-            let mut load = match self.check_reachable() {
-                Ok(()) => self.load(key)?,
+            if !self.is_reachable()
+                && let Some(found) = self.at_hand(key)
+            {
+                return Ok(Some(found));
+            }
+            let mut load = match self.check_reachable().and_then(|()| self.load(key)) {
+                Ok(load) => load,
                 Err(e) => return self.at_hand(key).ok_or(e).map(Some),
             };
             let loaded = tokio::select! {
@@ -68,13 +74,13 @@ impl Inner {
                 Ok(Filled::Found(entry)) => return Ok(Some(Found::fresh(entry))),
                 Ok(Filled::Absent(_)) => return Ok(None),
                 Ok(Filled::Overtaken) => self.metrics.discarded_fills.increment(1),
-                // Refused credentials tell as little about the thread as no answer does.
-                Err(e) if e.is_outage() || e.kind() == ErrorKind::Denied => {
-                    return self.at_hand(key).ok_or(e).map(Some);
-                }
-                Err(e) => return Err(e),
+                // Whatever the error is, it tells nothing about the thread.
+                Err(e) => return self.at_hand(key).ok_or(e).map(Some),
             }
-            if let Some(entry) = self.near.fresh(key.as_str()) {
+            // What overtook it may have been current while this get was under way.
+            let is_current =
+                |entry: &Arc<Entry>| self.near.is_fresh(entry, Instant::now()) || entry.confirmed >= began;
+            if let Some(entry) = self.near.live(key).filter(is_current) {
                 return Ok(Some(Found::fresh(entry)));
             }
         }

@@ -15,7 +15,8 @@ pub(super) struct Turns(Arc<Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>>);
 pub(super) struct Turn {
     turns: Turns,
     key: Key,
-    queue: Arc<tokio::sync::Mutex<()>>,
+    /// Gone only while it is dropped.
+    queue: Option<Arc<tokio::sync::Mutex<()>>>,
     held: Option<OwnedMutexGuard<()>>,
 }
 
@@ -23,8 +24,9 @@ impl Turns {
     /// Waits until it is this caller's turn; cancel-safe. First come, first served.
     pub(super) async fn wait(&self, key: &Key) -> Turn {
         let queue = Arc::clone(self.lock().entry(key.clone()).or_default());
-        let mut turn = Turn { turns: self.clone(), key: key.clone(), queue, held: None };
-        turn.held = Some(Arc::clone(&turn.queue).lock_owned().await);
+        let place = Some(Arc::clone(&queue));
+        let mut turn = Turn { turns: self.clone(), key: key.clone(), queue: place, held: None };
+        turn.held = Some(queue.lock_owned().await);
         turn
     }
 
@@ -37,8 +39,9 @@ impl Drop for Turn {
     fn drop(&mut self) {
         self.held = None;
         let mut turns = self.turns.lock();
-        // The list's own and this one: nobody else waits.
-        if Arc::strong_count(&self.queue) == 2 {
+        // Under the lock, so that of two that leave together the second one sees that it is the last.
+        self.queue = None;
+        if turns.get(&self.key).is_some_and(|queue| Arc::strong_count(queue) == 1) {
             turns.remove(&self.key);
         }
     }

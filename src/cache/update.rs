@@ -125,6 +125,8 @@ async fn update(
         let options = options.or_those_of(found.as_ref().filter(|_| value.is_some()));
         let draft = Draft { key: key.clone(), value, options, expect: Some(version) };
         match inner.write(draft).await {
+            // Superseded, too, means that the change was not made.
+            Ok(Durability::Superseded) => {}
             Err(e) if e.kind() == ErrorKind::Conflict => {}
             done => return done,
         }

@@ -10,11 +10,12 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::{Cache, Inner};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fence::Ticket;
 use crate::metrics::Wrote;
 use crate::near::News;
 use crate::record::{Durability, Json, Key, Record, Write, user};
 use crate::store::Applied;
-use crate::version::Version;
+use crate::version::{TOLERANCE, Timestamp, Version};
 
 /// The unit in which writes under way are counted.
 pub(super) const KIB: usize = 1024;
@@ -153,6 +154,19 @@ impl Draft {
         change(&mut self.options)?;
         Ok(self)
     }
+
+    /// The record of this draft: its life runs from the moment of the put, that of a deletion ends there.
+    fn record(&self, version: Version, put_at: Timestamp, ttl: Duration) -> Record {
+        let ttl = self.options.ttl.unwrap_or(ttl);
+        Record {
+            key: self.key.clone(),
+            version,
+            value: self.value.clone(),
+            expires_at: if self.value.is_some() { put_at.plus(ttl) } else { put_at },
+            user: self.options.user.clone(),
+            metadata: self.options.metadata.clone().unwrap_or_default(),
+        }
+    }
 }
 
 impl Inner {
@@ -172,7 +186,7 @@ impl Inner {
         Err(Error::new(ErrorKind::Invalid, message))
     }
 
-    /// Writes, in a task of its own so that it is completed also when the caller goes.
+    /// Writes, and counts how it ended.
     pub(super) async fn write(self: &Arc<Self>, draft: Draft) -> Result<Durability> {
         let result = self.try_write(draft).await;
         self.metrics.wrote(match &result {
@@ -183,14 +197,17 @@ impl Inner {
         result
     }
 
+    /// Writes in a task of its own, so that it is completed also when the caller goes.
     async fn try_write(self: &Arc<Self>, draft: Draft) -> Result<Durability> {
+        // Counted before the look, so that a shutdown either sees this write or is seen by it.
+        let writing = Writing::begin(&self.writing);
         self.check_open()?;
         if let Some(metadata) = &draft.options.metadata {
             self.check_size("the metadata", metadata)?;
         }
         self.check_reachable()?;
         let room = self.room(&draft).await?;
-        let (inner, writing) = (Arc::clone(self), Writing::begin(&self.writing));
+        let inner = Arc::clone(self);
         let work = tokio::spawn(async move {
             let result = inner.carry_out(draft).await;
             drop((room, writing));
@@ -217,65 +234,86 @@ impl Inner {
         }
     }
 
-    async fn carry_out(&self, draft: Draft) -> Result<Durability> {
-        let (key, began) = (&draft.key, Instant::now());
-        let clock = self.origin.clock();
-        for _ in 0..STAMPS {
+    async fn carry_out(&self, mut draft: Draft) -> Result<Durability> {
+        let (clock, began) = (self.origin.clock(), Instant::now());
+        let mut is_stored = false;
+        for left in (0..STAMPS).rev() {
             let ticket = self.fences.begin();
             let stamp = clock.stamp();
-            // Life runs from the moment of the put, by the clock as it is known now.
-            let ttl = draft.options.ttl.unwrap_or(self.limits.ttl);
-            let record = Arc::new(Record {
-                key: key.clone(),
-                version: stamp.version,
-                value: draft.value.clone(),
-                expires_at: clock.at(began).plus(ttl),
-                user: draft.options.user.clone(),
-                metadata: draft.options.metadata.clone().unwrap_or_default(),
-            });
-            let write = Write { record: Arc::clone(&record), expect: draft.expect, again: false };
-            let applied = match self.origin.apply(&[write]).await {
-                Ok(applied) => applied.first().copied(),
-                Err(e) => {
-                    if e.outcome_unknown() {
-                        self.near.doubt(key, stamp.version);
-                    }
-                    return Err(e);
-                }
-            };
+            let record = Arc::new(draft.record(stamp.version, clock.at(began), self.limits.ttl));
+            let applied = self.apply(&record, draft.expect).await;
+            let applied = applied.map_err(|e| if is_stored { e.with_outcome_unknown() } else { e })?;
+            // The answer may have shown that the clock was wrong. What it stamped must neither win nor lose by that,
+            // nor expire at the wrong time: it is stamped anew.
+            let is_misjudged = clock.misjudged(&stamp);
             match applied {
-                Some(Applied::Stored) => {
-                    self.near.learn(key, &ticket, began, News::from(record));
+                Applied::Stored if is_misjudged && left > 0 => {
+                    is_stored = true;
+                    draft.expect = draft.expect.and(Some(stamp.version));
+                }
+                Applied::Superseded(version) | Applied::Conflict(version) if is_stored => {
+                    // The change was made, and somebody has gone on from it.
+                    self.near.doubt(&draft.key, version);
                     return Ok(Durability::Stored);
                 }
-                // The answer has put the clock right: what a wrong clock stamped neither wins nor loses.
-                Some(Applied::Superseded(_) | Applied::TooOld | Applied::Ahead)
-                    if clock.misjudged(&stamp) => {}
+                Applied::Superseded(_) | Applied::TooOld | Applied::Ahead if is_misjudged => {}
                 // The clock has moved past a version that another daemon gave: wait for real time to catch up.
-                Some(Applied::Ahead) => tokio::time::sleep(Duration::from_millis(50)).await,
-                Some(Applied::Superseded(version)) => {
-                    self.near.doubt(key, version);
-                    return Ok(Durability::Superseded);
-                }
-                Some(Applied::Conflict(version)) => {
-                    self.near.doubt(key, version);
-                    return Err(Error::new(
-                        ErrorKind::Conflict,
-                        format!("the thread {key} was changed meanwhile"),
-                    ));
-                }
-                Some(Applied::Forgotten(version)) => {
-                    self.near.doubt(key, version);
-                    let message =
-                        format!("an answer was lost, and the thread {key} has changed too often since");
-                    return Err(Error::new(ErrorKind::Unavailable, message).with_outcome_unknown());
-                }
-                Some(Applied::TooOld) | None => break,
+                Applied::Ahead => tokio::time::sleep(Duration::from_millis(50)).await,
+                applied => return self.settle(&record, &ticket, began, applied),
             }
         }
-        let message =
-            format!("the store does not accept the version given to the thread {key}; check its clock");
-        Err(Error::new(ErrorKind::Refused, message))
+        let message = format!(
+            "the clock of the store and this one's differ, and the thread {} was not written",
+            draft.key
+        );
+        Err(Error::new(ErrorKind::Unavailable, message).with_retry_after(TOLERANCE))
+    }
+
+    async fn apply(&self, record: &Arc<Record>, expect: Option<Version>) -> Result<Applied> {
+        let write = Write { record: Arc::clone(record), expect, again: false };
+        let applied = match self.origin.apply(&[write]).await {
+            Ok(applied) => applied.first().copied(),
+            Err(e) => {
+                if e.outcome_unknown() {
+                    self.near.doubt(&record.key, record.version);
+                }
+                return Err(e);
+            }
+        };
+        let message = || format!("the store gave no answer for the thread {}", record.key);
+        applied.ok_or_else(|| Error::new(ErrorKind::Schema, message()).with_outcome_unknown())
+    }
+
+    /// What the store's verdict means for memory and for the caller.
+    fn settle(
+        &self,
+        record: &Arc<Record>,
+        ticket: &Ticket,
+        began: Instant,
+        applied: Applied,
+    ) -> Result<Durability> {
+        let key = &record.key;
+        if let Applied::Superseded(version) | Applied::Conflict(version) | Applied::Forgotten(version) =
+            applied
+        {
+            self.near.doubt(key, version);
+        }
+        let error = |kind, what: &str| Err(Error::new(kind, format!("the thread {key} {what}")));
+        match applied {
+            Applied::Stored => {
+                self.near.learn(key, ticket, began, News::from(Arc::clone(record)));
+                Ok(Durability::Stored)
+            }
+            Applied::Superseded(_) => Ok(Durability::Superseded),
+            Applied::Conflict(_) => error(ErrorKind::Conflict, "was changed by another writer meanwhile"),
+            Applied::Forgotten(_) => {
+                error(ErrorKind::Unavailable, "has changed too often since an answer was lost")
+                    .map_err(Error::with_outcome_unknown)
+            }
+            Applied::TooOld | Applied::Ahead => {
+                error(ErrorKind::Refused, "cannot take a version given by this clock")
+            }
+        }
     }
 }
 

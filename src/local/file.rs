@@ -29,15 +29,20 @@ const SCHEMA: &str = "
     ) strict;
     create index threads_by_version on threads (version, key);
     create index threads_by_user on threads (user, version, key) where user is not null;
-    create index threads_by_expiry on threads (expires_at);
+    create index threads_by_expiry on threads (expires_at) where value is not null;
     -- What the file is: the source of truth itself, not a queue in front of another.
     create table about (name text not null primary key, value text not null) strict;
     insert into about values ('role', 'truth');
 ";
 
-/// Opens the one connection that writes, creating the file where there is none.
+/// Creates the file where there is none, and says where it really lies: by whatever links two processes come, they
+/// must meet at one lock.
+pub(super) fn create(path: &Path) -> Result<PathBuf> {
+    create_private(path).and_then(|_| path.canonicalize()).map_err(|e| cannot_open(path).with_source(e))
+}
+
+/// Opens the one connection that writes.
 pub(super) fn open_to_write(path: &Path) -> Result<Connection> {
-    create_private(path).map_err(|e| cannot_open(path).with_source(e))?;
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failure(path))?;
     configure(&connection).map_err(failure(path))?;

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Json, Key, Record, Want, Write};
-use crate::store::{ACCEPTED, Applied, Loaded, Page, Store, judge};
+use crate::store::{ACCEPTED, Applied, Loaded, Page, Recent, Store, judge};
 use crate::version::{Clock, REMEMBERED, Timestamp, Version};
 
 /// Reads at once: they are short, and each takes a thread and a connection.
@@ -58,6 +58,7 @@ impl Local {
     }
 
     fn open_blocking(path: PathBuf) -> Result<Self> {
+        let path = file::create(&path)?;
         let lock = file::Lock::acquire(&path)?;
         let connection = file::open_to_write(&path)?;
         let clock = Arc::new(Clock::new());
@@ -197,20 +198,27 @@ impl Store for Local {
         self.0.writer.run(all).await
     }
 
-    async fn recent(&self, page: &Page) -> Result<Vec<Record>> {
+    async fn recent(&self, page: &Page) -> Result<Recent> {
         let page = page.clone();
         self.read(move |reader, inner| {
+            // Two statements, so that each has its index.
+            let whose = if page.user.is_some() { "user = ?2" } else { "?2 is null" };
             let sql = format!(
                 "select {COLUMNS} from threads
-                 where value is not null and expires_at > ?1 and (?2 is null or user = ?2)
-                   and (?3 is null or (version, key) < (?3, ?4))
+                 where value is not null and expires_at > ?1 and {whose} and (version, key) < (?3, ?4)
                  order by version desc, key desc limit ?5"
             );
-            let (version, key) =
-                page.after.as_ref().map(|(version, key)| (version.raw(), key.as_str())).unzip();
-            let most = i64::try_from(page.most).unwrap_or(i64::MAX);
+            let after =
+                page.after.as_ref().map_or((i64::MAX, ""), |(version, key)| (version.raw(), key.as_str()));
+            // One more than asked tells whether there are more.
+            let most = i64::try_from(page.most).unwrap_or(i64::MAX).saturating_add(1);
             let mut query = reader.prepare_cached(&sql)?;
-            query.query_map(params![inner.clock.now().0, page.user, version, key, most], record)?.collect()
+            let found =
+                query.query_map(params![inner.clock.now().0, page.user, after.0, after.1, most], record)?;
+            let mut records = found.collect::<rusqlite::Result<Vec<_>>>()?;
+            let is_last = records.len() <= page.most;
+            records.truncate(page.most);
+            Ok(Recent { records, is_last })
         })
         .await
     }

@@ -86,7 +86,11 @@ fn serve(connection: &Connection, mut waiting: mpsc::Receiver<Box<dyn Job>>, pat
     while let Some(first) = waiting.blocking_recv() {
         let more = std::iter::from_fn(|| waiting.try_recv().ok());
         let mut group: Vec<_> = std::iter::once(first).chain(more).take(GROUP).collect();
-        let committed = commit(connection, &mut group).map_err(failure(path));
+        let committed = carry_out(connection, &mut group).map_err(failure(path)).and_then(|()| {
+            // A commit that fails may have reached the disk.
+            let unknown = |error| failure(path)(error).with_outcome_unknown();
+            connection.execute_batch("commit").map_err(unknown)
+        });
         if let Err(error) = &committed {
             tracing::error!(%error, jobs = group.len(), "a local commit failed");
             connection.execute_batch("rollback").ok();
@@ -95,8 +99,7 @@ fn serve(connection: &Connection, mut waiting: mpsc::Receiver<Box<dyn Job>>, pat
     }
 }
 
-fn commit(connection: &Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
+fn carry_out(connection: &Connection, group: &mut [Box<dyn Job>]) -> rusqlite::Result<()> {
     connection.execute_batch("begin immediate")?;
-    group.iter_mut().try_for_each(|job| job.run(connection))?;
-    connection.execute_batch("commit")
+    group.iter_mut().try_for_each(|job| job.run(connection))
 }

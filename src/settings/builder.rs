@@ -225,6 +225,12 @@ impl Builder {
         let backend = self.settle()?;
         if let Some(store) = self.store {
             self.limits.fresh_for = Some(self.fresh_for);
+            // The first answer sets the clock; without one, the first write does.
+            if let Err(error) = store.probe().await
+                && !error.is_outage()
+            {
+                return Err(error);
+            }
             return Ok(Cache::over(store, "custom", self.limits));
         }
         match backend {
@@ -260,15 +266,15 @@ impl Builder {
             tracing::warn!(%problem, "a setting that this backend does not use is wrong");
         }
         let mut errors: Vec<String> = errors.into_iter().map(|(_, problem)| problem.clone()).collect();
-        let missing = if errors.is_empty() { self.missing() } else { Vec::new() };
-        if !missing.is_empty() && !self.strict {
+        let missing = self.missing();
+        if !missing.is_empty() && !self.strict && errors.is_empty() {
             let missing = missing.join(" and ");
             tracing::warn!(
                 "CONVERSATION_STORAGE_BACKEND is supabase, but {missing} not set: FALLING BACK TO MEMORY, conversations are lost on restart"
             );
             return Ok(Backend::Memory);
         }
-        errors.extend(missing.iter().map(|what| format!("{what} not set, and CONVERSATION_STRICT is true")));
+        errors.extend(missing.iter().map(|what| format!("{what} not set")));
         match errors.as_slice() {
             [] => Ok(self.backend),
             [one] => Err(Error::new(ErrorKind::Config, format!("a setting is wrong: {one}"))),
@@ -280,9 +286,13 @@ impl Builder {
     }
 
     fn missing(&self) -> Vec<&'static str> {
-        let url = self.url.is_none().then_some("SUPABASE_URL (or SUPABASE_PROJECT_ID) is");
-        let key = self.key.is_none().then_some("SUPABASE_KEY is");
         let is_asked = self.backend == Backend::Supabase && self.store.is_none();
+        // What is set but wrong is not missing.
+        let is_wrong = |name: &str| self.problems.iter().any(|(_, problem)| problem.starts_with(name));
+        let no_url = self.url.is_none() && !is_wrong("SUPABASE_URL") && !is_wrong("SUPABASE_PROJECT_ID");
+        let no_key = self.key.is_none() && !is_wrong("SUPABASE_KEY");
+        let url = no_url.then_some("SUPABASE_URL (or SUPABASE_PROJECT_ID) is");
+        let key = no_key.then_some("SUPABASE_KEY is");
         [url, key].into_iter().flatten().filter(|_| is_asked).collect()
     }
 }

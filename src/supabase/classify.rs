@@ -69,12 +69,14 @@ fn by_code(code: &str) -> Option<(ErrorKind, Trace)> {
     use ErrorKind::{Denied, Refused, Schema, Unavailable};
     Some(match code {
         // PostgREST could not get at the database.
-        "PGRST000" | "PGRST001" | "PGRST002" | "PGRST003" => (Unavailable, Trace::None),
+        "PGRST000" | "PGRST002" | "PGRST003" => (Unavailable, Trace::None),
+        // The connection to it broke, perhaps after the commit was sent.
+        "PGRST001" | "40003" => (Unavailable, Trace::Unknown),
         "PGRST300" | "PGRST301" | "PGRST302" | "PGRST303" | "42501" => (Denied, Trace::None),
         "PGRST202" | "PGRST205" | "42P01" | "42883" | "42703" => (Schema, Trace::None),
         "53400" => (Refused, Trace::None),
-        // Cancelled, or gave way to another transaction: rolled back.
-        "57014" | "55P03" => (Unavailable, Trace::None),
+        // Cancelled, or gave way to another transaction: rolled back. Read-only: the disk is full, or a failover.
+        "57014" | "55P03" | "25006" => (Unavailable, Trace::None),
         "57P01" | "57P02" | "57P03" => (Unavailable, Trace::Unknown),
         _ if code.len() != 5 => return None,
         _ => match &code[..2] {
@@ -143,7 +145,10 @@ mod tests {
         let code = |code: &str| format!(r#"{{"code":"{code}","message":"m","details":null,"hint":null}}"#);
         for (sqlstate, expected) in [
             ("PGRST000", (Unavailable, false)),
+            ("PGRST001", (Unavailable, true)),
             ("PGRST003", (Unavailable, false)),
+            ("25006", (Unavailable, false)),
+            ("40003", (Unavailable, true)),
             ("08006", (Unavailable, true)),
             ("53300", (Unavailable, false)),
             ("53400", (Refused, false)),

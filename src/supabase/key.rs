@@ -53,6 +53,8 @@ impl ApiKey {
     pub(super) fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // Where the functions are; a project may expose another schema first.
+        headers.insert("content-profile", HeaderValue::from_static("public"));
         headers.insert(APIKEY, self.apikey.clone());
         if let Some(bearer) = &self.bearer {
             headers.insert(AUTHORIZATION, bearer.clone());

@@ -16,8 +16,8 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Client, Url, redirect, retry};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::record::{Key, Record, Want, Write};
-use crate::store::{Applied, Loaded, Page, Store};
+use crate::record::{Key, Want, Write};
+use crate::store::{Applied, Loaded, Page, Recent, Store};
 use crate::version::{Clock, Timestamp};
 
 use key::ApiKey;
@@ -60,7 +60,7 @@ impl Supabase {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_clock(url: &str, key: &str, clock: Clock) -> Result<Self> {
+    pub(crate) fn with_clock(url: &str, key: &str, clock: Clock) -> Result<Self> {
         let config = |what: &str, wrong: &str| Error::new(ErrorKind::Config, format!("{what}: {wrong}"));
         let functions = functions_url(url).map_err(|wrong| config("the Supabase URL", wrong))?;
         let key = ApiKey::new(key).map_err(|wrong| config("the Supabase key", wrong))?;
@@ -104,11 +104,14 @@ impl Supabase {
         let not_ours = |error| classify::not_ours(&self.host, &body, error);
         let answer: Answer<'_> = serde_json::from_slice(&body).map_err(not_ours)?;
         self.clock.correct(sent, Instant::now(), Timestamp(answer.now));
-        if answer.schema < SCHEMA {
+        let read = if answer.schema >= SCHEMA {
+            read(answer)
+        } else {
             let what = format!("its functions have version {}, {SCHEMA} is needed", answer.schema);
-            return Err(Error::new(ErrorKind::Schema, classify::missing_migrations(&what)));
-        }
-        read(answer)
+            Err(Error::new(ErrorKind::Schema, classify::missing_migrations(&what)))
+        };
+        // The function ran, and may have written.
+        read.map_err(Error::with_outcome_unknown)
     }
 
     async fn load_some(&self, wants: &[Want]) -> Result<Vec<Option<Loaded>>> {
@@ -223,14 +226,20 @@ impl Store for Supabase {
         let mut all = Vec::with_capacity(writes.len());
         for portion in portions(writes) {
             let read = |answer: Answer<'_>| expect(portion.len(), answer)?.map(Row::applied).collect();
-            let applied: Vec<Applied> = self.call("threadkeep_apply", wire::apply(portion)?, read).await?;
-            all.extend(applied);
+            let applied: Result<Vec<Applied>> =
+                self.call("threadkeep_apply", wire::apply(portion)?, read).await;
+            // Earlier portions are committed, whatever becomes of this one.
+            all.extend(applied.map_err(|e| if all.is_empty() { e } else { e.with_outcome_unknown() })?);
         }
         Ok(all)
     }
 
-    async fn recent(&self, page: &Page) -> Result<Vec<Record>> {
-        let read = |answer: Answer<'_>| answer.rows.into_iter().map(Row::record).collect();
+    async fn recent(&self, page: &Page) -> Result<Recent> {
+        let read = |answer: Answer<'_>| {
+            let is_last = answer.last;
+            let records = answer.rows.into_iter().map(Row::record).collect::<Result<_>>()?;
+            Ok(Recent { records, is_last })
+        };
         self.call("threadkeep_recent", wire::recent(page)?, read).await
     }
 

@@ -108,6 +108,8 @@ pub(super) struct Answer<'a> {
     pub(super) rows: Vec<Row<'a>>,
     #[serde(default)]
     pub(super) count: usize,
+    #[serde(default)]
+    pub(super) last: bool,
 }
 
 /// What became of one record, in the words of the SQL.

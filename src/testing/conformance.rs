@@ -388,11 +388,13 @@ impl Suite {
         let mut after = None;
         loop {
             let page = Page { user: Some(Arc::clone(&user)), most: 3, after: after.take() };
-            let records = self.store.recent(&page).await.unwrap_or_else(|e| panic!("recent: {e:?}"));
-            let Some(last) = records.last() else { break };
-            assert!(records.len() <= 3);
-            after = Some((last.version, last.key.clone()));
-            listed.extend(records.into_iter().map(|record| record.key));
+            let recent = self.store.recent(&page).await.unwrap_or_else(|e| panic!("recent: {e:?}"));
+            assert!(recent.records.len() <= 3 && (recent.is_last || !recent.records.is_empty()));
+            after = recent.records.last().map(|last| (last.version, last.key.clone()));
+            listed.extend(recent.records.into_iter().map(|record| record.key));
+            if recent.is_last {
+                break;
+            }
         }
         let expected: Vec<Key> = [4, 2, 1, 0].map(|at: usize| keys[at].clone()).into();
         assert_eq!(listed, expected);

@@ -9,8 +9,8 @@ use tokio::sync::watch;
 
 use crate::breaker::Breaker;
 use crate::error::{Error, ErrorKind, Result};
-use crate::record::{Key, Record, Want, Write};
-use crate::store::{Applied, Loaded, Page, Store};
+use crate::record::{Key, Want, Write};
+use crate::store::{Applied, Loaded, Page, Recent, Store};
 use crate::version::Clock;
 
 /// What happens to one call.
@@ -186,7 +186,7 @@ impl<S: Store> Store for Faulty<S> {
         self.call("apply", self.store.apply(writes)).await
     }
 
-    async fn recent(&self, page: &Page) -> Result<Vec<Record>> {
+    async fn recent(&self, page: &Page) -> Result<Recent> {
         self.call("recent", self.store.recent(page)).await
     }
 

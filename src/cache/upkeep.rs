@@ -1,0 +1,45 @@
+//! What is done now and then in the background: accesses are reported, what is long expired is forgotten.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use super::Inner;
+
+/// Threads in one call.
+const PORTION: usize = 500;
+
+/// Does the chores every `period`, drawn anew each time between three quarters and all of it so that many daemons do not
+/// keep step, until the cache is gone.
+pub(super) async fn keep_up(cache: Weak<Inner>, period: Duration) {
+    loop {
+        tokio::time::sleep(period.mul_f64(0.75 + fastrand::f64() / 4.0)).await;
+        let Some(cache) = cache.upgrade() else { return };
+        cache.report_accesses().await;
+        cache.purge().await;
+    }
+}
+
+impl Inner {
+    /// Reports what was read. What cannot be reported now is not reported later: it is a hint, no more.
+    pub(super) async fn report_accesses(&self) {
+        for keys in self.near.take_accessed().chunks(PORTION) {
+            if !self.is_reachable() {
+                return;
+            }
+            if let Err(error) = self.origin.touch(keys).await {
+                return tracing::debug!(%error, "accesses could not be reported");
+            }
+        }
+    }
+
+    /// Forgets what is long expired.
+    async fn purge(&self) {
+        while self.is_reachable() {
+            match self.origin.purge(PORTION).await {
+                Ok(PORTION..) => {}
+                Ok(_) => return,
+                Err(error) => return tracing::debug!(%error, "expired threads could not be purged"),
+            }
+        }
+    }
+}
