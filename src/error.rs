@@ -32,6 +32,8 @@ pub enum ErrorKind {
     Config,
     /// The cache was shut down.
     Closed,
+    /// What is stored is JSON, but not of the type asked for.
+    Mismatch,
     /// The closure given to `update` declined.
     Aborted,
 }
@@ -50,6 +52,7 @@ impl ErrorKind {
             Self::Local => "local",
             Self::Config => "config",
             Self::Closed => "closed",
+            Self::Mismatch => "mismatch",
             Self::Aborted => "aborted",
         }
     }

@@ -54,7 +54,9 @@ impl<S> Drop for Guard<S> {
 }
 
 impl<S: Store> Guard<S> {
-    /// Guards a store; `deadline` is for a small call, and each MiB of a large one adds a second, up to 16.
+    /// Guards a store; `deadline` is for a small call. Each MiB that is written adds a second, up to 16; what is read may
+    /// be large, and gets these 16 always. So a store that can be slow to begin should notice that itself, as
+    /// [`Supabase`](crate::Supabase) does.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -102,11 +104,11 @@ impl<S: Store> Guard<S> {
     async fn read<T, F: Future<Output = Result<T>>>(
         &self,
         operation: Operation,
-        items: usize,
         call: impl Fn() -> F,
     ) -> Result<T> {
-        // The size of an answer is not known before.
-        self.call(operation, items.saturating_mul(16 * 1024), |_| call()).await.map_err(Error::of_read)
+        // How large an answer will be is not known before.
+        let bytes = if matches!(operation, Operation::Load | Operation::Recent) { MOST_BYTES } else { 0 };
+        self.call(operation, bytes, |_| call()).await.map_err(Error::of_read)
     }
 }
 
@@ -117,7 +119,7 @@ impl<S: Store> Shared<S> {
         deadline: Duration,
         call: impl FnOnce() -> F,
     ) -> Result<T> {
-        let _slot = self.slot(deadline).await?;
+        let _slot = self.slot().await?;
         let permit = self.breaker.admit()?;
         let result = self.timed(operation, deadline, call()).await;
         self.breaker.settle(&permit, &result);
@@ -126,7 +128,8 @@ impl<S: Store> Shared<S> {
 
     /// A place among the calls in flight. A store that is slow, but not so slow that it opens the breaker, must not
     /// make callers queue for ever.
-    async fn slot(&self, patience: Duration) -> Result<SemaphorePermit<'_>> {
+    async fn slot(&self) -> Result<SemaphorePermit<'_>> {
+        let patience = self.deadline;
         tokio::select! {
             slot = self.slots.acquire() => slot.map_err(|_| Error::new(ErrorKind::Closed, "the guard is closed")),
             () = tokio::time::sleep(patience) => {
@@ -188,7 +191,7 @@ impl<S: Store> Store for Guard<S> {
     }
 
     async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
-        self.read(Operation::Load, wants.len(), || self.shared.store.load(wants)).await
+        self.read(Operation::Load, || self.shared.store.load(wants)).await
     }
 
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
@@ -204,18 +207,18 @@ impl<S: Store> Store for Guard<S> {
     }
 
     async fn recent(&self, page: &Page) -> Result<Recent> {
-        self.read(Operation::Recent, page.most, || self.shared.store.recent(page)).await
+        self.read(Operation::Recent, || self.shared.store.recent(page)).await
     }
 
     async fn touch(&self, keys: &[Key]) -> Result<()> {
-        self.read(Operation::Touch, keys.len(), || self.shared.store.touch(keys)).await
+        self.read(Operation::Touch, || self.shared.store.touch(keys)).await
     }
 
     async fn purge(&self, most: usize) -> Result<usize> {
-        self.read(Operation::Purge, most, || self.shared.store.purge(most)).await
+        self.read(Operation::Purge, || self.shared.store.purge(most)).await
     }
 
     async fn probe(&self) -> Result<()> {
-        self.read(Operation::Probe, 1, || self.shared.store.probe()).await
+        self.read(Operation::Probe, || self.shared.store.probe()).await
     }
 }

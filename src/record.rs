@@ -13,7 +13,10 @@ use crate::version::{Timestamp, Version};
 
 const MAX_KEY: usize = 512;
 const MAX_USER: usize = 512;
-const MAX_DEPTH: usize = 1_000;
+/// What serde_json parses: beyond it a thread could be put, but neither decoded nor updated.
+const MAX_DEPTH: usize = 127;
+/// What numbers may take beyond their text when `jsonb` writes them out: 1e100000 becomes 100,001 digits.
+const MAX_EXPANSION: u64 = 8 << 20;
 /// What PostgreSQL's `numeric` holds before and after the decimal point.
 const MAX_WHOLE: i64 = 131_072;
 const MAX_FRACTION: i64 = 16_383;
@@ -72,8 +75,9 @@ impl Json {
     /// Proves that `text` is JSON that can be stored.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] where it is not JSON, or has what `jsonb` cannot hold: `\u0000`, a lone surrogate, a
-    /// number outside `numeric`, more than 1,000 levels of nesting.
+    /// [`ErrorKind::Invalid`] where it is not JSON, or has what `jsonb` cannot hold or hand out again: `\u0000`, a lone
+    /// surrogate, a number outside `numeric`, numbers that take more than 8 MiB when they are written out, more than 127
+    /// levels of nesting.
     pub fn new(text: impl Into<Arc<str>>) -> Result<Self> {
         let text = text.into();
         serde_json::from_str::<&RawValue>(&text)
@@ -140,7 +144,7 @@ impl fmt::Debug for Json {
 
 /// What in valid JSON `jsonb` cannot hold, if anything.
 fn unstorable(text: &[u8]) -> Option<&'static str> {
-    let (mut at, mut depth) = (0, 0_usize);
+    let (mut at, mut depth, mut expansion) = (0, 0_usize, 0_u64);
     while let Some(byte) = text.get(at) {
         at += match byte {
             b'"' => match string(&text[at..]) {
@@ -149,15 +153,19 @@ fn unstorable(text: &[u8]) -> Option<&'static str> {
             },
             b'-' | b'0'..=b'9' => {
                 let len = text[at..].iter().take_while(|b| b"+-.eE0123456789".contains(b)).count();
-                if !fits_numeric(&text[at..at + len]) {
+                let Some(digits) = digits_of_numeric(&text[at..at + len]) else {
                     return Some("a number outside PostgreSQL's numeric");
+                };
+                expansion += digits;
+                if expansion > MAX_EXPANSION {
+                    return Some("numbers that take more than 8 MiB when they are written out");
                 }
                 len
             }
             b'[' | b'{' => {
                 depth += 1;
                 if depth > MAX_DEPTH {
-                    return Some("more than 1,000 levels of nesting");
+                    return Some("more than 127 levels of nesting");
                 }
                 1
             }
@@ -198,16 +206,17 @@ fn escape(text: &[u8]) -> Option<u16> {
     u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// Whether a JSON number fits `numeric`: 131,072 digits before the decimal point and 16,383 after it.
-fn fits_numeric(number: &[u8]) -> bool {
+/// The digits that an exponent adds to a JSON number when it is written out; `None` where the number does not fit
+/// `numeric`, which has 131,072 digits before the decimal point and 16,383 after it.
+fn digits_of_numeric(number: &[u8]) -> Option<u64> {
     let is_exponent = |b: &u8| matches!(b, b'e' | b'E');
     let (mantissa, exponent) = match number.iter().position(is_exponent) {
         Some(at) => (&number[..at], std::str::from_utf8(&number[at + 1..]).unwrap_or_default()),
         None => (number, "0"),
     };
-    let Ok(exponent) = exponent.parse::<i32>() else { return false };
+    let exponent = i64::from(exponent.parse::<i32>().ok()?);
     let digits = mantissa.strip_prefix(b"-").unwrap_or(mantissa);
-    let (exponent, len) = (i64::from(exponent), |n: usize| i64::try_from(n).unwrap_or(i64::MAX));
+    let len = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let point = digits.iter().position(|b| *b == b'.').unwrap_or(digits.len());
     let fraction = digits.len().saturating_sub(point + 1);
     // Where the first digit that counts stands, before the point or, negative, after it.
@@ -215,7 +224,9 @@ fn fits_numeric(number: &[u8]) -> bool {
         true => len(point - first),
         false => -len(first - point - 1),
     });
-    whole.is_none_or(|whole| whole + exponent <= MAX_WHOLE) && len(fraction) - exponent <= MAX_FRACTION
+    let fits =
+        whole.is_none_or(|whole| whole + exponent <= MAX_WHOLE) && len(fraction) - exponent <= MAX_FRACTION;
+    fits.then_some(exponent.unsigned_abs())
 }
 
 /// One thread at one version: a row of the database, an entry of the cache. Without a value it is a deletion.
@@ -325,7 +336,7 @@ mod tests {
         let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
         for good in [
             "null".into(),
-            deep(1_000),
+            deep(127),
             r#"{"a":"\ud83d\ude00 \\u0000 \" \\"}"#.into(),
             "[1e131071,-1.5E-16382,0.1]".into(),
             format!("0.{}", "1".repeat(16_383)),
@@ -342,7 +353,8 @@ mod tests {
             ("[1e131072]".into(), "numeric"),
             ("[1e-16384]".into(), "numeric"),
             ("1e99999999999".into(), "numeric"),
-            (deep(1_001), "nesting"),
+            (deep(128), "nesting"),
+            (format!("[{}0]", "1e131000,".repeat(65)), "8 MiB"),
         ] {
             let error = Json::new(bad).unwrap_err();
             assert!(error.to_string().contains(why), "{error}");

@@ -127,7 +127,7 @@ pub const ACCEPTED: usize = 16;
 /// What to do with a write, given the versions accepted before (newest first, empty where there is no record): `None`
 /// to store it. The one definition for the stores in this process; the SQL of the migrations says the same.
 pub fn judge(write: &Write, accepted: &[Version], clock: &Clock) -> Option<Applied> {
-    let (version, now) = (write.record.version, clock.now());
+    let (version, now) = (write.record.version, clock.now_for_versions());
     let held = accepted.first().copied().unwrap_or_default();
     if accepted.contains(&version) {
         return Some(Applied::Stored);

@@ -104,6 +104,8 @@ pub struct Clock {
     start: Instant,
     /// Milliseconds of truth at `start`.
     truth: AtomicI64,
+    /// By how much versions run ahead of the time, where the store has no clock but the system's and that was set back.
+    lead: AtomicI64,
     /// The last version given or seen.
     last: AtomicI64,
 }
@@ -132,7 +134,7 @@ impl Clock {
         #[allow(clippy::disallowed_methods, reason = "the one place that reads the system's clock")]
         let system = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let truth = millis(system).saturating_add(by_millis);
-        Self { start: Instant::now(), truth: AtomicI64::new(truth), last: AtomicI64::new(0) }
+        Self { start: Instant::now(), truth: truth.into(), lead: 0.into(), last: 0.into() }
     }
 
     /// The present moment.
@@ -149,7 +151,7 @@ impl Clock {
     pub fn stamp(&self) -> Stamp {
         let given = Instant::now();
         let low = fastrand::i64(0..1 << RANDOM_BITS);
-        let now = self.at(given);
+        let now = self.version_time(given);
         let fresh = Version::lowest(now).0 | low;
         // What lies further ahead than any store accepts was seen or given by a clock that was wrong: following it
         // would make every write be refused until real time catches up.
@@ -176,15 +178,25 @@ impl Clock {
         self.truth.fetch_update(Relaxed, Relaxed, |truth| Some(truth.clamp(earliest, latest))).ok();
     }
 
-    /// For a source of truth that has no clock but the system's: never behind what it has stored.
+    /// The time that versions go by: the present, or, where the store holds versions from a time when the system's clock
+    /// was ahead, a time line that goes on from those. Expiry goes by the present all the same.
+    pub fn now_for_versions(&self) -> Timestamp {
+        self.version_time(Instant::now())
+    }
+
+    /// For a store that has no clock but the system's: the newest version that it holds when it is opened.
     pub fn advance(&self, stored: Version) {
-        self.truth.fetch_max(stored.at().0 - self.elapsed(Instant::now()), Relaxed);
+        self.lead.fetch_max(stored.at().0 - self.now().0, Relaxed);
         self.observe(stored);
+    }
+
+    fn version_time(&self, moment: Instant) -> Timestamp {
+        Timestamp(self.at(moment).0 + self.lead.load(Relaxed))
     }
 
     /// Whether a stamp was given by a clock that has since been found wrong.
     pub(crate) fn misjudged(&self, stamp: &Stamp) -> bool {
-        let then = self.at(stamp.given);
+        let then = self.version_time(stamp.given);
         let claimed = stamp.version.at();
         then.since(claimed) > TOLERANCE || claimed.since(then) > TOLERANCE
     }
@@ -237,10 +249,12 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_never_stands_behind_what_it_stored() {
+    fn versions_go_on_from_what_is_stored_though_the_clock_was_set_back() {
         let clock = Clock::skewed(-60_000);
         let stored = Version::lowest(Clock::new().now());
         clock.advance(stored);
-        assert!(clock.now() >= stored.at() && clock.stamp().version > stored);
+        let stamp = clock.stamp();
+        assert!(stamp.version > stored && !clock.misjudged(&stamp));
+        assert!(clock.now() < stored.at(), "expiry goes by the system's clock");
     }
 }

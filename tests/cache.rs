@@ -62,7 +62,7 @@ async fn what_is_put_is_found_with_all_that_belongs_to_it() {
     assert_eq!(faults.calls("load"), 1, "the first get was answered from memory");
     assert_eq!(
         cache.get("t").await.unwrap().unwrap().decode::<u32>().unwrap_err().kind(),
-        ErrorKind::Invalid
+        ErrorKind::Mismatch
     );
 }
 
@@ -293,7 +293,7 @@ async fn an_update_sees_removes_keeps_and_declines() {
     assert!(cache.get("t").await.unwrap().is_none());
     let _ = cache.put("t", "text").await.unwrap();
     let misread = cache.update("t", |now: Option<u8>| Ok(now)).await.unwrap_err();
-    assert_eq!(misread.kind(), ErrorKind::Invalid);
+    assert_eq!(misread.kind(), ErrorKind::Mismatch);
 }
 
 #[tokio::test]
@@ -432,4 +432,106 @@ async fn memory_is_bounded_by_bytes_and_lets_the_newest_in() {
     assert_eq!(faults.calls("load"), 0, "the last one is in memory");
     assert!(cache.get("t0").await.unwrap().is_some());
     assert_eq!(faults.calls("load"), 1, "the first one was evicted");
+}
+
+#[tokio::test]
+async fn whatever_the_error_is_a_copy_at_hand_is_handed_out() {
+    let (cache, faults) = bare(|cache| cache.fresh_for(Duration::ZERO)).await;
+    let _ = cache.put("known", &1).await.unwrap();
+    for kind in [ErrorKind::Schema, ErrorKind::Refused, ErrorKind::Busy, ErrorKind::Denied] {
+        faults.script([Fault::Fail(kind), Fault::Fail(kind)]);
+        assert!(matches!(cache.get("known").await.unwrap().unwrap().freshness(), Freshness::Stale { .. }));
+        assert_eq!(cache.get("unknown").await.unwrap_err().kind(), kind);
+    }
+}
+
+#[tokio::test]
+async fn health_says_what_an_operator_has_to_mend() {
+    let (cache, faults) = bare(|cache| cache).await;
+    faults.script([Fault::Fail(ErrorKind::Local)]);
+    cache.put("t", &1).await.unwrap_err();
+    let health = cache.health();
+    assert!(!health.is_available() && health.cause.unwrap().kind() == ErrorKind::Local);
+    let _ = cache.put("t", &1).await.unwrap();
+    assert!(cache.health().is_available() && cache.health().cause.is_none());
+}
+
+#[tokio::test]
+async fn a_store_that_is_slow_but_answers_does_not_make_callers_queue_for_ever() {
+    let (cache, faults) = guarded(SECOND / 5).await;
+    faults.always(Fault::Delay(SECOND * 3 / 20));
+    let start = std::time::Instant::now();
+    let gets = (0..1_000).map(|at| {
+        let cache = cache.clone();
+        tokio::spawn(async move { cache.get(format!("t{at}")).await.map_err(|e| e.kind()) })
+    });
+    let mut busy = 0;
+    for get in gets.collect::<Vec<_>>() {
+        match get.await.unwrap() {
+            Ok(None) => {}
+            Err(ErrorKind::Busy) => busy += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(busy > 900 && start.elapsed() < 3 * SECOND, "{busy} busy after {:?}", start.elapsed());
+    assert_eq!(faults.most_at_once("load"), 8);
+    assert_eq!(cache.health().breaker, Some(State::Closed));
+}
+
+#[tokio::test]
+async fn a_listing_without_limit_is_made_of_small_pages() {
+    let (cache, faults) = guarded(SECOND).await;
+    for at in 0..501 {
+        let _ = cache.put(format!("t{at}"), &at).user("u").await.unwrap();
+    }
+    assert_eq!(cache.list("u").limit(usize::MAX).await.unwrap().len(), 501);
+    assert_eq!(faults.calls("recent"), 2);
+    assert_eq!(cache.list("u").limit(3).await.unwrap().len(), 3);
+    assert_eq!(faults.calls("recent"), 3);
+}
+
+#[tokio::test]
+async fn a_listing_is_newest_first_also_while_its_threads_are_written() {
+    let (cache, faults) = bare(|cache| cache).await;
+    for at in 0..5 {
+        let _ = cache.put(format!("t{at}"), "old").user("u").await.unwrap();
+    }
+    faults.script([Fault::DelayAnswer(SECOND / 5)]);
+    let listing = tokio::spawn(cache.list("u").into_future());
+    wait_until("the listing is under way", || faults.calls("recent") == 1).await;
+    tokio::time::sleep(SECOND / 20).await;
+    let _ = cache.put("t1", "new").user("u").await.unwrap();
+    let _ = cache.put("t2", "given away").user("v").await.unwrap();
+    let _ = cache.remove("t3").await.unwrap();
+    let listed = listing.await.unwrap().unwrap();
+    let names: Vec<_> = listed.iter().map(|found| (found.key().as_str(), found.json())).collect();
+    assert_eq!(names, [("t1", "\"new\""), ("t4", "\"old\""), ("t0", "\"old\"")]);
+}
+
+#[tokio::test]
+async fn a_shutdown_counts_a_write_that_waits_for_room() {
+    let (cache, faults) = bare(|cache| cache.max_bytes(64 << 20).patience(5 * SECOND)).await;
+    faults.script([Fault::Delay(SECOND / 3), Fault::Delay(SECOND / 3)]);
+    let large = "x".repeat(40 << 20);
+    let first = tokio::spawn(cache.put("first", &large).into_future());
+    wait_until("the first put is under way", || faults.calls("apply") == 1).await;
+    let second = tokio::spawn(cache.put("second", &large).into_future());
+    tokio::time::sleep(SECOND / 20).await;
+    assert_eq!(cache.shutdown(10 * SECOND).await.unwrap().unfinished, 0);
+    assert!(first.is_finished() && second.is_finished(), "both were waited for");
+}
+
+#[test]
+fn a_get_on_a_closed_runtime_fails_and_locks_nothing_up() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let cache = runtime.block_on(async { Cache::builder().memory().open().await.unwrap() });
+    let handle = runtime.handle().clone();
+    runtime.shutdown_timeout(SECOND);
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _on_it = handle.enter();
+        let results = [(); 2].map(|()| futures::executor::block_on(cache.get("cold")).is_err());
+        done.send(results).unwrap();
+    });
+    assert_eq!(is_done.recv_timeout(10 * SECOND), Ok([true, true]));
 }

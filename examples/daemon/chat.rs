@@ -37,6 +37,10 @@ pub fn routes(cache: Cache) -> Router {
         .route("/chat", post(chat))
         .route("/conversations/{id}", get(conversation).delete(forget))
         .route("/healthz", get(healthz))
+        .fallback(async || Failure::new(StatusCode::NOT_FOUND, "no such route; see --help"))
+        .method_not_allowed_fallback(async || {
+            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "not this method; see --help")
+        })
         .with_state(cache)
 }
 

@@ -97,7 +97,8 @@ async fn serve(listener: TcpListener, cache: &Cache) -> Result<(), Box<dyn Error
 fn daemon_addr() -> String {
     let from_file = || {
         let lines = dotenvy::from_path_iter(".env").ok()?;
-        lines.flatten().find(|(name, _)| name == "DAEMON_ADDR").map(|(_, addr)| addr)
+        lines.map_while(Result::ok).find(|(name, _)| name == "DAEMON_ADDR").map(|(_, addr)| addr)
     };
-    std::env::var("DAEMON_ADDR").ok().or_else(from_file).unwrap_or_else(|| "127.0.0.1:8080".into())
+    let from_env = std::env::var("DAEMON_ADDR").ok();
+    from_env.or_else(from_file).filter(|addr| !addr.is_empty()).unwrap_or_else(|| "127.0.0.1:8080".into())
 }

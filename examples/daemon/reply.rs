@@ -19,8 +19,12 @@ pub fn not_found(id: &str) -> String {
 }
 
 impl Failure {
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), retry_after: None }
+    }
+
     pub fn not_found(id: &str) -> Self {
-        Self { status: StatusCode::NOT_FOUND, message: not_found(id), retry_after: None }
+        Self::new(StatusCode::NOT_FOUND, not_found(id))
     }
 }
 
@@ -35,8 +39,9 @@ impl From<Error> for Failure {
             }
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        if status.is_server_error() {
-            tracing::warn!(%error, "a request failed");
+        // In an outage each request fails; that it began and ended is in the log already.
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(%error, "a request failed");
         }
         let wait = error.retry_after().map_or(1, |wait| wait.as_secs().max(1));
         let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(wait);
@@ -46,7 +51,7 @@ impl From<Error> for Failure {
 
 impl From<JsonRejection> for Failure {
     fn from(rejection: JsonRejection) -> Self {
-        Self { status: rejection.status(), message: rejection.body_text(), retry_after: None }
+        Self::new(rejection.status(), rejection.body_text())
     }
 }
 

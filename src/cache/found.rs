@@ -43,11 +43,14 @@ impl Found {
     /// The conversation, parsed.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] where the JSON is not a `T`.
+    /// [`ErrorKind::Mismatch`] where the JSON is not a `T`.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_str(self.json()).map_err(|e| {
             let what = std::any::type_name::<T>();
-            Error::new(ErrorKind::Invalid, format!("the thread {} cannot be read as {what}: {e}", self.key()))
+            Error::new(
+                ErrorKind::Mismatch,
+                format!("the thread {} cannot be read as {what}: {e}", self.key()),
+            )
         })
     }
 

@@ -69,6 +69,8 @@ impl IntoFuture for List {
                     break;
                 }
             }
+            // What was overtaken came in its newer version.
+            all.sort_by(|one, two| (two.version(), two.key()).cmp(&(one.version(), one.key())));
             Ok(all)
         })
     }

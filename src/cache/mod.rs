@@ -9,8 +9,8 @@ mod upkeep;
 mod write;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
@@ -67,6 +67,8 @@ struct Inner {
     room: Arc<Semaphore>,
     writing: watch::Sender<usize>,
     is_closed: AtomicBool,
+    /// What an operator has to mend, from the last call to the origin.
+    trouble: Mutex<Option<Error>>,
     metrics: Metrics,
 }
 
@@ -84,7 +86,8 @@ pub struct Health {
     pub backend: &'static str,
     /// The breaker's state, where the backend has one.
     pub breaker: Option<State>,
-    /// Why the breaker is not closed.
+    /// Why the breaker is not closed; or what keeps the store from working though it answers, until it works again: a
+    /// refused key, missing migrations, a full disk.
     pub cause: Option<Error>,
     /// Threads in memory.
     pub threads: u64,
@@ -93,9 +96,9 @@ pub struct Health {
 }
 
 impl Health {
-    /// Whether calls to the source of truth pass.
+    /// Whether the source of truth can be worked with, as far as is known.
     pub fn is_available(&self) -> bool {
-        self.breaker.is_none_or(|state| state == State::Closed)
+        self.cause.is_none() && self.breaker.is_none_or(|state| state == State::Closed)
     }
 }
 
@@ -123,6 +126,7 @@ impl Cache {
             room,
             writing: watch::Sender::new(0),
             is_closed: AtomicBool::new(false),
+            trouble: Mutex::default(),
             metrics: Metrics::new(),
             limits,
         });
@@ -135,7 +139,8 @@ impl Cache {
         let breaker = self.0.origin.breaker();
         let state = breaker.map(crate::breaker::Breaker::state);
         let is_cut_off = state.is_some_and(|state| state != State::Closed);
-        let cause = breaker.filter(|_| is_cut_off).and_then(crate::breaker::Breaker::cause);
+        let outage = breaker.filter(|_| is_cut_off).and_then(crate::breaker::Breaker::cause);
+        let cause = outage.or_else(|| self.0.trouble().clone());
         let (threads, bytes) = self.0.near.size();
         Health { backend: self.0.backend, breaker: state, cause, threads, bytes }
     }
@@ -185,6 +190,26 @@ impl Inner {
     /// Refuses at once, and for nearly nothing, what could not reach the source of truth.
     fn check_reachable(&self) -> Result<()> {
         self.origin.breaker().map_or(Ok(()), crate::breaker::Breaker::check)
+    }
+
+    /// Takes note of what a call to the origin says about it.
+    fn note<T>(&self, result: Result<T>) -> Result<T> {
+        match &result {
+            Ok(_) => *self.trouble() = None,
+            Err(e) if matches!(e.kind(), ErrorKind::Denied | ErrorKind::Schema | ErrorKind::Local) => {
+                let mut trouble = self.trouble();
+                if trouble.is_none() {
+                    tracing::error!(error = %e, "the source of truth needs an operator");
+                }
+                *trouble = Some(e.clone());
+            }
+            Err(_) => {}
+        }
+        result
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, Option<Error>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_reachable(&self) -> bool {

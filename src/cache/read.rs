@@ -134,7 +134,8 @@ impl Inner {
         let began = Instant::now();
         let held = self.near.peek(key);
         let known = held.as_ref().map(|held| held.record.version);
-        let loaded = self.origin.load(&[Want { key: key.clone(), known }]).await?.pop();
+        let loaded = self.origin.load(&[Want { key: key.clone(), known }]).await;
+        let loaded = self.note(loaded)?.pop();
         let news = match (loaded, held) {
             (Some(Loaded::Found(record)), _) => News::Found(record),
             (Some(Loaded::Same), Some(held)) => News::Found(Arc::clone(&held.record)),

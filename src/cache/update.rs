@@ -52,7 +52,7 @@ impl Cache {
     ///
     /// # Errors
     /// When awaited: what `change` returns; as for [`put`](Self::put); [`ErrorKind::Conflict`] where others were faster
-    /// again and again; [`ErrorKind::Invalid`] where the stored JSON is not a `T`.
+    /// again and again; [`ErrorKind::Mismatch`] where the stored JSON is not a `T`.
     pub fn update<'a, T, F>(&self, key: impl AsRef<str>, change: F) -> Update<'a, T, F>
     where
         T: DeserializeOwned + Serialize + 'a,

@@ -271,7 +271,7 @@ impl Inner {
 
     async fn apply(&self, record: &Arc<Record>, expect: Option<Version>) -> Result<Applied> {
         let write = Write { record: Arc::clone(record), expect, again: false };
-        let applied = match self.origin.apply(&[write]).await {
+        let applied = match self.note(self.origin.apply(&[write]).await) {
             Ok(applied) => applied.first().copied(),
             Err(e) => {
                 if e.outcome_unknown() {

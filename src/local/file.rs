@@ -45,20 +45,24 @@ pub(super) fn create(path: &Path) -> Result<PathBuf> {
 pub(super) fn open_to_write(path: &Path) -> Result<Connection> {
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failure(path))?;
-    configure(&connection).map_err(failure(path))?;
     let about = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let tables = connection.query_row("select count(*) from sqlite_schema", [], |row| row.get::<_, i64>(0));
-    match (
+    let is_new = match (
         tables.map_err(failure(path))?,
         about("application_id").map_err(failure(path))?,
         about("user_version").map_err(failure(path))?,
     ) {
-        (0, _, _) => create_schema(&connection).map_err(failure(path))?,
-        (_, APPLICATION_ID, FORMAT) => {}
+        (0, 0, 0) => true,
+        (_, APPLICATION_ID, FORMAT) => false,
         (_, APPLICATION_ID, newer) => {
             return Err(unusable(path, &format!("has format {newer}; this threadkeep knows only {FORMAT}")));
         }
-        _ => return Err(unusable(path, "is a database of another program")),
+        _ => return Err(unusable(path, "is a database of another program; set another path")),
+    };
+    // Only now, so that a file of somebody else's is left as it is.
+    configure(&connection).map_err(failure(path))?;
+    if is_new {
+        create_schema(&connection).map_err(failure(path))?;
     }
     let role = connection
         .query_row("select value from about where name = 'role'", [], |row| row.get::<_, String>(0));
@@ -109,8 +113,7 @@ pub(super) fn failure(path: &Path) -> impl Fn(rusqlite::Error) -> Error {
             }
             Some(ErrorCode::NotADatabase) => "is not a SQLite file; move it away or set another path",
             Some(ErrorCode::DatabaseCorrupt) => "is damaged; move it away or restore it from a backup",
-            Some(ErrorCode::SystemIoFailure) => "cannot be read or written: the disk reports an error",
-            _ => "failed",
+            _ => return unusable(path, &format!("failed: {error}")).with_source(error),
         };
         unusable(path, what).with_source(error)
     }

@@ -236,6 +236,7 @@ impl Store for Local {
     async fn purge(&self, most: usize) -> Result<usize> {
         let now = self.0.clock.now();
         let past = now.minus(REMEMBERED);
+        let past_version = Version::lowest(self.0.clock.now_for_versions().minus(REMEMBERED));
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let all = move |connection: &Connection| {
             // Of an expired thread only the version is still needed.
@@ -247,7 +248,7 @@ impl Store for Local {
             let forgotten = connection.execute(
                 "delete from threads where rowid in
                    (select rowid from threads where expires_at < ?1 and version < ?2 limit ?3)",
-                params![past.0, Version::lowest(past).raw(), most],
+                params![past.0, past_version.raw(), most],
             )?;
             Ok(emptied.max(forgotten))
         };

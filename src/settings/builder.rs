@@ -15,6 +15,8 @@ use crate::store::Store;
 use crate::supabase::Supabase;
 use crate::version::Clock;
 
+const SECOND: Duration = Duration::from_secs(1);
+
 /// Shows neither in `Debug` nor anywhere else.
 #[derive(Clone)]
 pub(super) struct Secret(pub(super) String);
@@ -109,6 +111,12 @@ impl Builder {
                 builder.take(setting, text);
             }
         }
+        let is_set = |name: &str| vars.get(name).is_some_and(|text| !text.trim().is_empty());
+        if is_set("SUPABASE_KEY") && !is_set("CONVERSATION_STORAGE_BACKEND") {
+            tracing::warn!(
+                "SUPABASE_KEY is set, but CONVERSATION_STORAGE_BACKEND is not: the backend is `local`"
+            );
+        }
         let is_known = |name: &String| SETTINGS.iter().any(|setting| setting.name == name);
         for name in vars.keys().filter(|name| name.starts_with("CONVERSATION_") && !is_known(name)) {
             tracing::warn!(%name, "this variable is not a setting of threadkeep: misspelt?");
@@ -117,7 +125,9 @@ impl Builder {
     }
 
     fn take(&mut self, setting: &Setting, text: &str) {
-        if let Err(remedy) = (setting.set)(self, text) {
+        let is_text = !text.contains(char::REPLACEMENT_CHARACTER);
+        let taken = if is_text { (setting.set)(self, text) } else { Err("use a value that is UTF-8".into()) };
+        if let Err(remedy) = taken {
             self.problems.push((setting.backend, format!("{}: {remedy}", setting.name)));
         }
     }
@@ -200,10 +210,10 @@ impl Builder {
         self
     }
 
-    /// How often accesses are reported and expired records forgotten: a minute, unless set.
+    /// How often accesses are reported and expired records forgotten: a minute unless set, 10 ms at least.
     #[must_use]
     pub fn upkeep_every(mut self, period: Duration) -> Self {
-        self.limits.upkeep_every = period;
+        self.limits.upkeep_every = period.max(Duration::from_millis(10));
         self
     }
 
@@ -215,7 +225,8 @@ impl Builder {
         self
     }
 
-    /// Opens the cache.
+    /// Opens the cache. Its background work, the probe of the breaker among it, lives on the runtime on which this is
+    /// called: a cache must not outlive that.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] with all problems of the settings together; [`ErrorKind::Local`] where the file cannot be
@@ -245,7 +256,8 @@ impl Builder {
                 let key = self.key.map(|key| key.0).unwrap_or_default();
                 let client = Supabase::with_clock(&url, &key, Clock::skewed(self.skew_millis))?;
                 let host = client.host().to_owned();
-                let guard = Guard::new(client, self.deadline);
+                // The guard comes second: what Supabase notices itself can be said more exactly.
+                let guard = Guard::new(client.stall_after(self.deadline), self.deadline + SECOND / 4);
                 guard.connect().await?;
                 tracing::info!(%host, "conversations are kept in Supabase");
                 Ok(Cache::over(Arc::new(guard), "supabase", self.limits))
@@ -297,11 +309,11 @@ impl Builder {
     }
 }
 
-/// The variables whose name and value are UTF-8; ours are.
+/// The environment; what is not UTF-8 shows by a replacement character, which [`Builder::take`] refuses.
 fn environment() -> impl Iterator<Item = (String, String)> {
     #[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     let vars = std::env::vars_os();
-    vars.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+    vars.map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
 }
 
 fn read_file(path: &Path) -> Result<Vec<(String, String)>, String> {

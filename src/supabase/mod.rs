@@ -8,6 +8,7 @@ mod key;
 mod wire;
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,10 @@ use wire::{Answer, Row};
 /// What one request carries at most: PostgREST and its gateways like it small, a transaction short.
 const RECORDS: usize = 500;
 const BYTES: usize = 1024 * 1024;
+/// See [`Supabase::stall_after`].
+const STALL: Duration = Duration::from_secs(5);
+/// The last millisecond of the year 9999: a clock that shows more is not one.
+const END_OF_TIME: i64 = 253_402_300_799_999;
 /// The version of the database functions that this client needs.
 const SCHEMA: u32 = 1;
 
@@ -37,6 +42,7 @@ pub struct Supabase {
     host: String,
     key: ApiKey,
     clock: Arc<Clock>,
+    stall: Duration,
 }
 
 /// Without the key.
@@ -75,7 +81,14 @@ impl Supabase {
         let client = client(key.headers()).map_err(|e| {
             Error::new(ErrorKind::Config, "the HTTP client cannot be set up").with_source(e.without_url())
         })?;
-        Ok(Self { client, functions, host, key, clock: Arc::new(clock) })
+        Ok(Self { client, functions, host, key, clock: Arc::new(clock), stall: STALL })
+    }
+
+    /// How long it may take until an answer begins or goes on: 5 s unless set.
+    #[must_use]
+    pub fn stall_after(mut self, span: Duration) -> Self {
+        self.stall = span;
+        self
     }
 
     /// The project's host, and port where it has one.
@@ -93,17 +106,20 @@ impl Supabase {
         if let Ok(mut path) = url.path_segments_mut() {
             path.push(function);
         }
-        let no_answer = |error| classify::no_answer(error, &self.host);
         let sent = Instant::now();
-        let response = self.client.post(url).body(body).send().await.map_err(no_answer)?;
+        let upload = Duration::from_secs((body.len() >> 20) as u64);
+        let mut response = self.within(self.stall + upload, self.client.post(url).body(body).send()).await?;
         let (status, rest) = (response.status(), retry_after(response.headers()));
-        let body = response.bytes().await.map_err(no_answer)?;
+        let mut body = Vec::new();
+        while let Some(chunk) = self.within(self.stall, response.chunk()).await? {
+            body.extend_from_slice(&chunk);
+        }
         if !status.is_success() {
             return Err(classify::answer(status, rest, &body, self.key.advice()));
         }
         let not_ours = |error| classify::not_ours(&self.host, &body, error);
         let answer: Answer<'_> = serde_json::from_slice(&body).map_err(not_ours)?;
-        self.clock.correct(sent, Instant::now(), Timestamp(answer.now));
+        self.clock.correct(sent, Instant::now(), Timestamp(answer.now.clamp(0, END_OF_TIME)));
         let read = if answer.schema >= SCHEMA {
             read(answer)
         } else {
@@ -114,8 +130,23 @@ impl Supabase {
         read.map_err(Error::with_outcome_unknown)
     }
 
+    /// A step of a call, which must not take longer. A large answer may take longer than that as a whole, as long as it
+    /// goes on; one that stalls is given up.
+    async fn within<T>(&self, span: Duration, step: impl Future<Output = reqwest::Result<T>>) -> Result<T> {
+        tokio::select! {
+            result = step => result.map_err(|error| classify::no_answer(error, &self.host)),
+            () = tokio::time::sleep(span) => {
+                let message = format!("Supabase at {} did not answer within {span:.1?}", self.host);
+                Err(Error::new(ErrorKind::Unavailable, message).with_outcome_unknown())
+            }
+        }
+    }
+
     async fn load_some(&self, wants: &[Want]) -> Result<Vec<Option<Loaded>>> {
-        let read = |answer: Answer<'_>| expect(wants.len(), answer)?.map(Row::loaded).collect();
+        let read = |answer: Answer<'_>| {
+            let rows = expect(wants.len(), answer)?;
+            rows.zip(wants).map(|(row, want)| row.loaded(&want.key)).collect()
+        };
         self.call("threadkeep_load", wire::load(wants)?, read).await
     }
 }

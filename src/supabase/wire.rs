@@ -148,9 +148,13 @@ pub(super) struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// What a load says of one want; `None` where the answer had grown too long for it.
-    pub(super) fn loaded(self) -> Result<Option<Loaded>> {
+    /// What a load says of this thread; `None` where the answer had grown too long for it.
+    pub(super) fn loaded(self, key: &Key) -> Result<Option<Loaded>> {
         Ok(Some(match self.state {
+            // Never somebody else's conversation.
+            State::Found if self.key.as_deref() != Some(key.as_str()) => {
+                return Err(unexpected("another thread"));
+            }
             State::Found => Loaded::Found(Arc::new(self.record()?)),
             State::Same => Loaded::Same,
             State::Absent => Loaded::Absent(self.version()?),
@@ -222,7 +226,9 @@ mod tests {
     fn a_null_value_is_a_value() {
         let text = r#"{"now":1,"schema":1,"rows":[{"state":"found","key":"k","version":"7","expires":9,"user":null,"metadata":null,"value":null}]}"#;
         let answer: Answer<'_> = serde_json::from_str(text).unwrap();
-        let Some(Loaded::Found(found)) = answer.rows.into_iter().next().unwrap().loaded().unwrap() else {
+        let Some(Loaded::Found(found)) =
+            answer.rows.into_iter().next().unwrap().loaded(&Key::new("k").unwrap()).unwrap()
+        else {
             panic!()
         };
         assert_eq!(found.value.as_ref().map(Json::as_str), Some("null"));

@@ -26,6 +26,8 @@ pub enum Fault {
     Fail(ErrorKind),
     /// It is carried out after this long.
     Delay(Duration),
+    /// It is carried out, and its answer comes after this long.
+    DelayAnswer(Duration),
     /// It does not end before the faults are healed; then it fails as an outage.
     Hang,
 }
@@ -84,6 +86,11 @@ impl<S: Store> Faulty<S> {
             Fault::Delay(span) => {
                 tokio::time::sleep(span).await;
                 call.await
+            }
+            Fault::DelayAnswer(span) => {
+                let result = call.await;
+                tokio::time::sleep(span).await;
+                result
             }
             Fault::Hang => {
                 self.faults.healed.subscribe().changed().await.ok();

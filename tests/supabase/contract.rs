@@ -111,7 +111,7 @@ async fn the_door_and_jsonb_agree_on_what_can_be_stored() {
         r#""\ud83d""#.into(),
         r#""\ud83d\ude00""#.into(),
         r#""\\u0000""#.into(),
-        deep(1_000),
+        deep(127),
     ] {
         let door = threadkeep::Json::new(text.clone()).is_ok();
         let jsonb = client.query_one("select $1::text::jsonb::text", &[&text]).await.is_ok();

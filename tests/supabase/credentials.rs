@@ -43,7 +43,12 @@ async fn keys_that_are_refused(server: Server) {
         let error = cache.put(key("denied"), "1").await.unwrap_err();
         assert_says(&error, ErrorKind::Denied, &["SUPABASE_KEY"]);
     }
-    assert!(cache.health().is_available());
+    assert_eq!(cache.health().breaker, Some(threadkeep::State::Closed));
+    let health = cache.health();
+    assert!(
+        !health.is_available() && health.cause.unwrap().kind() == ErrorKind::Denied,
+        "an operator has to know"
+    );
 }
 
 async fn missing_migrations(server: Server) {

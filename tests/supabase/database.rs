@@ -168,6 +168,63 @@ async fn nobody_but_the_service_role_can_use_table_or_functions() {
     );
 }
 
+/// What others may have written by hand is read as far as it can be, and hinders nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_rows_of_others_hinder_nothing() {
+    let (stack, _gateway, cache) = shared(Server::Postrust).await;
+    let (user, good, endless) = (key("user"), key("good"), key("endless"));
+    let _ = cache.put(&good, "good").user(&user).await.unwrap();
+    let insert = |id: &str, expiry: &str| {
+        stack.psql(&format!(
+            "insert into conversation_threads (thread_id, user_id, conversation_data, expires_at)
+             values ({id}, '{user}', '1', '{expiry}')"
+        ))
+    };
+    insert(&format!("'{endless}'"), "infinity");
+    insert(&format!("repeat('x', 600) || '{user}'"), "2100-01-01");
+    assert_eq!(get(&cache, &endless).await.unwrap().json(), "1");
+    let listed = cache.list(&user).await.unwrap();
+    let mut names: Vec<_> = listed.iter().map(|found| found.key().as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, {
+        let mut both = [&*endless, &*good];
+        both.sort_unstable();
+        both
+    });
+}
+
+/// A role that may write the table need not be allowed to call the functions.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_role_with_grants_can_write_plain_rows() {
+    let stack = tokio::task::spawn_blocking(|| Stack::start(Server::Postrust)).await.unwrap();
+    stack.psql(
+        "create role reporter; grant usage on schema public to reporter; alter role reporter bypassrls;
+                grant select, insert, update on conversation_threads to reporter",
+    );
+    let row = stack.psql("set role reporter;
+        insert into conversation_threads (thread_id, conversation_data, expires_at) values ('t', '1', now() + interval '1h');
+        update conversation_threads set conversation_data = '2';
+        select conversation_data, version > 0, cardinality(accepted_versions) from conversation_threads");
+    assert_eq!(row.trim(), "2|t|2");
+}
+
+/// With many rows of others, a user's listing still comes by an index, and does not read values that it does not send.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_reads_no_more_than_the_users_rows() {
+    let stack = tokio::task::spawn_blocking(|| Stack::start(Server::Postrust)).await.unwrap();
+    stack.psql("insert into conversation_threads (thread_id, user_id, conversation_data, expires_at)
+                select 't' || n, 'u' || n % 500, to_jsonb(repeat(md5(n::text), 30)), now() + interval '1h' from generate_series(1, 20000) as n;
+                analyze conversation_threads");
+    // The first call in a session also reads the catalogue.
+    let call = r#"select threadkeep_recent('{"user": "u7", "most": 10}')"#;
+    let buffers = stack.psql(&format!("{call}; explain (analyze, buffers, costs off, timing off) {call}"));
+    let hit = buffers.split("Buffers: shared hit=").nth(1).unwrap();
+    let hit: u64 = hit.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap();
+    let pages: u64 =
+        stack.psql("select pg_relation_size('conversation_threads') / 8192").trim().parse().unwrap();
+    assert!(hit < 200 && pages > 2_000, "{hit} of {pages} pages: {buffers}");
+}
+
 /// Many writers, touches and purges at once: no deadlock, and the newest stands everywhere.
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_touches_and_purges_do_not_deadlock() {
