@@ -136,3 +136,33 @@ fn every_direct_dependency_is_justified() {
         assert!(text.contains(&format!("| `{name}` |")), "ARCHITECTURE.md does not say why there is {name}");
     }
 }
+
+/// What a daemon gets that depends on threadkeep with these features.
+fn tree(features: &[&str]) -> Vec<String> {
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    cargo.args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--format", "{p}"]);
+    let output = cargo.args(features).current_dir(root("")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let name = |line: &str| line.split(" (").next().unwrap().to_owned();
+    let mut names: Vec<String> = text.lines().map(name).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[test]
+fn users_get_no_more_crates_than_the_architecture_says() {
+    let text = fs::read_to_string(root("ARCHITECTURE.md")).unwrap();
+    let sets = [(&["--no-default-features"][..], "| none |"), (&[], "| `sqlite` (default) |")];
+    for (features, row) in sets {
+        let names = tree(features);
+        assert!(text.contains(&format!("{row} {} |", names.len())), "{row} has {} crates", names.len());
+    }
+    let testing = tree(&["--no-default-features", "--features", "testing"]);
+    assert_eq!(testing, tree(&["--no-default-features"]));
+    for name in tree(&["--all-features"]) {
+        assert!(!["axum ", "clap "].iter().any(|unwanted| name.starts_with(unwanted)), "{name}");
+    }
+    assert!(!testing.iter().any(|name| name.starts_with("libsqlite3-sys")));
+}
