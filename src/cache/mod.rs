@@ -21,7 +21,6 @@ use crate::fence::Fences;
 use crate::fill::Flights;
 use crate::metrics::Metrics;
 use crate::near::Near;
-use crate::record::Key;
 use crate::store::Store;
 
 pub use found::Found;
@@ -173,7 +172,7 @@ impl Cache {
     /// [`ErrorKind::Invalid`] where `key` is none.
     #[cfg(feature = "testing")]
     pub fn evict(&self, key: impl AsRef<str>) -> Result<()> {
-        self.0.near.evict(&Key::new(key)?);
+        self.0.near.evict(&crate::record::Key::new(key)?);
         Ok(())
     }
 }

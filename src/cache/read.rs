@@ -73,7 +73,7 @@ impl Inner {
             match loaded {
                 Ok(Filled::Found(entry)) => return Ok(Some(Found::fresh(entry))),
                 Ok(Filled::Absent(_)) => return Ok(None),
-                Ok(Filled::Overtaken) => self.metrics.discarded_fills.increment(1),
+                Ok(Filled::Overtaken) => {}
                 // Whatever the error is, it tells nothing about the thread.
                 Err(e) => return self.at_hand(key).ok_or(e).map(Some),
             }
@@ -150,7 +150,10 @@ impl Inner {
         Ok(match self.near.learn(key, ticket, began, news) {
             Some(News::Found(record)) => Filled::Found(Arc::new(Entry::new(record, began))),
             Some(News::Absent(version)) => Filled::Absent(version),
-            None => Filled::Overtaken,
+            None => {
+                self.metrics.discarded_fills.increment(1);
+                Filled::Overtaken
+            }
         })
     }
 }

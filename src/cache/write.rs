@@ -249,6 +249,7 @@ impl Inner {
             match applied {
                 Applied::Stored if is_misjudged && left > 0 => {
                     is_stored = true;
+                    self.near.doubt(&draft.key, stamp.version);
                     draft.expect = draft.expect.and(Some(stamp.version));
                 }
                 Applied::Superseded(version) | Applied::Conflict(version) if is_stored => {
