@@ -190,20 +190,23 @@ end $$;
 create or replace function public.threadkeep_recent(page jsonb) returns json
     language plpgsql volatile security invoker set search_path = '' set plan_cache_mode = 'force_custom_plan' as $$
 declare
-    asked   jsonb  := public.threadkeep_argument(page);
-    whose   text   := asked ->> 'user';
-    most    bigint := asked ->> 'most';
-    below   bigint := coalesce((asked ->> 'version')::bigint, 9223372036854775807);
-    below_key text := coalesce(asked ->> 'key', '');
-    present timestamptz := clock_timestamp();
-    found_rows json;
-    is_last boolean;
+    asked     jsonb  := public.threadkeep_argument(page);
+    whose     text   := asked ->> 'user';
+    most      bigint := asked ->> 'most';
+    below     bigint := coalesce((asked ->> 'version')::bigint, 9223372036854775807);
+    below_key text   := coalesce(asked ->> 'key', '');
+    present   timestamptz := clock_timestamp();
+    picked    uuid;
+    one       public.conversation_threads;
+    body      text;
+    bytes     bigint  := 0;
+    sent      integer := 0;
+    found_rows json[];
+    is_last   boolean := true;
 begin
-    with picked as materialized (
-        -- Without their values, which may be large; one more than asked tells whether there are more.
-        select thread.id, thread.version, thread.thread_id as key,
-               row_number() over (order by thread.version desc, thread.thread_id collate "C" desc) as place
-        from public.conversation_threads as thread
+    -- Ids first, for values may be large; one more than asked tells whether there are more.
+    for picked in
+        select thread.id from public.conversation_threads as thread
         where thread.expires_at > present
           and (whose is null or thread.user_id = whose)
           and (thread.version, thread.thread_id collate "C") < (below, below_key)
@@ -211,20 +214,22 @@ begin
           and octet_length(thread.thread_id) between 1 and 512
         order by thread.version desc, thread.thread_id collate "C" desc
         limit most + 1
-    ), sized as (
-        select thread, picked.place,
-               sum(pg_column_size(thread.conversation_data)) over (order by picked.place)
-                   - pg_column_size(thread.conversation_data) as before
-        from picked join public.conversation_threads as thread using (id)
-        where picked.place <= most
-    ), sent as materialized (
-        select thread, place from sized where before < 16 * 1024 * 1024
-    )
-    select coalesce(json_agg(public.threadkeep_row(thread, (sent.thread).conversation_data::text) order by place), '[]'),
-           (select count(*) from picked) <= count(*)
-    into found_rows, is_last from sent;
+    loop
+        if sent = most or bytes >= 16 * 1024 * 1024 then
+            is_last := false;
+            exit;
+        end if;
+        select * into one from public.conversation_threads as thread
+        where thread.id = picked and thread.expires_at > present and (whose is null or thread.user_id = whose);
+        -- It may have gone since it was picked.
+        continue when not found;
+        body := one.conversation_data::text;
+        bytes := bytes + octet_length(body);
+        sent := sent + 1;
+        found_rows[sent] := public.threadkeep_row(one, body);
+    end loop;
     return json_build_object('now', floor(extract(epoch from present) * 1000)::bigint, 'schema', 1,
-                             'rows', found_rows, 'last', is_last);
+                             'rows', coalesce(array_to_json(found_rows), '[]'), 'last', is_last);
 end $$;
 
 -- Marks threads as accessed. Rows that somebody is writing are being accessed anyway and are passed over.

@@ -535,3 +535,33 @@ fn a_get_on_a_closed_runtime_fails_and_locks_nothing_up() {
     });
     assert_eq!(is_done.recv_timeout(10 * SECOND), Ok([true, true]));
 }
+
+#[tokio::test]
+async fn trouble_with_a_file_ends_with_a_write_and_other_trouble_without_traffic() {
+    let (cache, faults) = bare(|cache| cache.upkeep_every(SECOND / 20)).await;
+    faults.script([Fault::Fail(ErrorKind::Local)]);
+    cache.put("t", &1).await.unwrap_err();
+    assert!(cache.get("t").await.unwrap().is_none());
+    assert!(!cache.health().is_available(), "a read does not show that the disk has room");
+    let _ = cache.put("t", &1).await.unwrap();
+    assert!(cache.health().is_available());
+    faults.script([Fault::Fail(ErrorKind::Denied)]);
+    cache.put("t", &2).await.unwrap_err();
+    wait_until("the chores ask again", || cache.health().is_available()).await;
+}
+
+#[tokio::test]
+async fn a_shutdown_among_callers_who_go_on_counts_only_what_is_under_way() {
+    for _ in 0..50 {
+        let (cache, _) = bare(|cache| cache).await;
+        let callers: Vec<_> = (0..64)
+            .map(|at| {
+                let cache = cache.clone();
+                tokio::spawn(async move { while cache.put(format!("t{at}"), &1).await.is_ok() {} })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert_eq!(cache.shutdown(5 * SECOND).await.unwrap().unfinished, 0);
+        futures::future::join_all(callers).await;
+    }
+}

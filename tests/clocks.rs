@@ -100,3 +100,37 @@ async fn one_version_from_the_future_does_not_stop_other_writes() {
     clock.observe(Version::lowest(clock.now().plus(60 * SECOND)));
     assert_eq!(cache.put("other", &1).await.unwrap(), Durability::Stored);
 }
+
+#[tokio::test]
+async fn a_clock_a_few_seconds_off_can_write() {
+    for off in [-4_200, -3_000, -2_100, 1_000, 2_100, 3_000, 3_900, 4_200] {
+        let (cache, _, _) = off_by(off).await;
+        assert_eq!(cache.put("t", &1).await.unwrap(), Durability::Stored, "{off}");
+        assert_eq!(cache.put("t", &2).await.unwrap(), Durability::Stored, "{off}");
+    }
+}
+
+/// The put's answer shows that its stamp was wrong; meanwhile an update has gone on from it.
+#[tokio::test]
+async fn a_put_that_is_stamped_anew_undoes_nobodys_update() {
+    let (cache, faults, _) = off_by(-300_000).await;
+    faults.script([Fault::DelayAnswer(SECOND / 3)]);
+    let put = tokio::spawn(cache.put("t", &["a"]).into_future());
+    while faults.calls("apply") == 0 {
+        tokio::task::yield_now().await;
+    }
+    let append =
+        |turns: Option<Vec<String>>| Ok(Some([turns.unwrap_or_default(), vec!["b".to_owned()]].concat()));
+    assert_eq!(cache.update("t", append).await.unwrap(), Durability::Stored);
+    assert_eq!(cache.get("t").await.unwrap().unwrap().json(), r#"["a","b"]"#);
+    assert_eq!(put.await.unwrap().unwrap(), Durability::Stored);
+    assert_eq!(cache.get("t").await.unwrap().unwrap().json(), r#"["a","b"]"#);
+}
+
+#[tokio::test]
+async fn an_error_while_a_write_is_stamped_anew_says_that_it_may_be_stored() {
+    let (cache, faults, _) = off_by(-300_000).await;
+    faults.script([Fault::Pass, Fault::Refuse]);
+    assert!(cache.put("t", "new").await.unwrap_err().outcome_unknown());
+    assert_eq!(cache.get("t").await.unwrap().unwrap().json(), "\"new\"");
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::write::Sending;
-use super::{Cache, Found};
+use super::{Cache, Call, Found};
 use crate::error::Result;
 use crate::near::{Entry, News};
 use crate::record::{Key, user};
@@ -82,7 +82,7 @@ impl Cache {
         let inner = &self.0;
         inner.check_reachable()?;
         let (ticket, began) = (inner.fences.begin(), Instant::now());
-        let Recent { records, is_last } = inner.origin.recent(page).await?;
+        let Recent { records, is_last } = inner.note(Call::Read, inner.origin.recent(page).await)?;
         let end = records.last().map(|record| (record.version, record.key.clone()));
         for record in records {
             let record = Arc::new(record);

@@ -158,11 +158,10 @@ impl Cache {
             writing.wait_for(|count| *count == 0).await.ok();
             self.0.report_accesses().await;
         };
-        tokio::select! {
-            () = all_done => {}
-            () = tokio::time::sleep(deadline) => {}
-        }
-        let unfinished = *self.0.writing.borrow();
+        let unfinished = tokio::select! {
+            () = all_done => 0,
+            () = tokio::time::sleep(deadline) => *self.0.writing.borrow(),
+        };
         Ok(Shutdown { unfinished })
     }
 
@@ -175,6 +174,13 @@ impl Cache {
         self.0.near.evict(&crate::record::Key::new(key)?);
         Ok(())
     }
+}
+
+/// What a call to the origin does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Read,
+    Write,
 }
 
 fn closed() -> Error {
@@ -191,10 +197,18 @@ impl Inner {
         self.origin.breaker().map_or(Ok(()), crate::breaker::Breaker::check)
     }
 
-    /// Takes note of what a call to the origin says about it.
-    fn note<T>(&self, result: Result<T>) -> Result<T> {
+    /// Takes note of what a call to the origin says about it. That a file can be read does not mean that it can be
+    /// written, so only a write ends the trouble with a file.
+    fn note<T>(&self, call: Call, result: Result<T>) -> Result<T> {
         match &result {
-            Ok(_) => *self.trouble() = None,
+            Ok(_) => {
+                let mut trouble = self.trouble();
+                let is_over = |error: &Error| call == Call::Write || error.kind() != ErrorKind::Local;
+                if trouble.as_ref().is_some_and(is_over) {
+                    tracing::info!("the source of truth works again");
+                    *trouble = None;
+                }
+            }
             Err(e) if matches!(e.kind(), ErrorKind::Denied | ErrorKind::Schema | ErrorKind::Local) => {
                 let mut trouble = self.trouble();
                 if trouble.is_none() {

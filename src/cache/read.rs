@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Cache, Found, Inner};
+use super::{Cache, Call, Found, Inner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
 use crate::metrics::Read;
@@ -135,7 +135,7 @@ impl Inner {
         let held = self.near.peek(key);
         let known = held.as_ref().map(|held| held.record.version);
         let loaded = self.origin.load(&[Want { key: key.clone(), known }]).await;
-        let loaded = self.note(loaded)?.pop();
+        let loaded = self.note(Call::Read, loaded)?.pop();
         let news = match (loaded, held) {
             (Some(Loaded::Found(record)), _) => News::Found(record),
             (Some(Loaded::Same), Some(held)) => News::Found(Arc::clone(&held.record)),

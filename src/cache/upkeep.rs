@@ -3,7 +3,7 @@
 use std::sync::Weak;
 use std::time::Duration;
 
-use super::Inner;
+use super::{Call, Inner};
 
 /// Threads in one call.
 const PORTION: usize = 500;
@@ -14,12 +14,20 @@ pub(super) async fn keep_up(cache: Weak<Inner>, period: Duration) {
     loop {
         tokio::time::sleep(period.mul_f64(0.75 + fastrand::f64() / 4.0)).await;
         let Some(cache) = cache.upgrade() else { return };
+        cache.ask_again().await;
         cache.report_accesses().await;
         cache.purge().await;
     }
 }
 
 impl Inner {
+    /// Where the origin needed an operator, asks whether it has got one: there may be no traffic that would tell.
+    async fn ask_again(&self) {
+        if self.trouble().is_some() && self.is_reachable() {
+            self.note(Call::Read, self.origin.probe().await).ok();
+        }
+    }
+
     /// Reports what was read. What cannot be reported now is not reported later: it is a hint, no more.
     pub(super) async fn report_accesses(&self) {
         for keys in self.near.take_accessed().chunks(PORTION) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::{Cache, Inner};
+use super::{Cache, Call, Inner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
 use crate::metrics::Wrote;
@@ -207,13 +207,14 @@ impl Inner {
         }
         self.check_reachable()?;
         let room = self.room(&draft).await?;
-        let inner = Arc::clone(self);
+        let (inner, key) = (Arc::clone(self), draft.key.clone());
         let work = tokio::spawn(async move {
             let result = inner.carry_out(draft).await;
             drop((room, writing));
             result
         });
         work.await.unwrap_or_else(|e| {
+            self.near.doubt(&key, self.origin.clock().stamp().version);
             let message = "the write was given up: the runtime ends, or a bug";
             Err(Error::new(ErrorKind::Unavailable, message).with_outcome_unknown().with_source(e))
         })
@@ -250,29 +251,35 @@ impl Inner {
                 Applied::Stored if is_misjudged && left > 0 => {
                     is_stored = true;
                     self.near.doubt(&draft.key, stamp.version);
-                    draft.expect = draft.expect.and(Some(stamp.version));
+                    // Whoever has gone on from it meanwhile must not be overwritten.
+                    draft.expect = Some(stamp.version);
                 }
                 Applied::Superseded(version) | Applied::Conflict(version) if is_stored => {
                     // The change was made, and somebody has gone on from it.
                     self.near.doubt(&draft.key, version);
                     return Ok(Durability::Stored);
                 }
-                Applied::Superseded(_) | Applied::TooOld | Applied::Ahead if is_misjudged => {}
-                // The clock has moved past a version that another daemon gave: wait for real time to catch up.
-                Applied::Ahead => tokio::time::sleep(Duration::from_millis(50)).await,
+                Applied::Superseded(_) | Applied::TooOld if is_misjudged => {}
+                Applied::Ahead => {
+                    // A little ahead, as where the clock has moved past a version that was: real time catches up. More
+                    // than that comes from a clock that this answer has put right.
+                    let excess = stamp.version.at().since(clock.now_for_versions().plus(TOLERANCE));
+                    if excess <= TOLERANCE {
+                        tokio::time::sleep(excess + Duration::from_millis(50)).await;
+                    }
+                }
                 applied => return self.settle(&record, &ticket, began, applied),
             }
         }
-        let message = format!(
-            "the clock of the store and this one's differ, and the thread {} was not written",
-            draft.key
-        );
-        Err(Error::new(ErrorKind::Unavailable, message).with_retry_after(TOLERANCE))
+        let message =
+            format!("the store's clock and this one's differ too much to write the thread {}", draft.key);
+        let error = Error::new(ErrorKind::Unavailable, message).with_retry_after(TOLERANCE);
+        Err(if is_stored { error.with_outcome_unknown() } else { error })
     }
 
     async fn apply(&self, record: &Arc<Record>, expect: Option<Version>) -> Result<Applied> {
         let write = Write { record: Arc::clone(record), expect, again: false };
-        let applied = match self.note(self.origin.apply(&[write]).await) {
+        let applied = match self.note(Call::Write, self.origin.apply(&[write]).await) {
             Ok(applied) => applied.first().copied(),
             Err(e) => {
                 if e.outcome_unknown() {

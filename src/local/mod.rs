@@ -21,6 +21,8 @@ use crate::version::{Clock, REMEMBERED, Timestamp, Version};
 
 /// Reads at once: they are short, and each takes a thread and a connection.
 const READERS: usize = 4;
+/// A page ends when it has grown to this.
+const PAGE_BYTES: usize = 16 << 20;
 
 /// A store in one SQLite file, which only one process may have open.
 ///
@@ -215,10 +217,16 @@ impl Store for Local {
             let mut query = reader.prepare_cached(&sql)?;
             let found =
                 query.query_map(params![inner.clock.now().0, page.user, after.0, after.1, most], record)?;
-            let mut records = found.collect::<rusqlite::Result<Vec<_>>>()?;
-            let is_last = records.len() <= page.most;
-            records.truncate(page.most);
-            Ok(Recent { records, is_last })
+            let (mut records, mut bytes) = (Vec::new(), 0);
+            for record in found {
+                if records.len() == page.most || bytes >= PAGE_BYTES {
+                    return Ok(Recent { records, is_last: false });
+                }
+                let record = record?;
+                bytes += record.bytes();
+                records.push(record);
+            }
+            Ok(Recent { records, is_last: true })
         })
         .await
     }

@@ -76,7 +76,9 @@ fn by_code(code: &str) -> Option<(ErrorKind, Trace)> {
         "PGRST202" | "PGRST205" | "42P01" | "42883" | "42703" => (Schema, Trace::None),
         "53400" => (Refused, Trace::None),
         // Cancelled, or gave way to another transaction: rolled back. Read-only: the disk is full, or a failover.
-        "57014" | "55P03" | "25006" => (Unavailable, Trace::None),
+        "57014" | "25006" => (Unavailable, Trace::None),
+        // Somebody keeps this row locked: a timely answer, and no reason to cut off all other threads.
+        "55P03" => (ErrorKind::Busy, Trace::None),
         "57P01" | "57P02" | "57P03" => (Unavailable, Trace::Unknown),
         _ if code.len() != 5 => return None,
         _ => match &code[..2] {
@@ -155,7 +157,7 @@ mod tests {
             ("57P01", (Unavailable, true)),
             ("57014", (Unavailable, false)),
             ("40001", (Unavailable, false)),
-            ("55P03", (Unavailable, false)),
+            ("55P03", (ErrorKind::Busy, false)),
             ("58030", (Unavailable, true)),
             ("21000", (Refused, false)),
             ("22P05", (Refused, false)),

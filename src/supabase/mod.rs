@@ -29,8 +29,8 @@ const RECORDS: usize = 500;
 const BYTES: usize = 1024 * 1024;
 /// See [`Supabase::stall_after`].
 const STALL: Duration = Duration::from_secs(5);
-/// The last millisecond of the year 9999: a clock that shows more is not one.
-const END_OF_TIME: i64 = 253_402_300_799_999;
+/// The last millisecond that a version can hold, in the year 2109: a clock that shows more is not one.
+const END_OF_TIME: i64 = i64::MAX >> 21;
 /// The version of the database functions that this client needs.
 const SCHEMA: u32 = 1;
 

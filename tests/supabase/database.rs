@@ -225,6 +225,38 @@ async fn a_listing_reads_no_more_than_the_users_rows() {
     assert!(hit < 200 && pages > 2_000, "{hit} of {pages} pages: {buffers}");
 }
 
+/// Threads that take little room in the database and much on the way come in several answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_of_large_threads_comes_in_portions() {
+    let (_, gateway, cache) = shared(Server::Postrust).await;
+    let (user, large) = (key("large"), "x".repeat(3 << 20));
+    for at in 0..14 {
+        let _ = cache.put(key(&at.to_string()), &large).user(&user).await.unwrap();
+    }
+    gateway.forget();
+    assert_eq!(cache.list(&user).await.unwrap().len(), 14);
+    assert_eq!(gateway.count("threadkeep_recent"), 3, "six at a time reach 16 MiB");
+}
+
+/// A row that somebody keeps locked is no outage.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_row_holds_up_its_own_writers_only() {
+    let (stack, gateway, _) = shared(Server::Postrust).await;
+    let cache = builder(&gateway).timeout(5 * SECOND).open().await.unwrap();
+    let (locked, other) = (key("locked"), key("other"));
+    let _ = cache.put(&locked, &1).await.unwrap();
+    let client = stack.sql().await;
+    let lock = format!("begin; select 1 from conversation_threads where thread_id = '{locked}' for update");
+    client.batch_execute(&lock).await.unwrap();
+    for _ in 0..6 {
+        let error = cache.put(&locked, &2).await.unwrap_err();
+        assert_eq!((error.kind(), error.outcome_unknown()), (threadkeep::ErrorKind::Busy, false), "{error}");
+    }
+    assert_eq!(cache.put(&other, &1).await.unwrap(), Durability::Stored);
+    client.batch_execute("rollback").await.unwrap();
+    assert_eq!(cache.put(&locked, &3).await.unwrap(), Durability::Stored);
+}
+
 /// Many writers, touches and purges at once: no deadlock, and the newest stands everywhere.
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_touches_and_purges_do_not_deadlock() {
