@@ -1,6 +1,6 @@
 //! Writes through faults, and by several daemons.
 
-use threadkeep::{Durability, ErrorKind};
+use threadkeep::{Cache, Durability, ErrorKind};
 
 use crate::stack::{Fault, Server};
 use crate::{SECOND, builder, daemon, get, key, row, shared};
@@ -20,19 +20,7 @@ async fn updates_are_each_applied_once_though_answers_are_lost(server: Server) {
     let key = key("updates");
     let faults = [Fault::Pass, Fault::Pass, Fault::LoseAnswer, Fault::Pass, Fault::Truncate];
     gateway.script_for("threadkeep_apply", (0..20).flat_map(|_| faults.clone()));
-    let updates = (0..64_u32).map(|turn| {
-        let (cache, key) = (cache.clone(), key.clone());
-        tokio::spawn(async move {
-            let append = |turns: Option<Vec<u32>>| Ok(Some([turns.unwrap_or_default(), vec![turn]].concat()));
-            cache.update(&key, append).await
-        })
-    });
-    for update in updates.collect::<Vec<_>>() {
-        assert_eq!(update.await.unwrap().unwrap(), Durability::Stored);
-    }
-    let mut turns: Vec<u32> = get(&cache, &key).await.unwrap().decode().unwrap();
-    turns.sort_unstable();
-    assert_eq!(turns, (0..64).collect::<Vec<_>>());
+    append_turns(&[cache], &key, 64).await;
     assert!(gateway.count("threadkeep_apply") > 64 + 20, "answers were lost");
 }
 
@@ -96,8 +84,13 @@ async fn updates_of_two_daemons_are_all_kept(server: Server) {
     let (_, gateway, one) = shared(server).await;
     let two = daemon(&gateway).await;
     let key = key("contended");
-    let updates = (0..40_u32).map(|turn| {
-        let (cache, key) = (if turn % 2 == 0 { one.clone() } else { two.clone() }, key.clone());
+    append_turns(&[one, two], &key, 40).await;
+}
+
+/// So many concurrent updates of one thread, through these daemons in turn: each is applied once.
+async fn append_turns(daemons: &[Cache], key: &str, count: u32) {
+    let updates = (0..count).map(|turn| {
+        let (cache, key) = (daemons[turn as usize % daemons.len()].clone(), key.to_owned());
         tokio::spawn(async move {
             let append = |turns: Option<Vec<u32>>| Ok(Some([turns.unwrap_or_default(), vec![turn]].concat()));
             cache.update(&key, append).await
@@ -106,7 +99,7 @@ async fn updates_of_two_daemons_are_all_kept(server: Server) {
     for update in updates.collect::<Vec<_>>() {
         assert_eq!(update.await.unwrap().unwrap(), Durability::Stored);
     }
-    let mut turns: Vec<u32> = get(&one, &key).await.unwrap().decode().unwrap();
+    let mut turns: Vec<u32> = get(&daemons[0], key).await.unwrap().decode().unwrap();
     turns.sort_unstable();
-    assert_eq!(turns, (0..40).collect::<Vec<_>>());
+    assert_eq!(turns, (0..count).collect::<Vec<_>>());
 }
