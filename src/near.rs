@@ -31,10 +31,20 @@ pub(crate) struct Entry {
 }
 
 /// What a call to the source of truth brought to light about one thread.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) enum News {
     Found(Arc<Record>),
     Absent(Version),
+}
+
+/// What became of the news.
+#[derive(Debug, Clone)]
+pub(crate) enum Learnt {
+    /// The thread is in memory: this very entry, so that marking it as read is seen there.
+    Present(Arc<Entry>),
+    Absent(Version),
+    /// Something newer was learnt meanwhile: look again.
+    Overtaken,
 }
 
 impl News {
@@ -112,15 +122,15 @@ impl Near {
         (!self.threads.contains_key(key)).then_some(version)
     }
 
-    /// Takes in what a call brought to light that began at `began` with `ticket`; `None` where it was overtaken.
+    /// Takes in what a call brought to light that began at `began` with `ticket`.
     ///
     /// What is in memory when the call begins is never newer than what the call finds, and whatever comes in later
     /// raises the floor. So news that are not below the floor replace what is held, also where their version is lower
     /// (somebody deleted the row, or restored the database).
-    pub(crate) fn learn(&self, key: &Key, ticket: &Ticket, began: Instant, news: News) -> Option<News> {
+    pub(crate) fn learn(&self, key: &Key, ticket: &Ticket, began: Instant, news: News) -> Learnt {
         let version = news.version();
         self.clock.observe(version);
-        let mut learnt = None;
+        let mut learnt = Learnt::Overtaken;
         // Under the lock of the key, so that floor, thread and absence change together.
         self.threads.entry_by_ref(key).and_compute_with(|held| {
             let held = held.map(moka::Entry::into_value);
@@ -128,14 +138,16 @@ impl Near {
                 return Op::Nop;
             }
             self.fences.raise(key, version);
-            learnt = Some(news.clone());
             match news {
                 News::Found(record) => {
                     self.absences.iter().for_each(|absences| absences.invalidate(key));
                     let accessed = held.is_some_and(|held| held.accessed.load(Relaxed)).into();
-                    Op::Put(Arc::new(Entry { record, confirmed: began, accessed }))
+                    let entry = Arc::new(Entry { record, confirmed: began, accessed });
+                    learnt = Learnt::Present(Arc::clone(&entry));
+                    Op::Put(entry)
                 }
                 News::Absent(version) => {
+                    learnt = Learnt::Absent(version);
                     self.absences.iter().for_each(|absences| absences.insert(key.clone(), version));
                     Op::Remove
                 }
@@ -178,14 +190,10 @@ impl Near {
 
 impl Entry {
     /// Marks it as read. Mostly it is marked already, and a load is cheaper than a store that other cores must see.
-    fn marked(self: Arc<Self>) -> Arc<Self> {
+    pub(crate) fn marked(self: Arc<Self>) -> Arc<Self> {
         if !self.accessed.load(Relaxed) {
             self.accessed.store(true, Relaxed);
         }
         self
-    }
-
-    pub(crate) fn new(record: Arc<Record>, confirmed: Instant) -> Self {
-        Self { record, confirmed, accessed: false.into() }
     }
 }

@@ -419,6 +419,9 @@ async fn accesses_are_reported_in_the_background() {
     wait_until("the access is reported", || faults.calls("touch") == 1).await;
     wait_until("what is expired is forgotten", || faults.calls("purge") >= 3).await;
     assert_eq!(faults.calls("touch"), 1, "nothing was read since");
+    cache.evict("t").unwrap();
+    assert!(cache.get("t").await.unwrap().is_some());
+    wait_until("the access by a get that loads is reported, too", || faults.calls("touch") == 2).await;
 }
 
 #[tokio::test]

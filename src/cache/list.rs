@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::write::Sending;
 use super::{Cache, Call, Found};
 use crate::error::Result;
-use crate::near::{Entry, News};
+use crate::near::{Learnt, News};
 use crate::record::{Key, user};
 use crate::store::{Page, Recent};
 use crate::version::Version;
@@ -85,14 +85,14 @@ impl Cache {
         let Recent { records, is_last } = inner.note(Call::Read, inner.origin.recent(page).await)?;
         let end = records.last().map(|record| (record.version, record.key.clone()));
         for record in records {
-            let record = Arc::new(record);
-            match inner.near.learn(&record.key, &ticket, began, News::Found(Arc::clone(&record))) {
-                Some(_) => all.push(Found::fresh(Arc::new(Entry::new(record, began)))),
+            let key = record.key.clone();
+            if let Learnt::Present(entry) = inner.near.learn(&key, &ticket, began, News::Found(record.into()))
+            {
+                all.push(Found::fresh(entry));
+            } else {
                 // It was overtaken while it travelled, and may not belong into the listing any more.
-                None => {
-                    let found = self.get(record.key.as_str()).await?;
-                    all.extend(found.filter(|found| found.user() == page.user.as_deref()));
-                }
+                let found = self.get(key.as_str()).await?;
+                all.extend(found.filter(|found| found.user() == page.user.as_deref()));
             }
         }
         Ok(end.filter(|_| !is_last))

@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fences;
 use crate::fill::Flights;
 use crate::metrics::Metrics;
-use crate::near::Near;
+use crate::near::{Learnt, Near};
 use crate::store::Store;
 
 pub use found::Found;
@@ -60,7 +60,7 @@ struct Inner {
     limits: Limits,
     near: Near,
     fences: Fences,
-    flights: Flights<Result<read::Filled>>,
+    flights: Flights<Result<Learnt>>,
     turns: turns::Turns,
     /// Counts KiB of writes that may still begin.
     room: Arc<Semaphore>,

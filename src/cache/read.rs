@@ -7,19 +7,10 @@ use super::{Cache, Call, Found, Inner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
 use crate::metrics::Read;
-use crate::near::{Entry, News};
+use crate::near::{Entry, Learnt, News};
 use crate::record::{Freshness, Key, Want};
 use crate::store::Loaded;
 use crate::version::Version;
-
-/// How a load ended.
-#[derive(Debug, Clone)]
-pub(super) enum Filled {
-    Found(Arc<Entry>),
-    Absent(Version),
-    /// Something newer was learnt meanwhile: look again.
-    Overtaken,
-}
 
 impl Cache {
     /// The thread with this id, or `None` where the source of truth says that there is none.
@@ -71,9 +62,9 @@ impl Inner {
                 Some(found) = self.at_hand_after_patience(key) => return Ok(Some(found)),
             };
             match loaded {
-                Ok(Filled::Found(entry)) => return Ok(Some(Found::fresh(entry))),
-                Ok(Filled::Absent(_)) => return Ok(None),
-                Ok(Filled::Overtaken) => {}
+                Ok(Learnt::Present(entry)) => return Ok(Some(Found::fresh(entry.marked()))),
+                Ok(Learnt::Absent(_)) => return Ok(None),
+                Ok(Learnt::Overtaken) => {}
                 // Whatever the error is, it tells nothing about the thread.
                 Err(e) => return self.at_hand(key).ok_or(e).map(Some),
             }
@@ -115,22 +106,22 @@ impl Inner {
             }
             self.check_reachable()?;
             match self.load(key)?.land().await?? {
-                Filled::Found(entry) => {
+                Learnt::Present(entry) => {
                     let version = entry.record.version;
                     return Ok((Some(entry), version));
                 }
-                Filled::Absent(version) => return Ok((None, version)),
-                Filled::Overtaken => may_trust_memory = true,
+                Learnt::Absent(version) => return Ok((None, version)),
+                Learnt::Overtaken => may_trust_memory = true,
             }
         }
     }
 
-    fn load(self: &Arc<Self>, key: &Key) -> Result<crate::fill::Joined<Result<Filled>>> {
+    fn load(self: &Arc<Self>, key: &Key) -> Result<crate::fill::Joined<Result<Learnt>>> {
         let (inner, wanted) = (Arc::clone(self), key.clone());
         self.flights.join(key, &self.fences, |ticket| async move { inner.fill(&wanted, &ticket).await })
     }
 
-    async fn fill(&self, key: &Key, ticket: &Ticket) -> Result<Filled> {
+    async fn fill(&self, key: &Key, ticket: &Ticket) -> Result<Learnt> {
         let began = Instant::now();
         let held = self.near.peek(key);
         let known = held.as_ref().map(|held| held.record.version);
@@ -147,13 +138,10 @@ impl Inner {
                 ));
             }
         };
-        Ok(match self.near.learn(key, ticket, began, news) {
-            Some(News::Found(record)) => Filled::Found(Arc::new(Entry::new(record, began))),
-            Some(News::Absent(version)) => Filled::Absent(version),
-            None => {
-                self.metrics.discarded_fills.increment(1);
-                Filled::Overtaken
-            }
-        })
+        let learnt = self.near.learn(key, ticket, began, news);
+        if matches!(learnt, Learnt::Overtaken) {
+            self.metrics.discarded_fills.increment(1);
+        }
+        Ok(learnt)
     }
 }

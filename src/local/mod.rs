@@ -37,8 +37,8 @@ struct Inner {
     /// Connections that are not in use, at most [`READERS`].
     readers: Mutex<Vec<Connection>>,
     reading: Semaphore,
-    // Declared last, so dropped last: nobody else may open the file before its writer is done.
     writer: writer::Writer,
+    // Declared last, so dropped last: nobody else may open the file before its writer is done.
     _lock: file::Lock,
 }
 
