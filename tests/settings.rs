@@ -24,6 +24,8 @@ async fn junk_in_any_setting_is_named_with_a_remedy() {
         ("SUPABASE_URL", "https://user@localhost"),
         ("SUPABASE_PROJECT_ID", "no/such"),
         ("SUPABASE_KEY", "two\nlines"),
+        ("SUPABASE_KEY_FILE", "/no/such/file"),
+        ("SUPABASE_KEY_FILE", "/"),
         ("SUPABASE_TIMEOUT_SECONDS", "0"),
         ("CONVERSATION_STRICT", "yes"),
         ("CONVERSATION_MAX_BYTES", "0"),
@@ -71,6 +73,44 @@ async fn supabase_without_credentials_falls_back_to_memory_and_fails_in_strict_m
     // An empty variable counts as unset.
     let empty = [asked, ("SUPABASE_URL", " "), ("SUPABASE_KEY", "")];
     assert_eq!(open(&empty).await.unwrap().health().backend, "memory");
+}
+
+#[tokio::test]
+async fn a_file_may_hold_the_key_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("key");
+    let in_file = [
+        ("CONVERSATION_STORAGE_BACKEND", "supabase"),
+        ("SUPABASE_URL", "http://127.0.0.1:1"),
+        ("SUPABASE_KEY_FILE", file.to_str().unwrap()),
+        ("CONVERSATION_STRICT", "true"),
+    ];
+    std::fs::write(&file, "sb_secret_in_a_file\r\n").unwrap();
+    assert_eq!(open(&in_file).await.unwrap().health().backend, "supabase");
+    // Empty, it is as if SUPABASE_KEY were not there.
+    let with_empty = open(&[&in_file[..], &[("SUPABASE_KEY", "")]].concat()).await;
+    assert_eq!(with_empty.unwrap().health().backend, "supabase");
+    let both = open(&[&in_file[..], &[("SUPABASE_KEY", "sb_secret_x")]].concat()).await.unwrap_err();
+    assert_eq!(both.kind(), ErrorKind::Config);
+    assert!(both.to_string().contains("SUPABASE_KEY_FILE: SUPABASE_KEY is set as well"), "{both}");
+
+    let junk: [(&[u8], &str); 4] = [
+        (b"", "it is empty"),
+        (b" \n", "it is empty"),
+        (b"sb_secret_hidden\xff", "characters that no key has"),
+        (b"sb_secret_hidden\nsecond line", "characters that no key has"),
+    ];
+    for (content, wrong) in junk {
+        std::fs::write(&file, content).unwrap();
+        let error = open(&in_file).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        let text = format!("{error} {error:?}");
+        assert!(text.contains("SUPABASE_KEY_FILE: it ") && text.contains(wrong), "{text}");
+        assert!(!text.contains("hidden") && !text.contains("not set"), "{text}");
+    }
+    // Another backend does not need it.
+    let idle = open(&[("CONVERSATION_STORAGE_BACKEND", "memory"), in_file[2]]).await;
+    assert_eq!(idle.unwrap().health().backend, "memory");
 }
 
 #[tokio::test]

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Backend, SETTINGS, Setting};
+use super::{Backend, SETTINGS, Setting, key};
 use crate::cache::{Cache, Limits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guard::Guard;
 use crate::memory::Memory;
 use crate::store::Store;
-use crate::supabase::Supabase;
+use crate::supabase::{KeySource, Supabase};
 use crate::version::Clock;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -36,6 +36,9 @@ pub struct Builder {
     pub(super) url: Option<String>,
     pub(super) project: Option<String>,
     pub(super) key: Option<Secret>,
+    /// The file that the key is from.
+    pub(super) key_file: Option<KeySource>,
+    key_source: Option<KeySource>,
     pub(super) deadline: Duration,
     pub(super) fresh_for: Duration,
     pub(super) strict: bool,
@@ -62,6 +65,8 @@ impl Default for Builder {
             url: None,
             project: None,
             key: None,
+            key_file: None,
+            key_source: None,
             deadline: Duration::ZERO,
             fresh_for: Duration::ZERO,
             strict: false,
@@ -89,14 +94,17 @@ impl Builder {
     }
 
     /// The settings of the process's environment and, for what is not set there, of a file such as `.env`. There need
-    /// not be one. The environment itself is left as it is.
+    /// not be one. The environment itself is left as it is. If SUPABASE_KEY is set there, the file is read again when
+    /// Supabase refuses the key.
     pub fn from_env_and_file(path: impl AsRef<Path>) -> Self {
         let (vars, problem) = match read_file(path.as_ref()) {
             Ok(vars) => (vars, None),
             Err(problem) => (Vec::new(), Some(problem)),
         };
-        let from_env = environment().filter(|(_, value)| !value.is_empty());
+        let from_env: Vec<_> = environment().filter(|(_, value)| !value.is_empty()).collect();
+        let key_is_ours = from_env.iter().all(|(name, _)| name != "SUPABASE_KEY");
         let mut builder = Self::from_vars(vars.into_iter().chain(from_env));
+        builder.key_file = builder.key_file.or_else(|| key_is_ours.then(|| key::of_dotenv(path.as_ref())));
         builder.problems.extend(problem.map(|problem| (None, problem)));
         builder
     }
@@ -112,10 +120,9 @@ impl Builder {
             }
         }
         let is_set = |name: &str| vars.get(name).is_some_and(|text| !text.trim().is_empty());
-        if is_set("SUPABASE_KEY") && !is_set("CONVERSATION_STORAGE_BACKEND") {
-            tracing::warn!(
-                "SUPABASE_KEY is set, but CONVERSATION_STORAGE_BACKEND is not: the backend is `local`"
-            );
+        let key = ["SUPABASE_KEY", "SUPABASE_KEY_FILE"].into_iter().find(|name| is_set(name));
+        if let Some(key) = key.filter(|_| !is_set("CONVERSATION_STORAGE_BACKEND")) {
+            tracing::warn!("{key} is set, but CONVERSATION_STORAGE_BACKEND is not: the backend is `local`");
         }
         let is_known = |name: &String| SETTINGS.iter().any(|setting| setting.name == name);
         for name in vars.keys().filter(|name| name.starts_with("CONVERSATION_") && !is_known(name)) {
@@ -151,6 +158,14 @@ impl Builder {
     pub fn supabase(mut self, url: &str, key: &str) -> Self {
         self.backend = Backend::Supabase;
         self.set("SUPABASE_URL", url).set("SUPABASE_KEY", key)
+    }
+
+    /// Where a new key comes from when Supabase refuses the one in use, as [`Supabase::renew_key_from`] says. The first
+    /// key is set as ever. A file that the key was read from is not read again then.
+    #[must_use]
+    pub fn renew_key_from(mut self, source: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
+        self.key_source = Some(KeySource::new(source));
+        self
     }
 
     /// Keeps conversations in memory: they are lost when the process ends.
@@ -255,6 +270,7 @@ impl Builder {
                 let url = self.url.unwrap_or_default();
                 let key = self.key.map(|key| key.0).unwrap_or_default();
                 let client = Supabase::with_clock(&url, &key, Clock::skewed(self.skew_millis))?;
+                let client = client.with_key_source(self.key_source.or(self.key_file));
                 let host = client.host().to_owned();
                 // The guard comes second: what Supabase notices itself can be said more exactly.
                 let guard = Guard::new(client.stall_after(self.deadline), self.deadline + SECOND / 4);
@@ -304,7 +320,7 @@ impl Builder {
         let no_url = self.url.is_none() && !is_wrong("SUPABASE_URL") && !is_wrong("SUPABASE_PROJECT_ID");
         let no_key = self.key.is_none() && !is_wrong("SUPABASE_KEY");
         let url = no_url.then_some("SUPABASE_URL (or SUPABASE_PROJECT_ID) is");
-        let key = no_key.then_some("SUPABASE_KEY is");
+        let key = no_key.then_some("SUPABASE_KEY (or SUPABASE_KEY_FILE) is");
         [url, key].into_iter().flatten().filter(|_| is_asked).collect()
     }
 }
@@ -316,7 +332,7 @@ fn environment() -> impl Iterator<Item = (String, String)> {
     vars.map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
 }
 
-fn read_file(path: &Path) -> Result<Vec<(String, String)>, String> {
+pub(super) fn read_file(path: &Path) -> Result<Vec<(String, String)>, String> {
     let is_absent =
         |e: &dotenvy::Error| matches!(e, dotenvy::Error::Io(e) if e.kind() == std::io::ErrorKind::NotFound);
     // The parser's own message shows the line, which may hold a secret.

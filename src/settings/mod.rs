@@ -4,6 +4,7 @@
 //! compares them.
 
 mod builder;
+mod key;
 
 use std::time::Duration;
 
@@ -110,7 +111,22 @@ pub const SETTINGS: &[Setting] = &[
         backend: Some(Backend::Supabase),
         set: |builder, text| {
             supabase::check_key(text)?;
-            builder.key = Some(Secret(text.into()));
+            (builder.key, builder.key_file) = (Some(Secret(text.into())), None);
+            Ok(())
+        },
+    },
+    Setting {
+        name: "SUPABASE_KEY_FILE",
+        default: "",
+        what: "a file that holds the key, instead of SUPABASE_KEY; read again when Supabase refuses the key",
+        backend: Some(Backend::Supabase),
+        set: |builder, text| {
+            if builder.key.is_some() {
+                return Err("SUPABASE_KEY is set as well; use one of them".into());
+            }
+            let (key, file) = key::of_file(text)?;
+            supabase::check_key(&key)?;
+            (builder.key, builder.key_file) = (Some(Secret(key)), Some(file));
             Ok(())
         },
     },

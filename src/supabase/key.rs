@@ -10,11 +10,10 @@ use serde::Deserialize;
 const APIKEY: HeaderName = HeaderName::from_static("apikey");
 
 /// A key that can be sent. It shows neither in `Debug` nor anywhere else.
+#[derive(PartialEq)]
 pub(super) struct ApiKey {
     kind: Kind,
-    apikey: HeaderValue,
-    /// Legacy keys are JWTs and must come as a bearer token, too; new keys must not.
-    bearer: Option<HeaderValue>,
+    headers: HeaderMap,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,33 +32,35 @@ impl fmt::Debug for ApiKey {
 impl ApiKey {
     /// Parses a key; an error says what is wrong with it, without repeating it.
     pub(super) fn new(key: &str) -> Result<Self, &'static str> {
+        const FOREIGN: &str = "it has characters that no key has";
         let key = key.trim();
-        let is_jwt = key.split('.').count() == 3;
         let secret = |text: &str| {
-            let mut value = HeaderValue::from_str(text).map_err(|_| "it has characters that no key has")?;
+            let mut value = HeaderValue::from_str(text).map_err(|_| FOREIGN)?;
             value.set_sensitive(true);
             Ok::<_, &str>(value)
         };
         if key.is_empty() {
             return Err("it is empty");
         }
-        Ok(Self {
-            kind: Kind::of(key),
-            apikey: secret(key)?,
-            bearer: is_jwt.then(|| secret(&format!("Bearer {key}"))).transpose()?,
-        })
-    }
-
-    pub(super) fn headers(&self) -> HeaderMap {
+        // A header could carry more than that.
+        if !key.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(FOREIGN);
+        }
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         // Where the functions are; a project may expose another schema first.
         headers.insert("content-profile", HeaderValue::from_static("public"));
-        headers.insert(APIKEY, self.apikey.clone());
-        if let Some(bearer) = &self.bearer {
-            headers.insert(AUTHORIZATION, bearer.clone());
+        headers.insert(APIKEY, secret(key)?);
+        // Legacy keys are JWTs and must come as a bearer token, too; new keys must not.
+        if key.split('.').count() == 3 {
+            headers.insert(AUTHORIZATION, secret(&format!("Bearer {key}"))?);
         }
-        headers
+        Ok(Self { kind: Kind::of(key), headers })
+    }
+
+    /// What each request carries.
+    pub(super) fn headers(&self) -> &HeaderMap {
+        &self.headers
     }
 
     /// What to do when it is refused.
@@ -121,8 +122,17 @@ mod tests {
             ("something".into(), Kind::Other, false),
         ] {
             let parsed = ApiKey::new(&key).unwrap();
-            assert_eq!((parsed.kind, parsed.bearer.is_some()), (kind, bearer), "{key}");
+            let has_bearer = parsed.headers().contains_key(AUTHORIZATION);
+            assert_eq!((parsed.kind, has_bearer), (kind, bearer), "{key}");
             assert!(!format!("{parsed:?} {:?}", parsed.headers()).contains(&key), "a key shows in Debug");
         }
+    }
+
+    #[test]
+    fn what_can_be_no_key_is_refused() {
+        for junk in ["", " \n", "two words", "two\nlines", "\u{fffd}", "\0"] {
+            assert!(ApiKey::new(junk).is_err(), "{junk:?}");
+        }
+        assert!(ApiKey::new(" sb_secret_abc\r\n").unwrap() == ApiKey::new("sb_secret_abc").unwrap());
     }
 }

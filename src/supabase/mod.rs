@@ -5,6 +5,7 @@
 
 mod classify;
 mod key;
+mod keyring;
 mod wire;
 
 use std::fmt;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{Client, Url, redirect, retry};
+use reqwest::{Client, Method, Request, Url, redirect, retry};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Key, Want, Write};
@@ -22,7 +23,10 @@ use crate::store::{Applied, Loaded, Page, Recent, Store};
 use crate::version::{Clock, Timestamp};
 
 use key::ApiKey;
+use keyring::Keyring;
 use wire::{Answer, Row};
+
+pub(crate) use keyring::KeySource;
 
 /// What one request carries at most: PostgREST and its gateways like it small, a transaction short.
 const RECORDS: usize = 500;
@@ -40,7 +44,7 @@ pub struct Supabase {
     client: Client,
     functions: Url,
     host: String,
-    key: ApiKey,
+    keys: Keyring,
     clock: Arc<Clock>,
     stall: Duration,
 }
@@ -48,7 +52,7 @@ pub struct Supabase {
 /// Without the key.
 impl fmt::Debug for Supabase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Supabase").field("host", &self.host).field("key", &self.key).finish()
+        f.debug_struct("Supabase").field("host", &self.host).field("key", &self.keys).finish()
     }
 }
 
@@ -78,16 +82,32 @@ impl Supabase {
             );
         }
         let host = functions.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-        let client = client(key.headers()).map_err(|e| {
+        let client = client().map_err(|e| {
             Error::new(ErrorKind::Config, "the HTTP client cannot be set up").with_source(e.without_url())
         })?;
-        Ok(Self { client, functions, host, key, clock: Arc::new(clock), stall: STALL })
+        let keys = Keyring::new(key);
+        Ok(Self { client, functions, host, keys, clock: Arc::new(clock), stall: STALL })
     }
 
     /// How long it may take until an answer begins or goes on: 5 s unless set.
     #[must_use]
     pub fn stall_after(mut self, span: Duration) -> Self {
         self.stall = span;
+        self
+    }
+
+    /// Where a new key comes from when Supabase refuses the one in use, so that a key can be rotated without a restart.
+    ///
+    /// `source` is asked by one thread at a time, which it may block, and once a second at most. If its answer is another
+    /// key, that one is used from then on, and what was refused is sent once more. `None`, what cannot be a key, and a
+    /// panic leave the key as it is. It is not waited for longer than half of [`stall_after`](Self::stall_after).
+    #[must_use]
+    pub fn renew_key_from(self, source: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
+        self.with_key_source(Some(KeySource::new(source)))
+    }
+
+    pub(crate) fn with_key_source(mut self, source: Option<KeySource>) -> Self {
+        self.keys = self.keys.with_source(source);
         self
     }
 
@@ -106,17 +126,9 @@ impl Supabase {
         if let Ok(mut path) = url.path_segments_mut() {
             path.push(function);
         }
-        let sent = Instant::now();
-        let upload = Duration::from_secs((body.len() >> 20) as u64);
-        let mut response = self.within(self.stall + upload, self.client.post(url).body(body).send()).await?;
-        let (status, rest) = (response.status(), retry_after(response.headers()));
-        let mut body = Vec::new();
-        while let Some(chunk) = self.within(self.stall, response.chunk()).await? {
-            body.extend_from_slice(&chunk);
-        }
-        if !status.is_success() {
-            return Err(classify::answer(status, rest, &body, self.key.advice()));
-        }
+        let (mut request, upload) = (Request::new(Method::POST, url), body.len() >> 20);
+        *request.body_mut() = Some(body.into());
+        let (sent, body) = self.send(request, Duration::from_secs(upload as u64)).await?;
         let not_ours = |error| classify::not_ours(&self.host, &body, error);
         let answer: Answer<'_> = serde_json::from_slice(&body).map_err(not_ours)?;
         self.clock.correct(sent, Instant::now(), Timestamp(answer.now.clamp(0, END_OF_TIME)));
@@ -128,6 +140,42 @@ impl Supabase {
         };
         // The function ran, and may have written.
         read.map_err(Error::with_outcome_unknown)
+    }
+
+    /// Sends a request, and once more where Supabase refuses the key and there is another one meanwhile: nothing came
+    /// of what was refused. Returns when it was sent, and the answer.
+    async fn send(&self, request: Request, upload: Duration) -> Result<(Instant, Vec<u8>)> {
+        let key = self.keys.current();
+        // The copies share the body.
+        let again = request.try_clone();
+        let refusal = match self.send_with(&key, request, upload).await {
+            Err(e) if e.kind() == ErrorKind::Denied => e,
+            other => return other,
+        };
+        match again.zip(self.keys.other_than(&key, self.stall / 2).await) {
+            Some((again, key)) => self.send_with(&key, again, upload).await,
+            None => Err(refusal),
+        }
+    }
+
+    async fn send_with(
+        &self,
+        key: &ApiKey,
+        mut request: Request,
+        upload: Duration,
+    ) -> Result<(Instant, Vec<u8>)> {
+        *request.headers_mut() = key.headers().clone();
+        let sent = Instant::now();
+        let mut response = self.within(self.stall + upload, self.client.execute(request)).await?;
+        let (status, rest) = (response.status(), retry_after(response.headers()));
+        let mut body = Vec::new();
+        while let Some(chunk) = self.within(self.stall, response.chunk()).await? {
+            body.extend_from_slice(&chunk);
+        }
+        if status.is_success() {
+            return Ok((sent, body));
+        }
+        Err(classify::answer(status, rest, &body, key.advice()))
     }
 
     /// A step of a call, which must not take longer. A large answer may take longer than that as a whole, as long as it
@@ -204,9 +252,8 @@ fn functions_url(url: &str) -> Result<Url, &'static str> {
     Ok(parsed)
 }
 
-fn client(headers: HeaderMap) -> reqwest::Result<Client> {
+fn client() -> reqwest::Result<Client> {
     Client::builder()
-        .default_headers(headers)
         // Secret keys are refused with the User-Agent of a browser.
         .user_agent(concat!("threadkeep/", env!("CARGO_PKG_VERSION")))
         // A redirect would carry the key elsewhere; the guard retries.

@@ -1,14 +1,26 @@
 //! Wrong keys, wrong places, missing migrations: each gets a message that tells what to do, and no secret shows.
 
 use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use threadkeep::{Cache, Error, ErrorKind};
+use threadkeep::{Builder, Cache, Error, ErrorKind, Freshness, State};
 
-use crate::stack::{Fault, Server, Stack};
-use crate::{SECOND, builder, key, shared};
+use crate::stack::{Fault, Gateway, Keys, Server, Stack};
+use crate::{SECOND, builder, eventually, get, key, shared};
 
-on_both_servers!(keys_that_are_refused, missing_migrations, wrong_places, no_secret_shows);
+on_both_servers!(
+    keys_that_are_refused,
+    requests_in_flight_outlive_a_rotation,
+    a_rotation_goes_unnoticed_under_traffic,
+    a_key_file_that_is_late_or_junk_heals,
+    a_key_in_dotenv_is_read_again,
+    a_source_of_the_embedder_is_asked,
+    missing_migrations,
+    wrong_places,
+    no_secret_shows,
+);
 
 async fn refused(url: &str, key: &str) -> Error {
     Cache::builder().supabase(url, key).timeout(3 * SECOND).open().await.unwrap_err()
@@ -51,6 +63,175 @@ async fn keys_that_are_refused(server: Server) {
     );
 }
 
+/// What a daemon sets whose key is in a file of its own.
+fn with_key_file(gateway: &Gateway, file: &Path) -> Builder {
+    let settings = [
+        ("CONVERSATION_STORAGE_BACKEND", "supabase"),
+        ("SUPABASE_URL", &gateway.url()),
+        ("SUPABASE_KEY_FILE", file.to_str().unwrap()),
+        ("CONVERSATION_FRESH_SECONDS", "0"),
+    ];
+    Builder::from_vars(settings.map(|(name, value)| (name.to_owned(), value.to_owned())))
+}
+
+/// A daemon with its key in a file, and the folder that the file is in.
+async fn daemon_with_key_file(gateway: &Gateway) -> (Cache, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    write_key(&folder, gateway.keys().secret);
+    (with_key_file(gateway, &folder.path().join("key")).open().await.unwrap(), folder)
+}
+
+fn write_key(folder: &tempfile::TempDir, content: impl AsRef<[u8]>) {
+    std::fs::write(folder.path().join("key"), content).unwrap();
+}
+
+/// The key after the next rotation, which an operator knows before the old one ends.
+fn next_key() -> String {
+    Keys::new(1).secret
+}
+
+async fn requests_in_flight_outlive_a_rotation(server: Server) {
+    let (_, gateway, before) = shared(server).await;
+    let keys: Vec<String> = (0..8).map(|_| key("in flight")).collect();
+    for key in &keys {
+        let _ = before.put(key, "before").await.unwrap();
+    }
+    let (cache, folder) = daemon_with_key_file(&gateway).await;
+    gateway.forget();
+    gateway.always(Fault::Hang);
+    let calls = keys.iter().cloned().enumerate().map(|(at, key)| {
+        let cache = cache.clone();
+        tokio::spawn(async move {
+            if at % 2 == 0 {
+                let _ = cache.put(&key, "after").await.unwrap();
+            } else {
+                assert_eq!(get(&cache, &key).await.unwrap().freshness(), Freshness::Fresh);
+            }
+        })
+    });
+    let calls: Vec<_> = calls.collect();
+    gateway.wait_for(keys.len(), "").await;
+    write_key(&folder, format!("{}\n", next_key()));
+    assert_eq!(gateway.rotate_secret(), next_key());
+    gateway.heal();
+    for call in calls {
+        call.await.unwrap();
+    }
+    assert_eq!(gateway.count("threadkeep_apply"), 8, "each write was sent twice");
+    assert_eq!(gateway.count("threadkeep_load"), 8, "each read was sent twice");
+    // No request is refused from now on.
+    gateway.forget();
+    for key in keys.iter().step_by(2) {
+        assert_eq!(get(&cache, key).await.unwrap().json(), "\"after\"");
+    }
+    assert_eq!(gateway.count("threadkeep_load"), 4);
+}
+
+async fn a_rotation_goes_unnoticed_under_traffic(server: Server) {
+    let (_, gateway, _) = shared(server).await;
+    let (cache, folder) = daemon_with_key_file(&gateway).await;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let workers = (0..6).map(|_| {
+        let (cache, key, is_over) = (cache.clone(), key("traffic"), Arc::clone(&is_over));
+        tokio::spawn(async move {
+            for turn in 0_u32.. {
+                let _ = cache.put(&key, &turn).await.unwrap();
+                let found = get(&cache, &key).await.unwrap();
+                assert_eq!((found.decode::<u32>().unwrap(), found.freshness()), (turn, Freshness::Fresh));
+                if is_over.load(Ordering::SeqCst) {
+                    break;
+                }
+            }
+        })
+    });
+    let workers: Vec<_> = workers.collect();
+    gateway.wait_for(50, "threadkeep_apply").await;
+    write_key(&folder, next_key());
+    gateway.rotate_secret();
+    gateway.wait_for(gateway.count("threadkeep_apply") + 50, "threadkeep_apply").await;
+    is_over.store(true, Ordering::SeqCst);
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    assert_eq!(cache.health().breaker, Some(State::Closed));
+    assert!(cache.health().is_available());
+}
+
+async fn a_key_file_that_is_late_or_junk_heals(server: Server) {
+    let log = Log::of_the_process();
+    let (_, gateway, _) = shared(server).await;
+    let (cache, folder) = daemon_with_key_file(&gateway).await;
+    let key = key("late");
+    let _ = cache.put(&key, "before").await.unwrap();
+    gateway.rotate_secret();
+    let denied = async || {
+        let error = cache.put(&key, "during").await.unwrap_err();
+        assert_says(&error, ErrorKind::Denied, &["SUPABASE_KEY", "Invalid API key"]);
+        assert!(matches!(get(&cache, &key).await.unwrap().freshness(), Freshness::Stale { .. }));
+    };
+    for _ in 0..10 {
+        denied().await;
+    }
+    let junk: [(Option<&[u8]>, &str); 3] = [
+        (Some(b""), "the old one stays: it is empty"),
+        (Some(b"\x7fELF\xff\0"), "the old one stays: it has characters that no key has"),
+        (None, "SUPABASE_KEY_FILE: the file cannot be read"),
+    ];
+    for (content, warning) in junk {
+        match content {
+            Some(content) => write_key(&folder, content),
+            None => std::fs::remove_file(folder.path().join("key")).unwrap(),
+        }
+        let told = log.text().matches(warning).count();
+        eventually(warning, async || {
+            denied().await;
+            log.text().matches(warning).count() > told
+        })
+        .await;
+    }
+    write_key(&folder, format!("  {}\r\n\n", next_key()));
+    eventually("the key is taken", async || cache.put(&key, "after").await.is_ok()).await;
+    assert_eq!(get(&cache, &key).await.unwrap().freshness(), Freshness::Fresh);
+    assert!(cache.health().is_available());
+}
+
+async fn a_key_in_dotenv_is_read_again(server: Server) {
+    let (_, gateway, _) = shared(server).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join(".env");
+    let write = |key: &str| {
+        let (backend, url) = ("CONVERSATION_STORAGE_BACKEND=supabase", gateway.url());
+        std::fs::write(&file, format!("{backend}\nSUPABASE_URL={url}\nSUPABASE_KEY='{key}' # secret\n"))
+            .unwrap();
+    };
+    write(&gateway.keys().secret);
+    let cache = Builder::from_env_and_file(&file).open().await.unwrap();
+    let _ = cache.put(key("dotenv"), "before").await.unwrap();
+    gateway.rotate_secret();
+    write(&next_key());
+    let _ = cache.put(key("dotenv"), "after").await.unwrap();
+    // A key that is set by hand is not the file's.
+    let by_hand = Builder::from_env_and_file(&file).supabase(&gateway.url(), "sb_secret_by_hand");
+    assert_eq!(by_hand.open().await.unwrap_err().kind(), ErrorKind::Denied);
+}
+
+async fn a_source_of_the_embedder_is_asked(server: Server) {
+    let (_, gateway, _) = shared(server).await;
+    let cache = builder(&gateway).renew_key_from(|| Some(next_key())).open().await.unwrap();
+    let panicking = builder(&gateway).renew_key_from(|| panic!("a source")).open().await.unwrap();
+    gateway.rotate_secret();
+    let _ = cache.put(key("source"), "1").await.unwrap();
+    for _ in 0..3 {
+        let error = panicking.put(key("source"), "1").await.unwrap_err();
+        assert_says(&error, ErrorKind::Denied, &["SUPABASE_KEY"]);
+    }
+    // It is asked at the first contact, too, and before the file that the key was from.
+    let folder = tempfile::tempdir().unwrap();
+    write_key(&folder, "sb_secret_of_yesterday");
+    let late = with_key_file(&gateway, &folder.path().join("key")).renew_key_from(|| Some(next_key()));
+    let _ = late.open().await.unwrap().put(key("source"), "1").await.unwrap();
+}
+
 async fn missing_migrations(server: Server) {
     let stack = tokio::task::spawn_blocking(move || Stack::start_without_migrations(server)).await.unwrap();
     let gateway = stack.gateway().await;
@@ -83,6 +264,10 @@ async fn wrong_places(server: Server) {
 struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
     /// Work goes on in many threads, so the log is the process's.
     fn of_the_process() -> &'static Self {
         static LOG: OnceLock<Log> = OnceLock::new();
@@ -152,14 +337,35 @@ async fn no_secret_shows(server: Server) {
             ("CONVERSATION_STORAGE_BACKEND", "supabase"),
         ];
         let vars = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        shown += &all_of(&threadkeep::Builder::from_vars(vars).open().await.unwrap_err());
+        shown += &all_of(&Builder::from_vars(vars).open().await.unwrap_err());
     }
-    shown += &String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    shown += &through_a_rotation(&gateway).await;
+    shown += &log.text();
     assert!(shown.contains("circuit breaker opened"), "the log was collected");
+    assert!(shown.contains("the Supabase key was replaced") && shown.contains("key panicked"));
     let body = keys.service_jwt.split('.').nth(2).unwrap();
-    for secret in
-        [&*keys.secret, &keys.service_jwt, body, "hunter2", "sb_secret_as_url", content, "sb_secret_\u{7}"]
-    {
+    let ours = [&*keys.secret, &keys.service_jwt, body, content, &next_key()];
+    let bad =
+        ["hunter2", "sb_secret_as_url", "sb_secret_\u{7}", "sb_secret_as_path", "sb_secret_and", "panics"];
+    for secret in ours.into_iter().chain(bad) {
         assert!(!shown.contains(secret), "{secret:?} shows in {shown}");
     }
+}
+
+/// What shows of a key that is replaced, after its file had junk and a source panicked.
+async fn through_a_rotation(gateway: &Gateway) -> String {
+    let (cache, folder) = daemon_with_key_file(gateway).await;
+    let file = folder.path().join("key");
+    let panicking = builder(gateway).renew_key_from(|| panic!("{} panics", next_key()));
+    let mut shown = format!("{:?} {panicking:?}", with_key_file(gateway, &file));
+    let panicking = panicking.open().await.unwrap();
+    gateway.rotate_secret();
+    shown += &all_of(&panicking.put(key("secret"), "1").await.unwrap_err());
+    write_key(&folder, "sb_secret_and\u{7}");
+    shown += &all_of(&cache.put(key("secret"), "1").await.unwrap_err());
+    shown += &all_of(&with_key_file(gateway, &file).open().await.unwrap_err());
+    shown += &all_of(&with_key_file(gateway, Path::new("sb_secret_as_path")).open().await.unwrap_err());
+    write_key(&folder, next_key());
+    eventually("the key is taken", async || cache.put(key("secret"), "1").await.is_ok()).await;
+    shown + &format!("{cache:?} {:?}", cache.health())
 }

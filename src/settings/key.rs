@@ -1,0 +1,45 @@
+//! The Supabase key where it comes from a file: it is read anew when Supabase refuses it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::builder::read_file;
+use crate::supabase::KeySource;
+
+/// No key is as long.
+const MOST: u64 = 16 << 10;
+
+/// The key in a file with nothing else in it, and how to read it anew. An error does not repeat the path: it may be a key
+/// that was put into the wrong setting.
+pub(super) fn of_file(path: &str) -> Result<(String, KeySource), String> {
+    let path = lasting(path.as_ref());
+    let key = read(&path)?;
+    let warn = |wrong: &String| tracing::warn!("SUPABASE_KEY_FILE: {wrong}");
+    Ok((key, KeySource::new(move || read(&path).inspect_err(warn).ok())))
+}
+
+/// How to read SUPABASE_KEY anew from a file such as `.env`. One that is gone counts as empty.
+pub(super) fn of_dotenv(path: &Path) -> KeySource {
+    let path = lasting(path);
+    let key = |vars: Vec<(String, String)>| vars.into_iter().rfind(|(name, _)| name == "SUPABASE_KEY");
+    let warn = |wrong: &String| tracing::warn!("{wrong}");
+    KeySource::new(move || {
+        let vars = read_file(&path).inspect_err(warn).ok()?;
+        Some(key(vars).map(|(_, key)| key).unwrap_or_default())
+    })
+}
+
+/// The path, also after the process has changed its directory.
+fn lasting(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.into())
+}
+
+/// What is not UTF-8 is no key; its replacement characters tell whoever parses it.
+fn read(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MOST).read_to_end(&mut bytes))
+        .map_err(|e| format!("the file cannot be read ({e}); use one that holds the key"))?;
+    Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+}
