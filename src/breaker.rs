@@ -119,6 +119,17 @@ impl Breaker {
         }
     }
 
+    /// Waits until it is closed.
+    pub(crate) async fn closed(&self) {
+        loop {
+            let changed = self.lamp.changed.notified();
+            if self.state() == State::Closed {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Waits until it is open.
     pub(crate) async fn opened(&self) {
         loop {

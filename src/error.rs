@@ -18,6 +18,8 @@ pub enum ErrorKind {
     Denied,
     /// A bound on work in progress is reached. Try again when some of it is done.
     Busy,
+    /// The source of truth cannot be written at present, and the queue on disk is at its bound. Nothing was taken.
+    QueueFull,
     /// Another writer won each of the attempts at a compare-and-set.
     Conflict,
     /// The caller's input cannot be stored: key, value, metadata or time to live.
@@ -45,6 +47,7 @@ impl ErrorKind {
             Self::Unavailable => "unavailable",
             Self::Denied => "denied",
             Self::Busy => "busy",
+            Self::QueueFull => "queue_full",
             Self::Conflict => "conflict",
             Self::Invalid => "invalid",
             Self::Refused => "refused",

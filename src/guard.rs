@@ -88,7 +88,7 @@ impl<S: Store> Guard<S> {
         bytes: usize,
         call: impl Fn(bool) -> F,
     ) -> Result<T> {
-        let deadline = self.shared.deadline + MIB.mul_f64(bytes.min(MOST_BYTES) as f64 / f64::from(1 << 20));
+        let deadline = self.shared.deadline_for(bytes);
         let lost = match self.shared.attempt(operation, deadline, || call(false)).await {
             Err(e) if e.is_outage() && e.retry_after().is_none() => e,
             other => return other,
@@ -113,6 +113,11 @@ impl<S: Store> Guard<S> {
 }
 
 impl<S: Store> Shared<S> {
+    /// What a call that moves so many bytes gets.
+    fn deadline_for(&self, bytes: usize) -> Duration {
+        self.deadline + MIB.mul_f64(bytes.min(MOST_BYTES) as f64 / f64::from(1 << 20))
+    }
+
     async fn attempt<T, F: Future<Output = Result<T>>>(
         &self,
         operation: Operation,
@@ -204,6 +209,19 @@ impl<S: Store> Store for Guard<S> {
             self.shared.store.apply(&writes).await
         };
         self.call(Operation::Apply, bytes, call).await
+    }
+
+    async fn apply_on_trial(&self, writes: &[Write]) -> Result<Vec<Applied>> {
+        let bytes = writes.iter().map(|write| write.record.bytes()).sum();
+        let _slot = self.shared.slot().await?;
+        self.shared.breaker.check()?;
+        self.shared
+            .timed(
+                Operation::Apply,
+                self.shared.deadline_for(bytes),
+                self.shared.store.apply_on_trial(writes),
+            )
+            .await
     }
 
     async fn recent(&self, page: &Page) -> Result<Recent> {

@@ -35,6 +35,8 @@ pub mod metrics;
 mod breaker;
 mod store;
 mod memory;
+#[cfg_attr(not(feature = "sqlite"), allow(dead_code, reason = "there is no file to put it into"))]
+mod spool;
 #[cfg(feature = "sqlite")]
 mod local;
 mod supabase;
@@ -42,14 +44,16 @@ mod guard;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod fence;
+mod pending;
 mod near;
 mod fill;
+mod replay;
 mod cache;
 mod settings;
 
 pub use backoff::Backoff;
 pub use breaker::{Breaker, State};
-pub use cache::{Cache, Found, Health, List, Put, Remove, Shutdown, Update};
+pub use cache::{Cache, DeadLetters, Found, Health, List, OnOutage, Put, Queue, Remove, Shutdown, Update};
 pub use error::{Error, ErrorKind, Result};
 pub use guard::Guard;
 #[cfg(feature = "sqlite")]
@@ -57,6 +61,7 @@ pub use local::Local;
 pub use memory::Memory;
 pub use record::{Durability, Freshness, Json, Key, Record, Want, Write};
 pub use settings::{Backend, Builder, SETTINGS, Setting};
+pub use spool::DeadLetter;
 pub use store::{ACCEPTED, Applied, Loaded, Page, Recent, Store, judge};
 pub use supabase::Supabase;
 pub use version::{Clock, OLDEST, REMEMBERED, Stamp, TOLERANCE, Timestamp, Version};

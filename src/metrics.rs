@@ -23,8 +23,9 @@ pub struct Series {
     pub what: &'static str,
 }
 
-const READS: &[&str] = &["hit", "loaded", "stale", "absent", "failed"];
-const WRITES: &[&str] = &["stored", "superseded", "failed"];
+const READS: &[&str] = &["hit", "loaded", "queued", "stale", "absent", "failed"];
+const WRITES: &[&str] = &["stored", "superseded", "queued", "failed"];
+const REPLAYED: &[&str] = &["stored", "dead"];
 const OPERATIONS: &[&str] = &["load", "apply", "recent", "touch", "purge", "probe"];
 const STATES: &[&str] = &["closed", "open", "half_open"];
 
@@ -41,6 +42,12 @@ pub const SERIES: &[Series] = &[
         kind: "counter",
         label: Some(("outcome", WRITES)),
         what: "puts, removes and updates by outcome",
+    },
+    Series {
+        name: "threadkeep_replayed_total",
+        kind: "counter",
+        label: Some(("outcome", REPLAYED)),
+        what: "queued writes that found their end by outcome: in the source of truth, or as a dead letter",
     },
     Series {
         name: "threadkeep_origin_seconds",
@@ -79,6 +86,7 @@ pub const SERIES: &[Series] = &[
 pub(crate) enum Read {
     Hit,
     Loaded,
+    Queued,
     Stale,
     Absent,
     Failed,
@@ -89,7 +97,15 @@ pub(crate) enum Read {
 pub(crate) enum Wrote {
     Stored,
     Superseded,
+    Queued,
     Failed,
+}
+
+/// How a queued write ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Replayed {
+    Stored,
+    Dead,
 }
 
 /// Which call of the store is being timed.
@@ -107,6 +123,7 @@ pub(crate) enum Operation {
 pub(crate) struct Metrics {
     reads: Vec<Counter>,
     writes: Vec<Counter>,
+    replayed: Vec<Counter>,
     origin: Vec<Histogram>,
     state: Gauge,
     transitions: Vec<Counter>,
@@ -127,6 +144,7 @@ impl Metrics {
         Self {
             reads: all("threadkeep_reads_total", "outcome", READS),
             writes: all("threadkeep_writes_total", "outcome", WRITES),
+            replayed: all("threadkeep_replayed_total", "outcome", REPLAYED),
             origin: OPERATIONS
                 .iter()
                 .map(|name| histogram!("threadkeep_origin_seconds", "operation" => *name))
@@ -143,6 +161,10 @@ impl Metrics {
 
     pub(crate) fn wrote(&self, wrote: Wrote) {
         self.writes[wrote as usize].increment(1);
+    }
+
+    pub(crate) fn replayed(&self, replayed: Replayed) {
+        self.replayed[replayed as usize].increment(1);
     }
 
     pub(crate) fn called(&self, operation: Operation, took: Duration, failure: Option<&Error>) {

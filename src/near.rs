@@ -10,8 +10,9 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use crate::fence::{Fences, Ticket};
+use crate::pending::Pending;
 use crate::record::{Key, Record};
-use crate::version::{Clock, Version};
+use crate::version::{Clock, Timestamp, Version};
 
 /// Absence has a cache of its own, so that a scan of unknown ids evicts no thread. It is remembered for seconds at most,
 /// and no longer than presence.
@@ -26,6 +27,8 @@ pub(crate) struct Entry {
     pub(crate) record: Arc<Record>,
     /// When the call began by which the source of truth last confirmed it.
     pub(crate) confirmed: Instant,
+    /// Whether it is a write that waits in the queue, and nobody has confirmed it yet.
+    pub(crate) is_queued: bool,
     /// Whether it was read since accesses were last reported to the store.
     accessed: AtomicBool,
 }
@@ -45,6 +48,8 @@ pub(crate) enum Learnt {
     Absent(Version),
     /// Something newer was learnt meanwhile: look again.
     Overtaken,
+    /// Something newer waits in the queue.
+    Behind,
 }
 
 impl News {
@@ -68,13 +73,20 @@ pub(crate) struct Near {
     threads: Cache<Key, Arc<Entry>, RandomState>,
     absences: Option<Cache<Key, Version, RandomState>>,
     fences: Fences,
+    pending: Arc<Pending>,
     clock: Arc<Clock>,
     /// How long a confirmation counts; `None` where nobody else can write.
     fresh_for: Option<Duration>,
 }
 
 impl Near {
-    pub(crate) fn new(bytes: u64, fresh_for: Option<Duration>, fences: Fences, clock: Arc<Clock>) -> Self {
+    pub(crate) fn new(
+        bytes: u64,
+        fresh_for: Option<Duration>,
+        fences: Fences,
+        pending: Arc<Pending>,
+        clock: Arc<Clock>,
+    ) -> Self {
         let weigh =
             |_: &Key, entry: &Arc<Entry>| u32::try_from(entry.record.bytes() + OVERHEAD).unwrap_or(u32::MAX);
         let threads = Cache::builder()
@@ -90,7 +102,7 @@ impl Near {
                 .time_to_live(absent_for)
                 .build_with_hasher(RandomState::default())
         });
-        Self { threads, absences, fences, clock, fresh_for }
+        Self { threads, absences, fences, pending, clock, fresh_for }
     }
 
     /// The entry that can be handed out without asking anybody: confirmed lately and not expired.
@@ -100,10 +112,16 @@ impl Near {
         (self.is_fresh(&entry, now) && self.clock.at(now) < entry.record.expires_at).then(|| entry.marked())
     }
 
-    /// The entry that can be handed out while the source of truth cannot be asked: not expired.
+    /// The entry that can be handed out while the source of truth cannot be asked: confirmed once, and not expired.
     pub(crate) fn live(&self, key: &Key) -> Option<Arc<Entry>> {
         let entry = self.threads.get(key)?;
-        (self.clock.now() < entry.record.expires_at).then(|| entry.marked())
+        (!entry.is_queued && self.clock.now() < entry.record.expires_at).then(|| entry.marked())
+    }
+
+    /// The write in memory that waits in the queue, if it is the newest of its thread.
+    pub(crate) fn queued(&self, key: &Key) -> Option<Arc<Entry>> {
+        let entry = self.threads.get(key)?;
+        (entry.is_queued && self.pending.covers(key, entry.record.version)).then(|| entry.marked())
     }
 
     /// The entry, whatever its state.
@@ -112,7 +130,8 @@ impl Near {
     }
 
     pub(crate) fn is_fresh(&self, entry: &Entry, now: Instant) -> bool {
-        self.fresh_for.is_none_or(|span| now.saturating_duration_since(entry.confirmed) < span)
+        !entry.is_queued
+            && self.fresh_for.is_none_or(|span| now.saturating_duration_since(entry.confirmed) < span)
     }
 
     /// The version of a thread that is known to be absent.
@@ -134,6 +153,10 @@ impl Near {
         // Under the lock of the key, so that floor, thread and absence change together.
         self.threads.entry_by_ref(key).and_compute_with(|held| {
             let held = held.map(moka::Entry::into_value);
+            if self.pending.meet(key, version).is_some() {
+                learnt = Learnt::Behind;
+                return Op::Nop;
+            }
             if ticket.floor(key).is_some_and(|floor| version < floor) {
                 return Op::Nop;
             }
@@ -142,7 +165,7 @@ impl Near {
                 News::Found(record) => {
                     self.absences.iter().for_each(|absences| absences.invalidate(key));
                     let accessed = held.is_some_and(|held| held.accessed.load(Relaxed)).into();
-                    let entry = Arc::new(Entry { record, confirmed: began, accessed });
+                    let entry = Arc::new(Entry { record, confirmed: began, is_queued: false, accessed });
                     learnt = Learnt::Present(Arc::clone(&entry));
                     Op::Put(entry)
                 }
@@ -169,6 +192,107 @@ impl Near {
         });
     }
 
+    /// The source of truth was seen to hold this version: what is older, in memory or queued, is read no more.
+    pub(crate) fn overtaken(&self, key: &Key, version: Version) {
+        self.clock.observe(version);
+        self.threads.entry_by_ref(key).and_compute_with(|held| {
+            let is_behind = self.pending.meet(key, version).is_some();
+            self.fences.raise(key, version);
+            self.absences.iter().for_each(|absences| absences.invalidate(key));
+            match held {
+                Some(held) if held.value().is_queued && !is_behind => Op::Remove,
+                Some(held) if held.value().record.version < version => Op::Remove,
+                _ => Op::Nop,
+            }
+        });
+    }
+
+    /// A write is on disk in the queue: from now on it is the newest of its thread.
+    pub(crate) fn enqueued(&self, record: &Arc<Record>, is_unsure: bool, queued_at: Timestamp) {
+        let (key, version) = (&record.key, record.version);
+        self.threads.entry_by_ref(key).and_compute_with(|held| {
+            if !self.pending.insert(key, version, is_unsure, queued_at) {
+                return Op::Nop;
+            }
+            // The source of truth may have shown something newer while it was being written to disk.
+            if let Some(held) = held.as_ref().map(moka::Entry::value)
+                && !held.is_queued
+                && held.record.version > version
+            {
+                self.pending.meet(key, held.record.version);
+                return Op::Nop;
+            }
+            self.fences.raise(key, version);
+            self.absences.iter().for_each(|absences| absences.invalidate(key));
+            if record.value.is_some() { Op::Put(Entry::queued(record)) } else { Op::Remove }
+        });
+    }
+
+    /// Takes a queued write, read from disk, into memory again.
+    pub(crate) fn recall_queued(&self, record: &Arc<Record>) -> Arc<Entry> {
+        let entry = Entry::queued(record);
+        self.threads.entry_by_ref(&record.key).and_compute_with(|held| {
+            let is_wanted = held.is_none() && self.pending.covers(&record.key, record.version);
+            if is_wanted { Op::Put(Arc::clone(&entry)) } else { Op::Nop }
+        });
+        entry
+    }
+
+    /// Takes a last known copy, read from disk, into memory again; `None` where something newer was learnt meanwhile.
+    pub(crate) fn recall(&self, ticket: &Ticket, record: Arc<Record>, age: Duration) -> Option<Arc<Entry>> {
+        let key = record.key.clone();
+        let now = Instant::now();
+        // Where the monotonic clock does not reach back that far, the copy is as old as it can say.
+        let confirmed = now.checked_sub(age).unwrap_or(now);
+        let mut recalled = None;
+        self.threads.entry_by_ref(&key).and_compute_with(|held| {
+            let is_overtaken = ticket.floor(&key).is_some_and(|floor| record.version < floor);
+            if held.is_some() || is_overtaken || self.pending.current(&key).is_some() {
+                return Op::Nop;
+            }
+            let entry = Arc::new(Entry { record, confirmed, is_queued: false, accessed: true.into() });
+            recalled = Some(Arc::clone(&entry));
+            Op::Put(entry)
+        });
+        recalled
+    }
+
+    /// A queued write is in the source of truth, seen by a call that began at `began`.
+    pub(crate) fn stored(&self, record: &Arc<Record>, began: Instant) {
+        let (key, version) = (&record.key, record.version);
+        self.threads.entry_by_ref(key).and_compute_with(|held| {
+            self.fences.raise(key, version);
+            let is_it = |held: &Arc<Entry>| held.is_queued && self.pending.covers(key, held.record.version);
+            let held = held.map(moka::Entry::into_value).filter(is_it);
+            let is_current = self.pending.covers(key, version);
+            self.pending.settle(key, version);
+            if held.is_none() || !is_current {
+                return Op::Nop;
+            }
+            let accessed = true.into();
+            Op::Put(Arc::new(Entry {
+                record: Arc::clone(record),
+                confirmed: began,
+                is_queued: false,
+                accessed,
+            }))
+        });
+    }
+
+    /// A queued write will never be in the source of truth, which holds `newer` where that is known.
+    pub(crate) fn died(&self, key: &Key, version: Version, newer: Option<Version>) {
+        if let Some(newer) = newer {
+            self.overtaken(key, newer);
+        }
+        self.threads.entry_by_ref(key).and_compute_with(|held| {
+            let is_current = self.pending.current(key) == Some(version);
+            let is_it = |held: &Arc<Entry>| is_current && held.is_queued;
+            let is_held = held.map(moka::Entry::into_value).as_ref().is_some_and(is_it);
+            self.pending.settle(key, version);
+            if is_held { Op::Remove } else { Op::Nop }
+        });
+    }
+
     /// Drops a thread from memory, as memory itself may at any time.
     #[cfg(feature = "testing")]
     pub(crate) fn evict(&self, key: &Key) {
@@ -189,6 +313,11 @@ impl Near {
 }
 
 impl Entry {
+    fn queued(record: &Arc<Record>) -> Arc<Self> {
+        let (record, confirmed) = (Arc::clone(record), Instant::now());
+        Arc::new(Self { record, confirmed, is_queued: true, accessed: true.into() })
+    }
+
     /// Marks it as read. Mostly it is marked already, and a load is cheaper than a store that other cores must see.
     pub(crate) fn marked(self: Arc<Self>) -> Arc<Self> {
         if !self.accessed.load(Relaxed) {

@@ -247,6 +247,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// Says that there is no such thread at this version.
+    pub(crate) fn deletion(key: Key, version: Version) -> Self {
+        Self { key, version, value: None, expires_at: version.at(), user: None, metadata: Json::default() }
+    }
+
     /// Whether it can be read at this moment.
     pub fn is_live(&self, now: Timestamp) -> bool {
         self.value.is_some() && now < self.expires_at
@@ -299,6 +304,8 @@ impl From<Key> for Want {
 pub enum Freshness {
     /// The source of truth confirmed it within the time set by `fresh_for`.
     Fresh,
+    /// It is a write of this daemon that waits on disk for the source of truth: the newest there is, as far as is known.
+    Queued,
     /// The source of truth cannot be asked, or is slow; it last confirmed this so long ago.
     Stale {
         /// Time since the last confirmation.
@@ -315,6 +322,8 @@ pub enum Durability {
     Stored,
     /// The source of truth already holds something newer, which stays.
     Superseded,
+    /// On the local disk, synced, and kept there until the source of truth holds it or something newer.
+    Queued,
 }
 
 #[cfg(test)]

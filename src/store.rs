@@ -45,6 +45,15 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// As for [`load`](Self::load); [`Refused`](crate::ErrorKind::Refused) where a record cannot be stored.
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>>;
 
+    /// As [`apply`](Self::apply), for writes that may themselves be at fault: tried once, and a failure says nothing about
+    /// the store, so that no [breaker](Self::breaker) opens by it.
+    ///
+    /// # Errors
+    /// As for [`apply`](Self::apply).
+    async fn apply_on_trial(&self, writes: &[Write]) -> Result<Vec<Applied>> {
+        self.apply(writes).await
+    }
+
     /// A page of the newest live records, newest first: at least one where there are any, and perhaps fewer than
     /// asked; it says whether it is the last.
     ///
@@ -69,6 +78,38 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// # Errors
     /// As for [`load`](Self::load); [`Schema`](crate::ErrorKind::Schema) where the migrations are missing.
     async fn probe(&self) -> Result<()>;
+}
+
+/// A store that several hold is a store.
+#[async_trait]
+impl<S: Store + ?Sized> Store for Arc<S> {
+    fn clock(&self) -> &Arc<Clock> {
+        (**self).clock()
+    }
+    fn breaker(&self) -> Option<&Breaker> {
+        (**self).breaker()
+    }
+    async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
+        (**self).load(wants).await
+    }
+    async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
+        (**self).apply(writes).await
+    }
+    async fn apply_on_trial(&self, writes: &[Write]) -> Result<Vec<Applied>> {
+        (**self).apply_on_trial(writes).await
+    }
+    async fn recent(&self, page: &Page) -> Result<Recent> {
+        (**self).recent(page).await
+    }
+    async fn touch(&self, keys: &[Key]) -> Result<()> {
+        (**self).touch(keys).await
+    }
+    async fn purge(&self, most: usize) -> Result<usize> {
+        (**self).purge(most).await
+    }
+    async fn probe(&self) -> Result<()> {
+        (**self).probe().await
+    }
 }
 
 /// What a load found.

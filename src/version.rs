@@ -4,6 +4,7 @@
 //! where needed, and never a version at or below one already seen.
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -47,6 +48,12 @@ impl From<Timestamp> for DateTime<Utc> {
     }
 }
 
+fn system_millis() -> i64 {
+    #[allow(clippy::disallowed_methods, reason = "the one place that reads the system's clock")]
+    let system = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    millis(system.unwrap_or_default())
+}
+
 fn millis(span: Duration) -> i64 {
     i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
 }
@@ -78,6 +85,11 @@ impl Version {
     pub const fn lowest(at: Timestamp) -> Self {
         Self(at.0 << LOW_BITS)
     }
+
+    /// The version that a clock would have given that is so many milliseconds ahead.
+    pub(crate) const fn shifted(self, millis: i64) -> Self {
+        Self(self.0.saturating_add(millis.saturating_mul(1 << LOW_BITS)))
+    }
 }
 
 impl fmt::Display for Version {
@@ -108,6 +120,12 @@ pub struct Clock {
     lead: AtomicI64,
     /// The last version given or seen.
     last: AtomicI64,
+    /// What the clock started from, and by how much that was ahead of the system's clock.
+    started_at: i64,
+    #[cfg(feature = "sqlite")]
+    skew: i64,
+    /// See [`moved`](Self::moved).
+    moved: OnceLock<i64>,
 }
 
 impl Default for Clock {
@@ -131,10 +149,17 @@ impl Clock {
     /// A clock that starts `by_millis` ahead of the system's (behind, where negative), as on a machine whose clock is
     /// wrong.
     pub fn skewed(by_millis: i64) -> Self {
-        #[allow(clippy::disallowed_methods, reason = "the one place that reads the system's clock")]
-        let system = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let truth = millis(system).saturating_add(by_millis);
-        Self { start: Instant::now(), truth: truth.into(), lead: 0.into(), last: 0.into() }
+        let truth = system_millis().saturating_add(by_millis);
+        Self {
+            start: Instant::now(),
+            truth: truth.into(),
+            lead: 0.into(),
+            last: 0.into(),
+            started_at: truth,
+            #[cfg(feature = "sqlite")]
+            skew: by_millis,
+            moved: OnceLock::new(),
+        }
     }
 
     /// The present moment.
@@ -176,6 +201,22 @@ impl Clock {
         let earliest = shown.0 - self.elapsed(received);
         let latest = shown.0 - self.elapsed(sent);
         self.truth.fetch_update(Relaxed, Relaxed, |truth| Some(truth.clamp(earliest, latest))).ok();
+        let moved = self.truth.load(Relaxed) - self.started_at;
+        self.moved.get_or_init(|| if moved.abs() > millis(TOLERANCE) { moved } else { 0 });
+    }
+
+    /// By how many milliseconds the first answer moved this clock, if there was one: what was stamped before is off by so
+    /// much. Zero where the clock was right within the [tolerance](TOLERANCE).
+    pub(crate) fn moved(&self) -> Option<i64> {
+        self.moved.get().copied()
+    }
+
+    /// By how many milliseconds this clock is ahead of the system's, which may have been set since it started; zero
+    /// within the [tolerance](TOLERANCE).
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn ahead_of_system(&self) -> i64 {
+        let ahead = self.now().0 - system_millis() - self.skew;
+        if ahead.abs() > millis(TOLERANCE) { ahead } else { 0 }
     }
 
     /// The time that versions go by: the present, or, where the store holds versions from a time when the system's clock

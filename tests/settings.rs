@@ -6,9 +6,11 @@ use std::time::Duration;
 use threadkeep::{Builder, Cache, ErrorKind, SETTINGS};
 
 async fn open(vars: &[(&str, &str)]) -> threadkeep::Result<Cache> {
-    Builder::from_vars(vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
-        .open()
-        .await
+    // Each has a file of its own, which goes with the directory; the open one lives as long as the cache.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("queue.db");
+    let all = [("CONVERSATION_QUEUE_PATH", path.to_str().unwrap())].into_iter().chain(vars.iter().copied());
+    Builder::from_vars(all.map(|(name, value)| (name.to_owned(), value.to_owned()))).open().await
 }
 
 #[tokio::test]
@@ -34,6 +36,9 @@ async fn junk_in_any_setting_is_named_with_a_remedy() {
         ("CONVERSATION_CACHE_BYTES", "-1"),
         ("CONVERSATION_CACHE_BYTES", "99999999999999999999GiB"),
         ("CONVERSATION_FRESH_SECONDS", "-0.1"),
+        ("CONVERSATION_QUEUE_BYTES", "-1"),
+        ("CONVERSATION_REPLICA_BYTES", "many"),
+        ("CONVERSATION_ON_OUTAGE", "wait"),
         ("CONVERSATION_PATIENCE_SECONDS", "inf"),
     ];
     for (name, value) in junk {
@@ -47,7 +52,7 @@ async fn junk_in_any_setting_is_named_with_a_remedy() {
     let missed: Vec<_> =
         SETTINGS.iter().filter(|setting| junk.iter().all(|(name, _)| *name != setting.name)).collect();
     let free: Vec<_> = missed.iter().map(|setting| setting.name).collect();
-    assert_eq!(free, ["CONVERSATION_LOCAL_PATH"], "any path may be one");
+    assert_eq!(free, ["CONVERSATION_LOCAL_PATH", "CONVERSATION_QUEUE_PATH"], "any path may be one");
 }
 
 #[tokio::test]

@@ -30,6 +30,17 @@ struct Chat {
     user_id: Option<String>,
 }
 
+impl Conversation {
+    /// Appends a message and the answer to it.
+    fn turn(&mut self, message: &str) -> String {
+        let answer = respond(message, self);
+        for (role, content) in [("user", message), ("assistant", &answer)] {
+            self.messages.push(Message { role: role.into(), content: content.into() });
+        }
+        answer
+    }
+}
+
 type Reply = Result<Json<Value>, Failure>;
 
 pub fn routes(cache: Cache) -> Router {
@@ -47,30 +58,39 @@ pub fn routes(cache: Cache) -> Router {
 /// Appends a turn, by compare-and-set: concurrent turns of one conversation are all kept.
 async fn chat(State(cache): State<Cache>, body: Result<Json<Chat>, JsonRejection>) -> Reply {
     let Json(chat) = body?;
-    let is_new = chat.continuation_id.is_none();
-    let id = chat.continuation_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    let Some(id) = chat.continuation_id.clone() else { return begin(&cache, &chat).await };
     let mut answer = String::new();
     let update = cache.update(&id, |current: Option<Conversation>| {
-        let mut conversation = match current {
-            Some(conversation) => conversation,
-            None if is_new => Conversation::default(),
-            None => return Err(Error::aborted(not_found(&id))),
-        };
-        answer = respond(&chat.message, &conversation);
-        for (role, content) in [("user", &chat.message), ("assistant", &answer)] {
-            conversation.messages.push(Message { role: role.into(), content: content.clone() });
-        }
+        let mut conversation = current.ok_or_else(|| Error::aborted(not_found(&id)))?;
+        answer = conversation.turn(&chat.message);
         Ok(Some(conversation))
     });
-    let durability = match chat.user_id {
+    let durability = match &chat.user_id {
         Some(user) => update.user(user).await?,
         None => update.await?,
     };
+    Ok(turn(&id, &answer, durability))
+}
+
+/// A new conversation is put: nobody else can have its id, so there is nothing to compare with, also in an outage.
+async fn begin(cache: &Cache, chat: &Chat) -> Reply {
+    let id = uuid::Uuid::new_v4().to_string();
+    let mut conversation = Conversation::default();
+    let answer = conversation.turn(&chat.message);
+    let put = cache.put(&id, &conversation);
+    let durability = match &chat.user_id {
+        Some(user) => put.user(user).await?,
+        None => put.await?,
+    };
+    Ok(turn(&id, &answer, durability))
+}
+
+fn turn(id: &str, answer: &str, durability: Durability) -> Json<Value> {
     if durability == Durability::Superseded {
         tracing::warn!(%id, "another daemon wrote this conversation at the same time");
     }
     let durability = format!("{durability:?}").to_lowercase();
-    Ok(Json(json!({ "reply": answer, "continuation_id": id, "durability": durability })))
+    Json(json!({ "reply": answer, "continuation_id": id, "durability": durability }))
 }
 
 /// What a model would do.
@@ -86,9 +106,13 @@ async fn conversation(State(cache): State<Cache>, Path(id): Path<String>) -> Rep
     let found = cache.get(&id).await?.ok_or_else(|| Failure::not_found(&id))?;
     let conversation: Conversation = found.decode()?;
     let mut body = json!({ "continuation_id": id, "freshness": "fresh", "messages": conversation.messages });
-    if let Freshness::Stale { age } = found.freshness() {
-        body["freshness"] = "stale".into();
-        body["age_seconds"] = age.as_secs().into();
+    match found.freshness() {
+        Freshness::Stale { age } => {
+            body["freshness"] = "stale".into();
+            body["age_seconds"] = age.as_secs().into();
+        }
+        Freshness::Queued => body["freshness"] = "queued".into(),
+        _ => {}
     }
     Ok(Json(body))
 }
@@ -111,5 +135,12 @@ async fn healthz(State(cache): State<Cache>) -> Json<Value> {
         "cause": health.cause.map(|cause| cause.to_string()),
         "threads_in_memory": health.threads,
         "bytes_in_memory": health.bytes,
+        "queue": health.queue.map(|queue| json!({
+            "records": queue.records,
+            "bytes": queue.bytes,
+            "oldest_seconds": queue.oldest.map(|age| age.as_secs()),
+            "dead_letters": queue.dead_letters,
+            "copies": queue.copies,
+        })),
     }))
 }

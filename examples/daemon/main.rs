@@ -65,7 +65,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     tracing::info!("listening on http://{}", listener.local_addr()?);
     serve(listener, &cache).await?;
     let left = cache.shutdown(GRACE).await?;
-    tracing::info!(unfinished_writes = left.unfinished, "stopped");
+    tracing::info!(unfinished_writes = left.unfinished, queued_writes = left.still_queued, "stopped");
     Ok(())
 }
 

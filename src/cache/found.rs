@@ -23,6 +23,10 @@ impl Found {
         Self { entry, freshness: Freshness::Fresh }
     }
 
+    pub(super) fn queued(entry: Arc<Entry>) -> Self {
+        Self { entry, freshness: Freshness::Queued }
+    }
+
     pub(super) fn stale(entry: Arc<Entry>) -> Self {
         let age = Instant::now().saturating_duration_since(entry.confirmed);
         Self { entry, freshness: Freshness::Stale { age } }

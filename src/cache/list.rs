@@ -84,10 +84,11 @@ impl Cache {
         let (ticket, began) = (inner.fences.begin(), Instant::now());
         let Recent { records, is_last } = inner.note(Call::Read, inner.origin.recent(page).await)?;
         let end = records.last().map(|record| (record.version, record.key.clone()));
+        let records: Vec<_> = records.into_iter().map(Arc::new).collect();
+        inner.keep(records.iter().cloned()).await;
         for record in records {
             let key = record.key.clone();
-            if let Learnt::Present(entry) = inner.near.learn(&key, &ticket, began, News::Found(record.into()))
-            {
+            if let Learnt::Present(entry) = inner.near.learn(&key, &ticket, began, News::Found(record)) {
                 all.push(Found::fresh(entry));
             } else {
                 // It was overtaken while it travelled, and may not belong into the listing any more.

@@ -2,6 +2,7 @@
 
 mod found;
 mod list;
+mod outage;
 mod read;
 mod turns;
 mod update;
@@ -14,17 +15,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
+use tokio::task::AbortHandle;
 
 use crate::breaker::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fences;
 use crate::fill::Flights;
+#[cfg(feature = "sqlite")]
+use crate::local::spool::Spool;
 use crate::metrics::Metrics;
 use crate::near::{Learnt, Near};
+use crate::pending::Pending;
+use crate::replay::Replay;
+use crate::spool::Waiting;
+#[cfg(not(feature = "sqlite"))]
+use crate::spool::without::Spool;
 use crate::store::Store;
 
 pub use found::Found;
 pub use list::List;
+pub use outage::DeadLetters;
 pub use update::Update;
 pub use write::{Put, Remove};
 
@@ -52,13 +62,28 @@ pub(crate) struct Limits {
     pub(crate) patience: Duration,
     /// How often accesses are reported and expired records forgotten.
     pub(crate) upkeep_every: Duration,
+    /// What becomes of a write while the source of truth cannot take it.
+    pub(crate) on_outage: OnOutage,
+}
+
+/// What becomes of a write while the source of truth cannot take it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnOutage {
+    /// It is queued on the local disk, and acknowledged as [`Queued`](crate::Durability::Queued).
+    Queue,
+    /// It is an error.
+    Reject,
 }
 
 struct Inner {
     backend: &'static str,
     origin: Arc<dyn Store>,
     limits: Limits,
-    near: Near,
+    near: Arc<Near>,
+    /// The file with queue and replica, where there is one.
+    spool: Option<Arc<Spool>>,
+    pending: Arc<Pending>,
+    replay: Option<AbortHandle>,
     fences: Fences,
     flights: Flights<Result<Learnt>>,
     turns: turns::Turns,
@@ -92,6 +117,28 @@ pub struct Health {
     pub threads: u64,
     /// The bytes that they take.
     pub bytes: u64,
+    /// What waits on the local disk, where there is such a file.
+    pub queue: Option<Queue>,
+}
+
+/// What the file beside the source of truth holds.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Queue {
+    /// Where the file lies.
+    pub path: std::path::PathBuf,
+    /// Acknowledged writes that are not yet in the source of truth: falls while they are replayed.
+    pub records: u64,
+    /// Their bytes, as counted against the bound.
+    pub bytes: u64,
+    /// How long the oldest has been waiting.
+    pub oldest: Option<Duration>,
+    /// Acknowledged writes that the source of truth turned out not to take.
+    pub dead_letters: u64,
+    /// Last known copies.
+    pub copies: u64,
+    /// Their bytes.
+    pub copies_bytes: u64,
 }
 
 impl Health {
@@ -107,18 +154,36 @@ impl Health {
 pub struct Shutdown {
     /// Writes whose outcome was not known at the deadline.
     pub unfinished: usize,
+    /// Acknowledged writes that wait on disk for the next start.
+    pub still_queued: usize,
 }
 
 impl Cache {
-    pub(crate) fn over(origin: Arc<dyn Store>, backend: &'static str, limits: Limits) -> Self {
+    pub(crate) fn over(
+        origin: Arc<dyn Store>,
+        backend: &'static str,
+        limits: Limits,
+        spool: Option<(Spool, Vec<Waiting>)>,
+    ) -> Self {
         let fences = Fences::default();
         let clock = Arc::clone(origin.clock());
-        let near = Near::new(limits.memory_bytes, limits.fresh_for, fences.clone(), clock);
+        let (spool, waiting) = spool.map(|(spool, waiting)| (Arc::new(spool), waiting)).unzip();
+        let pending = Arc::new(Pending::new(waiting.unwrap_or_default(), Arc::clone(&clock)));
+        let (bytes, fresh_for) = (limits.memory_bytes, limits.fresh_for);
+        let near = Arc::new(Near::new(bytes, fresh_for, fences.clone(), Arc::clone(&pending), clock));
+        let replay = spool.as_ref().map(|spool| {
+            let (origin, spool) = (Arc::clone(&origin), Arc::clone(spool));
+            let replay = Replay::new(origin, spool, Arc::clone(&near), Arc::clone(&pending));
+            tokio::spawn(replay.run()).abort_handle()
+        });
         let room = Arc::new(Semaphore::new(limits.in_flight_bytes / write::KIB));
         let inner = Arc::new(Inner {
             backend,
             origin,
             near,
+            spool,
+            pending,
+            replay,
             fences,
             flights: Flights::default(),
             turns: turns::Turns::default(),
@@ -141,11 +206,12 @@ impl Cache {
         let outage = breaker.filter(|_| is_cut_off).and_then(crate::breaker::Breaker::cause);
         let cause = outage.or_else(|| self.0.trouble().clone());
         let (threads, bytes) = self.0.near.size();
-        Health { backend: self.0.backend, breaker: state, cause, threads, bytes }
+        Health { backend: self.0.backend, breaker: state, cause, threads, bytes, queue: self.0.queue() }
     }
 
-    /// Takes no more calls, and waits until the writes under way are done, at most for `deadline`. Calls that come
-    /// later get [`ErrorKind::Closed`].
+    /// Takes no more calls, waits until the writes under way are done and, while the source of truth can be reached, the
+    /// queue is empty, at most for `deadline`. What is still queued is kept on disk for the next start. Calls that come
+    /// later get [`ErrorKind::Closed`], and the queue's file can be opened by another process.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`] where it was shut down before.
@@ -157,12 +223,14 @@ impl Cache {
         let all_done = async {
             writing.wait_for(|count| *count == 0).await.ok();
             self.0.report_accesses().await;
+            self.0.drain().await;
         };
         let unfinished = tokio::select! {
             () = all_done => 0,
             () = tokio::time::sleep(deadline) => *self.0.writing.borrow(),
         };
-        Ok(Shutdown { unfinished })
+        self.0.close_spool().await;
+        Ok(Shutdown { unfinished, still_queued: self.0.pending.len() })
     }
 
     /// Drops a thread from memory, as memory itself may at any time.
@@ -185,6 +253,12 @@ enum Call {
 
 fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the cache was shut down")
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.replay.iter().for_each(AbortHandle::abort);
+    }
 }
 
 impl Inner {

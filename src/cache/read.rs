@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::outage::{FromQueue, is_to_be_queued};
 use super::{Cache, Call, Found, Inner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
 use crate::metrics::Read;
 use crate::near::{Entry, Learnt, News};
-use crate::record::{Freshness, Key, Want};
+use crate::record::{Freshness, Key, Record, Want};
 use crate::store::Loaded;
 use crate::version::Version;
 
@@ -16,8 +17,9 @@ impl Cache {
     /// The thread with this id, or `None` where the source of truth says that there is none.
     ///
     /// From memory, if the source of truth confirmed it within `fresh_for`; this neither parses nor copies, does no I/O
-    /// and takes no lock of ours. Otherwise one load serves all callers. Where the source of truth cannot be asked, a
-    /// copy in memory that has not expired is handed out and says how [stale](crate::Freshness::Stale) it is.
+    /// and takes no lock of ours. Where a write of this daemon waits in the queue, that is the answer. Otherwise one load
+    /// serves all callers. Where the source of truth cannot be asked, a copy in memory or on the local disk that has not
+    /// expired is handed out and says how [stale](crate::Freshness::Stale) it is.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] where nothing is known about the thread and the source of truth cannot be asked;
@@ -32,6 +34,7 @@ impl Cache {
         let result = inner.get_slowly(&Key::new(key)?).await;
         inner.metrics.read(match &result {
             Ok(Some(found)) if found.freshness() == Freshness::Fresh => Read::Loaded,
+            Ok(Some(found)) if found.freshness() == Freshness::Queued => Read::Queued,
             Ok(Some(_)) => Read::Stale,
             Ok(None) => Read::Absent,
             Err(_) => Read::Failed,
@@ -47,26 +50,30 @@ impl Inner {
             if self.near.absent(key).is_some() {
                 return Ok(None);
             }
-            if !self.is_reachable()
-                && let Some(found) = self.at_hand(key)
-            {
-                return Ok(Some(found));
+            if let FromQueue::Newest(entry, _) = self.ask_queue(key).await? {
+                return Ok(entry.map(Found::queued));
             }
             let mut load = match self.check_reachable().and_then(|()| self.load(key)) {
                 Ok(load) => load,
-                Err(e) => return self.at_hand(key).ok_or(e).map(Some),
+                Err(e) => return self.at_hand(key).await.ok_or(e),
             };
             let loaded = tokio::select! {
                 biased;
                 loaded = load.land() => loaded.and_then(|loaded| loaded),
-                Some(found) = self.at_hand_after_patience(key) => return Ok(Some(found)),
+                Some(found) = self.at_hand_after_patience(key) => return Ok(found),
             };
             match loaded {
                 Ok(Learnt::Present(entry)) => return Ok(Some(Found::fresh(entry.marked()))),
                 Ok(Learnt::Absent(_)) => return Ok(None),
                 Ok(Learnt::Overtaken) => {}
+                // The newest there is waits in the queue. Where its time is over, so is that of what it replaces.
+                Ok(Learnt::Behind) => match self.ask_queue(key).await? {
+                    FromQueue::Newest(entry, _) => return Ok(entry.map(Found::queued)),
+                    FromQueue::Expired(_) => return Ok(None),
+                    FromQueue::Nothing => continue,
+                },
                 // Whatever the error is, it tells nothing about the thread.
-                Err(e) => return self.at_hand(key).ok_or(e).map(Some),
+                Err(e) => return self.at_hand(key).await.ok_or(e),
             }
             // What overtook it may have been current while this get was under way.
             let is_current =
@@ -77,43 +84,81 @@ impl Inner {
         }
     }
 
-    /// The copy in memory, if it has not expired: fresh or stale. Looked up when it is handed out, not before, so that
-    /// it is no older than what was acknowledged meanwhile.
-    fn at_hand(&self, key: &Key) -> Option<Found> {
-        let entry = self.near.live(key)?;
-        let is_fresh = self.near.is_fresh(&entry, Instant::now());
-        Some(if is_fresh { Found::fresh(entry) } else { Found::stale(entry) })
+    /// What was written while the source of truth could not be asked; else the copy in memory, or else the last known
+    /// one on disk, if it has not expired. Looked up when it is handed out, not before, so that it is no older than what
+    /// was acknowledged meanwhile. `Some(None)` where a deletion waits in the queue.
+    async fn at_hand(&self, key: &Key) -> Option<Option<Found>> {
+        match self.ask_queue(key).await {
+            Ok(FromQueue::Newest(entry, _)) => return Some(entry.map(Found::queued)),
+            Ok(FromQueue::Nothing) => {}
+            Ok(FromQueue::Expired(_)) | Err(_) => return None,
+        }
+        if let Some(entry) = self.near.live(key) {
+            let is_fresh = self.near.is_fresh(&entry, Instant::now());
+            return Some(Some(if is_fresh { Found::fresh(entry) } else { Found::stale(entry) }));
+        }
+        let known = self.last_known(key).await;
+        // Something may have come into memory meanwhile.
+        known.or_else(|| self.near.live(key).map(Found::stale)).map(Some)
     }
 
-    async fn at_hand_after_patience(&self, key: &Key) -> Option<Found> {
+    async fn at_hand_after_patience(&self, key: &Key) -> Option<Option<Found>> {
         tokio::time::sleep(self.limits.patience).await;
-        self.at_hand(key)
+        self.at_hand(key).await
     }
 
-    /// What an update goes out from: the value in memory if that may be trusted, or else the stored one.
+    /// What an update goes on from: memory if that may be trusted, what waits in the queue, what is stored, or, where that
+    /// cannot be known and the update may be queued, what is at hand.
     pub(super) async fn current(
         self: &Arc<Self>,
         key: &Key,
         mut may_trust_memory: bool,
-    ) -> Result<(Option<Arc<Entry>>, Version)> {
+    ) -> Result<(Option<Found>, Version)> {
         loop {
             if may_trust_memory && let Some(entry) = self.near.fresh(key.as_str()) {
-                let version = entry.record.version;
-                return Ok((Some(entry), version));
+                return Ok(self.base(Some(Found::fresh(entry)), Version::NONE));
             }
             if may_trust_memory && let Some(version) = self.near.absent(key) {
                 return Ok((None, version));
             }
-            self.check_reachable()?;
-            match self.load(key)?.land().await?? {
-                Learnt::Present(entry) => {
-                    let version = entry.record.version;
-                    return Ok((Some(entry), version));
+            if let FromQueue::Newest(entry, version) = self.ask_queue(key).await? {
+                return Ok((entry.map(Found::queued), version));
+            }
+            let loaded = match self.check_reachable().and_then(|()| self.load(key)) {
+                Ok(mut load) => tokio::select! {
+                    biased;
+                    loaded = load.land() => loaded.and_then(|loaded| loaded),
+                    Some(found) = self.at_hand_after_patience(key), if self.queueing().is_some() => {
+                        return Ok(self.base(found, self.pending.current(key).unwrap_or_default()));
+                    }
+                },
+                Err(e) => Err(e),
+            };
+            match loaded {
+                Ok(Learnt::Present(entry)) => return Ok(self.base(Some(Found::fresh(entry)), Version::NONE)),
+                Ok(Learnt::Absent(version)) => return Ok((None, version)),
+                Ok(Learnt::Overtaken) => may_trust_memory = true,
+                Ok(Learnt::Behind) => {
+                    if let FromQueue::Expired(version) = self.ask_queue(key).await? {
+                        return Ok((None, version));
+                    }
                 }
-                Learnt::Absent(version) => return Ok((None, version)),
-                Learnt::Overtaken => may_trust_memory = true,
+                Err(e) if self.queueing().is_some() && is_to_be_queued(&e) => {
+                    let found = self.at_hand(key).await.ok_or(e)?;
+                    return Ok(self.base(found, self.pending.current(key).unwrap_or_default()));
+                }
+                Err(e) => return Err(e),
             }
         }
+    }
+
+    /// What was found, and its version as it counts for an update; that of nothing is `absent`.
+    fn base(&self, found: Option<Found>, absent: Version) -> (Option<Found>, Version) {
+        let version = found.as_ref().map_or(absent, |found| match found.freshness() {
+            Freshness::Queued => self.pending.current(found.key()).unwrap_or(found.version()),
+            _ => found.version(),
+        });
+        (found, version)
     }
 
     fn load(self: &Arc<Self>, key: &Key) -> Result<crate::fill::Joined<Result<Learnt>>> {
@@ -127,10 +172,22 @@ impl Inner {
         let known = held.as_ref().map(|held| held.record.version);
         let loaded = self.origin.load(&[Want { key: key.clone(), known }]).await;
         let loaded = self.note(Call::Read, loaded)?.pop();
+        // The file comes before memory: what has been read once must not be older there.
         let news = match (loaded, held) {
-            (Some(Loaded::Found(record)), _) => News::Found(record),
-            (Some(Loaded::Same), Some(held)) => News::Found(Arc::clone(&held.record)),
-            (Some(Loaded::Absent(version)), _) => News::Absent(version),
+            (Some(Loaded::Found(record)), _) => {
+                self.keep([Arc::clone(&record)]).await;
+                News::Found(record)
+            }
+            (Some(Loaded::Same), Some(held)) => {
+                if let Some(spool) = &self.spool {
+                    spool.confirm(key, held.record.version, self.origin.clock().at(began)).await;
+                }
+                News::Found(Arc::clone(&held.record))
+            }
+            (Some(Loaded::Absent(version)), _) => {
+                self.keep([Arc::new(Record::deletion(key.clone(), version))]).await;
+                News::Absent(version)
+            }
             (None | Some(Loaded::Same), _) => {
                 return Err(Error::new(
                     ErrorKind::Schema,

@@ -3,6 +3,7 @@
 use std::future::{Future, IntoFuture};
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -35,6 +36,10 @@ impl Cache {
     /// No change of anybody is lost, also through lost answers: a change that was made is recognised as one's own.
     ///
     /// User and metadata stay as they are unless set; the time to live starts anew.
+    ///
+    /// In an outage, `change` gets what is at hand (queued, in memory, or the last known copy on disk), and the next value
+    /// is queued. Where another daemon has changed the thread since, the source of truth keeps that, and the queued update
+    /// goes to the [dead letters](Self::dead_letters).
     ///
     /// ```
     /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
@@ -113,21 +118,21 @@ async fn update(
 ) -> Result<Durability> {
     let inner = &cache.0;
     inner.check_open()?;
-    let _turn = inner.turns.wait(key).await;
+    let turn = Arc::new(inner.turns.wait(key).await);
+    inner.let_settle(key).await;
     let mut pauses = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
     for attempt in 0..ATTEMPTS {
-        let (entry, version) = inner.current(key, attempt == 0).await?;
-        let found = entry.map(Found::fresh);
+        let (found, version) = inner.current(key, attempt == 0).await?;
         let value = change(found.as_ref())?;
         if value.is_none() && found.is_none() {
             return Ok(Durability::Stored);
         }
         let options = options.or_those_of(found.as_ref().filter(|_| value.is_some()));
         let draft = Draft { key: key.clone(), value, options, expect: Some(version) };
-        match inner.write(draft).await {
+        match inner.write(draft, Some(Arc::clone(&turn))).await {
             // Superseded, too, means that the change was not made.
             Ok(Durability::Superseded) => {}
-            Err(e) if e.kind() == ErrorKind::Conflict => {}
+            Err(e) if e.kind() == ErrorKind::Conflict && !e.outcome_unknown() => {}
             done => return done,
         }
         tokio::time::sleep(pauses.next().unwrap_or(LAST_PAUSE)).await;

@@ -17,6 +17,7 @@ pub(super) async fn keep_up(cache: Weak<Inner>, period: Duration) {
         cache.ask_again().await;
         cache.report_accesses().await;
         cache.purge().await;
+        cache.shrink().await;
     }
 }
 
@@ -37,6 +38,15 @@ impl Inner {
             if let Err(error) = self.origin.touch(keys).await {
                 return tracing::debug!(%error, "accesses could not be reported");
             }
+        }
+    }
+
+    /// Gives back to the disk what replay has freed.
+    async fn shrink(&self) {
+        if let Some(spool) = &self.spool
+            && let Err(error) = spool.shrink().await
+        {
+            tracing::debug!(%error, "the queue's file could not be made smaller");
         }
     }
 

@@ -2,13 +2,16 @@
 
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
-use super::{Cache, Call, Inner};
+use super::outage::is_to_be_queued;
+use super::turns::Turn;
+use super::{Cache, Call, Inner, Spool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
 use crate::metrics::Wrote;
@@ -68,9 +71,10 @@ impl Cache {
     ///
     /// # Errors
     /// When awaited: [`ErrorKind::Invalid`] for a key, value, user, metadata or time to live that cannot be stored;
-    /// [`ErrorKind::Unavailable`] in an outage, and then [`outcome_unknown`](Error::outcome_unknown) tells whether it may
-    /// be stored all the same; also `Busy`, `Denied`, `Refused`, `Schema`, `Local`, `Closed`. After an error, memory
-    /// holds what it held, or, where the outcome is unknown, nothing of this thread.
+    /// [`ErrorKind::QueueFull`] in an outage where the queue is at its bound, or, without a queue,
+    /// [`ErrorKind::Unavailable`]; [`outcome_unknown`](Error::outcome_unknown) tells whether it may be stored all the same;
+    /// also `Busy`, `Denied`, `Refused`, `Schema`, `Local`, `Closed`. After an error, memory holds what it held, or, where
+    /// the outcome is unknown, nothing of this thread.
     pub fn put<T: Serialize + ?Sized>(&self, key: impl AsRef<str>, value: &T) -> Put {
         let draft = Key::new(key).and_then(|key| Ok((key, self.0.value(value)?)));
         let draft = draft.map(|(key, value)| Draft::new(key, Some(value)));
@@ -111,7 +115,7 @@ impl IntoFuture for Put {
     type IntoFuture = Sending<Durability>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move { self.cache.0.write(self.draft?).await })
+        Box::pin(async move { self.cache.0.write(self.draft?, None).await })
     }
 }
 
@@ -120,7 +124,7 @@ impl IntoFuture for Remove {
     type IntoFuture = Sending<Durability>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move { self.cache.0.write(self.draft?).await })
+        Box::pin(async move { self.cache.0.write(self.draft?, None).await })
     }
 }
 
@@ -186,38 +190,47 @@ impl Inner {
         Err(Error::new(ErrorKind::Invalid, message))
     }
 
-    /// Writes, and counts how it ended.
-    pub(super) async fn write(self: &Arc<Self>, draft: Draft) -> Result<Durability> {
-        let result = self.try_write(draft).await;
+    /// Writes, and counts how it ended. An update keeps its turn until the outcome is known, also when its caller goes.
+    pub(super) async fn write(self: &Arc<Self>, draft: Draft, turn: Option<Arc<Turn>>) -> Result<Durability> {
+        let result = self.try_write(draft, turn).await;
         self.metrics.wrote(match &result {
             Ok(Durability::Stored) => Wrote::Stored,
             Ok(Durability::Superseded) => Wrote::Superseded,
+            Ok(Durability::Queued) => Wrote::Queued,
             Err(_) => Wrote::Failed,
         });
         result
     }
 
     /// Writes in a task of its own, so that it is completed also when the caller goes.
-    async fn try_write(self: &Arc<Self>, draft: Draft) -> Result<Durability> {
+    async fn try_write(self: &Arc<Self>, draft: Draft, turn: Option<Arc<Turn>>) -> Result<Durability> {
         // Counted before the look, so that a shutdown either sees this write or is seen by it.
         let writing = Writing::begin(&self.writing);
         self.check_open()?;
         if let Some(metadata) = &draft.options.metadata {
             self.check_size("the metadata", metadata)?;
         }
-        self.check_reachable()?;
+        if self.queueing().is_none() {
+            self.check_reachable()?;
+        }
         let room = self.room(&draft).await?;
         let (inner, key) = (Arc::clone(self), draft.key.clone());
+        let (answer, answered) = oneshot::channel();
+        let answer = Answer { answer, _turn: turn };
         let work = tokio::spawn(async move {
-            let result = inner.carry_out(draft).await;
+            inner.carry_out(draft, answer).await;
             drop((room, writing));
-            result
         });
-        work.await.unwrap_or_else(|e| {
-            self.near.doubt(&key, self.origin.clock().stamp().version);
-            let message = "the write was given up: the runtime ends, or a bug";
-            Err(Error::new(ErrorKind::Unavailable, message).with_outcome_unknown().with_source(e))
-        })
+        match answered.await {
+            Ok(result) => result,
+            Err(_) => {
+                let cause = work.await.err();
+                self.near.doubt(&key, self.origin.clock().stamp().version);
+                let message = "the write was given up: the runtime ends, or a bug";
+                let error = Error::new(ErrorKind::Unavailable, message).with_outcome_unknown();
+                Err(cause.map_or(error.clone(), |cause| error.with_source(cause)))
+            }
+        }
     }
 
     /// Room for one more write; abandoned writes take room until they are done.
@@ -235,18 +248,78 @@ impl Inner {
         }
     }
 
-    async fn carry_out(&self, mut draft: Draft) -> Result<Durability> {
+    /// Writes into the source of truth or, where that cannot be done soon enough, into the queue.
+    async fn carry_out(&self, draft: Draft, answer: Answer) {
+        let Some(spool) = self.queueing() else {
+            return answer.give(self.write_through(draft, &Attempt::default()).await);
+        };
+        // An update of what waits in the queue goes on from there, so it can only wait there, too.
+        let goes_on = draft.expect.is_some() && draft.expect == self.pending.current(&draft.key);
+        if self.is_reachable() && !goes_on {
+            return self.write_with_patience(spool, draft, answer).await;
+        }
+        let clock = self.origin.clock();
+        let record = draft.record(clock.stamp().version, clock.now(), self.limits.ttl).into();
+        answer.give(self.enqueue(spool, &record, draft.expect, false).await);
+    }
+
+    /// Tries the source of truth for as long as a caller waits; then queues the write, while the attempt goes on behind.
+    async fn write_with_patience(&self, spool: &Spool, draft: Draft, answer: Answer) {
+        let attempt = Attempt::default();
+        let mut writing = std::pin::pin!(self.write_through(draft, &attempt));
+        tokio::select! {
+            biased;
+            result = &mut writing => return answer.give(match result {
+                Err(e) if is_to_be_queued(&e) => self.queue_after(spool, &attempt, &e).await,
+                result => result,
+            }),
+            () = tokio::time::sleep(self.limits.patience) => {}
+        }
+        let Some((record, over)) = attempt.latest() else { return answer.give(writing.await) };
+        let refused = match self.enqueue(spool, &record, over, true).await {
+            Ok(durability) => {
+                attempt.is_queued.store(true, Relaxed);
+                answer.give(Ok(durability));
+                // What it ends with, memory and the queue know.
+                return drop(writing.await);
+            }
+            Err(refused) => refused,
+        };
+        answer.give(match writing.await {
+            Err(e) if is_to_be_queued(&e) => {
+                Err(if e.outcome_unknown() { refused.with_outcome_unknown() } else { refused })
+            }
+            result => result,
+        });
+    }
+
+    /// Queues a write that the source of truth could not take.
+    async fn queue_after(&self, spool: &Spool, attempt: &Attempt, failure: &Error) -> Result<Durability> {
+        let Some((record, over)) = attempt.latest() else { return Err(failure.clone()) };
+        let queued = self.enqueue(spool, &record, over, failure.outcome_unknown()).await;
+        queued.map_err(|e| if failure.outcome_unknown() { e.with_outcome_unknown() } else { e })
+    }
+
+    /// Writes into the source of truth, and into memory what that says.
+    async fn write_through(&self, mut draft: Draft, attempt: &Attempt) -> Result<Durability> {
         let (clock, began) = (self.origin.clock(), Instant::now());
         let mut is_stored = false;
         for left in (0..STAMPS).rev() {
             let ticket = self.fences.begin();
             let stamp = clock.stamp();
             let record = Arc::new(draft.record(stamp.version, clock.at(began), self.limits.ttl));
+            attempt.note(&record, draft.expect);
+            if let Some(spool) = self.queueing().filter(|_| draft.expect.is_some()) {
+                spool.attempting(&draft.key, stamp.version).await;
+            }
             let applied = self.apply(&record, draft.expect).await;
             let applied = applied.map_err(|e| if is_stored { e.with_outcome_unknown() } else { e })?;
             // The answer may have shown that the clock was wrong. What it stamped must neither win nor lose by that,
             // nor expire at the wrong time: it is stamped anew.
             let is_misjudged = clock.misjudged(&stamp);
+            if attempt.is_queued.load(Relaxed) {
+                return self.settle_queued(&record, began, applied, is_misjudged).await;
+            }
             match applied {
                 Applied::Stored if is_misjudged && left > 0 => {
                     is_stored = true;
@@ -256,7 +329,7 @@ impl Inner {
                 }
                 Applied::Superseded(version) | Applied::Conflict(version) if is_stored => {
                     // The change was made, and somebody has gone on from it.
-                    self.near.doubt(&draft.key, version);
+                    self.near.overtaken(&draft.key, version);
                     return Ok(Durability::Stored);
                 }
                 Applied::Superseded(_) | Applied::TooOld if is_misjudged => {}
@@ -268,7 +341,7 @@ impl Inner {
                         tokio::time::sleep(excess + Duration::from_millis(50)).await;
                     }
                 }
-                applied => return self.settle(&record, &ticket, began, applied),
+                applied => return self.settle(&record, draft.expect, &ticket, began, applied).await,
             }
         }
         let message =
@@ -293,27 +366,29 @@ impl Inner {
     }
 
     /// What the store's verdict means for memory and for the caller.
-    fn settle(
+    async fn settle(
         &self,
         record: &Arc<Record>,
+        expect: Option<Version>,
         ticket: &Ticket,
         began: Instant,
         applied: Applied,
     ) -> Result<Durability> {
         let key = &record.key;
-        if let Applied::Superseded(version) | Applied::Conflict(version) | Applied::Forgotten(version) =
-            applied
-        {
-            self.near.doubt(key, version);
+        if let Some(version) = newer(applied) {
+            self.near.overtaken(key, version);
         }
         let error = |kind, what: &str| Err(Error::new(kind, format!("the thread {key} {what}")));
         match applied {
             Applied::Stored => {
+                // The file comes before memory: what has been read once must not be older there.
+                let replaced = self.keep_own(record, expect).await;
                 self.near.learn(key, ticket, began, News::from(Arc::clone(record)));
+                replaced.into_iter().for_each(|version| self.pending.settle(key, version));
                 Ok(Durability::Stored)
             }
             Applied::Superseded(_) => Ok(Durability::Superseded),
-            Applied::Conflict(_) => error(ErrorKind::Conflict, "was changed by another writer meanwhile"),
+            Applied::Conflict(_) => Err(changed_meanwhile(key)),
             Applied::Forgotten(_) => {
                 error(ErrorKind::Unavailable, "has changed too often since an answer was lost")
                     .map_err(Error::with_outcome_unknown)
@@ -322,6 +397,76 @@ impl Inner {
                 error(ErrorKind::Refused, "cannot take a version given by this clock")
             }
         }
+    }
+
+    /// What the verdict means for a write that has been queued meanwhile: replay has the last word, but for what is
+    /// stored as it is.
+    async fn settle_queued(
+        &self,
+        record: &Arc<Record>,
+        began: Instant,
+        applied: Applied,
+        is_misjudged: bool,
+    ) -> Result<Durability> {
+        if let Some(version) = newer(applied) {
+            self.near.overtaken(&record.key, version);
+        }
+        if applied == Applied::Stored
+            && !is_misjudged
+            && let Some(spool) = &self.spool
+        {
+            self.stored_late(spool, record, began).await;
+        }
+        Ok(Durability::Queued)
+    }
+}
+
+/// The version that a write lost against.
+fn newer(applied: Applied) -> Option<Version> {
+    match applied {
+        Applied::Superseded(version) | Applied::Conflict(version) | Applied::Forgotten(version) => {
+            Some(version)
+        }
+        Applied::Stored | Applied::Ahead | Applied::TooOld => None,
+    }
+}
+
+pub(super) fn changed_meanwhile(key: &Key) -> Error {
+    Error::new(ErrorKind::Conflict, format!("the thread {key} was changed by another writer meanwhile"))
+}
+
+/// An attempt to write into the source of truth, as far as it has come.
+#[derive(Debug, Default)]
+struct Attempt {
+    latest: Mutex<Option<(Arc<Record>, Option<Version>)>>,
+    /// Whether its caller waits no more, because the write is in the queue.
+    is_queued: AtomicBool,
+}
+
+impl Attempt {
+    fn note(&self, record: &Arc<Record>, over: Option<Version>) {
+        *self.lock() = Some((Arc::clone(record), over));
+    }
+
+    /// The record as it was stamped last, and the version that it goes on from.
+    fn latest(&self) -> Option<(Arc<Record>, Option<Version>)> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Arc<Record>, Option<Version>)>> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where the outcome of a write goes; with it ends the turn of an update.
+struct Answer {
+    answer: oneshot::Sender<Result<Durability>>,
+    _turn: Option<Arc<Turn>>,
+}
+
+impl Answer {
+    fn give(self, result: Result<Durability>) {
+        self.answer.send(result).ok();
     }
 }
 

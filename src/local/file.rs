@@ -1,11 +1,11 @@
 //! The file itself: opened with care, locked by one process, described when it fails.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -15,7 +15,32 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const APPLICATION_ID: i64 = 0x7468_6b70;
 const FORMAT: i64 = 1;
 
-const SCHEMA: &str = "
+/// What a file is for. One of one role is never taken for the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The source of truth itself.
+    Truth,
+    /// Queue, replica and dead letters beside another source of truth.
+    Queue,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Truth => "truth",
+            Self::Queue => "queue",
+        }
+    }
+
+    fn schema(self) -> &'static str {
+        match self {
+            Self::Truth => TRUTH,
+            Self::Queue => QUEUE,
+        }
+    }
+}
+
+const TRUTH: &str = "
     create table threads (
         key         text    not null primary key,
         version     integer not null,
@@ -30,10 +55,51 @@ const SCHEMA: &str = "
     create index threads_by_version on threads (version, key);
     create index threads_by_user on threads (user, version, key) where user is not null;
     create index threads_by_expiry on threads (expires_at) where value is not null;
-    -- What the file is: the source of truth itself, not a queue in front of another.
-    create table about (name text not null primary key, value text not null) strict;
-    insert into about values ('role', 'truth');
 ";
+
+const QUEUE: &str = "
+    create table records (
+        key        text    not null primary key,
+        version    integer not null,
+        value      text,              -- null: a deletion
+        expires_at integer not null,  -- milliseconds since the epoch, as all times here
+        user       text,
+        metadata   text    not null,
+        bytes      integer not null,  -- what the record counts against the bounds
+        seq        integer not null,  -- the order in which they were written
+        at         integer not null,  -- when it was queued; of a copy: when the source of truth last confirmed it
+        pending    integer not null,  -- 1: not yet in the source of truth; 0: a copy of what is there
+        base       integer,           -- of an update: the version it goes on from; null: whatever is there
+        chain      text    not null,  -- versions of its own that may be in the source of truth already
+        sent       integer not null,  -- whether it was sent when it was queued, so that it may be there already
+        skew       integer            -- how far the clock that stamped it was ahead of the system's; null: it was right
+    ) strict;
+    create index queue on records (seq, bytes) where pending = 1;
+    create index replica on records (seq, bytes) where pending = 0;
+    -- Updates that were sent and have not been heard of: a later one may find them stored.
+    create table attempts (
+        key        text    not null,
+        version    integer not null,
+        primary key (key, version)
+    ) strict, without rowid;
+    create table dead_letters (
+        id         integer primary key,
+        key        text    not null,
+        version    integer not null,
+        value      text,
+        expires_at integer not null,
+        user       text,
+        metadata   text    not null,
+        bytes      integer not null,
+        queued_at  integer not null,
+        died_at    integer not null,
+        reason     text    not null,
+        newer      integer             -- the version that it lost against
+    ) strict;
+";
+
+/// What the file is, in words.
+const ABOUT: &str = "create table about (name text not null primary key, value text not null) strict;";
 
 /// Creates the file where there is none, and says where it really lies: by whatever links two processes come, they
 /// must meet at one lock.
@@ -42,15 +108,15 @@ pub(super) fn create(path: &Path) -> Result<PathBuf> {
 }
 
 /// Opens the one connection that writes.
-pub(super) fn open_to_write(path: &Path) -> Result<Connection> {
+pub(super) fn open_to_write(path: &Path, role: Role) -> Result<Connection> {
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failure(path))?;
-    let about = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+    let pragma = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let tables = connection.query_row("select count(*) from sqlite_schema", [], |row| row.get::<_, i64>(0));
     let is_new = match (
         tables.map_err(failure(path))?,
-        about("application_id").map_err(failure(path))?,
-        about("user_version").map_err(failure(path))?,
+        pragma("application_id").map_err(failure(path))?,
+        pragma("user_version").map_err(failure(path))?,
     ) {
         (0, 0, 0) => true,
         (_, APPLICATION_ID, FORMAT) => false,
@@ -62,14 +128,67 @@ pub(super) fn open_to_write(path: &Path) -> Result<Connection> {
     // Only now, so that a file of somebody else's is left as it is.
     configure(&connection).map_err(failure(path))?;
     if is_new {
-        create_schema(&connection).map_err(failure(path))?;
+        create_schema(&connection, role).map_err(failure(path))?;
     }
-    let role = connection
-        .query_row("select value from about where name = 'role'", [], |row| row.get::<_, String>(0));
-    match role.map_err(failure(path))?.as_str() {
-        "truth" => Ok(connection),
-        other => Err(unusable(path, &format!("holds a {other}, not conversations of the backend `local`"))),
+    let found = about(&connection, "role").map_err(failure(path))?;
+    if found.as_deref() == Some(role.name()) {
+        return Ok(connection);
     }
+    Err(unusable(
+        path,
+        match role {
+            Role::Truth => {
+                "is the queue of the backend `supabase`, not the conversations of the backend `local`; set \
+                        CONVERSATION_LOCAL_PATH to another path"
+            }
+            Role::Queue => {
+                "holds the conversations of the backend `local`, not a queue; set CONVERSATION_QUEUE_PATH to \
+                        another path, and bring them over with `threadkeep queue move`"
+            }
+        },
+    ))
+}
+
+/// What the file says about itself.
+pub(super) fn about(connection: &Connection, name: &str) -> rusqlite::Result<Option<String>> {
+    let found = "select value from about where name = ?1";
+    connection.query_row(found, [name], |row| row.get(0)).optional()
+}
+
+/// Reads all of the file once: better now than in the middle of an outage.
+pub(super) fn check(connection: Connection, path: &Path) -> Result<Connection> {
+    let found = connection.query_row("pragma quick_check(1)", [], |row| row.get::<_, String>(0));
+    match found.map_err(failure(path))?.as_str() {
+        "ok" => Ok(connection),
+        damage => {
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+            Err(failure(path)(rusqlite::Error::SqliteFailure(code, Some(damage.into()))))
+        }
+    }
+}
+
+/// Whether an error says that the file is no database any more.
+pub(super) fn is_damage(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<rusqlite::Error>());
+    let code = source.and_then(rusqlite::Error::sqlite_error_code);
+    matches!(code, Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
+}
+
+/// Gives a damaged file, and what belongs to it, another name.
+pub(super) fn set_aside(path: &Path) -> Result<PathBuf> {
+    let named = |attempt: usize| PathBuf::from(format!("{}.damaged-{attempt}", path.display()));
+    let aside = (1..).map(named).find(|aside| !aside.exists()).unwrap_or_else(|| named(0));
+    for suffix in ["-wal", "-shm", ""] {
+        let with = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
+        match std::fs::rename(with(path), with(&aside)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                let why = "is damaged, and cannot be set aside; move it away by hand";
+                return Err(unusable(path, why).with_source(e));
+            }
+            _ => {}
+        }
+    }
+    Ok(aside)
 }
 
 /// Opens a connection that reads.
@@ -92,13 +211,16 @@ fn create_private(path: &Path) -> std::io::Result<File> {
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(PATIENCE)?;
     connection.pragma_update(None, "secure_delete", "on")?;
+    // Before the first table, or else without effect.
+    connection.pragma_update(None, "auto_vacuum", "incremental")?;
     connection.pragma_update(None, "journal_mode", "wal")?;
     connection.pragma_update(None, "synchronous", "full")
 }
 
-fn create_schema(connection: &Connection) -> rusqlite::Result<()> {
+fn create_schema(connection: &Connection, role: Role) -> rusqlite::Result<()> {
     let pragmas = format!("pragma application_id = {APPLICATION_ID}; pragma user_version = {FORMAT};");
-    connection.execute_batch(&format!("begin immediate; {SCHEMA} {pragmas} commit;"))
+    let is = format!("insert into about values ('role', '{}');", role.name());
+    connection.execute_batch(&format!("begin immediate; {} {ABOUT} {is} {pragmas} commit;", role.schema()))
 }
 
 /// Turns an error of SQLite into one that names the file and the remedy.
@@ -125,21 +247,29 @@ fn cannot_open(path: &Path) -> Error {
     unusable(path, why)
 }
 
-fn unusable(path: &Path, why: &str) -> Error {
+pub(super) fn unusable(path: &Path, why: &str) -> Error {
     Error::new(ErrorKind::Local, format!("the local file {} {why}", path.display()))
 }
 
 /// Held as long as the file is open; the operating system frees it when the process ends, however it ends.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
+    was_doubtful: bool,
 }
+
+/// See [`Lock::note`].
+const DOUBTFUL: &str = "doubtful";
 
 impl Lock {
     pub(super) fn acquire(path: &Path) -> Result<Self> {
-        let beside = PathBuf::from(format!("{}.lock", path.display()));
-        let mut file = create_private(&beside).map_err(|e| cannot_open(path).with_source(e))?;
+        let mut file = create_private(&beside(path)).map_err(|e| cannot_open(path).with_source(e))?;
         let start = Instant::now();
+        let text = |file: &mut File| {
+            let mut text = String::new();
+            file.read_to_string(&mut text).ok();
+            text
+        };
         loop {
             match file.try_lock() {
                 Ok(()) => break,
@@ -147,18 +277,41 @@ impl Lock {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(TryLockError::WouldBlock) => {
-                    let mut holder = String::new();
-                    file.read_to_string(&mut holder).ok();
-                    return Err(unusable(
-                        path,
-                        &format!("is in use by {}; stop that one first", holder.trim()),
-                    ));
+                    let text = text(&mut file);
+                    let holder = text.lines().next().unwrap_or_default();
+                    return Err(unusable(path, &format!("is in use by {holder}; stop that one first")));
                 }
                 Err(TryLockError::Error(e)) => return Err(cannot_open(path).with_source(e)),
             }
         }
-        // Only for the message above; the lock does not depend on it.
-        file.set_len(0).and_then(|()| writeln!(file, "process {}", std::process::id())).ok();
-        Ok(Self { _file: file })
+        let was_doubtful = text(&mut file).lines().nth(1).is_some_and(|line| line.trim() == DOUBTFUL);
+        let mut lock = Self { file, was_doubtful };
+        lock.note(was_doubtful);
+        Ok(lock)
     }
+
+    /// Whether a threadkeep has had the file open before.
+    pub(super) fn is_beside(path: &Path) -> bool {
+        beside(path).exists()
+    }
+
+    /// Writes who holds the lock, for the message above, and whether copies in the file may be older than what was
+    /// acknowledged: in place and at a fixed length, so that it works on a disk that is full.
+    pub(super) fn note(&mut self, doubtful: bool) {
+        let holder = format!("process {}", std::process::id());
+        let text = format!("{holder:<30}\n{:<30}\n", if doubtful { DOUBTFUL } else { "" });
+        let written = self.file.rewind().and_then(|()| self.file.write_all(text.as_bytes()));
+        if let Err(error) = written.and_then(|()| self.file.set_len(text.len() as u64)) {
+            tracing::error!(%error, "the lock file cannot be written");
+        }
+    }
+
+    /// Whether the process that held the lock before noted so.
+    pub(super) fn was_doubtful(&self) -> bool {
+        self.was_doubtful
+    }
+}
+
+fn beside(path: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.lock", path.display()))
 }

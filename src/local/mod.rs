@@ -3,24 +3,27 @@
 //! One thread writes and commits in groups (what arrives while a commit is under way goes into the next one);
 //! readers have connections of their own and see what is committed.
 
+mod database;
 mod file;
+pub(crate) mod spool;
 mod writer;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use tokio::sync::Semaphore;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::record::{Json, Key, Record, Want, Write};
 use crate::store::{ACCEPTED, Applied, Loaded, Page, Recent, Store, judge};
 use crate::version::{Clock, REMEMBERED, Timestamp, Version};
 
-/// Reads at once: they are short, and each takes a thread and a connection.
-const READERS: usize = 4;
+use database::{Database, Opened, unblock};
+use file::Role;
+use writer::Survives;
+
 /// A page ends when it has grown to this.
 const PAGE_BYTES: usize = 16 << 20;
 
@@ -29,22 +32,14 @@ const PAGE_BYTES: usize = 16 << 20;
 /// A write is acknowledged when it is committed and synced to disk. The file can be read by its owner only, and what is
 /// deleted is overwritten.
 #[derive(Clone)]
-pub struct Local(Arc<Inner>);
-
-struct Inner {
-    path: PathBuf,
+pub struct Local {
+    database: Arc<Database>,
     clock: Arc<Clock>,
-    /// Connections that are not in use, at most [`READERS`].
-    readers: Mutex<Vec<Connection>>,
-    reading: Semaphore,
-    writer: writer::Writer,
-    // Declared last, so dropped last: nobody else may open the file before its writer is done.
-    _lock: file::Lock,
 }
 
 impl fmt::Debug for Local {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Local").field(&self.0.path).finish()
+        f.debug_tuple("Local").field(&self.path()).finish()
     }
 }
 
@@ -53,76 +48,53 @@ impl Local {
     /// that to end, as in a rolling restart.
     ///
     /// # Errors
-    /// [`ErrorKind::Local`] where the file is in use, cannot be opened or written, or is not one of threadkeep's.
+    /// [`ErrorKind::Local`](crate::ErrorKind::Local) where the file is in use, cannot be opened or written, or is not one
+    /// of threadkeep's.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_owned();
-        unblock(move || Self::open_blocking(path)).await?
+        unblock(move || Self::open_blocking(&path)).await?
     }
 
-    fn open_blocking(path: PathBuf) -> Result<Self> {
-        let path = file::create(&path)?;
-        let lock = file::Lock::acquire(&path)?;
-        let connection = file::open_to_write(&path)?;
+    fn open_blocking(path: &Path) -> Result<Self> {
+        let opened = Opened::new(path, Role::Truth)?;
         let clock = Arc::new(Clock::new());
         let newest = "select coalesce(max(version), 0) from threads";
-        let newest = connection.query_row(newest, [], |row| row.get(0)).map_err(file::failure(&path))?;
-        clock.advance(Version::from_raw(newest));
-        let writer = writer::Writer::start(connection, path.clone())?;
-        Ok(Self(Arc::new(Inner {
-            path,
-            clock,
-            readers: Mutex::default(),
-            reading: Semaphore::new(READERS),
-            writer,
-            _lock: lock,
-        })))
+        let newest = opened.connection.query_row(newest, [], |row| row.get(0));
+        clock.advance(Version::from_raw(newest.map_err(file::failure(&opened.path))?));
+        Ok(Self { database: Arc::new(Database::start(opened, || {})?), clock })
     }
 
     /// Where the file lies.
     pub fn path(&self) -> &Path {
-        &self.0.path
+        self.database.path()
     }
 
-    async fn read<T: Send + 'static>(
+    async fn write<T: Send + 'static>(
         &self,
-        query: impl FnOnce(&Connection, &Inner) -> rusqlite::Result<T> + Send + 'static,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let inner = Arc::clone(&self.0);
-        let closed = |_| Error::new(ErrorKind::Closed, "the local file is closed");
-        let _turn = self.0.reading.acquire().await.map_err(closed)?;
-        unblock(move || {
-            let idle = || inner.readers.lock().unwrap_or_else(PoisonError::into_inner);
-            let reader = idle().pop();
-            let reader = reader.map_or_else(|| file::open_to_read(&inner.path), Ok)?;
-            let result = query(&reader, &inner);
-            idle().push(reader);
-            result.map_err(file::failure(&inner.path))
-        })
-        .await?
+        self.database.write(Survives::PowerCut, work).await
     }
-}
-
-/// Runs what blocks on a thread that may.
-async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    let failed = |e| Error::new(ErrorKind::Local, "work on the local file was given up").with_source(e);
-    tokio::task::spawn_blocking(work).await.map_err(failed)
 }
 
 const COLUMNS: &str = "key, version, value, expires_at, user, metadata";
 
 fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     let text = |column: usize| row.get::<_, Option<String>>(column);
-    let key = Key::new(row.get_ref(0)?.as_str()?).map_err(|e| {
-        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e))
-    })?;
     Ok(Record {
-        key,
+        key: key(row)?,
         version: Version::from_raw(row.get(1)?),
         value: text(2)?.map(Json::trusted),
         expires_at: Timestamp(row.get(3)?),
         user: text(4)?.map(Into::into),
         metadata: Json::trusted(row.get::<_, String>(5)?),
     })
+}
+
+/// The key in a row's first column.
+fn key(row: &Row<'_>) -> rusqlite::Result<Key> {
+    Key::new(row.get_ref(0)?.as_str()?)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))
 }
 
 fn look_up(reader: &Connection, want: &Want, now: Timestamp) -> rusqlite::Result<Loaded> {
@@ -181,28 +153,29 @@ fn versions(list: &str) -> impl Iterator<Item = Version> {
 #[async_trait]
 impl Store for Local {
     fn clock(&self) -> &Arc<Clock> {
-        &self.0.clock
+        &self.clock
     }
 
     async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
         let wants = wants.to_vec();
-        self.read(move |reader, inner| {
-            let now = inner.clock.now();
+        let clock = Arc::clone(&self.clock);
+        let all = move |reader: &Connection| {
+            let now = clock.now();
             wants.iter().map(|want| look_up(reader, want, now)).collect()
-        })
-        .await
+        };
+        self.database.read(all).await
     }
 
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
-        let (writes, clock) = (writes.to_vec(), Arc::clone(&self.0.clock));
+        let (writes, clock) = (writes.to_vec(), Arc::clone(&self.clock));
         let all =
             move |connection: &Connection| writes.iter().map(|one| write(connection, one, &clock)).collect();
-        self.0.writer.run(all).await
+        self.write(all).await
     }
 
     async fn recent(&self, page: &Page) -> Result<Recent> {
-        let page = page.clone();
-        self.read(move |reader, inner| {
+        let (page, clock) = (page.clone(), Arc::clone(&self.clock));
+        let read = move |reader: &Connection| {
             // Two statements, so that each has its index.
             let whose = if page.user.is_some() { "user = ?2" } else { "?2 is null" };
             let sql = format!(
@@ -215,8 +188,7 @@ impl Store for Local {
             // One more than asked tells whether there are more.
             let most = i64::try_from(page.most).unwrap_or(i64::MAX).saturating_add(1);
             let mut query = reader.prepare_cached(&sql)?;
-            let found =
-                query.query_map(params![inner.clock.now().0, page.user, after.0, after.1, most], record)?;
+            let found = query.query_map(params![clock.now().0, page.user, after.0, after.1, most], record)?;
             let (mut records, mut bytes) = (Vec::new(), 0);
             for record in found {
                 if records.len() == page.most || bytes >= PAGE_BYTES {
@@ -227,24 +199,24 @@ impl Store for Local {
                 records.push(record);
             }
             Ok(Recent { records, is_last: true })
-        })
-        .await
+        };
+        self.database.read(read).await
     }
 
     async fn touch(&self, keys: &[Key]) -> Result<()> {
-        let (keys, now) = (keys.to_vec(), self.0.clock.now().0);
+        let (keys, now) = (keys.to_vec(), self.clock.now().0);
         let all = move |connection: &Connection| {
             let mut touch =
                 connection.prepare_cached("update threads set accessed_at = ?2 where key = ?1")?;
             keys.iter().try_for_each(|key| touch.execute(params![key.as_str(), now]).map(drop))
         };
-        self.0.writer.run(all).await
+        self.write(all).await
     }
 
     async fn purge(&self, most: usize) -> Result<usize> {
-        let now = self.0.clock.now();
+        let now = self.clock.now();
         let past = now.minus(REMEMBERED);
-        let past_version = Version::lowest(self.0.clock.now_for_versions().minus(REMEMBERED));
+        let past_version = Version::lowest(self.clock.now_for_versions().minus(REMEMBERED));
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let all = move |connection: &Connection| {
             // Of an expired thread only the version is still needed.
@@ -260,10 +232,10 @@ impl Store for Local {
             )?;
             Ok(emptied.max(forgotten))
         };
-        self.0.writer.run(all).await
+        self.write(all).await
     }
 
     async fn probe(&self) -> Result<()> {
-        self.read(|reader, _| reader.query_row("select 1", [], |_| Ok(()))).await
+        self.database.read(|reader| reader.query_row("select 1", [], |_| Ok(()))).await
     }
 }

@@ -7,15 +7,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Backend, SETTINGS, Setting, key};
-use crate::cache::{Cache, Limits};
+use crate::cache::{Cache, Limits, OnOutage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guard::Guard;
+#[cfg(feature = "sqlite")]
+use crate::local::spool::Spool;
 use crate::memory::Memory;
+#[cfg(not(feature = "sqlite"))]
+use crate::spool::without::Spool;
+use crate::spool::{Bounds, Waiting};
 use crate::store::Store;
 use crate::supabase::{KeySource, Supabase};
 use crate::version::Clock;
 
 const SECOND: Duration = Duration::from_secs(1);
+/// Without SQLite there is no file beside Supabase, and writes are rejected in an outage.
+const WITH_SPOOL: bool = cfg!(feature = "sqlite");
 
 /// Shows neither in `Debug` nor anywhere else.
 #[derive(Clone)]
@@ -33,6 +40,10 @@ pub struct Builder {
     pub(super) backend: Backend,
     store: Option<Arc<dyn Store>>,
     pub(super) local_path: PathBuf,
+    pub(super) queue_path: PathBuf,
+    /// Whether the path was set, so that a store of the caller's gets a queue.
+    has_queue: bool,
+    pub(super) spool: Bounds,
     pub(super) url: Option<String>,
     pub(super) project: Option<String>,
     pub(super) key: Option<Secret>,
@@ -57,11 +68,15 @@ impl Default for Builder {
             fresh_for: None,
             patience: Duration::ZERO,
             upkeep_every: Duration::from_secs(60),
+            on_outage: OnOutage::Queue,
         };
         let mut builder = Self {
             backend: Backend::Local,
             store: None,
             local_path: PathBuf::new(),
+            queue_path: PathBuf::new(),
+            has_queue: false,
+            spool: Bounds { queue: 0, replica: 0 },
             url: None,
             project: None,
             key: None,
@@ -206,7 +221,34 @@ impl Builder {
         self.set("CONVERSATION_FRESH_SECONDS", &span.as_secs_f64().to_string())
     }
 
-    /// How long a read that has a stale copy waits for the source of truth, and a write for room.
+    /// Keeps writes and last known copies in this file while the source of truth is away. The backend `supabase` always
+    /// has one; a [store](Self::store) of the caller's has one with this.
+    #[must_use]
+    pub fn queue(mut self, path: impl Into<PathBuf>) -> Self {
+        (self.queue_path, self.has_queue) = (path.into(), true);
+        self
+    }
+
+    /// Bytes of queued writes and dead letters on disk.
+    #[must_use]
+    pub fn queue_bytes(self, bytes: usize) -> Self {
+        self.set("CONVERSATION_QUEUE_BYTES", &bytes.to_string())
+    }
+
+    /// Bytes of last known copies on disk.
+    #[must_use]
+    pub fn replica_bytes(self, bytes: usize) -> Self {
+        self.set("CONVERSATION_REPLICA_BYTES", &bytes.to_string())
+    }
+
+    /// What becomes of a write while the source of truth cannot take it.
+    #[must_use]
+    pub fn on_outage(mut self, choice: OnOutage) -> Self {
+        self.limits.on_outage = choice;
+        self
+    }
+
+    /// How long a read that has a stale copy waits for the source of truth, and a write before it is queued.
     #[must_use]
     pub fn patience(self, span: Duration) -> Self {
         self.set("CONVERSATION_PATIENCE_SECONDS", &span.as_secs_f64().to_string())
@@ -251,19 +293,23 @@ impl Builder {
         let backend = self.settle()?;
         if let Some(store) = self.store {
             self.limits.fresh_for = Some(self.fresh_for);
+            let spool = match self.has_queue {
+                true => Some(open_spool(&self.queue_path, "custom", self.spool, store.clock()).await?),
+                false => None,
+            };
             // The first answer sets the clock; without one, the first write does.
             if let Err(error) = store.probe().await
                 && !error.is_outage()
             {
                 return Err(error);
             }
-            return Ok(Cache::over(store, "custom", self.limits));
+            return Ok(Cache::over(store, "custom", self.limits, spool));
         }
         match backend {
             Backend::Local => open_local(&self.local_path, self.limits).await,
             Backend::Memory => {
                 tracing::warn!("conversations are kept in memory only: they are lost on restart");
-                Ok(Cache::over(Arc::new(Memory::new()), "memory", self.limits))
+                Ok(Cache::over(Arc::new(Memory::new()), "memory", self.limits, None))
             }
             Backend::Supabase => {
                 self.limits.fresh_for = Some(self.fresh_for);
@@ -272,11 +318,15 @@ impl Builder {
                 let client = Supabase::with_clock(&url, &key, Clock::skewed(self.skew_millis))?;
                 let client = client.with_key_source(self.key_source.or(self.key_file));
                 let host = client.host().to_owned();
+                let spool = match WITH_SPOOL {
+                    true => Some(open_spool(&self.queue_path, &host, self.spool, client.clock()).await?),
+                    false => None,
+                };
                 // The guard comes second: what Supabase notices itself can be said more exactly.
                 let guard = Guard::new(client.stall_after(self.deadline), self.deadline + SECOND / 4);
                 guard.connect().await?;
                 tracing::info!(%host, "conversations are kept in Supabase");
-                Ok(Cache::over(Arc::new(guard), "supabase", self.limits))
+                Ok(Cache::over(Arc::new(guard), "supabase", self.limits, spool))
             }
         }
     }
@@ -348,7 +398,27 @@ pub(super) fn read_file(path: &Path) -> Result<Vec<(String, String)>, String> {
 async fn open_local(path: &Path, limits: Limits) -> Result<Cache> {
     let local = crate::local::Local::open(path).await?;
     tracing::info!(path = %path.display(), "conversations are kept in a local file");
-    Ok(Cache::over(Arc::new(local), "local", limits))
+    Ok(Cache::over(Arc::new(local), "local", limits, None))
+}
+
+/// Opens the file beside the source of truth that `origin` names.
+#[cfg(feature = "sqlite")]
+async fn open_spool(
+    path: &Path,
+    origin: &str,
+    bounds: Bounds,
+    clock: &Arc<Clock>,
+) -> Result<(Spool, Vec<Waiting>)> {
+    let (spool, waiting) = Spool::open(path, origin, bounds, Arc::clone(clock)).await?;
+    if !waiting.is_empty() {
+        tracing::info!(path = %path.display(), writes = waiting.len(), "writes wait in the queue from before");
+    }
+    Ok((spool, waiting))
+}
+
+#[cfg(not(feature = "sqlite"))]
+async fn open_spool(_: &Path, _: &str, _: Bounds, _: &Arc<Clock>) -> Result<(Spool, Vec<Waiting>)> {
+    Err(Error::new(ErrorKind::Config, "this build has no queue (feature `sqlite`)"))
 }
 
 #[cfg(not(feature = "sqlite"))]

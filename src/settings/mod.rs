@@ -8,6 +8,7 @@ mod key;
 
 use std::time::Duration;
 
+use crate::cache::OnOutage;
 use crate::supabase;
 
 pub use builder::Builder;
@@ -77,6 +78,44 @@ pub const SETTINGS: &[Setting] = &[
         backend: Some(Backend::Local),
         set: |builder, text| {
             builder.local_path = text.into();
+            Ok(())
+        },
+    },
+    Setting {
+        name: "CONVERSATION_QUEUE_PATH",
+        default: "./threadkeep-queue.db",
+        what: "the file that keeps writes and last known copies while Supabase is away; a local disk, not a network share",
+        backend: Some(Backend::Supabase),
+        set: |builder, text| {
+            builder.queue_path = text.into();
+            Ok(())
+        },
+    },
+    Setting {
+        name: "CONVERSATION_QUEUE_BYTES",
+        default: "256MiB",
+        what: "queued writes and dead letters in that file: bytes, or KiB, MiB or GiB; beyond it writes are refused",
+        backend: Some(Backend::Supabase),
+        set: |builder, text| bytes(text, 0, usize::MAX).map(|bytes| builder.spool.queue = bytes as u64),
+    },
+    Setting {
+        name: "CONVERSATION_REPLICA_BYTES",
+        default: "256MiB",
+        what: "last known copies in that file: bytes, or KiB, MiB or GiB; those written first go first",
+        backend: Some(Backend::Supabase),
+        set: |builder, text| bytes(text, 0, usize::MAX).map(|bytes| builder.spool.replica = bytes as u64),
+    },
+    Setting {
+        name: "CONVERSATION_ON_OUTAGE",
+        default: "queue",
+        what: "a write while Supabase is away: `queue` it on disk, or `reject` it",
+        backend: Some(Backend::Supabase),
+        set: |builder, text| {
+            builder.limits.on_outage = match text {
+                "queue" => OnOutage::Queue,
+                "reject" => OnOutage::Reject,
+                _ => return Err("use `queue` or `reject`".into()),
+            };
             Ok(())
         },
     },
@@ -173,7 +212,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         name: "CONVERSATION_PATIENCE_SECONDS",
         default: "1",
-        what: "how long a read that has a stale copy waits for Supabase, and a write for room",
+        what: "how long a read that has a stale copy waits for Supabase, and a write before it is queued",
         backend: None,
         set: |builder, text| seconds(text, 0.0, 60.0).map(|span| builder.limits.patience = span),
     },

@@ -51,6 +51,9 @@ struct Plan {
     script: VecDeque<Fault>,
     always: Option<Fault>,
     random: Option<(fastrand::Rng, f64)>,
+    /// Writes of these threads meet these, as long as there is no other fault.
+    poison: HashMap<String, Fault>,
+    fail_trials: bool,
     tallies: HashMap<&'static str, Tally>,
 }
 
@@ -73,9 +76,19 @@ impl<S: Store> Faulty<S> {
     }
 
     async fn call<T>(&self, name: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let fault = self.faults.next();
+        self.meet(name, fault, call).await
+    }
+
+    async fn meet<T>(
+        &self,
+        name: &'static str,
+        fault: Fault,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let _running = self.faults.begin(name);
         let outage = |what| Err(Error::new(ErrorKind::Unavailable, what));
-        match self.faults.next() {
+        match fault {
             Fault::Pass => call.await,
             Fault::Refuse => outage("planned fault: the call is refused"),
             Fault::LoseAnswer => {
@@ -116,10 +129,29 @@ impl Faults {
         self.plan().random = Some((fastrand::Rng::with_seed(seed), rate));
     }
 
-    /// All pass again, and those that hang end.
+    /// Every write of this thread, alone or with others, meets this where no other fault is planned; also after
+    /// [`heal`](Self::heal).
+    pub fn poison(&self, key: impl Into<String>, fault: Fault) {
+        self.plan().poison.insert(key.into(), fault);
+    }
+
+    /// No thread is poisoned any more, and the calls that hang end.
+    pub fn antidote(&self) {
+        self.plan().poison.clear();
+        self.healed.send_modify(|count| *count += 1);
+    }
+
+    /// Whether what comes [on trial](crate::Store::apply_on_trial), which is how queued writes are replayed, fails as an
+    /// outage; also after [`heal`](Self::heal).
+    pub fn fail_trials(&self, fail: bool) {
+        self.plan().fail_trials = fail;
+    }
+
+    /// All pass again, but for what is poisoned, and those that hang end.
     pub fn heal(&self) {
         let mut plan = self.plan();
-        *plan = Plan { tallies: std::mem::take(&mut plan.tallies), ..Plan::default() };
+        let Plan { tallies, poison, fail_trials, .. } = std::mem::take(&mut *plan);
+        *plan = Plan { tallies, poison, fail_trials, ..Plan::default() };
         drop(plan);
         self.healed.send_modify(|count| *count += 1);
     }
@@ -156,6 +188,19 @@ impl Faults {
         }
     }
 
+    fn next_for(&self, writes: &[Write], on_trial: bool) -> Fault {
+        let fault = self.next();
+        let plan = self.plan();
+        if fault != Fault::Pass {
+            return fault;
+        }
+        if on_trial && plan.fail_trials {
+            return Fault::Refuse;
+        }
+        let poison = writes.iter().find_map(|write| plan.poison.get(write.record.key.as_str()));
+        poison.copied().unwrap_or(Fault::Pass)
+    }
+
     fn plan(&self) -> MutexGuard<'_, Plan> {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -190,7 +235,11 @@ impl<S: Store> Store for Faulty<S> {
     }
 
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
-        self.call("apply", self.store.apply(writes)).await
+        self.meet("apply", self.faults.next_for(writes, false), self.store.apply(writes)).await
+    }
+
+    async fn apply_on_trial(&self, writes: &[Write]) -> Result<Vec<Applied>> {
+        self.meet("apply", self.faults.next_for(writes, true), self.store.apply(writes)).await
     }
 
     async fn recent(&self, page: &Page) -> Result<Recent> {

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use threadkeep::{Builder, Cache, Error, ErrorKind, Freshness, State};
+use threadkeep::{Builder, Cache, Error, ErrorKind, Freshness, OnOutage, State};
 
 use crate::stack::{Fault, Gateway, Keys, Server, Stack};
-use crate::{SECOND, builder, eventually, get, key, shared};
+use crate::{SECOND, eventually, get, key, queue_path, rejecting, shared};
 
 on_both_servers!(
     keys_that_are_refused,
@@ -23,7 +23,7 @@ on_both_servers!(
 );
 
 async fn refused(url: &str, key: &str) -> Error {
-    Cache::builder().supabase(url, key).timeout(3 * SECOND).open().await.unwrap_err()
+    Cache::builder().supabase(url, key).queue(queue_path()).timeout(3 * SECOND).open().await.unwrap_err()
 }
 
 fn assert_says(error: &Error, kind: ErrorKind, words: &[&str]) {
@@ -49,7 +49,7 @@ async fn keys_that_are_refused(server: Server) {
         }
     }
     // Denied later is no outage: it does not open the breaker.
-    let cache = builder(&gateway).open().await.unwrap();
+    let cache = rejecting(&gateway).open().await.unwrap();
     gateway.rotate_secret();
     for _ in 0..20 {
         let error = cache.put(key("denied"), "1").await.unwrap_err();
@@ -72,6 +72,8 @@ fn with_key_file(gateway: &Gateway, file: &Path) -> Builder {
         ("CONVERSATION_FRESH_SECONDS", "0"),
     ];
     Builder::from_vars(settings.map(|(name, value)| (name.to_owned(), value.to_owned())))
+        .queue(queue_path())
+        .on_outage(OnOutage::Reject)
 }
 
 /// A daemon with its key in a file, and the folder that the file is in.
@@ -205,20 +207,21 @@ async fn a_key_in_dotenv_is_read_again(server: Server) {
             .unwrap();
     };
     write(&gateway.keys().secret);
-    let cache = Builder::from_env_and_file(&file).open().await.unwrap();
+    let cache = Builder::from_env_and_file(&file).queue(queue_path()).open().await.unwrap();
     let _ = cache.put(key("dotenv"), "before").await.unwrap();
     gateway.rotate_secret();
     write(&next_key());
     let _ = cache.put(key("dotenv"), "after").await.unwrap();
     // A key that is set by hand is not the file's.
-    let by_hand = Builder::from_env_and_file(&file).supabase(&gateway.url(), "sb_secret_by_hand");
+    let by_hand =
+        Builder::from_env_and_file(&file).queue(queue_path()).supabase(&gateway.url(), "sb_secret_by_hand");
     assert_eq!(by_hand.open().await.unwrap_err().kind(), ErrorKind::Denied);
 }
 
 async fn a_source_of_the_embedder_is_asked(server: Server) {
     let (_, gateway, _) = shared(server).await;
-    let cache = builder(&gateway).renew_key_from(|| Some(next_key())).open().await.unwrap();
-    let panicking = builder(&gateway).renew_key_from(|| panic!("a source")).open().await.unwrap();
+    let cache = rejecting(&gateway).renew_key_from(|| Some(next_key())).open().await.unwrap();
+    let panicking = rejecting(&gateway).renew_key_from(|| panic!("a source")).open().await.unwrap();
     gateway.rotate_secret();
     let _ = cache.put(key("source"), "1").await.unwrap();
     for _ in 0..3 {
@@ -246,9 +249,15 @@ async fn wrong_places(server: Server) {
     assert_says(&error, ErrorKind::Refused, &["SUPABASE_URL", "404", "https://PROJECT.supabase.co"]);
     // With the path of the REST API it is the same place.
     let with_path = Cache::builder().supabase(&format!("{}/rest/v1/", gateway.url()), &keys.secret);
-    with_path.open().await.unwrap();
+    with_path.queue(queue_path()).open().await.unwrap();
     for unreachable in ["http://127.0.0.1:1", "http://no-such-host.invalid"] {
-        let cache = Cache::builder().supabase(unreachable, &keys.secret).open().await.unwrap();
+        let cache = Cache::builder()
+            .supabase(unreachable, &keys.secret)
+            .queue(queue_path())
+            .on_outage(OnOutage::Reject)
+            .open()
+            .await
+            .unwrap();
         let error = cache.put("t", "1").await.unwrap_err();
         assert_says(
             &error,
@@ -313,7 +322,7 @@ async fn no_secret_shows(server: Server) {
             .timeout(SECOND / 5)
             .fresh_for(std::time::Duration::ZERO);
         shown += &format!("{setup:?}");
-        let cache = setup.open().await.unwrap();
+        let cache = setup.queue(queue_path()).on_outage(OnOutage::Reject).open().await.unwrap();
         let key = key("secret");
         let _ = cache.put(&key, content).await.unwrap();
         for fault in [
@@ -337,7 +346,7 @@ async fn no_secret_shows(server: Server) {
             ("CONVERSATION_STORAGE_BACKEND", "supabase"),
         ];
         let vars = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        shown += &all_of(&Builder::from_vars(vars).open().await.unwrap_err());
+        shown += &all_of(&Builder::from_vars(vars).queue(queue_path()).open().await.unwrap_err());
     }
     shown += &through_a_rotation(&gateway).await;
     shown += &log.text();
@@ -356,7 +365,7 @@ async fn no_secret_shows(server: Server) {
 async fn through_a_rotation(gateway: &Gateway) -> String {
     let (cache, folder) = daemon_with_key_file(gateway).await;
     let file = folder.path().join("key");
-    let panicking = builder(gateway).renew_key_from(|| panic!("{} panics", next_key()));
+    let panicking = rejecting(gateway).renew_key_from(|| panic!("{} panics", next_key()));
     let mut shown = format!("{:?} {panicking:?}", with_key_file(gateway, &file));
     let panicking = panicking.open().await.unwrap();
     gateway.rotate_secret();

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use threadkeep::{Durability, Store as _, Supabase};
 
 use crate::stack::{Server, Stack};
-use crate::{SECOND, builder, eventually, get, key, row, shared};
+use crate::{SECOND, builder, eventually, get, key, rejecting, row, shared};
 
 on_both_servers!(
     plain_rows_of_others_are_versioned,
@@ -242,7 +242,7 @@ async fn a_listing_of_large_threads_comes_in_portions() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_locked_row_holds_up_its_own_writers_only() {
     let (stack, gateway, _) = shared(Server::Postrust).await;
-    let cache = builder(&gateway).timeout(5 * SECOND).open().await.unwrap();
+    let cache = rejecting(&gateway).timeout(5 * SECOND).open().await.unwrap();
     let (locked, other) = (key("locked"), key("other"));
     let _ = cache.put(&locked, &1).await.unwrap();
     let client = stack.sql().await;

@@ -26,17 +26,29 @@ mod outages;
 mod stack;
 mod writes;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use stack::{Gateway, Server, Stack};
-use threadkeep::{Builder, Cache, Found};
+use threadkeep::{Builder, Cache, Found, OnOutage};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// What a daemon with the secret key of this gateway would set, with short deadlines, and nothing fresh for long.
 fn builder(gateway: &Gateway) -> Builder {
-    let builder = Cache::builder().supabase(&gateway.url(), &gateway.keys().secret);
+    let builder = Cache::builder().supabase(&gateway.url(), &gateway.keys().secret).queue(queue_path());
     builder.fresh_for(Duration::ZERO).timeout(SECOND)
+}
+
+/// The same without a queue for writes: an error is an error.
+fn rejecting(gateway: &Gateway) -> Builder {
+    builder(gateway).on_outage(OnOutage::Reject)
+}
+
+/// A queue's file that no other cache has.
+fn queue_path() -> PathBuf {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    directory.keep().join("queue.db")
 }
 
 async fn daemon(gateway: &Gateway) -> Cache {
@@ -66,6 +78,12 @@ fn row(stack: &Stack, key: &str, columns: &str) -> String {
         .psql(&format!("select {columns} from conversation_threads where thread_id = '{key}'"))
         .trim()
         .to_owned()
+}
+
+/// Waits until nothing is queued any more, and nothing became a dead letter.
+async fn drained(what: &str, cache: &Cache) {
+    eventually(what, async || cache.health().queue.unwrap().records == 0).await;
+    assert_eq!(cache.health().queue.unwrap().dead_letters, 0, "{what}");
 }
 
 async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {

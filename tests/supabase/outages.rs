@@ -1,12 +1,12 @@
-//! Every kind of outage: known threads go on and say that they are stale, the others are unavailable, writes fail and
-//! say why, and all recovers by itself.
+//! Every kind of outage: known threads go on and say that they are stale, the others are unavailable, writes are queued
+//! on disk, and all recovers by itself.
 
 use std::time::Duration;
 
-use threadkeep::{Cache, ErrorKind, Freshness, State};
+use threadkeep::{Cache, Durability, ErrorKind, Freshness, State};
 
 use crate::stack::{Fault, Gateway, Server, Stack};
-use crate::{SECOND, builder, daemon, eventually, get, key, shared};
+use crate::{SECOND, builder, daemon, drained, eventually, get, key, shared};
 
 on_both_servers!(
     killed_postgresql,
@@ -19,7 +19,7 @@ on_both_servers!(
 
 /// Lives through an outage that `begin` begins and `end` ends.
 async fn live_through(what: &str, cache: &Cache, begin: impl AsyncFnOnce(), end: impl AsyncFnOnce()) {
-    let (known, unknown) = (key("known"), key("unknown"));
+    let (known, unknown, written) = (key("known"), key("unknown"), key("written"));
     let _ = cache.put(&known, "before").await.unwrap();
     begin().await;
     for round in 0..8 {
@@ -28,9 +28,11 @@ async fn live_through(what: &str, cache: &Cache, begin: impl AsyncFnOnce(), end:
         assert!(matches!(found.freshness(), Freshness::Stale { .. }), "{what}, round {round}");
         let error = cache.get(&unknown).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{what}, round {round}: {error}");
-        let error = cache.put(&unknown, "during").await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unavailable, "{what}, round {round}: {error}");
         assert!(error.to_string().len() > 20, "it says why: {error}");
+        let durability = cache.put(&written, &round).await.unwrap();
+        assert_eq!(durability, Durability::Queued, "{what}, round {round}");
+        let found = get(cache, &written).await.unwrap();
+        assert_eq!((found.json(), found.freshness()), (&*round.to_string(), Freshness::Queued), "{what}");
     }
     assert_ne!(cache.health().breaker, Some(State::Closed), "{what}");
     assert!(cache.health().cause.is_some(), "{what}");
@@ -41,9 +43,10 @@ async fn live_through(what: &str, cache: &Cache, begin: impl AsyncFnOnce(), end:
         })
     })
     .await;
-    // A put that failed may have been carried out; what is read is what is stored.
-    let stored = get(cache, &unknown).await.map(|found| found.json().to_owned());
-    assert!(stored.is_none_or(|stored| stored == "\"during\""), "{what}");
+    drained(what, cache).await;
+    let found = get(cache, &written).await.unwrap();
+    assert_eq!((found.json(), found.freshness()), ("7", Freshness::Fresh), "{what}");
+    assert!(get(cache, &unknown).await.is_none(), "{what}");
     let _ = cache.put(&known, "after").await.unwrap();
     assert_eq!(get(cache, &known).await.unwrap().json(), "\"after\"", "{what}");
 }
@@ -100,10 +103,10 @@ async fn a_start_during_an_outage(server: Server) {
     let restarted = daemon(&gateway).await;
     assert_eq!(restarted.health().breaker, Some(State::Open));
     assert!(restarted.get(&key).await.unwrap_err().is_outage());
-    assert!(restarted.put(&key, "during").await.unwrap_err().is_outage());
+    assert_eq!(restarted.put(&key, "during").await.unwrap(), Durability::Queued);
     gateway.accept().await;
-    eventually("it recovers", async || restarted.get(&key).await.is_ok_and(|found| found.is_some())).await;
-    let _ = restarted.put(&key, "after").await.unwrap();
+    drained("a start in an outage", &restarted).await;
+    assert_eq!(get(&cache, &key).await.unwrap().json(), "\"during\"");
 }
 
 async fn retry_after_is_honoured(server: Server) {
@@ -142,7 +145,7 @@ async fn callers_do_not_reach_an_open_breaker(server: Server) {
             match at % 3 {
                 0 => cache.get(&known).await.unwrap().is_some(),
                 1 => cache.get(key("unknown")).await.is_err(),
-                _ => cache.put(key("new"), "new").await.is_err(),
+                _ => cache.put(key("new"), "new").await.unwrap() == Durability::Queued,
             }
         })
     });
@@ -155,4 +158,5 @@ async fn callers_do_not_reach_an_open_breaker(server: Server) {
     assert_eq!(gateway.max_in_flight("threadkeep_probe"), 1);
     gateway.heal();
     eventually("it closes without traffic", async || cache.health().is_available()).await;
+    drained("without traffic", &cache).await;
 }

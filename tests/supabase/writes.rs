@@ -3,7 +3,7 @@
 use threadkeep::{Cache, Durability, ErrorKind};
 
 use crate::stack::{Fault, Server};
-use crate::{SECOND, builder, daemon, get, key, row, shared};
+use crate::{SECOND, builder, daemon, drained, get, key, rejecting, row, shared};
 
 on_both_servers!(
     updates_are_each_applied_once_though_answers_are_lost,
@@ -25,7 +25,8 @@ async fn updates_are_each_applied_once_though_answers_are_lost(server: Server) {
 }
 
 async fn a_lost_answer_is_recognised_as_success(server: Server) {
-    let (stack, gateway, cache) = shared(server).await;
+    let (stack, gateway, _) = shared(server).await;
+    let cache = rejecting(&gateway).open().await.unwrap();
     let key = key("lost answer");
     for (value, fault) in [(1, Fault::LoseAnswer), (2, Fault::Truncate), (3, Fault::HangAfter)] {
         gateway.script_for("threadkeep_apply", [fault]);
@@ -37,7 +38,8 @@ async fn a_lost_answer_is_recognised_as_success(server: Server) {
 }
 
 async fn a_put_that_times_out_after_the_commit_leaves_memory_and_database_agreeing(server: Server) {
-    let (stack, gateway, cache) = shared(server).await;
+    let (stack, gateway, queueing) = shared(server).await;
+    let cache = rejecting(&gateway).open().await.unwrap();
     let key = key("timed out");
     let _ = cache.put(&key, "before").await.unwrap();
     gateway.rule(|seen| if seen.path.contains("apply") { Fault::HangAfter } else { Fault::Pass });
@@ -46,11 +48,18 @@ async fn a_put_that_times_out_after_the_commit_leaves_memory_and_database_agreei
     gateway.heal();
     assert_eq!(row(stack, &key, "conversation_data"), "\"after\"");
     assert_eq!(get(&cache, &key).await.unwrap().json(), "\"after\"");
+    // With a queue the caller is told so after its patience, and the write is made once.
+    gateway.rule(|seen| if seen.path.contains("apply") { Fault::HangAfter } else { Fault::Pass });
+    assert_eq!(queueing.put(&key, "queued").await.unwrap(), Durability::Queued);
+    gateway.heal();
+    drained("a put that timed out", &queueing).await;
+    assert_eq!(row(stack, &key, "conversation_data, cardinality(accepted_versions)"), "\"queued\"|3");
 }
 
 /// The gateway holds a put back until its client has given up and put something newer.
 async fn a_put_that_arrives_late_does_not_win(server: Server) {
-    let (stack, gateway, cache) = shared(server).await;
+    let (stack, gateway, _) = shared(server).await;
+    let cache = rejecting(&gateway).open().await.unwrap();
     let key = key("late");
     gateway.script_for("threadkeep_apply", [Fault::Hang, Fault::Hang]);
     assert!(cache.put(&key, "late").await.unwrap_err().outcome_unknown());

@@ -1,0 +1,233 @@
+//! What the cache does with the file beside the source of truth: writes into the queue, reads from queue and replica.
+
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Cache, Found, Inner, OnOutage, Queue, Spool};
+use crate::error::{Error, ErrorKind, Result};
+use crate::near::Entry;
+use crate::record::{Durability, Key, Record};
+use crate::spool::{Copy, DeadLetter, Enqueued, Entry as ToQueue};
+use crate::version::Version;
+
+/// How long a read waits for memory to show what it found changed on disk, between looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// Dead letters that one call reads.
+const PAGE: usize = 1_000;
+
+/// What the queue says of a thread.
+pub(super) enum FromQueue {
+    /// Nothing.
+    Nothing,
+    /// There is a write, deletions included, that has not expired by itself.
+    Newest(Option<Arc<Entry>>, Version),
+    /// There is one, and its time to live is over: others may have renewed the thread since.
+    Expired(Version),
+}
+
+impl Inner {
+    /// The spool, where a write may go into its queue.
+    pub(super) fn queueing(&self) -> Option<&Arc<Spool>> {
+        self.spool.as_ref().filter(|_| self.limits.on_outage == OnOutage::Queue)
+    }
+
+    /// Puts a write into the queue; it is the thread's newest from then on.
+    pub(super) async fn enqueue(
+        &self,
+        spool: &Spool,
+        record: &Arc<Record>,
+        over: Option<Version>,
+        is_sent: bool,
+    ) -> Result<Durability> {
+        let entry = ToQueue { record: Arc::clone(record), over, is_sent };
+        match spool.enqueue(entry).await? {
+            Enqueued::Kept { is_unsure, queued_at } => {
+                self.near.enqueued(record, is_unsure, queued_at);
+                Ok(Durability::Queued)
+            }
+            // A newer write of this handle, or one that the source of truth was seen to hold.
+            Enqueued::Overtaken => Ok(Durability::Superseded),
+            Enqueued::Conflict => Err(super::write::changed_meanwhile(&record.key)),
+        }
+    }
+
+    /// What the queue says of a thread: from memory, or else from disk.
+    pub(super) async fn ask_queue(&self, key: &Key) -> Result<FromQueue> {
+        let Some(spool) = &self.spool else { return Ok(FromQueue::Nothing) };
+        loop {
+            let Some(version) = self.pending.current(key) else { return Ok(FromQueue::Nothing) };
+            if let Some(entry) = self.near.queued(key) {
+                return Ok(self.judge(entry, version));
+            }
+            let queued = spool.queued(key).await?.map(|queued| queued.record);
+            if let Some(record) = queued.filter(|record| record.version == version) {
+                if record.value.is_none() {
+                    return Ok(FromQueue::Newest(None, version));
+                }
+                return Ok(self.judge(self.near.recall_queued(&record), version));
+            }
+            // It is being replaced or settled: the mark in memory follows.
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    fn judge(&self, entry: Arc<Entry>, version: Version) -> FromQueue {
+        match entry.record.is_live(self.origin.clock().now()) {
+            true => FromQueue::Newest(Some(entry), version),
+            false => FromQueue::Expired(version),
+        }
+    }
+
+    /// The last known copy on disk, if it has not expired.
+    pub(super) async fn last_known(&self, key: &Key) -> Option<Found> {
+        let spool = self.spool.as_ref()?;
+        let ticket = self.fences.begin();
+        let known = spool.last_known(key).await;
+        let known = known.inspect_err(|error| tracing::warn!(%error, "the last known copies cannot be read"));
+        let (record, confirmed_at) = known.ok()??;
+        let now = self.origin.clock().now();
+        if !record.is_live(now) {
+            return None;
+        }
+        self.near.recall(&ticket, record, now.since(confirmed_at)).map(Found::stale)
+    }
+
+    /// Keeps copies of what the source of truth was seen to hold, before anybody hears of it.
+    pub(super) async fn keep(&self, records: impl IntoIterator<Item = Arc<Record>>) {
+        let Some(spool) = &self.spool else { return };
+        let confirmed_at = self.origin.clock().now();
+        let copies = records.into_iter().map(|record| Copy { record, confirmed_at, is_own: false });
+        spool.keep(copies.collect()).await;
+    }
+
+    /// Keeps a write of this handle that the source of truth has taken. One that does not go on from what was there takes
+    /// the place of an older one in the queue; says which.
+    pub(super) async fn keep_own(&self, record: &Arc<Record>, over: Option<Version>) -> Option<Version> {
+        let spool = self.spool.as_ref()?;
+        let confirmed_at = self.origin.clock().now();
+        let copy = Copy { record: Arc::clone(record), confirmed_at, is_own: over.is_none() };
+        spool.keep(vec![copy]).await.into_iter().next().flatten()
+    }
+
+    /// An attempt that took longer than its caller waited has put a queued write into the source of truth after all.
+    pub(super) async fn stored_late(&self, spool: &Spool, record: &Arc<Record>, began: Instant) {
+        let settled = vec![(record.key.clone(), record.version, crate::spool::Fate::Stored)];
+        match spool.settle(settled).await {
+            Ok(_) => self.near.stored(record, began),
+            Err(error) => tracing::debug!(%error, "a write that was stored late stays in the queue for now"),
+        }
+    }
+
+    /// Waits a little until the queue has let go of a thread, so that an update can go on from what is stored.
+    pub(super) async fn let_settle(&self, key: &Key) {
+        if self.pending.contains(key) && self.is_reachable() {
+            tokio::select! {
+                () = self.pending.wait_until(|pending| !pending.contains(key)) => {}
+                () = tokio::time::sleep(self.limits.patience) => {}
+            }
+        }
+    }
+
+    /// Waits until the queue is empty or the source of truth is away.
+    pub(super) async fn drain(&self) {
+        let away = async {
+            match self.origin.breaker() {
+                Some(breaker) => breaker.opened().await,
+                None => std::future::pending().await,
+            }
+        };
+        if self.is_reachable() {
+            tokio::select! {
+                () = self.pending.wait_until(|pending| pending.len() == 0) => {}
+                () = away => {}
+            }
+        }
+    }
+
+    /// Ends the replay, and lets others open the file.
+    pub(super) async fn close_spool(&self) {
+        self.replay.iter().for_each(tokio::task::AbortHandle::abort);
+        if let Some(spool) = &self.spool
+            && let Err(error) = spool.close().await
+        {
+            tracing::warn!(%error, "the queue's file could not be closed");
+        }
+    }
+
+    /// What waits on disk.
+    pub(super) fn queue(&self) -> Option<Queue> {
+        let spool = self.spool.as_ref()?;
+        let holdings = spool.holdings();
+        Some(Queue {
+            path: spool.path().to_owned(),
+            // The file is settled first: what memory still shows as queued counts.
+            records: holdings.queue.records.max(self.pending.len() as u64),
+            bytes: holdings.queue.bytes,
+            oldest: self.pending.oldest(),
+            dead_letters: holdings.dead_letters.records,
+            copies: holdings.replica.records,
+            copies_bytes: holdings.replica.bytes,
+        })
+    }
+}
+
+/// A look at the dead letters that is about to be taken: await it.
+#[derive(Debug)]
+#[must_use = "nothing is read before this is awaited"]
+pub struct DeadLetters {
+    cache: Cache,
+    after: i64,
+}
+
+impl Cache {
+    /// Acknowledged writes that the source of truth turned out not to take, oldest first: superseded by another daemon,
+    /// refused, or too old. They are kept until [forgotten](Self::forget_dead_letters).
+    ///
+    /// # Errors
+    /// When awaited: [`ErrorKind::Local`] where the file cannot be read; [`ErrorKind::Closed`].
+    pub fn dead_letters(&self) -> DeadLetters {
+        DeadLetters { cache: self.clone(), after: 0 }
+    }
+
+    /// Forgets the dead letters up to this one; says how many there were.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Local`] where the file cannot be written; [`ErrorKind::Closed`].
+    pub async fn forget_dead_letters(&self, last: &DeadLetter) -> Result<usize> {
+        self.0.check_open()?;
+        match &self.0.spool {
+            Some(spool) => spool.forget_dead_letters(last.id).await,
+            None => Ok(0),
+        }
+    }
+}
+
+impl DeadLetters {
+    /// Those that come after this one; a call reads a thousand.
+    pub fn after(mut self, last: &DeadLetter) -> Self {
+        self.after = last.id;
+        self
+    }
+}
+
+impl IntoFuture for DeadLetters {
+    type Output = Result<Vec<DeadLetter>>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            self.cache.0.check_open()?;
+            match &self.cache.0.spool {
+                Some(spool) => spool.dead_letters(self.after, PAGE).await,
+                None => Ok(Vec::new()),
+            }
+        })
+    }
+}
+
+/// Whether a write that ended so may go into the queue: the source of truth could not be asked, or refuses the key.
+pub(super) fn is_to_be_queued(error: &Error) -> bool {
+    error.is_outage() || error.kind() == ErrorKind::Denied
+}

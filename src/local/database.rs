@@ -1,0 +1,135 @@
+//! An open file: one writer, a few readers, a lock.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::Connection;
+use tokio::sync::Semaphore;
+
+use super::file::{self, Lock, Role};
+use super::writer::{Survives, Writer};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Reads at once: they are short, and each takes a thread and a connection.
+const READERS: usize = 4;
+
+pub(super) struct Database {
+    path: PathBuf,
+    /// Connections that are not in use, at most [`READERS`].
+    readers: Mutex<Vec<Connection>>,
+    reading: Semaphore,
+    writer: Writer,
+    // Declared last, so dropped last: nobody else may open the file before its writer is done.
+    lock: Mutex<Option<Lock>>,
+}
+
+/// A file that is locked and open for its one writer, which does not run yet.
+pub(super) struct Opened {
+    pub(super) path: PathBuf,
+    pub(super) connection: Connection,
+    lock: Lock,
+}
+
+impl Opened {
+    /// Opens the file, creating it where it does not exist; waits some seconds for another process that has it open.
+    pub(super) fn new(path: &Path, role: Role) -> Result<Self> {
+        let path = file::create(path)?;
+        let lock = Lock::acquire(&path)?;
+        let connection = file::open_to_write(&path, role)?;
+        Ok(Self { path, connection, lock })
+    }
+
+    /// As [`new`](Self::new); a file that is damaged is set aside, and a new one takes its place.
+    pub(super) fn or_set_aside(path: &Path, role: Role) -> Result<(Self, Option<PathBuf>)> {
+        let path = file::create(path)?;
+        let was_ours = Lock::is_beside(&path);
+        let lock = Lock::acquire(&path)?;
+        match file::open_to_write(&path, role).and_then(|opened| file::check(opened, &path)) {
+            Ok(connection) => Ok((Self { path, connection, lock }, None)),
+            Err(error) if was_ours && file::is_damage(&error) => {
+                let aside = file::set_aside(&path)?;
+                let path = file::create(&path)?;
+                let connection = file::open_to_write(&path, role)?;
+                Ok((Self { path, connection, lock }, Some(aside)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Database {
+    /// Starts the writer; `undone` is called whenever a transaction of it failed.
+    pub(super) fn start(opened: Opened, undone: impl Fn() + Send + 'static) -> Result<Self> {
+        let Opened { path, connection, lock } = opened;
+        let writer = Writer::start(connection, path.clone(), undone)?;
+        Ok(Self {
+            path,
+            readers: Mutex::default(),
+            reading: Semaphore::new(READERS),
+            writer,
+            lock: Mutex::new(Some(lock)),
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs a query on a connection of its own, which sees what is committed.
+    pub(super) async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let this = Arc::clone(self);
+        let closed = |_| Error::new(ErrorKind::Closed, "the local file is closed");
+        let _turn = self.reading.acquire().await.map_err(closed)?;
+        unblock(move || {
+            let idle = || this.readers.lock().unwrap_or_else(PoisonError::into_inner);
+            let reader = idle().pop();
+            let reader = reader.map_or_else(|| file::open_to_read(&this.path), Ok)?;
+            let result = query(&reader);
+            idle().push(reader);
+            result.map_err(file::failure(&this.path))
+        })
+        .await?
+    }
+
+    /// Runs `work` in a transaction shared with others; answers when it is committed.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        survives: Survives,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.writer.run(survives, work).await
+    }
+
+    /// Finishes the jobs that wait, and lets others open the file. What comes later is told that it is closed.
+    pub(super) async fn close(self: &Arc<Self>) -> Result<()> {
+        let this = Arc::clone(self);
+        self.reading.close();
+        unblock(move || {
+            this.writer.close();
+            this.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            drop(this.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+        })
+        .await
+    }
+
+    /// See [`Lock::note`].
+    pub(super) fn note(&self, doubtful: bool) {
+        if let Some(lock) = self.lock.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            lock.note(doubtful);
+        }
+    }
+
+    /// See [`Lock::was_doubtful`].
+    pub(super) fn was_doubtful(&self) -> bool {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(Lock::was_doubtful)
+    }
+}
+
+/// Runs what blocks on a thread that may.
+pub(super) async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let failed = |e| Error::new(ErrorKind::Local, "work on the local file was given up").with_source(e);
+    tokio::task::spawn_blocking(work).await.map_err(failed)
+}

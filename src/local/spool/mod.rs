@@ -1,0 +1,251 @@
+//! The spool: the file beside a source of truth that can be away. It holds the queue (writes that are not yet there),
+//! the replica (last known copies), and dead letters (writes that turned out superseded or refused).
+//!
+//! A thread has at most one row: either its newest queued write or a copy of what is stored. Rows of the queue are never
+//! dropped; copies are, the oldest written first.
+
+mod dead;
+mod queue;
+mod replica;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rusqlite::{Connection, Row};
+
+use super::database::{Database, Opened, unblock};
+use super::file::{self, Role};
+use super::writer::Survives;
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::{Json, Key, Record};
+use crate::spool::{Bounds, Holdings, Tally, Waiting};
+use crate::version::{Clock, REMEMBERED, Version};
+
+/// What a record costs beside its bytes: its row and the indexes.
+const OVERHEAD: usize = 200;
+
+/// What the writing thread knows of the file. Read anew after a transaction that failed.
+#[derive(Debug, Default)]
+struct State {
+    is_known: bool,
+    holdings: Holdings,
+    seq: i64,
+    /// Queued writes up to this one may have been sent.
+    sent: i64,
+}
+
+impl State {
+    fn read(connection: &Connection) -> rusqlite::Result<Self> {
+        let tally = |sql: &str| {
+            connection.query_row(sql, [], |row| {
+                let (records, bytes): (i64, i64) = (row.get(0)?, row.get(1)?);
+                Ok((
+                    Tally { records: records.unsigned_abs(), bytes: bytes.unsigned_abs() },
+                    row.get::<_, i64>(2)?,
+                ))
+            })
+        };
+        let of = |index: &str, pending: u8| {
+            tally(&format!(
+                "select count(*), coalesce(sum(bytes), 0), coalesce(max(seq), 0) from records indexed by {index}
+                 where pending = {pending}"
+            ))
+        };
+        let (queue, queued) = of("queue", 1)?;
+        let (replica, kept) = of("replica", 0)?;
+        let (dead_letters, _) = tally("select count(*), coalesce(sum(bytes), 0), 0 from dead_letters")?;
+        let sent = file::about(connection, "sent")?.and_then(|sent| sent.parse().ok()).unwrap_or(0);
+        let holdings = Holdings { queue, replica, dead_letters };
+        Ok(Self { is_known: true, holdings, seq: queued.max(kept).max(sent), sent })
+    }
+
+    fn next_seq(&mut self) -> i64 {
+        self.seq += 1;
+        self.seq
+    }
+}
+
+/// The open file.
+pub(crate) struct Spool {
+    database: Arc<Database>,
+    state: Arc<Mutex<State>>,
+    clock: Arc<Clock>,
+    bounds: Bounds,
+    /// Whether copies may be older than what was acknowledged, because one could not be written.
+    is_doubtful: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for Spool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Spool").field(&self.path()).finish()
+    }
+}
+
+impl Spool {
+    /// Opens the file, creating it where it does not exist; a damaged one is set aside. `origin` names the source of
+    /// truth whose writes it keeps: one of another is refused.
+    pub(crate) async fn open(
+        path: &Path,
+        origin: &str,
+        bounds: Bounds,
+        clock: Arc<Clock>,
+    ) -> Result<(Self, Vec<Waiting>)> {
+        let (path, origin) = (path.to_owned(), origin.to_owned());
+        let spool = unblock(move || Self::open_blocking(&path, &origin, bounds, clock)).await??;
+        if spool.database.was_doubtful() {
+            spool.is_doubtful.store(true, SeqCst);
+            tracing::warn!(path = %spool.path().display(), "the last copies could not be written: they are dropped");
+            spool.drop_copies().await?;
+        }
+        let waiting = spool.waiting().await?;
+        Ok((spool, waiting))
+    }
+
+    fn open_blocking(path: &Path, origin: &str, bounds: Bounds, clock: Arc<Clock>) -> Result<Self> {
+        let (opened, aside) = Opened::or_set_aside(path, Role::Queue)?;
+        if let Some(aside) = aside {
+            tracing::error!(
+                file = %path.display(), aside = %aside.display(),
+                "THE QUEUE FILE IS DAMAGED and was set aside; a new one was begun. Salvage what was queued with \
+                 `threadkeep queue import`"
+            );
+        }
+        check_origin(&opened, origin)?;
+        let forgotten = Version::lowest(clock.now().minus(REMEMBERED));
+        let tidy = "delete from attempts where version < ?1";
+        let tidied = opened.connection.execute(tidy, [forgotten.raw()]);
+        let state =
+            tidied.and_then(|_| rebase(&opened.connection)).and_then(|()| State::read(&opened.connection));
+        let state = Arc::new(Mutex::new(state.map_err(file::failure(&opened.path))?));
+        let forget = {
+            let state = Arc::clone(&state);
+            move || lock(&state).is_known = false
+        };
+        let database = Arc::new(Database::start(opened, forget)?);
+        Ok(Self { database, state, clock, bounds, is_doubtful: Arc::default() })
+    }
+
+    /// Where the file lies.
+    pub(crate) fn path(&self) -> &Path {
+        self.database.path()
+    }
+
+    /// What it holds.
+    pub(crate) fn holdings(&self) -> Holdings {
+        lock(&self.state).holdings
+    }
+
+    /// Finishes what waits to be written, and lets others open the file.
+    pub(crate) async fn close(&self) -> Result<()> {
+        self.database.close().await
+    }
+
+    /// Runs `work` in a transaction of the writing thread, with what that knows of the file.
+    async fn write<T: Send + 'static>(
+        &self,
+        survives: Survives,
+        work: impl FnOnce(&Connection, &mut State) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let state = Arc::clone(&self.state);
+        self.database
+            .write(survives, move |connection| {
+                let mut state = lock(&state);
+                if !state.is_known {
+                    *state = State::read(connection)?;
+                }
+                let result = work(connection, &mut state);
+                state.is_known = result.is_ok();
+                result
+            })
+            .await
+    }
+
+    /// Gives pages that are free back to the file system, a few at a time.
+    pub(crate) async fn shrink(&self) -> Result<()> {
+        self.write(Survives::Crash, |connection, _| {
+            let mut free = connection.prepare_cached("pragma incremental_vacuum(1000)")?;
+            let mut rows = free.query([])?;
+            while rows.next()?.is_some() {}
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn check_origin(opened: &Opened, origin: &str) -> Result<()> {
+    let fail = file::failure(&opened.path);
+    let Some(other) = file::about(&opened.connection, "origin").map_err(&fail)? else {
+        let note = "insert into about values ('origin', ?1)";
+        return opened.connection.execute(note, [origin]).map(drop).map_err(fail);
+    };
+    if other == origin {
+        return Ok(());
+    }
+    let why = format!(
+        "holds writes for {other}, not for {origin}; set CONVERSATION_QUEUE_PATH to another path, and bring them over \
+         with `threadkeep queue move`"
+    );
+    Err(file::unusable(&opened.path, &why))
+}
+
+/// What was stamped by a clock that nobody had put right, and that the system's clock has parted from since, is brought in
+/// line with the system's clock, which this process starts from.
+fn rebase(connection: &Connection) -> rusqlite::Result<()> {
+    let sql = "update records set version = version - (skew << 21), expires_at = expires_at - skew, skew = 0
+               where pending = 1 and skew is not null and skew <> 0";
+    connection.execute(sql, []).map(drop)
+}
+
+/// The source of truth holds this version: no older attempt can reach it any more.
+fn heard_of(connection: &Connection, key: &Key, version: Version) -> rusqlite::Result<()> {
+    let sql = "delete from attempts where key = ?1 and version <= ?2";
+    connection.prepare_cached(sql)?.execute(rusqlite::params![key.as_str(), version.raw()]).map(drop)
+}
+
+const COLUMNS: &str = "key, version, value, expires_at, user, metadata";
+
+/// The record of a row that begins with [`COLUMNS`].
+fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+    super::record(row)
+}
+
+/// What a record counts against the bounds.
+fn bytes(record: &Record) -> u64 {
+    (record.bytes() + OVERHEAD) as u64
+}
+
+fn number(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// The version that a clock would have given that was right.
+fn straight(version: Version, skew: Option<i64>, moved: Option<i64>) -> Version {
+    skew.map_or(version, |_| version.shifted(moved.unwrap_or(0)))
+}
+
+fn text(record: &Record) -> Option<&str> {
+    record.value.as_ref().map(Json::as_str)
+}
+
+fn full(path: &Path, bounds: Bounds, holdings: Holdings) -> Error {
+    let Holdings { queue, dead_letters, .. } = holdings;
+    let letters = match dead_letters.records {
+        0 => String::new(),
+        count => format!(", and {count} dead letters with {} (export and clear them)", dead_letters.bytes),
+    };
+    let message = format!(
+        "the source of truth cannot be written, and the queue {} is full: {} writes with {} of {} bytes{letters}; nothing \
+         was taken (CONVERSATION_QUEUE_BYTES)",
+        path.display(),
+        queue.records,
+        queue.bytes,
+        bounds.queue,
+    );
+    Error::new(ErrorKind::QueueFull, message)
+}

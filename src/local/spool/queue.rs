@@ -1,0 +1,318 @@
+//! The queue: one pending write for each thread, the newest.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{COLUMNS, Spool, State, Survives, bytes, full, number, record, straight, text};
+use crate::error::Result;
+use crate::local::versions;
+use crate::record::Key;
+use crate::spool::{Enqueued, Entry, Fate, Queued, Reason, Waiting};
+use crate::version::{Timestamp, Version};
+
+/// What the file holds of a thread.
+struct Held {
+    version: Version,
+    is_pending: bool,
+    bytes: u64,
+    base: Option<Version>,
+    chain: String,
+    is_sent: bool,
+    is_unsure: bool,
+}
+
+impl Held {
+    fn find(
+        connection: &Connection,
+        state: &State,
+        key: &Key,
+        moved: Option<i64>,
+    ) -> rusqlite::Result<Option<Self>> {
+        let sql = "select version, pending, bytes, base, chain, sent or seq <= ?2, skew from records where key = ?1";
+        let read = |row: &Row<'_>| {
+            let skew: Option<i64> = row.get(6)?;
+            Ok(Self {
+                version: straight(Version::from_raw(row.get(0)?), skew, moved),
+                is_pending: row.get(1)?,
+                bytes: row.get::<_, i64>(2)?.unsigned_abs(),
+                base: row.get::<_, Option<i64>>(3)?.map(Version::from_raw),
+                chain: row.get(4)?,
+                is_sent: row.get(5)?,
+                is_unsure: skew.is_some(),
+            })
+        };
+        connection.prepare_cached(sql)?.query_row(params![key.as_str(), state.sent], read).optional()
+    }
+
+    /// What an update that goes on from this one may find in the source of truth: base and chain.
+    fn passed_on(&self) -> (Option<Version>, String) {
+        match self.base {
+            // A put takes the place of whatever is there, and with it what goes on from it, up to here.
+            None => ((!self.is_unsure).then_some(self.version), String::new()),
+            Some(base) if self.is_sent => (Some(base), format!("{} {}", self.chain, self.version)),
+            Some(base) => (Some(base), self.chain.clone()),
+        }
+    }
+}
+
+impl Spool {
+    /// Takes a write into the queue: it is synced to disk when this returns.
+    ///
+    /// # Errors
+    /// [`QueueFull`](crate::ErrorKind::QueueFull), and [`Local`](crate::ErrorKind::Local).
+    pub(crate) async fn enqueue(&self, entry: Entry) -> Result<Enqueued> {
+        let (bound, moved, now) = (self.bounds.queue, self.clock.moved(), self.clock.now());
+        let skew = if moved.is_none() { Some(self.clock.ahead_of_system()) } else { None };
+        let work = move |connection: &Connection, state: &mut State| {
+            enqueue(connection, state, &entry, &Moment { now, moved, skew }, bound)
+        };
+        let enqueued = self.write(Survives::PowerCut, work).await?;
+        enqueued.ok_or_else(|| full(self.path(), self.bounds, self.holdings()))
+    }
+
+    /// What waits, as it is marked at the start.
+    pub(super) async fn waiting(&self) -> Result<Vec<Waiting>> {
+        let sql = "select key, version, skew is not null, at from records where pending = 1";
+        let read = |row: &Row<'_>| {
+            Ok(Waiting {
+                key: crate::local::key(row)?,
+                version: Version::from_raw(row.get(1)?),
+                is_unsure: row.get(2)?,
+                queued_at: Timestamp(row.get(3)?),
+            })
+        };
+        self.database.read(move |connection| connection.prepare(sql)?.query_map([], read)?.collect()).await
+    }
+
+    /// Notes that an update is being sent: if this process ends before it hears of it, what is queued later for the thread
+    /// may find it stored. A disk that cannot take the note does not hold up the update.
+    pub(crate) async fn attempting(&self, key: &Key, version: Version) {
+        let key = key.clone();
+        let work = move |connection: &Connection, _: &mut State| {
+            let sql = "insert or ignore into attempts values (?1, ?2)";
+            connection.prepare_cached(sql)?.execute(params![key.as_str(), version.raw()])
+        };
+        if let Err(error) = self.write(Survives::Crash, work).await {
+            tracing::debug!(%error, "an attempt could not be noted");
+        }
+    }
+
+    /// The newest write of a thread, queued or, where it found its end just now, stored.
+    pub(crate) async fn queued(&self, key: &Key) -> Result<Option<Queued>> {
+        let (key, moved) = (key.clone(), self.clock.moved());
+        let sent = super::lock(&self.state).sent;
+        let read = move |connection: &Connection| {
+            let sql = format!("{} where key = ?2", select());
+            let mut found = connection.prepare_cached(&sql)?;
+            found.query_row(params![sent, key.as_str()], |row| queued(row, moved)).optional()
+        };
+        self.database.read(read).await
+    }
+
+    /// The next writes in the order in which they were queued, after the one numbered `after`: at most so many, and, but
+    /// for the first, so many bytes.
+    pub(crate) async fn next(&self, after: i64, most: usize, most_bytes: usize) -> Result<Vec<Queued>> {
+        let moved = self.clock.moved();
+        let sent = super::lock(&self.state).sent;
+        let read = move |connection: &Connection| {
+            let sql = format!("{} where pending = 1 and seq > ?2 order by seq limit ?3", select());
+            let mut find = connection.prepare_cached(&sql)?;
+            let most = i64::try_from(most).unwrap_or(i64::MAX);
+            let (mut all, mut bytes) = (Vec::new(), 0);
+            for found in find.query_map(params![sent, after, most], |row| queued(row, moved))? {
+                let found = found?;
+                bytes += found.record.bytes();
+                if bytes > most_bytes && !all.is_empty() {
+                    break;
+                }
+                all.push(found);
+            }
+            Ok(all)
+        };
+        self.database.read(read).await
+    }
+
+    /// Settles writes by key and version, and says of each whether it was the one in the queue.
+    pub(crate) async fn settle(&self, settled: Vec<(Key, Version, Fate)>) -> Result<Vec<bool>> {
+        let (moved, now) = (self.clock.moved(), self.clock.now());
+        let work = move |connection: &Connection, state: &mut State| {
+            settled
+                .iter()
+                .map(|(key, version, fate)| settle(connection, state, key, *version, fate, moved, now))
+                .collect()
+        };
+        self.write(Survives::Crash, work).await
+    }
+
+    /// Notes that what was queued up to this number, and whatever else is by now, may be sent from now on.
+    pub(crate) async fn mark_sent(&self, upto: i64) -> Result<()> {
+        if super::lock(&self.state).sent >= upto {
+            return Ok(());
+        }
+        let work = move |connection: &Connection, state: &mut State| {
+            if state.sent < upto {
+                state.sent = state.seq.max(upto);
+                let sql = "insert into about values ('sent', ?1) on conflict (name) do update set value = ?1";
+                connection.execute(sql, [state.sent.to_string()])?;
+            }
+            Ok(())
+        };
+        self.write(Survives::PowerCut, work).await
+    }
+
+    /// Puts right what was stamped before the clock was: only once it is.
+    pub(crate) async fn straighten(&self) -> Result<()> {
+        let Some(moved) = self.clock.moved() else { return Ok(()) };
+        let work = move |connection: &Connection, state: &mut State| {
+            let sql = "update records set
+                           chain = case when ?1 <> 0 and (sent or seq <= ?2) then chain || ' ' || version else chain end,
+                           version = version + (?1 << 21), expires_at = expires_at + ?1, skew = null
+                       where pending = 1 and skew is not null";
+            connection.execute(sql, params![moved, state.sent]).map(drop)
+        };
+        self.write(Survives::PowerCut, work).await
+    }
+
+    /// Gives a queued write another version: the one it has lies ahead of the source of truth's clock.
+    pub(crate) async fn restamp(&self, key: &Key, from: Version, to: Version) -> Result<bool> {
+        let (key, by) = (key.clone(), to.at().0 - from.at().0);
+        let work = move |connection: &Connection, _: &mut State| {
+            let sql = "update records set version = ?3, expires_at = expires_at + ?4
+                       where key = ?1 and version = ?2 and pending = 1";
+            Ok(connection.execute(sql, params![key.as_str(), from.raw(), to.raw(), by])? == 1)
+        };
+        self.write(Survives::PowerCut, work).await
+    }
+}
+
+fn select() -> String {
+    format!("select {COLUMNS}, base, chain, sent or seq <= ?1, seq, skew, pending from records")
+}
+
+fn queued(row: &Row<'_>, moved: Option<i64>) -> rusqlite::Result<Queued> {
+    let mut record = record(row)?;
+    let (chain, skew): (String, Option<i64>) = (row.get(7)?, row.get(10)?);
+    if let Some(moved) = skew.and(moved) {
+        record.version = record.version.shifted(moved);
+        record.expires_at = Timestamp(record.expires_at.0.saturating_add(moved));
+    }
+    Ok(Queued {
+        record: record.into(),
+        base: row.get::<_, Option<i64>>(6)?.map(Version::from_raw),
+        chain: versions(&chain).collect(),
+        is_sent: row.get(8)?,
+        seq: row.get(9)?,
+        is_waiting: row.get(11)?,
+    })
+}
+
+struct Moment {
+    now: Timestamp,
+    moved: Option<i64>,
+    skew: Option<i64>,
+}
+
+/// `None` where the queue is full.
+fn enqueue(
+    connection: &Connection,
+    state: &mut State,
+    entry: &Entry,
+    moment: &Moment,
+    bound: u64,
+) -> rusqlite::Result<Option<Enqueued>> {
+    let record = &entry.record;
+    let held = Held::find(connection, state, &record.key, moment.moved)?;
+    let (mut base, mut chain) = (entry.over, String::new());
+    match (&held, entry.over) {
+        (Some(held), Some(over)) if held.is_pending && held.version > over => {
+            return Ok(Some(Enqueued::Conflict));
+        }
+        // The source of truth was seen to hold something newer, which this one goes on from.
+        (Some(held), Some(over)) if held.is_pending && held.version < over => {
+            let reason = Reason { text: "superseded".into(), newer: Some(over) };
+            let letter = super::dead::bury(connection, &record.key, held.version, &reason, moment.now)?;
+            state.holdings.dead_letters.add(letter);
+        }
+        (Some(held), Some(_)) if held.is_pending => (base, chain) = held.passed_on(),
+        (Some(held), _) if held.version > record.version => return Ok(Some(Enqueued::Overtaken)),
+        _ => {}
+    }
+    if base.is_some() {
+        let sql = "select version from attempts where key = ?1";
+        let mut attempts = connection.prepare_cached(sql)?;
+        for attempt in attempts.query_map([record.key.as_str()], |row| row.get::<_, i64>(0))? {
+            chain = format!("{chain} {}", attempt?);
+        }
+    }
+    let freed = held.as_ref().filter(|held| held.is_pending).map_or(0, |held| held.bytes);
+    let holdings = &state.holdings;
+    let taken = holdings.queue.bytes.saturating_sub(freed) + holdings.dead_letters.bytes;
+    if taken + bytes(record) > bound {
+        return Ok(None);
+    }
+    let seq = state.next_seq();
+    let sql = format!(
+        "insert or replace into records ({COLUMNS}, bytes, seq, at, pending, base, chain, sent, skew)
+         values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1, ?10, ?11, ?12, ?13)"
+    );
+    connection.prepare_cached(&sql)?.execute(params![
+        record.key.as_str(),
+        record.version.raw(),
+        text(record),
+        record.expires_at.0,
+        record.user,
+        record.metadata.as_str(),
+        number(bytes(record)),
+        seq,
+        moment.now.0,
+        base.map(Version::raw),
+        chain,
+        entry.is_sent,
+        moment.skew,
+    ])?;
+    match held {
+        Some(held) if held.is_pending => state.holdings.queue.sub(held.bytes),
+        Some(held) => state.holdings.replica.sub(held.bytes),
+        None => {}
+    }
+    state.holdings.queue.add(bytes(record));
+    Ok(Some(Enqueued::Kept { is_unsure: moment.skew.is_some(), queued_at: moment.now }))
+}
+
+fn settle(
+    connection: &Connection,
+    state: &mut State,
+    key: &Key,
+    version: Version,
+    fate: &Fate,
+    moved: Option<i64>,
+    now: Timestamp,
+) -> rusqlite::Result<bool> {
+    let held = Held::find(connection, state, key, moved)?.filter(|held| held.is_pending);
+    let Some(held) = held else { return Ok(false) };
+    if held.version != version {
+        // What goes on from it has, where it is an update, this one as its base.
+        if matches!(fate, Fate::Stored) && held.version > version {
+            let sql = "update records set base = ?2, chain = '' where key = ?1 and base is not null";
+            connection.prepare_cached(sql)?.execute(params![key.as_str(), version.raw()])?;
+        }
+        return Ok(false);
+    }
+    state.holdings.queue.sub(held.bytes);
+    match fate {
+        Fate::Stored => {
+            super::heard_of(connection, key, version)?;
+            let sql =
+                "update records set pending = 0, at = ?2, base = null, chain = '', sent = 0, skew = null,
+                              version = ?3
+                       where key = ?1";
+            connection.prepare_cached(sql)?.execute(params![key.as_str(), now.0, version.raw()])?;
+            state.holdings.replica.add(held.bytes);
+        }
+        Fate::Dead(reason) => {
+            let letter = super::dead::bury(connection, key, version, reason, now)?;
+            connection.prepare_cached("delete from records where key = ?1")?.execute([key.as_str()])?;
+            state.holdings.dead_letters.add(letter);
+        }
+    }
+    Ok(true)
+}

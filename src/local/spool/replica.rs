@@ -1,0 +1,162 @@
+//! The replica: last known copies, for when the source of truth cannot be asked.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{COLUMNS, Spool, State, Survives, bytes, number, record, text};
+use crate::error::Result;
+use crate::record::{Key, Record};
+use crate::spool::{Copy, Tally};
+use crate::version::{Timestamp, Version};
+
+impl Spool {
+    /// Keeps copies of what the source of truth holds, in the file when this returns; a record without a value says that
+    /// there is no such thread, so that an older copy is not taken for it. Says which queued write each took the place of.
+    ///
+    /// Where it cannot be written, no copy is handed out until all have been dropped: some may be older than what was
+    /// acknowledged.
+    pub(crate) async fn keep(&self, copies: Vec<Copy>) -> Vec<Option<Version>> {
+        let (bound, moved) = (self.bounds.replica, self.clock.moved());
+        let doubt = Arc::clone(&self.is_doubtful);
+        let work = move |connection: &Connection, state: &mut State| {
+            if doubt.load(SeqCst) {
+                drop_copies(connection, state)?;
+            }
+            let replaced = copies.iter().map(|copy| keep(connection, state, copy, moved)).collect();
+            evict(connection, state, bound)?;
+            replaced
+        };
+        match self.write(Survives::Crash, work).await {
+            Ok(replaced) => {
+                self.trust();
+                replaced
+            }
+            Err(error) => {
+                if !self.is_doubtful.swap(true, SeqCst) {
+                    tracing::error!(%error, "a last known copy could not be written: none is handed out until one can be");
+                }
+                self.database.note(true);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Notes that the source of truth still holds this version.
+    pub(crate) async fn confirm(&self, key: &Key, version: Version, at: Timestamp) {
+        let key = key.clone();
+        let work = move |connection: &Connection, _: &mut State| {
+            let sql = "update records set at = ?3 where key = ?1 and version = ?2 and pending = 0";
+            connection.prepare_cached(sql)?.execute(params![key.as_str(), version.raw(), at.0])
+        };
+        if let Err(error) = self.write(Survives::Crash, work).await {
+            tracing::debug!(%error, "the age of a copy could not be noted");
+        }
+    }
+
+    /// The last known copy of a thread, and when the source of truth confirmed it.
+    pub(crate) async fn last_known(&self, key: &Key) -> Result<Option<(Arc<Record>, Timestamp)>> {
+        if self.is_doubtful.load(SeqCst) {
+            return Ok(None);
+        }
+        let key = key.clone();
+        let read = move |connection: &Connection| {
+            let sql = format!(
+                "select {COLUMNS}, at from records where key = ?1 and pending = 0 and value is not null"
+            );
+            let mut find = connection.prepare_cached(&sql)?;
+            let found = |row: &rusqlite::Row<'_>| Ok((Arc::new(record(row)?), Timestamp(row.get(6)?)));
+            find.query_row([key.as_str()], found).optional()
+        };
+        let found = self.database.read(read).await?;
+        Ok(found.filter(|_| !self.is_doubtful.load(SeqCst)))
+    }
+
+    /// Drops all copies.
+    pub(crate) async fn drop_copies(&self) -> Result<()> {
+        self.write(Survives::PowerCut, drop_copies).await?;
+        self.trust();
+        Ok(())
+    }
+
+    fn trust(&self) {
+        if self.is_doubtful.swap(false, SeqCst) {
+            self.database.note(false);
+        }
+    }
+}
+
+fn drop_copies(connection: &Connection, state: &mut State) -> rusqlite::Result<()> {
+    connection.execute("delete from records where pending = 0", [])?;
+    state.holdings.replica = Tally::default();
+    Ok(())
+}
+
+fn keep(
+    connection: &Connection,
+    state: &mut State,
+    copy: &Copy,
+    moved: Option<i64>,
+) -> rusqlite::Result<Option<Version>> {
+    let Copy { record, confirmed_at, is_own } = copy;
+    super::heard_of(connection, &record.key, record.version)?;
+    let sql = "select version, pending, bytes, skew from records where key = ?1";
+    let held = connection.prepare_cached(sql)?.query_row([record.key.as_str()], |row| {
+        let version = super::straight(Version::from_raw(row.get(0)?), row.get(3)?, moved);
+        Ok((version, row.get::<_, bool>(1)?, row.get::<_, i64>(2)?.unsigned_abs()))
+    });
+    let replaced = match held.optional()? {
+        // That there never was such a thread needs no row.
+        None if record.version == Version::NONE => return Ok(None),
+        None => None,
+        Some((version, true, bytes)) if *is_own && version <= record.version => {
+            state.holdings.queue.sub(bytes);
+            Some(version)
+        }
+        Some((_, true, _)) => return Ok(None),
+        Some((version, false, bytes)) if version <= record.version => {
+            state.holdings.replica.sub(bytes);
+            None
+        }
+        // Somebody deleted the row: what is here is the last version that was.
+        Some((_, false, _)) if record.value.is_none() => {
+            let sql = "update records set value = null where key = ?1";
+            connection.prepare_cached(sql)?.execute([record.key.as_str()])?;
+            return Ok(None);
+        }
+        Some(_) => return Ok(None),
+    };
+    let sql = format!(
+        "insert or replace into records ({COLUMNS}, bytes, seq, at, pending, base, chain, sent, skew)
+         values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, null, '', 0, null)"
+    );
+    connection.prepare_cached(&sql)?.execute(params![
+        record.key.as_str(),
+        record.version.raw(),
+        text(record),
+        record.expires_at.0,
+        record.user,
+        record.metadata.as_str(),
+        number(bytes(record)),
+        state.next_seq(),
+        confirmed_at.0,
+    ])?;
+    state.holdings.replica.add(bytes(record));
+    Ok(replaced)
+}
+
+/// Makes room: the copies that were written first go first, a queued write never.
+fn evict(connection: &Connection, state: &mut State, bound: u64) -> rusqlite::Result<()> {
+    let sql = "delete from records where rowid in (select rowid from records where pending = 0 order by seq limit 16)
+               returning bytes";
+    while state.holdings.replica.bytes > bound {
+        let mut drop = connection.prepare_cached(sql)?;
+        let dropped: Vec<i64> = drop.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        if dropped.is_empty() {
+            state.holdings.replica = Tally::default();
+        }
+        dropped.iter().for_each(|bytes| state.holdings.replica.sub(bytes.unsigned_abs()));
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! Which threads have a write in the queue: an index in memory, so that a read knows without asking the disk.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::record::Key;
+use crate::spool::Waiting;
+use crate::version::{Clock, Timestamp, Version};
+
+/// The marks of all queued writes. They change under the near cache's lock of the key, together with what that holds.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    marks: Mutex<HashMap<Key, Mark>>,
+    clock: Arc<Clock>,
+    /// Counts the changes.
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    /// As it was stamped.
+    version: Version,
+    /// Stamped by a clock that nobody had put right.
+    is_unsure: bool,
+    /// The source of truth holds this or something newer: it is read no more, only replayed.
+    is_overtaken: bool,
+    queued_at: Timestamp,
+}
+
+impl Mark {
+    fn new(version: Version, is_unsure: bool, queued_at: Timestamp) -> Self {
+        Self { version, is_unsure, is_overtaken: false, queued_at }
+    }
+
+    /// The version that it would have got from a clock that was right.
+    fn straight(&self, clock: &Clock) -> Version {
+        let moved = clock.moved().filter(|_| self.is_unsure);
+        self.version.shifted(moved.unwrap_or(0))
+    }
+}
+
+impl Pending {
+    pub(crate) fn new(waiting: Vec<Waiting>, clock: Arc<Clock>) -> Self {
+        let marks = waiting.into_iter().map(|one| {
+            clock.observe(one.version);
+            (one.key, Mark::new(one.version, one.is_unsure, one.queued_at))
+        });
+        Self { marks: Mutex::new(marks.collect()), clock, changes: watch::Sender::new(0) }
+    }
+
+    /// The version of the queued write that is the newest of its thread, as far as is known.
+    pub(crate) fn current(&self, key: &Key) -> Option<Version> {
+        let marks = self.marks();
+        let mark = marks.get(key).filter(|mark| !mark.is_overtaken)?;
+        Some(mark.straight(&self.clock))
+    }
+
+    /// Whether a write of this version, as stamped or put right, is the one that [`current`](Self::current) speaks of.
+    pub(crate) fn covers(&self, key: &Key, version: Version) -> bool {
+        let marks = self.marks();
+        let mark = marks.get(key).filter(|mark| !mark.is_overtaken);
+        mark.is_some_and(|mark| version == mark.version || version == mark.straight(&self.clock))
+    }
+
+    /// Whether a write of this thread waits, also one that is overtaken.
+    pub(crate) fn contains(&self, key: &Key) -> bool {
+        self.marks().contains_key(key)
+    }
+
+    /// Marks a write, unless a newer one is marked.
+    pub(crate) fn insert(&self, key: &Key, version: Version, is_unsure: bool, queued_at: Timestamp) -> bool {
+        let mut marks = self.marks();
+        if marks.get(key).is_some_and(|mark| mark.straight(&self.clock) > version) {
+            return false;
+        }
+        marks.insert(key.clone(), Mark::new(version, is_unsure, queued_at));
+        drop(marks);
+        self.changed();
+        true
+    }
+
+    /// The source of truth holds this version. Where what is queued is newer, says so; else that is read no more.
+    pub(crate) fn meet(&self, key: &Key, version: Version) -> Option<Version> {
+        let mut marks = self.marks();
+        let mark = marks.get_mut(key)?;
+        let queued = mark.straight(&self.clock);
+        if !mark.is_overtaken && queued > version {
+            return Some(queued);
+        }
+        mark.is_overtaken = true;
+        None
+    }
+
+    /// A queued write has found its end.
+    pub(crate) fn settle(&self, key: &Key, version: Version) {
+        let mut marks = self.marks();
+        if marks.get(key).is_some_and(|mark| mark.straight(&self.clock) == version) {
+            marks.remove(key);
+            drop(marks);
+            self.changed();
+        }
+    }
+
+    /// What was stamped by a clock that was wrong has been put right in the file, too.
+    pub(crate) fn straighten(&self) {
+        if self.clock.moved().is_none() {
+            return;
+        }
+        for mark in self.marks().values_mut() {
+            *mark = Mark { version: mark.straight(&self.clock), is_unsure: false, ..*mark };
+        }
+    }
+
+    /// A queued write got another version.
+    pub(crate) fn restamp(&self, key: &Key, from: Version, to: Version) {
+        if let Some(mark) = self.marks().get_mut(key).filter(|mark| mark.straight(&self.clock) == from) {
+            *mark = Mark { version: to, is_unsure: false, ..*mark };
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.marks().len()
+    }
+
+    /// How long the oldest one has been waiting.
+    pub(crate) fn oldest(&self) -> Option<Duration> {
+        let oldest = self.marks().values().map(|mark| mark.queued_at).min()?;
+        Some(self.clock.now().since(oldest))
+    }
+
+    /// Tells of changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Waits until it is so; looks again with every change.
+    pub(crate) async fn wait_until(&self, is_so: impl Fn(&Self) -> bool) {
+        let mut changes = self.watch();
+        while !is_so(self) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn marks(&self) -> MutexGuard<'_, HashMap<Key, Mark>> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn what_a_wrong_clock_stamped_is_compared_as_a_right_one_would_have_stamped_it() {
+        let clock = Arc::new(Clock::skewed(300_000));
+        let pending = Pending::new(Vec::new(), Arc::clone(&clock));
+        let key = Key::new("k").unwrap();
+        let stamped = clock.stamp().version;
+        assert!(pending.insert(&key, stamped, true, clock.now()));
+        let now = Instant::now();
+        clock.correct(now, now, Clock::new().now());
+        let straight = pending.current(&key).unwrap();
+        assert!(straight < stamped && pending.covers(&key, stamped) && pending.covers(&key, straight));
+        assert_eq!(pending.meet(&key, clock.stamp().version), None, "what comes later is newer");
+        assert_eq!(pending.current(&key), None);
+        pending.straighten();
+        pending.settle(&key, straight);
+        assert!(!pending.contains(&key));
+    }
+}

@@ -1,0 +1,482 @@
+//! Replay: what waits in the queue goes into the source of truth, whenever that can be reached.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use crate::backoff::Backoff;
+use crate::error::{Error, ErrorKind, Result};
+#[cfg(feature = "sqlite")]
+use crate::local::spool::Spool;
+use crate::metrics::{Metrics, Replayed};
+use crate::near::Near;
+use crate::pending::Pending;
+use crate::record::{Json, Key, Record, Write};
+#[cfg(not(feature = "sqlite"))]
+use crate::spool::without::Spool;
+use crate::spool::{Fate, Queued, Reason};
+use crate::store::{Applied, Store};
+use crate::version::{TOLERANCE, Version};
+
+/// What one call carries at most.
+const RECORDS: usize = 500;
+const BYTES: usize = 1 << 20;
+/// Batches under way at once; the live traffic goes on beside them.
+const BATCHES: usize = 3;
+/// Records that are sent alone, because a batch with them failed, at once.
+const SUSPECTS: usize = 4;
+/// The pauses while the source of truth cannot be asked, though no breaker says so.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+/// A record that fails alone waits for a second, then two, and so on up to this.
+const LONGEST_PARKING: Duration = Duration::from_secs(600);
+/// From this failure on the record counts as parked, which is said once.
+const PARKED: u32 = 3;
+/// How often a compare-and-set is sent anew over what was found stored.
+const BASES: usize = 3;
+/// How often a long replay says how far it is.
+const REPORT: Duration = Duration::from_secs(5);
+
+/// What connects queue and source of truth.
+#[derive(Debug, Clone)]
+pub(crate) struct Replay {
+    origin: Arc<dyn Store>,
+    spool: Arc<Spool>,
+    near: Arc<Near>,
+    pending: Arc<Pending>,
+    metrics: Arc<Metrics>,
+}
+
+/// A record that failed in a batch, and is sent alone from then on.
+#[derive(Debug)]
+struct Suspect {
+    version: Version,
+    failures: u32,
+    due: Instant,
+    is_under_way: bool,
+}
+
+/// What became of a batch.
+#[derive(Debug)]
+enum Sent {
+    /// All of it has found its end, but for these, which are to be sent again after a while.
+    Settled(Vec<(Key, Version, Duration)>),
+    /// The source of truth cannot be asked.
+    Away(Error),
+    /// It can, but did not take these.
+    Failed(Error),
+}
+
+/// What a call was about, and what became of it.
+#[derive(Debug)]
+struct Landed {
+    was_alone: bool,
+    keys: Vec<(Key, Version)>,
+    sent: Sent,
+}
+
+/// How a replay goes on between two calls.
+#[derive(Debug, Default)]
+struct Round {
+    under_way: JoinSet<Landed>,
+    batches: usize,
+    suspects: HashMap<Key, Suspect>,
+    /// The queue has been read up to here.
+    cursor: i64,
+    /// Why it has to wait.
+    away: Option<Error>,
+}
+
+impl Replay {
+    pub(crate) fn new(
+        origin: Arc<dyn Store>,
+        spool: Arc<Spool>,
+        near: Arc<Near>,
+        pending: Arc<Pending>,
+    ) -> Self {
+        Self { origin, spool, near, pending, metrics: Arc::new(Metrics::new()) }
+    }
+
+    /// Replays for ever, whether or not there is traffic.
+    pub(crate) async fn run(self) {
+        let (mut round, mut pauses, mut report) = (Round::default(), pauses(), Report::default());
+        let mut changes = self.pending.watch();
+        loop {
+            changes.borrow_and_update();
+            report.tell(self.pending.len());
+            self.reachable().await;
+            if let Err(error) = self.send_more(&mut round).await {
+                tracing::warn!(%error, "the queue cannot be read for replay");
+                round.away = Some(error);
+            }
+            if round.under_way.is_empty()
+                && let Some(error) = round.away.take()
+            {
+                let pause = pauses.next().max(error.retry_after()).unwrap_or(LAST_PAUSE).min(2 * LAST_PAUSE);
+                tracing::debug!(%error, ?pause, "replay waits");
+                tokio::time::sleep(pause).await;
+                round.cursor = 0;
+                continue;
+            }
+            let due = round.next_due();
+            let sent = tokio::select! {
+                Some(sent) = round.under_way.join_next() => sent,
+                _ = changes.changed(), if round.away.is_none() => continue,
+                () = until(due) => continue,
+            };
+            if self.take_in(&mut round, sent) {
+                pauses = self::pauses();
+            }
+        }
+    }
+
+    async fn reachable(&self) {
+        if let Some(breaker) = self.origin.breaker() {
+            breaker.closed().await;
+        }
+    }
+
+    /// Fills the lanes: suspects alone, the others in batches.
+    async fn send_more(&self, round: &mut Round) -> Result<()> {
+        if round.away.is_some() {
+            return Ok(());
+        }
+        if round.cursor == 0 {
+            self.spool.straighten().await?;
+            self.pending.straighten();
+        }
+        for key in round.due() {
+            match self.spool.queued(&key).await?.filter(|queued| queued.is_waiting) {
+                Some(queued) => round.send_alone(self, queued),
+                None => _ = round.suspects.remove(&key),
+            }
+        }
+        while round.batches < BATCHES {
+            let next = self.spool.next(round.cursor, RECORDS, BYTES).await?;
+            let Some(last) = next.last() else { break };
+            round.cursor = last.seq;
+            // From now on it may be in the source of truth, whatever becomes of this process.
+            self.spool.mark_sent(round.cursor).await?;
+            let batch: Vec<Queued> = next.into_iter().filter(|queued| round.is_trusted(queued)).collect();
+            if !batch.is_empty() {
+                round.send(self, batch);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of how a batch went; says whether the source of truth answered.
+    fn take_in(&self, round: &mut Round, sent: Result<Landed, tokio::task::JoinError>) -> bool {
+        let Landed { was_alone, keys, sent } = match sent {
+            Ok(sent) => sent,
+            Err(error) => {
+                // A panic: what it was about cannot be told, so all is looked at anew.
+                tracing::error!(%error, "a replay was given up");
+                round.restart();
+                return false;
+            }
+        };
+        if !was_alone {
+            round.batches -= 1;
+        }
+        match sent {
+            Sent::Settled(again) => {
+                for (key, _) in &keys {
+                    round.suspects.remove(key);
+                }
+                for (key, version, wait) in again {
+                    round.suspect(key, version, wait);
+                }
+                true
+            }
+            Sent::Away(error) => {
+                keys.iter().for_each(|(key, _)| round.free(key));
+                round.away = Some(error);
+                false
+            }
+            Sent::Failed(error) if was_alone => {
+                round.strike(&keys[0].0, &error);
+                true
+            }
+            Sent::Failed(_) => {
+                keys.into_iter().for_each(|(key, version)| round.suspect(key, version, Duration::ZERO));
+                true
+            }
+        }
+    }
+
+    /// Sends a batch, and settles what has found its end.
+    async fn send(&self, batch: Vec<Queued>) -> Sent {
+        let began = Instant::now();
+        let applied = match self.apply(&batch).await {
+            Ok(applied) => applied,
+            Err(error) => return self.examine(batch, error).await,
+        };
+        let (mut settled, mut again) = (Vec::new(), Vec::new());
+        for (queued, applied) in batch.into_iter().zip(applied) {
+            let (key, version) = (queued.record.key.clone(), queued.record.version);
+            match fate(&queued, applied) {
+                Some(fate) => settled.push((queued, fate)),
+                None => again.push((key.clone(), version, self.restamp(&key, version).await)),
+            }
+        }
+        match self.settle(settled, began).await {
+            Ok(()) => Sent::Settled(again),
+            // It is sent again, and recognised.
+            Err(error) => Sent::Away(error),
+        }
+    }
+
+    /// Applies a batch; an update is sent anew over what was found stored, as long as that is no other writer's.
+    async fn apply(&self, batch: &[Queued]) -> Result<Vec<Applied>> {
+        let now = self.origin.clock().now();
+        let mut writes: Vec<Write> = batch.iter().map(|queued| write(queued, now)).collect();
+        let mut applied = self.origin.apply_on_trial(&writes).await?;
+        for _ in 0..BASES {
+            let anew: Vec<(usize, Version)> = (0..applied.len().min(batch.len()))
+                .filter_map(|at| Some((at, own_base(&batch[at], applied[at])?)))
+                .collect();
+            if anew.is_empty() {
+                break;
+            }
+            let some = anew.iter().map(|(at, base)| {
+                writes[*at].expect = Some(*base);
+                writes[*at].clone()
+            });
+            let some: Vec<Write> = some.collect();
+            for ((at, _), result) in anew.iter().zip(self.origin.apply_on_trial(&some).await?) {
+                applied[*at] = result;
+            }
+        }
+        if applied.len() == batch.len() {
+            return Ok(applied);
+        }
+        Err(Error::new(ErrorKind::Schema, "the store did not answer for all records"))
+    }
+
+    /// Finds out whether a batch failed by itself or because the source of truth cannot be asked.
+    async fn examine(&self, batch: Vec<Queued>, error: Error) -> Sent {
+        match error.kind() {
+            ErrorKind::Unavailable | ErrorKind::Busy => match self.origin.probe().await {
+                Ok(()) => Sent::Failed(error),
+                Err(away) => Sent::Away(away),
+            },
+            ErrorKind::Refused | ErrorKind::Invalid if batch.len() == 1 => {
+                let reason = Reason { text: format!("refused: {error}"), newer: None };
+                let settled = batch.into_iter().map(|queued| (queued, Fate::Dead(reason.clone()))).collect();
+                match self.settle(settled, Instant::now()).await {
+                    Ok(()) => Sent::Settled(Vec::new()),
+                    Err(error) => Sent::Away(error),
+                }
+            }
+            ErrorKind::Refused | ErrorKind::Invalid => Sent::Failed(error),
+            _ => Sent::Away(error),
+        }
+    }
+
+    /// The file first, then memory.
+    async fn settle(&self, settled: Vec<(Queued, Fate)>, began: Instant) -> Result<()> {
+        let all = settled
+            .iter()
+            .map(|(queued, fate)| (queued.record.key.clone(), queued.record.version, fate.clone()));
+        let was_queued = self.spool.settle(all.collect()).await?;
+        for ((queued, fate), was_queued) in settled.into_iter().zip(was_queued) {
+            self.metrics.replayed(match &fate {
+                Fate::Stored => Replayed::Stored,
+                Fate::Dead(_) => Replayed::Dead,
+            });
+            let (key, version) = (&queued.record.key, queued.record.version);
+            match fate {
+                _ if !was_queued => {}
+                Fate::Stored => self.near.stored(&queued.record, began),
+                Fate::Dead(reason) => {
+                    tracing::error!(
+                        thread = %key, reason = %reason.text,
+                        "a queued write was given up: it is kept as a dead letter"
+                    );
+                    self.near.died(key, version, reason.newer);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Its version lies ahead of the source of truth's clock. A little: real time catches up. More: it gets another one.
+    /// Says how long to wait.
+    async fn restamp(&self, key: &Key, version: Version) -> Duration {
+        let clock = self.origin.clock();
+        let excess = version.at().since(clock.now_for_versions().plus(TOLERANCE));
+        if excess <= TOLERANCE {
+            return excess + Duration::from_millis(50);
+        }
+        let to = clock.stamp().version;
+        match self.spool.restamp(key, version, to).await {
+            Ok(true) => self.pending.restamp(key, version, to),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "a queued write could not be stamped anew"),
+        }
+        Duration::ZERO
+    }
+}
+
+impl Round {
+    /// Whether a record may go with others. One that was written anew since it failed may.
+    fn is_trusted(&mut self, queued: &Queued) -> bool {
+        let key = &queued.record.key;
+        let Some(suspect) = self.suspects.get(key) else { return true };
+        if suspect.is_under_way || suspect.version == queued.record.version {
+            return false;
+        }
+        self.suspects.remove(key);
+        true
+    }
+
+    fn send(&mut self, replay: &Replay, batch: Vec<Queued>) {
+        self.batches += 1;
+        self.spawn(replay, batch, false);
+    }
+
+    fn send_alone(&mut self, replay: &Replay, queued: Queued) {
+        if let Some(suspect) = self.suspects.get_mut(&queued.record.key) {
+            suspect.is_under_way = true;
+            suspect.version = queued.record.version;
+            self.spawn(replay, vec![queued], true);
+        }
+    }
+
+    fn spawn(&mut self, replay: &Replay, batch: Vec<Queued>, was_alone: bool) {
+        let replay = replay.clone();
+        let keys = batch.iter().map(|queued| (queued.record.key.clone(), queued.record.version)).collect();
+        self.under_way.spawn(async move { Landed { was_alone, keys, sent: replay.send(batch).await } });
+    }
+
+    /// The suspects whose time has come, as many as there is room for.
+    fn due(&self) -> Vec<Key> {
+        let under_way = self.suspects.values().filter(|suspect| suspect.is_under_way).count();
+        let now = Instant::now();
+        let is_due = |suspect: &Suspect| !suspect.is_under_way && suspect.due <= now;
+        let due = self.suspects.iter().filter(|(_, suspect)| is_due(suspect)).map(|(key, _)| key.clone());
+        due.take(SUSPECTS.saturating_sub(under_way)).collect()
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let under_way = self.suspects.values().filter(|suspect| suspect.is_under_way).count();
+        if under_way >= SUSPECTS || self.away.is_some() {
+            return None;
+        }
+        self.suspects.values().filter(|suspect| !suspect.is_under_way).map(|suspect| suspect.due).min()
+    }
+
+    fn suspect(&mut self, key: Key, version: Version, wait: Duration) {
+        let due = Instant::now() + wait;
+        self.suspects.insert(key, Suspect { version, failures: 0, due, is_under_way: false });
+    }
+
+    fn free(&mut self, key: &Key) {
+        if let Some(suspect) = self.suspects.get_mut(key) {
+            suspect.is_under_way = false;
+        }
+    }
+
+    /// A record that fails alone waits longer each time. It stays in the queue, where it can be exported.
+    fn strike(&mut self, key: &Key, error: &Error) {
+        if let Some(suspect) = self.suspects.get_mut(key) {
+            suspect.is_under_way = false;
+            suspect.failures += 1;
+            suspect.due =
+                Instant::now() + Duration::from_secs(1 << suspect.failures.min(12)).min(LONGEST_PARKING);
+            if suspect.failures == PARKED {
+                tracing::error!(thread = %key, %error, "a queued write fails again and again: it is parked");
+            }
+        }
+    }
+
+    fn restart(&mut self) {
+        self.under_way.abort_all();
+        *self = Self { suspects: std::mem::take(&mut self.suspects), ..Self::default() };
+        self.suspects.values_mut().for_each(|suspect| suspect.is_under_way = false);
+        self.away = Some(Error::new(ErrorKind::Unavailable, "a replay was given up"));
+    }
+}
+
+/// Says when a replay begins, how far it is, and when it has ended.
+#[derive(Debug, Default)]
+struct Report {
+    began: Option<(Instant, usize)>,
+    told: Option<Instant>,
+}
+
+impl Report {
+    fn tell(&mut self, left: usize) {
+        let now = Instant::now();
+        match self.began {
+            None if left > 0 => {
+                tracing::info!(writes = left, "writes wait in the queue");
+                (self.began, self.told) = (Some((now, left)), Some(now));
+            }
+            Some((began, most)) if left == 0 => {
+                tracing::info!(writes = most, after = ?now - began, "the queue is empty");
+                *self = Self::default();
+            }
+            Some((began, most)) => {
+                self.began = Some((began, most.max(left)));
+                if self.told.is_none_or(|told| now - told >= REPORT) {
+                    tracing::info!(left, of = most.max(left), "writes wait in the queue");
+                    self.told = Some(now);
+                }
+            }
+            None => {}
+        }
+    }
+}
+
+fn pauses() -> Backoff {
+    Backoff::new(FIRST_PAUSE, LAST_PAUSE)
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How a queued write is sent. One whose time to live is over goes without its value, so that what it replaces does not
+/// come back.
+fn write(queued: &Queued, now: crate::version::Timestamp) -> Write {
+    let record = match queued.record.is_live(now) {
+        true => Arc::clone(&queued.record),
+        false => Arc::new(Record { value: None, metadata: Json::default(), ..Record::clone(&queued.record) }),
+    };
+    Write { record, expect: queued.base, again: queued.is_sent }
+}
+
+/// What an update may be sent over though it was not expected: what is stored is older than what it goes on from (which
+/// has never been stored, or was deleted), or an earlier write of its own.
+fn own_base(queued: &Queued, applied: Applied) -> Option<Version> {
+    let (Some(base), Applied::Conflict(stored) | Applied::Forgotten(stored)) = (queued.base, applied) else {
+        return None;
+    };
+    (stored < base || queued.chain.contains(&stored)).then_some(stored)
+}
+
+/// What the verdict means for a queued write; `None` where it is to be sent again.
+fn fate(queued: &Queued, applied: Applied) -> Option<Fate> {
+    let dead = |text: &str, newer| Some(Fate::Dead(Reason { text: text.into(), newer }));
+    match applied {
+        Applied::Stored => Some(Fate::Stored),
+        Applied::Superseded(newer) => dead("superseded", Some(newer)),
+        Applied::Conflict(_) if own_base(queued, applied).is_some() => None,
+        Applied::Conflict(newer) => {
+            dead("superseded: another writer has changed the thread since this update read it", Some(newer))
+        }
+        Applied::Forgotten(newer) => dead(
+            "superseded: so often that it cannot be told whether this one was stored before",
+            Some(newer),
+        ),
+        Applied::TooOld => dead("older than 7 days", None),
+        Applied::Ahead => None,
+    }
+}

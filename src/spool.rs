@@ -1,0 +1,208 @@
+//! What goes into a spool and comes out of it: the file beside a source of truth that can be away. The file itself is
+//! `local::spool`; without the feature `sqlite` there is none.
+
+use std::sync::Arc;
+
+use crate::record::{Key, Record};
+use crate::version::{Timestamp, Version};
+
+/// A write to be queued.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) record: Arc<Record>,
+    /// Of an update: the version that it goes on from.
+    pub(crate) over: Option<Version>,
+    /// Whether it was sent, so that it may be in the source of truth already.
+    pub(crate) is_sent: bool,
+}
+
+/// What became of a write that was to be queued.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Enqueued {
+    /// It is on disk. `is_unsure`: stamped by a clock that nobody has put right yet.
+    Kept { is_unsure: bool, queued_at: Timestamp },
+    /// The thread is at another version than the one that it goes on from.
+    Conflict,
+    /// Something newer is in the file.
+    Overtaken,
+}
+
+/// A write that waits in the queue.
+#[derive(Debug, Clone)]
+pub(crate) struct Queued {
+    pub(crate) record: Arc<Record>,
+    /// Of an update: what may be stored where it is applied is this version, an older one, or one of `chain`.
+    pub(crate) base: Option<Version>,
+    /// Versions of its own that may have been stored.
+    pub(crate) chain: Vec<Version>,
+    pub(crate) is_sent: bool,
+    /// The order in which they were queued.
+    pub(crate) seq: i64,
+    /// False where it has been stored meanwhile.
+    pub(crate) is_waiting: bool,
+}
+
+/// A queued write as it is marked in memory when the file is opened.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) key: Key,
+    /// As stamped, perhaps by a clock that nobody has put right yet.
+    pub(crate) version: Version,
+    pub(crate) is_unsure: bool,
+    pub(crate) queued_at: Timestamp,
+}
+
+/// What became of a queued write.
+#[derive(Debug, Clone)]
+pub(crate) enum Fate {
+    /// The source of truth holds it.
+    Stored,
+    /// The source of truth will never hold it.
+    Dead(Reason),
+}
+
+/// Why a queued write was not stored.
+#[derive(Debug, Clone)]
+pub(crate) struct Reason {
+    /// In words.
+    pub(crate) text: String,
+    /// The version that it lost against, if it did.
+    pub(crate) newer: Option<Version>,
+}
+
+/// A copy to be kept.
+#[derive(Debug, Clone)]
+pub(crate) struct Copy {
+    pub(crate) record: Arc<Record>,
+    /// When the source of truth confirmed it.
+    pub(crate) confirmed_at: Timestamp,
+    /// Whether it is a write of this handle, which takes the place of an older one in the queue.
+    pub(crate) is_own: bool,
+}
+
+/// What bounds a spool.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Bytes of queued writes and dead letters.
+    pub(crate) queue: u64,
+    /// Bytes of copies.
+    pub(crate) replica: u64,
+}
+
+/// How many records of a kind there are, and the bytes that they count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) records: u64,
+    /// As counted against the bound.
+    pub(crate) bytes: u64,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, bytes: u64) {
+        self.records += 1;
+        self.bytes += bytes;
+    }
+
+    pub(crate) fn sub(&mut self, bytes: u64) {
+        self.records = self.records.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+/// What the file holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Holdings {
+    /// Writes that are not yet in the source of truth.
+    pub(crate) queue: Tally,
+    /// Copies of what is there.
+    pub(crate) replica: Tally,
+    pub(crate) dead_letters: Tally,
+}
+
+/// A write that was acknowledged as [`Queued`](crate::Durability::Queued), and that the source of truth turned out not
+/// to take: it is kept until somebody has looked at it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// Its number in the file.
+    pub id: i64,
+    /// What was to be written; without a value: a deletion.
+    pub record: Record,
+    /// When it was queued, by the clock of the source of truth.
+    pub queued_at: Timestamp,
+    /// When it was given up.
+    pub died_at: Timestamp,
+    /// Why: superseded, refused, or too old.
+    pub reason: String,
+    /// The version that it lost against, if it did.
+    pub newer: Option<Version>,
+}
+
+#[cfg(not(feature = "sqlite"))]
+pub(crate) mod without {
+    use std::path::Path;
+
+    use super::{
+        Arc, Copy, DeadLetter, Enqueued, Entry, Fate, Holdings, Key, Queued, Record, Timestamp, Version,
+    };
+    use crate::error::Result;
+
+    /// There is none: the type has no values.
+    #[derive(Debug)]
+    pub(crate) enum Spool {}
+
+    #[allow(clippy::unused_async, reason = "the shape of the real one")]
+    impl Spool {
+        pub(crate) fn path(&self) -> &Path {
+            match *self {}
+        }
+        pub(crate) fn holdings(&self) -> Holdings {
+            match *self {}
+        }
+        pub(crate) async fn close(&self) -> Result<()> {
+            match *self {}
+        }
+        pub(crate) async fn shrink(&self) -> Result<()> {
+            match *self {}
+        }
+        pub(crate) async fn enqueue(&self, _: Entry) -> Result<Enqueued> {
+            match *self {}
+        }
+        pub(crate) async fn attempting(&self, _: &Key, _: Version) {
+            match *self {}
+        }
+        pub(crate) async fn queued(&self, _: &Key) -> Result<Option<Queued>> {
+            match *self {}
+        }
+        pub(crate) async fn next(&self, _: i64, _: usize, _: usize) -> Result<Vec<Queued>> {
+            match *self {}
+        }
+        pub(crate) async fn settle(&self, _: Vec<(Key, Version, Fate)>) -> Result<Vec<bool>> {
+            match *self {}
+        }
+        pub(crate) async fn mark_sent(&self, _: i64) -> Result<()> {
+            match *self {}
+        }
+        pub(crate) async fn straighten(&self) -> Result<()> {
+            match *self {}
+        }
+        pub(crate) async fn restamp(&self, _: &Key, _: Version, _: Version) -> Result<bool> {
+            match *self {}
+        }
+        pub(crate) async fn keep(&self, _: Vec<Copy>) -> Vec<Option<Version>> {
+            match *self {}
+        }
+        pub(crate) async fn confirm(&self, _: &Key, _: Version, _: Timestamp) {
+            match *self {}
+        }
+        pub(crate) async fn last_known(&self, _: &Key) -> Result<Option<(Arc<Record>, Timestamp)>> {
+            match *self {}
+        }
+        pub(crate) async fn dead_letters(&self, _: i64, _: usize) -> Result<Vec<DeadLetter>> {
+            match *self {}
+        }
+        pub(crate) async fn forget_dead_letters(&self, _: i64) -> Result<usize> {
+            match *self {}
+        }
+    }
+}
