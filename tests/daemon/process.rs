@@ -1,12 +1,21 @@
-//! The example daemon as a child process, and a client for it.
+//! The example daemon as a child process, and a client for it. Needs [`crate::stack`] beside it.
+
+// Each test binary compiles this module for itself and uses a part of it.
+#![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Child;
+
+use crate::stack::free_port;
+
+/// Longer than the daemon may take to answer, whatever happens behind it.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Daemon {
     directory: TempDir,
@@ -37,16 +46,19 @@ impl Answer {
     }
 }
 
-/// Where cargo puts the example; `cargo test` builds it along, a test alone may not.
-fn binary() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let path = test.ancestors().nth(2).unwrap().join("examples/daemon");
-    if !path.exists() {
-        let build =
-            Command::new(env!("CARGO")).args(["build", "--all-features", "--example", "daemon"]).status();
-        assert!(build.unwrap().success(), "the daemon does not build");
-    }
-    path
+/// The example as it is now: `cargo test` builds it along, a test alone does not.
+fn binary() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let test = std::env::current_exe().unwrap();
+        let [profile, target] = [2, 3].map(|up| test.ancestors().nth(up).unwrap());
+        let name = profile.file_name().unwrap().to_str().unwrap();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--locked", "--all-features", "--example", "daemon"]);
+        build.args(["--profile", if name == "debug" { "dev" } else { name }, "--target-dir"]).arg(target);
+        assert!(build.status().unwrap().success(), "the daemon does not build");
+        profile.join("examples/daemon")
+    })
 }
 
 fn spawn(directory: &Path, settings: &[(String, String)]) -> Child {
@@ -79,12 +91,10 @@ impl Daemon {
         if !dotenv.is_empty() {
             std::fs::write(directory.path().join(".env"), dotenv).unwrap();
         }
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let addr = format!("127.0.0.1:{port}");
+        let addr = format!("127.0.0.1:{}", free_port());
         let settings = [owned(settings), owned(&[("DAEMON_ADDR", &addr)])].concat();
         let child = spawn(directory.path(), &settings);
-        let mut daemon =
-            Self { directory, settings, client: Client { http: reqwest::Client::new(), addr }, child };
+        let mut daemon = Self { directory, settings, client: Client::new(addr), child };
         daemon.wait_until_ready().await;
         daemon
     }
@@ -100,15 +110,18 @@ impl Daemon {
     }
 
     pub async fn restart(&mut self) {
-        self.child = spawn(self.directory.path(), &self.settings);
+        self.start_again();
         self.wait_until_ready().await;
     }
 
-    async fn wait_until_ready(&mut self) {
+    /// Starts it where it ended, and does not wait for it.
+    pub fn start_again(&mut self) {
+        self.child = spawn(self.directory.path(), &self.settings);
+    }
+
+    pub async fn wait_until_ready(&mut self) {
         for _ in 0..1_000 {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("the daemon ended ({status}): {}", self.log());
-            }
+            self.assert_running();
             let url = format!("http://{}/healthz", self.client.addr);
             if self.client.http.get(url).send().await.is_ok() {
                 return;
@@ -116,6 +129,12 @@ impl Daemon {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("the daemon does not answer: {}", self.log());
+    }
+
+    pub fn assert_running(&mut self) {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            panic!("the daemon ended ({status}): {}", self.log());
+        }
     }
 
     /// SIGTERM, and waits for the end.
@@ -157,12 +176,23 @@ impl std::ops::Deref for Daemon {
 }
 
 impl Client {
+    /// Sends each request once: whether a lost one was carried out is the test's business.
+    fn new(addr: String) -> Self {
+        let http = reqwest::Client::builder().no_proxy().retry(reqwest::retry::never()).timeout(PATIENCE);
+        Self { http: http.build().unwrap(), addr }
+    }
+
     pub async fn chat(&self, message: &str, continuation_id: Option<&str>) -> Answer {
+        self.try_chat(message, continuation_id).await.unwrap()
+    }
+
+    /// As [`Client::chat`], of a daemon that may be killed meanwhile.
+    pub async fn try_chat(&self, message: &str, continuation_id: Option<&str>) -> reqwest::Result<Answer> {
         let mut body = json!({ "message": message, "user_id": "u1" });
         if let Some(id) = continuation_id {
             body["continuation_id"] = id.into();
         }
-        self.post("/chat", &body).await
+        self.try_request("POST", "/chat", Some(&body)).await
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
@@ -178,18 +208,28 @@ impl Client {
     }
 
     pub async fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        self.try_request(method, path, body).await.unwrap()
+    }
+
+    /// As [`Client::request`], of a daemon that may be killed meanwhile.
+    pub async fn try_request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> reqwest::Result<Answer> {
         let url = format!("http://{}{path}", self.addr);
         let mut request = self.http.request(method.parse().unwrap(), url);
         if let Some(body) = body {
             request = request.header("content-type", "application/json").body(body.to_string());
         }
-        let response = request.send().await.unwrap();
+        let response = request.send().await?;
         let status = response.status().as_u16();
         let retry_after =
             response.headers().get("retry-after").map(|value| value.to_str().unwrap().parse().unwrap());
-        let text = response.text().await.unwrap();
+        let text = response.text().await?;
         let body =
             if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap_or(text.into()) };
-        Answer { status, retry_after, body }
+        Ok(Answer { status, retry_after, body })
     }
 }

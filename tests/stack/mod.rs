@@ -144,7 +144,7 @@ fn apply_migrations(postgres: &Postgres) {
 
 /// A port nobody listens on, and nobody will: it lies below the range from which Linux takes the ports of
 /// outgoing connections, so it stays free while a test has its server stopped.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     const LOWEST: u16 = 15_000;
     const COUNT: u16 = 17_000;
     static NEXT: OnceLock<AtomicU16> = OnceLock::new();
