@@ -11,7 +11,7 @@ use moka::sync::Cache;
 
 use crate::fence::{Fences, Ticket};
 use crate::pending::Pending;
-use crate::record::{Key, Record};
+use crate::record::{Freshness, Key, Record};
 use crate::version::{Clock, Timestamp, Version};
 
 /// Absence has a cache of its own, so that a scan of unknown ids evicts no thread. It is remembered for seconds at most,
@@ -112,6 +112,28 @@ impl Near {
         (self.is_fresh(&entry, now) && self.clock.at(now) < entry.record.expires_at).then(|| entry.marked())
     }
 
+    /// The entry that can be handed out without asking anybody, and what it is worth: confirmed lately; or the newest
+    /// write in the queue; or, while the source of truth cannot be asked, confirmed once. One look, whatever it is.
+    pub(crate) fn hit(
+        &self,
+        key: &str,
+        is_cut_off: impl FnOnce() -> bool,
+    ) -> Option<(Arc<Entry>, Freshness)> {
+        let entry = self.threads.get(key)?;
+        let now = Instant::now();
+        if self.clock.at(now) >= entry.record.expires_at {
+            return None;
+        }
+        let freshness = match &entry {
+            entry if self.is_fresh(entry, now) => Freshness::Fresh,
+            entry if entry.is_queued => {
+                self.pending.covers(key, entry.record.version).then_some(Freshness::Queued)?
+            }
+            entry => is_cut_off().then(|| Freshness::stale(entry.confirmed, now))?,
+        };
+        Some((entry.marked(), freshness))
+    }
+
     /// The entry that can be handed out while the source of truth cannot be asked: confirmed once, and not expired.
     pub(crate) fn live(&self, key: &Key) -> Option<Arc<Entry>> {
         let entry = self.threads.get(key)?;
@@ -121,7 +143,7 @@ impl Near {
     /// The write in memory that waits in the queue, if it is the newest of its thread.
     pub(crate) fn queued(&self, key: &Key) -> Option<Arc<Entry>> {
         let entry = self.threads.get(key)?;
-        (entry.is_queued && self.pending.covers(key, entry.record.version)).then(|| entry.marked())
+        (entry.is_queued && self.pending.covers(key.as_str(), entry.record.version)).then(|| entry.marked())
     }
 
     /// The entry, whatever its state.
@@ -232,7 +254,7 @@ impl Near {
     pub(crate) fn recall_queued(&self, record: &Arc<Record>) -> Arc<Entry> {
         let entry = Entry::queued(record);
         self.threads.entry_by_ref(&record.key).and_compute_with(|held| {
-            let is_wanted = held.is_none() && self.pending.covers(&record.key, record.version);
+            let is_wanted = held.is_none() && self.pending.covers(record.key.as_str(), record.version);
             if is_wanted { Op::Put(Arc::clone(&entry)) } else { Op::Nop }
         });
         entry
@@ -262,9 +284,10 @@ impl Near {
         let (key, version) = (&record.key, record.version);
         self.threads.entry_by_ref(key).and_compute_with(|held| {
             self.fences.raise(key, version);
-            let is_it = |held: &Arc<Entry>| held.is_queued && self.pending.covers(key, held.record.version);
+            let is_it =
+                |held: &Arc<Entry>| held.is_queued && self.pending.covers(key.as_str(), held.record.version);
             let held = held.map(moka::Entry::into_value).filter(is_it);
-            let is_current = self.pending.covers(key, version);
+            let is_current = self.pending.covers(key.as_str(), version);
             self.pending.settle(key, version);
             if held.is_none() || !is_current {
                 return Op::Nop;

@@ -59,7 +59,7 @@ impl Pending {
     }
 
     /// Whether a write of this version, as stamped or put right, is the one that [`current`](Self::current) speaks of.
-    pub(crate) fn covers(&self, key: &Key, version: Version) -> bool {
+    pub(crate) fn covers(&self, key: &str, version: Version) -> bool {
         let marks = self.marks();
         let mark = marks.get(key).filter(|mark| !mark.is_overtaken);
         mark.is_some_and(|mark| version == mark.version || version == mark.straight(&self.clock))
@@ -171,7 +171,11 @@ mod tests {
         let now = Instant::now();
         clock.correct(now, now, Clock::new().now());
         let straight = pending.current(&key).unwrap();
-        assert!(straight < stamped && pending.covers(&key, stamped) && pending.covers(&key, straight));
+        assert!(
+            straight < stamped
+                && pending.covers(key.as_str(), stamped)
+                && pending.covers(key.as_str(), straight)
+        );
         assert_eq!(pending.meet(&key, clock.stamp().version), None, "what comes later is newer");
         assert_eq!(pending.current(&key), None);
         pending.straighten();

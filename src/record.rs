@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -311,6 +311,13 @@ pub enum Freshness {
         /// Time since the last confirmation.
         age: Duration,
     },
+}
+
+impl Freshness {
+    /// Confirmed last at one moment, and handed out at another.
+    pub(crate) fn stale(confirmed: Instant, now: Instant) -> Self {
+        Self::Stale { age: now.saturating_duration_since(confirmed) }
+    }
 }
 
 /// What an acknowledged write is worth.

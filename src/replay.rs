@@ -147,9 +147,13 @@ impl Replay {
             self.spool.straighten().await?;
             self.pending.straighten();
         }
+        // From now on it may be in the source of truth, whatever becomes of this process.
+        self.spool.mark_sent().await?;
         for key in round.due() {
             match self.spool.queued(&key).await?.filter(|queued| queued.is_waiting) {
-                Some(queued) => round.send_alone(self, queued),
+                Some(queued) if queued.is_sent => round.send_alone(self, queued),
+                // It was written anew just now.
+                Some(_) => {}
                 None => _ = round.suspects.remove(&key),
             }
         }
@@ -157,8 +161,6 @@ impl Replay {
             let next = self.spool.next(round.cursor, RECORDS, BYTES).await?;
             let Some(last) = next.last() else { break };
             round.cursor = last.seq;
-            // From now on it may be in the source of truth, whatever becomes of this process.
-            self.spool.mark_sent(round.cursor).await?;
             let batch: Vec<Queued> = next.into_iter().filter(|queued| round.is_trusted(queued)).collect();
             if !batch.is_empty() {
                 round.send(self, batch);

@@ -180,7 +180,7 @@ pub(crate) mod without {
         pub(crate) async fn settle(&self, _: Vec<(Key, Version, Fate)>) -> Result<Vec<bool>> {
             match *self {}
         }
-        pub(crate) async fn mark_sent(&self, _: i64) -> Result<()> {
+        pub(crate) async fn mark_sent(&self) -> Result<()> {
             match *self {}
         }
         pub(crate) async fn straighten(&self) -> Result<()> {

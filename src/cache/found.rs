@@ -19,6 +19,10 @@ pub struct Found {
 }
 
 impl Found {
+    pub(super) fn new(entry: Arc<Entry>, freshness: Freshness) -> Self {
+        Self { entry, freshness }
+    }
+
     pub(super) fn fresh(entry: Arc<Entry>) -> Self {
         Self { entry, freshness: Freshness::Fresh }
     }
@@ -28,8 +32,8 @@ impl Found {
     }
 
     pub(super) fn stale(entry: Arc<Entry>) -> Self {
-        let age = Instant::now().saturating_duration_since(entry.confirmed);
-        Self { entry, freshness: Freshness::Stale { age } }
+        let freshness = Freshness::stale(entry.confirmed, Instant::now());
+        Self { entry, freshness }
     }
 
     /// Which thread this is.

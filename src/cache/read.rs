@@ -27,9 +27,13 @@ impl Cache {
     pub async fn get(&self, key: impl AsRef<str>) -> Result<Option<Found>> {
         let inner = &self.0;
         inner.check_open()?;
-        if let Some(entry) = inner.near.fresh(key.as_ref()) {
-            inner.metrics.read(Read::Hit);
-            return Ok(Some(Found::fresh(entry)));
+        if let Some((entry, freshness)) = inner.near.hit(key.as_ref(), || !inner.is_reachable()) {
+            inner.metrics.read(match freshness {
+                Freshness::Fresh => Read::Hit,
+                Freshness::Queued => Read::Queued,
+                Freshness::Stale { .. } => Read::Stale,
+            });
+            return Ok(Some(Found::new(entry, freshness)));
         }
         let result = inner.get_slowly(&Key::new(key)?).await;
         inner.metrics.read(match &result {

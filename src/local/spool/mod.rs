@@ -32,6 +32,8 @@ struct State {
     is_known: bool,
     holdings: Holdings,
     seq: i64,
+    /// The last queued write.
+    queued: i64,
     /// Queued writes up to this one may have been sent.
     sent: i64,
 }
@@ -58,7 +60,7 @@ impl State {
         let (dead_letters, _) = tally("select count(*), coalesce(sum(bytes), 0), 0 from dead_letters")?;
         let sent = file::about(connection, "sent")?.and_then(|sent| sent.parse().ok()).unwrap_or(0);
         let holdings = Holdings { queue, replica, dead_letters };
-        Ok(Self { is_known: true, holdings, seq: queued.max(kept).max(sent), sent })
+        Ok(Self { is_known: true, holdings, seq: queued.max(kept).max(sent), queued, sent })
     }
 
     fn next_seq(&mut self) -> i64 {

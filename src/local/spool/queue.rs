@@ -108,13 +108,14 @@ impl Spool {
         self.database.read(read).await
     }
 
-    /// The next writes in the order in which they were queued, after the one numbered `after`: at most so many, and, but
-    /// for the first, so many bytes.
+    /// The next writes [marked as sent](Self::mark_sent) in the order in which they were queued, after the one numbered
+    /// `after`: at most so many, and, but for the first, so many bytes.
     pub(crate) async fn next(&self, after: i64, most: usize, most_bytes: usize) -> Result<Vec<Queued>> {
         let moved = self.clock.moved();
         let sent = super::lock(&self.state).sent;
         let read = move |connection: &Connection| {
-            let sql = format!("{} where pending = 1 and seq > ?2 order by seq limit ?3", select());
+            let sql =
+                format!("{} where pending = 1 and seq > ?2 and seq <= ?1 order by seq limit ?3", select());
             let mut find = connection.prepare_cached(&sql)?;
             let most = i64::try_from(most).unwrap_or(i64::MAX);
             let (mut all, mut bytes) = (Vec::new(), 0);
@@ -143,14 +144,16 @@ impl Spool {
         self.write(Survives::Crash, work).await
     }
 
-    /// Notes that what was queued up to this number, and whatever else is by now, may be sent from now on.
-    pub(crate) async fn mark_sent(&self, upto: i64) -> Result<()> {
-        if super::lock(&self.state).sent >= upto {
+    /// Notes that whatever is queued by now may be sent from now on. It must be noted before it is read: else what takes
+    /// its place meanwhile would not know.
+    pub(crate) async fn mark_sent(&self) -> Result<()> {
+        let is_marked = |state: &State| state.is_known && state.sent >= state.queued;
+        if is_marked(&super::lock(&self.state)) {
             return Ok(());
         }
         let work = move |connection: &Connection, state: &mut State| {
-            if state.sent < upto {
-                state.sent = state.seq.max(upto);
+            if state.sent < state.queued {
+                state.sent = state.queued;
                 let sql = "insert into about values ('sent', ?1) on conflict (name) do update set value = ?1";
                 connection.execute(sql, [state.sent.to_string()])?;
             }
@@ -250,6 +253,7 @@ fn enqueue(
         return Ok(None);
     }
     let seq = state.next_seq();
+    state.queued = seq;
     let sql = format!(
         "insert or replace into records ({COLUMNS}, bytes, seq, at, pending, base, chain, sent, skew)
          values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1, ?10, ?11, ?12, ?13)"
@@ -292,8 +296,11 @@ fn settle(
     if held.version != version {
         // What goes on from it has, where it is an update, this one as its base.
         if matches!(fate, Fate::Stored) && held.version > version {
-            let sql = "update records set base = ?2, chain = '' where key = ?1 and base is not null";
-            connection.prepare_cached(sql)?.execute(params![key.as_str(), version.raw()])?;
+            let later = versions(&held.chain).filter(|one| *one > version).map(|one| format!(" {one}"));
+            let sql =
+                "update records set base = max(base, ?2), chain = ?3 where key = ?1 and base is not null";
+            let chain = later.collect::<String>();
+            connection.prepare_cached(sql)?.execute(params![key.as_str(), version.raw(), chain])?;
         }
         return Ok(false);
     }
