@@ -1,0 +1,261 @@
+//! One handle through its lives: it works, is shut down or crashes, and is opened again on the same file.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+use threadkeep::{Cache, ErrorKind, Result};
+use tokio::sync::watch;
+
+use crate::history::{Act, Claim, Document, Moment, Op, Outcome, Reading, Recorder, What, Write};
+use crate::plan::{Does, REGISTERS, Settings, Step};
+use crate::queue;
+use crate::world::World;
+
+#[derive(Debug)]
+pub struct Daemon {
+    index: usize,
+    world: Arc<dyn World>,
+    recorder: Arc<Recorder>,
+    settings: Settings,
+    file: PathBuf,
+    seat: watch::Sender<Seat>,
+    lives: std::sync::atomic::AtomicU32,
+    /// Whether a life began while its clock was wrong and could not be put right.
+    began_blind: AtomicBool,
+}
+
+#[derive(Debug, Clone)]
+enum Seat {
+    Empty,
+    Taken(Life),
+    /// The cache could not be opened, for this reason.
+    Broken(String),
+}
+
+/// A cache while it is open.
+#[derive(Debug, Clone)]
+struct Life {
+    cache: Cache,
+    number: u32,
+    /// Told to those who work with it when it crashes.
+    over: watch::Sender<bool>,
+}
+
+impl Daemon {
+    pub async fn start(
+        index: usize,
+        world: Arc<dyn World>,
+        recorder: Arc<Recorder>,
+        settings: &Settings,
+        file: PathBuf,
+    ) -> Self {
+        let daemon = Self {
+            index,
+            world,
+            recorder,
+            settings: settings.clone(),
+            file,
+            seat: watch::Sender::new(Seat::Empty),
+            lives: 0.into(),
+            began_blind: false.into(),
+        };
+        daemon.open().await;
+        daemon
+    }
+
+    /// Opens the cache. A key that is denied at the first contact fails that, so it is tried again.
+    async fn open(&self) {
+        let cache = loop {
+            match self.try_open().await {
+                Ok(cache) => break cache,
+                Err(e) if e.kind() == ErrorKind::Denied => {
+                    tokio::time::sleep(Duration::from_millis(20)).await
+                }
+                Err(e) => panic!("handle {} could not be opened: {e:?}", self.index),
+            }
+        };
+        if self.world.off_ms(self.index, &cache) > 100 {
+            self.began_blind.store(true, SeqCst);
+        }
+        let number = self.lives.fetch_add(1, SeqCst);
+        self.seat.send_replace(Seat::Taken(Life { cache, number, over: watch::Sender::new(false) }));
+    }
+
+    async fn try_open(&self) -> Result<Cache> {
+        let builder = self.world.builder(self.index, self.settings.skews[self.index]).await?;
+        let builder = builder
+            .fresh_for(self.settings.fresh_for)
+            .patience(self.settings.patience)
+            .cache_bytes(self.settings.cache_bytes)
+            .upkeep_every(Duration::from_millis(500));
+        queue::with_queue(builder, &self.file, &self.settings).open().await
+    }
+
+    /// Ends this life, by a shutdown that may take so long or by a crash, and begins the next.
+    pub async fn restart(&self, shutdown: Option<Duration>) {
+        let Seat::Taken(life) = self.seat.send_replace(Seat::Empty) else { return };
+        if let Some(deadline) = shutdown {
+            let _ = life.cache.shutdown(deadline).await.unwrap();
+        }
+        life.over.send_replace(true);
+        drop(life);
+        self.open().await;
+    }
+
+    /// Waits for all that is under way, and ends.
+    pub async fn shut_down(&self) {
+        if let Seat::Taken(life) = self.seat.send_replace(Seat::Empty) {
+            let left = life.cache.shutdown(Duration::from_secs(20)).await.unwrap();
+            assert_eq!(left.unfinished, 0, "healed, but handle {} is not done: {left:?}", self.index);
+        }
+    }
+
+    pub fn began_blind(&self) -> bool {
+        self.began_blind.load(SeqCst)
+    }
+
+    /// The cache, where it is open.
+    ///
+    /// # Errors
+    /// Why it could not be opened.
+    pub fn cache(&self) -> Result<Option<Cache>, String> {
+        match &*self.seat.borrow() {
+            Seat::Taken(life) => Ok(Some(life.cache.clone())),
+            Seat::Empty => Ok(None),
+            Seat::Broken(why) => Err(format!("handle {}: {why}", self.index)),
+        }
+    }
+
+    /// Does one thing and writes it down.
+    pub async fn step(&self, step: &Step) {
+        let seat = self
+            .seat
+            .subscribe()
+            .wait_for(|seat| !matches!(seat, Seat::Empty))
+            .await
+            .map(|seat| seat.clone());
+        let Ok(Seat::Taken(Life { cache, number, over })) = seat else { return };
+        let mut over = over.subscribe();
+        let mut pending = Pending::begin(self, &cache, number, step);
+        let given_up = async {
+            match step.gives_up_after {
+                Some(span) => tokio::time::sleep(span).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = pending.carry_out(step) => {}
+            () = given_up => {}
+            _ = over.wait_for(|over| *over) => {}
+        }
+    }
+}
+
+/// An operation that has begun. One that is dropped before its end is a write of unknown outcome.
+struct Pending<'a> {
+    daemon: &'a Daemon,
+    cache: Cache,
+    op: Option<Op>,
+}
+
+impl<'a> Pending<'a> {
+    fn begin(daemon: &'a Daemon, cache: &Cache, life: u32, step: &Step) -> Self {
+        let write = |what| {
+            let ttl_ms = i64::try_from(step.ttl.as_millis()).unwrap();
+            Act::Write(Write { id: daemon.recorder.id(), what, ttl_ms, outcome: Outcome::Unknown })
+        };
+        let act = match step.what {
+            Does::Put => Some(write(What::Put)),
+            Does::Remove => Some(write(What::Remove)),
+            Does::Update if step.key < REGISTERS => Some(write(What::Replace)),
+            Does::Update => Some(write(What::Append)),
+            Does::Get => Some(Act::Read(Err(ErrorKind::Closed))),
+            Does::Evict => None,
+        };
+        let off_ms = daemon.world.off_ms(daemon.index, cache);
+        let op = act.map(|act| Op {
+            handle: daemon.index,
+            life,
+            key: step.key,
+            begin: daemon.recorder.now(),
+            end: None,
+            off_ms,
+            act,
+        });
+        Self { daemon, cache: cache.clone(), op }
+    }
+
+    async fn carry_out(&mut self, step: &Step) {
+        let (cache, key) = (&self.cache, self.daemon.world.name(step.key));
+        let Some(act) = self.op.as_ref().map(|op| op.act.clone()) else {
+            return cache.evict(key).unwrap();
+        };
+        let act = match act {
+            Act::Read(_) => Act::Read(read(cache, &key).await),
+            Act::Write(write) => {
+                let outcome = outcome(carry_out(cache, &key, step, &write).await);
+                Act::Write(Write { outcome, ..write })
+            }
+        };
+        let end = self.daemon.recorder.now();
+        self.finish(act, Some(end));
+    }
+
+    fn finish(&mut self, act: Act, end: Option<Moment>) {
+        if let Some(mut op) = self.op.take() {
+            (op.act, op.end) = (act, end);
+            op.off_ms = op.off_ms.max(self.daemon.world.off_ms(op.handle, &self.cache));
+            self.daemon.recorder.push(op);
+        }
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        match self.op.as_ref().map(|op| op.act.clone()) {
+            Some(act @ Act::Write(_)) => self.finish(act, None),
+            _ => self.op = None,
+        }
+    }
+}
+
+async fn read(cache: &Cache, key: &str) -> Result<Reading, ErrorKind> {
+    match cache.get(key).await {
+        Ok(None) => Ok(Reading { seen: None, claim: Claim::Absent }),
+        Ok(Some(found)) => {
+            let document: Document = found.decode().unwrap();
+            Ok(Reading { seen: Some(document.ids), claim: queue::claim(&found) })
+        }
+        Err(e) => Err(e.kind()),
+    }
+}
+
+async fn carry_out(cache: &Cache, key: &str, step: &Step, write: &Write) -> Result<threadkeep::Durability> {
+    let (id, pad) = (write.id, "x".repeat(step.pad));
+    match write.what {
+        What::Put => cache.put(key, &Document { ids: vec![id], pad }).ttl(step.ttl).await,
+        What::Remove => cache.remove(key).await,
+        What::Replace => {
+            let replace = |_: Option<Document>| Ok(Some(Document { ids: vec![id], pad: pad.clone() }));
+            cache.update(key, replace).ttl(step.ttl).await
+        }
+        What::Append => {
+            let append = |now: Option<Document>| {
+                let mut next = now.unwrap_or_default();
+                next.ids.push(id);
+                Ok(Some(next))
+            };
+            cache.update(key, append).ttl(step.ttl).await
+        }
+    }
+}
+
+fn outcome(result: Result<threadkeep::Durability>) -> Outcome {
+    match result {
+        Ok(durability) => queue::outcome(durability),
+        Err(e) if e.outcome_unknown() => Outcome::Unknown,
+        Err(e) => Outcome::Failed(e.kind()),
+    }
+}

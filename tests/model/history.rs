@@ -1,0 +1,226 @@
+//! What happened in a world, as its callers saw it: all that the oracle is given.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use threadkeep::ErrorKind;
+
+/// What is stored under every key: the ids of the writes that made it. A register has one, a log one for each append.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Document {
+    pub ids: Vec<u64>,
+    /// Makes some documents larger.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub pad: String,
+}
+
+/// A point in time: its place among all others, and milliseconds since the world began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    pub tick: u64,
+    pub ms: i64,
+}
+
+/// One operation of a caller.
+#[derive(Debug, Clone)]
+pub struct Op {
+    pub handle: usize,
+    /// How often the handle had been restarted.
+    pub life: u32,
+    pub key: usize,
+    pub begin: Moment,
+    /// `None` where the caller gave up waiting.
+    pub end: Option<Moment>,
+    /// How far the handle's clock was off, in milliseconds.
+    pub off_ms: i64,
+    pub act: Act,
+}
+
+#[derive(Debug, Clone)]
+pub enum Act {
+    Write(Write),
+    Read(Result<Reading, ErrorKind>),
+}
+
+#[derive(Debug, Clone)]
+pub struct Write {
+    pub id: u64,
+    pub what: What,
+    pub ttl_ms: i64,
+    pub outcome: Outcome,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    Put,
+    Remove,
+    /// An update of a register: whatever was there becomes this.
+    Replace,
+    /// An update of a log.
+    Append,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Stored,
+    Superseded,
+    Queued,
+    /// A definite error: it must have changed nothing.
+    Failed(ErrorKind),
+    /// The error says that the outcome is unknown, or nobody waited for the answer.
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// The ids in the document, `None` where there is none.
+    pub seen: Option<Vec<u64>>,
+    pub claim: Claim,
+}
+
+/// What a reading says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    Fresh,
+    Stale,
+    Queued,
+    Absent,
+}
+
+/// A dead letter that a handle had in the end.
+#[derive(Debug, Clone)]
+pub struct Dead {
+    pub handle: usize,
+    pub key: usize,
+    /// Nothing for a deletion.
+    pub ids: Vec<u64>,
+}
+
+/// What the source of truth held in the end.
+#[derive(Debug, Clone)]
+pub struct Final {
+    pub key: usize,
+    pub seen: Option<Vec<u64>>,
+    pub at: Moment,
+}
+
+/// How exact the world was, and what was set.
+#[derive(Debug, Clone, Default)]
+pub struct Rules {
+    /// Writes of different handles (or lives) that are less than this apart may be ordered either way.
+    pub order_ms: i64,
+    /// By how much a clock that has had an answer may still be off.
+    pub clock_ms: i64,
+    pub fresh_ms: i64,
+    /// Keys below this are registers (put, remove, replace), the others logs (append only, which never expire).
+    pub registers: usize,
+    /// The replica has room for everything, so that what a handle knew it knows.
+    pub replica_keeps_all: bool,
+    /// The queue is so small that it may be full.
+    pub may_be_full: bool,
+}
+
+/// A finished world.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    pub ops: Vec<Op>,
+    pub dead: Vec<Dead>,
+    pub finals: Vec<Final>,
+    /// What went wrong when, for people.
+    pub notes: Vec<(Moment, String)>,
+    pub rules: Rules,
+}
+
+/// Writes operations down while they happen.
+#[derive(Debug)]
+pub struct Recorder {
+    start: Instant,
+    ticks: AtomicU64,
+    ids: AtomicU64,
+    ops: Mutex<Vec<Op>>,
+    notes: Mutex<Vec<(Moment, String)>>,
+}
+
+impl Recorder {
+    pub fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            ticks: 0.into(),
+            ids: 0.into(),
+            ops: Mutex::default(),
+            notes: Mutex::default(),
+        }
+    }
+
+    pub fn now(&self) -> Moment {
+        let tick = self.ticks.fetch_add(1, SeqCst) + 1;
+        Moment { tick, ms: i64::try_from(self.start.elapsed().as_millis()).unwrap() }
+    }
+
+    pub fn id(&self) -> u64 {
+        self.ids.fetch_add(1, SeqCst) + 1
+    }
+
+    pub fn push(&self, op: Op) {
+        self.ops().push(op);
+    }
+
+    pub fn note(&self, what: String) {
+        self.notes.lock().unwrap().push((self.now(), what));
+    }
+
+    pub fn notes(&self) -> Vec<(Moment, String)> {
+        self.notes.lock().unwrap().clone()
+    }
+
+    /// What was written down so far, in the order in which it began.
+    pub fn take(&self) -> Vec<Op> {
+        let mut ops = std::mem::take(&mut *self.ops());
+        ops.sort_by_key(|op| op.begin.tick);
+        ops
+    }
+
+    fn ops(&self) -> MutexGuard<'_, Vec<Op>> {
+        self.ops.lock().unwrap()
+    }
+}
+
+impl Op {
+    pub fn write(&self) -> Option<&Write> {
+        match &self.act {
+            Act::Write(write) => Some(write),
+            Act::Read(_) => None,
+        }
+    }
+}
+
+impl Outcome {
+    /// Whether its value may be seen somewhere: also what was superseded may have been stored before that, where an
+    /// answer was lost.
+    pub fn may_show(self) -> bool {
+        !matches!(self, Self::Failed(_))
+    }
+}
+
+impl std::fmt::Display for Op {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let end = self.end.map_or_else(|| "…".to_owned(), |end| format!("{}/{}", end.tick, end.ms));
+        write!(
+            f,
+            "{}/{}–{end} handle {}.{} key {} ",
+            self.begin.tick, self.begin.ms, self.handle, self.life, self.key
+        )?;
+        if self.off_ms.abs() > 1 {
+            write!(f, "(off {} ms) ", self.off_ms)?;
+        }
+        match &self.act {
+            Act::Write(write) => {
+                write!(f, "{:?} {} ttl {} → {:?}", write.what, write.id, write.ttl_ms, write.outcome)
+            }
+            Act::Read(Ok(reading)) => write!(f, "get → {:?} {:?}", reading.claim, reading.seen),
+            Act::Read(Err(kind)) => write!(f, "get → {kind:?}"),
+        }
+    }
+}

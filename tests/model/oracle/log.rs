@@ -1,0 +1,120 @@
+//! Keys that are only appended to, by compare-and-set: a document has each update that was made, once, in order.
+
+use std::collections::HashSet;
+
+use super::Verdict;
+use crate::history::{Act, Claim, History, Op, Outcome, Reading};
+
+const ROUNDING_MS: i64 = 3;
+
+pub fn check(history: &History, key: usize) -> Verdict {
+    let log = Log { history, key };
+    for op in history.ops.iter().filter(|op| op.key == key) {
+        match &op.act {
+            Act::Read(Ok(reading)) => log.check_read(op, reading)?,
+            Act::Write(write) if write.outcome == Outcome::Superseded => {
+                return Err(format!("an update was not made, though its caller has no error: {op}"));
+            }
+            _ => {}
+        }
+    }
+    log.check_final()
+}
+
+struct Log<'a> {
+    history: &'a History,
+    key: usize,
+}
+
+impl Log<'_> {
+    fn check_read(&self, read: &Op, reading: &Reading) -> Verdict {
+        let Some(end) = read.end else { return Ok(()) };
+        let seen = reading.seen.as_deref().unwrap_or_default();
+        self.check_entries(seen, end.tick).map_err(|what| format!("{what}: {read}"))?;
+        let seen: HashSet<u64> = seen.iter().copied().collect();
+        match self.required(read, reading).find(|(_, id)| !seen.contains(id)) {
+            Some((reason, id)) => Err(format!("the update {id}, {reason}, is missing: {read}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Each entry is an update that was begun by then and not refused, and none comes twice.
+    fn check_entries(&self, seen: &[u64], until: u64) -> Verdict {
+        let mut met = HashSet::new();
+        for id in seen {
+            if self.history.shown(self.key, *id).is_none_or(|op| op.begin.tick >= until) {
+                return Err(format!("shows the update {id}, which nobody made, or which was refused"));
+            }
+            if !met.insert(id) {
+                return Err(format!("shows the update {id} twice"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The updates that a reading must show.
+    fn required<'b>(
+        &'b self,
+        read: &'b Op,
+        reading: &'b Reading,
+    ) -> impl Iterator<Item = (&'static str, u64)> + 'b {
+        let is_past = |op: &Op| op.end.is_some_and(|end| end.tick < read.begin.tick);
+        let is_own = move |op: &Op| op.handle == read.handle && is_past(op);
+        let acknowledged = self.history.writes(self.key).filter(move |op| is_own(op));
+        let acknowledged = acknowledged.filter(|op| self.history.is_kept(op)).filter_map(id);
+        let earlier = self.history.ops.iter().filter(move |op| {
+            op.key == self.key && op.life == read.life && is_own(op) && op.write().is_none()
+        });
+        let shown = earlier.flat_map(|op| match &op.act {
+            Act::Read(Ok(reading)) => reading.seen.clone().unwrap_or_default(),
+            _ => Vec::new(),
+        });
+        let shown =
+            shown.filter(|id| !self.history.shown(self.key, *id).is_some_and(|op| self.history.is_dead(op)));
+        let window = match reading.claim {
+            Claim::Fresh | Claim::Absent => self.history.rules.fresh_ms + ROUNDING_MS,
+            Claim::Stale | Claim::Queued => i64::MAX / 2,
+        };
+        let stored = self.history.writes(self.key).filter(move |op| {
+            op.write().is_some_and(|write| write.outcome == Outcome::Stored)
+                && op.end.is_some_and(|end| end.ms + window < read.begin.ms)
+        });
+        let mark = |reason: &'static str| move |id: u64| (reason, id);
+        acknowledged
+            .map(mark("acknowledged before"))
+            .chain(shown.map(mark("shown before")))
+            .chain(stored.filter_map(id).map(mark("stored long ago")))
+    }
+
+    fn check_final(&self) -> Verdict {
+        let Some(last) = self.history.finals.iter().find(|last| last.key == self.key) else { return Ok(()) };
+        let seen = last.seen.as_deref().unwrap_or_default();
+        self.check_entries(seen, u64::MAX).map_err(|what| format!("the database {what}"))?;
+        let place = |op: &Op| id(op).and_then(|id| seen.iter().position(|seen| *seen == id));
+        for op in self.history.writes(self.key) {
+            if self.history.is_kept(op) && place(op).is_none() {
+                return Err(format!("an acknowledged update is lost: {op}"));
+            }
+            let is_after = |later: &&Op| is_ordered(op, later) && place(later) < place(op);
+            if let Some(later) = self.history.writes(self.key).filter(|op| place(op).is_some()).find(is_after)
+            {
+                return Err(format!("{later} stands before {op}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn id(op: &Op) -> Option<u64> {
+    op.write().map(|write| write.id)
+}
+
+/// Whether the second was made over what the first one left.
+fn is_ordered(first: &Op, second: &Op) -> bool {
+    let (Some(one), Some(two)) = (first.write(), second.write()) else { return false };
+    let is_made = |outcome| matches!(outcome, Outcome::Stored | Outcome::Queued);
+    first.end.is_some_and(|end| end.tick < second.begin.tick)
+        && is_made(one.outcome)
+        && is_made(two.outcome)
+        && (first.handle == second.handle || (one.outcome, two.outcome) == (Outcome::Stored, Outcome::Stored))
+}

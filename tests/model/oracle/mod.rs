@@ -1,0 +1,72 @@
+//! Judges a history by what was acknowledged and what overlapped in time; it knows no versions.
+//!
+//! Operations are intervals. One write is *before* another where it ended before the other began: exactly so within one
+//! life of a handle, and by a margin between handles, since versions are given by clocks (DESIGN, section 10). A write
+//! counts as ended when its caller was answered, also with an error: what it stamped, it stamped before. One that nobody
+//! waited for never ended.
+
+mod letters;
+mod log;
+mod order;
+mod register;
+#[cfg(test)]
+mod tests;
+
+use threadkeep::ErrorKind;
+
+use crate::history::{Act, History, Moment, Op, Outcome, What};
+
+/// What is wrong with a history, if anything, with the operations that it concerns.
+pub fn violation(history: &History) -> Option<String> {
+    let keys = history.ops.iter().map(|op| op.key).max().map_or(0, |last| last + 1);
+    let of_key = |key| match key < history.rules.registers {
+        true => register::check(history, key),
+        false => log::check(history, key),
+    };
+    let verdict = errors(history).and_then(|()| {
+        (0..keys).try_for_each(|key| {
+            of_key(key)
+                .and_then(|()| letters::check(history, key))
+                .map_err(|what| format!("{what}\n{}", story(history, key)))
+        })
+    });
+    verdict.err()
+}
+
+type Verdict = Result<(), String>;
+
+/// Errors are of the kinds that the world can justify.
+fn errors(history: &History) -> Verdict {
+    let is_justified = |op: &Op, kind: ErrorKind| match kind {
+        ErrorKind::Unavailable | ErrorKind::Busy | ErrorKind::Denied | ErrorKind::Closed => true,
+        ErrorKind::Conflict => {
+            op.write().is_some_and(|write| matches!(write.what, What::Replace | What::Append))
+        }
+        kind if kind.as_str() == "queue_full" => history.rules.may_be_full && op.write().is_some(),
+        _ => false,
+    };
+    let kind = |op: &Op| match &op.act {
+        Act::Read(Err(kind)) => Some(*kind),
+        Act::Write(write) => match write.outcome {
+            Outcome::Failed(kind) => Some(kind),
+            _ => None,
+        },
+        Act::Read(Ok(_)) => None,
+    };
+    match history.ops.iter().find(|op| kind(op).is_some_and(|kind| !is_justified(op, kind))) {
+        Some(op) => Err(format!("an error that nothing explains: {op}")),
+        None => Ok(()),
+    }
+}
+
+/// Everything that happened to one key.
+fn story(history: &History, key: usize) -> String {
+    let ops = history.ops.iter().filter(|op| op.key == key).map(|op| (op.begin.tick, format!("  {op}\n")));
+    let note = |(at, what): &(Moment, String)| (at.tick, format!("  {}/{} *** {what}\n", at.tick, at.ms));
+    let mut lines: Vec<(u64, String)> = ops.chain(history.notes.iter().map(note)).collect();
+    lines.sort();
+    let dead = history.dead.iter().filter(|dead| dead.key == key).map(|dead| format!("  {dead:?}\n"));
+    let last = history.finals.iter().filter(|last| last.key == key).map(|last| format!("  {last:?}\n"));
+    let lines: String = lines.into_iter().map(|(_, line)| line).chain(dead).chain(last).collect();
+    format!("  {:?}\n{lines}", history.rules)
+}

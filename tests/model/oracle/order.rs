@@ -1,0 +1,81 @@
+//! Which write came before which, and which of them count.
+
+use crate::history::{Dead, History, Op, Outcome, Rules, What};
+
+/// Where a reading may come from: a write, or that there never was one.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    Never,
+    Write(&'a Op),
+}
+
+impl Rules {
+    /// Whether `a` is surely older than `b`.
+    pub fn is_before(&self, a: &Op, b: &Op) -> bool {
+        let Some(end) = a.end else { return false };
+        match (a.handle, a.life) == (b.handle, b.life) {
+            true => end.tick < b.begin.tick,
+            false => end.ms + self.order_ms < b.begin.ms && end.tick < b.begin.tick,
+        }
+    }
+
+    pub fn is_older(&self, source: Source<'_>, than: Source<'_>) -> bool {
+        match (source, than) {
+            (_, Source::Never) => false,
+            (Source::Never, Source::Write(_)) => true,
+            (Source::Write(a), Source::Write(b)) => self.is_before(a, b),
+        }
+    }
+}
+
+impl History {
+    /// The writes to a key.
+    pub fn writes(&self, key: usize) -> impl Iterator<Item = &Op> {
+        self.ops.iter().filter(move |op| op.key == key && op.write().is_some())
+    }
+
+    /// The write with this id that may be seen.
+    pub fn shown(&self, key: usize, id: u64) -> Option<&Op> {
+        self.writes(key).find(|op| {
+            op.write().is_some_and(|w| w.id == id && w.what != What::Remove && w.outcome.may_show())
+        })
+    }
+
+    /// Whether it was queued and became a dead letter, or part of one: an update takes those with it that it went on
+    /// from in the queue.
+    pub fn is_dead(&self, op: &Op) -> bool {
+        let is_update = |op: &Op| op.write().is_some_and(|write| write.what == What::Replace);
+        let went_on = |later: &Op| {
+            later.handle == op.handle
+                && is_update(later)
+                && self.is_letter(later)
+                && later.end.is_none_or(|end| end.tick > op.begin.tick)
+        };
+        self.is_letter(op) || self.is_queued(op) && is_update(op) && self.writes(op.key).any(went_on)
+    }
+
+    /// Whether it is among the dead letters. A dead deletion cannot be told from others of its handle.
+    fn is_letter(&self, op: &Op) -> bool {
+        let is_meant = |ids: &[u64]| {
+            op.write().is_some_and(|write| match write.what {
+                What::Remove => ids.is_empty(),
+                _ => ids.contains(&write.id),
+            })
+        };
+        let is_it = |dead: &Dead| (dead.handle, dead.key) == (op.handle, op.key) && is_meant(&dead.ids);
+        self.is_queued(op) && self.dead.iter().any(is_it)
+    }
+
+    fn is_queued(&self, op: &Op) -> bool {
+        op.write().is_some_and(|write| matches!(write.outcome, Outcome::Queued | Outcome::Unknown))
+    }
+
+    /// Whether the source of truth must in the end hold it or something newer.
+    pub fn is_kept(&self, op: &Op) -> bool {
+        op.write().is_some_and(|write| match write.outcome {
+            Outcome::Stored | Outcome::Superseded => true,
+            Outcome::Queued => !self.is_dead(op),
+            Outcome::Failed(_) | Outcome::Unknown => false,
+        })
+    }
+}

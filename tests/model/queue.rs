@@ -1,0 +1,54 @@
+//! What the local file adds to the handle, in the words of the model.
+
+use std::path::Path;
+
+use threadkeep::{Builder, Cache, Durability, Found, Freshness};
+
+use crate::history::{Claim, Outcome};
+use crate::plan::Settings;
+
+pub const HAS_LANDED: bool = true;
+
+pub struct Letter {
+    pub key: String,
+    pub json: Option<String>,
+}
+
+pub fn with_queue(builder: Builder, path: &Path, settings: &Settings) -> Builder {
+    builder.queue(path).queue_bytes(settings.queue_bytes).replica_bytes(settings.replica_bytes)
+}
+
+pub fn is_queue_empty(cache: &Cache) -> bool {
+    cache.health().queue.is_none_or(|queue| queue.records == 0)
+}
+
+pub fn queue_bytes(cache: &Cache) -> u64 {
+    cache.health().queue.map_or(0, |queue| queue.bytes)
+}
+
+pub async fn dead_letters(cache: &Cache) -> Vec<Letter> {
+    let all = cache.dead_letters().await.unwrap();
+    let letter = |dead: threadkeep::DeadLetter| Letter {
+        key: dead.record.key.as_str().to_owned(),
+        json: dead.record.value.map(|json| json.as_str().to_owned()),
+    };
+    all.into_iter().map(letter).collect()
+}
+
+pub fn outcome(durability: Durability) -> Outcome {
+    match durability {
+        Durability::Stored => Outcome::Stored,
+        Durability::Superseded => Outcome::Superseded,
+        Durability::Queued => Outcome::Queued,
+        other => panic!("unknown to the model: {other:?}"),
+    }
+}
+
+pub fn claim(found: &Found) -> Claim {
+    match found.freshness() {
+        Freshness::Fresh => Claim::Fresh,
+        Freshness::Stale { .. } => Claim::Stale,
+        Freshness::Queued => Claim::Queued,
+        other => panic!("unknown to the model: {other:?}"),
+    }
+}

@@ -1,0 +1,120 @@
+//! Real PostgreSQL behind a PostgREST-compatible server, and for each handle a gateway that can fail.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use threadkeep::{Builder, Cache, Result, State};
+
+use crate::plan::{HANDLES, Trouble};
+use crate::stack::{Fault, Gateway, Server, Stack};
+use crate::world::World;
+
+const DEADLINE: Duration = Duration::from_millis(300);
+
+pub struct Database {
+    stack: &'static Stack,
+    sql: tokio_postgres::Client,
+    lines: [Line; HANDLES],
+    /// Sets the threads of this world apart.
+    world: u64,
+    is_skewed: bool,
+}
+
+struct Line {
+    gateway: Gateway,
+    skew_ms: i64,
+    /// Whether the present life has had an answer.
+    was_told: AtomicBool,
+}
+
+impl Database {
+    pub async fn new(server: Server, skews: [i64; HANDLES]) -> Self {
+        let stack = tokio::task::block_in_place(|| Stack::shared(server));
+        let line = async |skew_ms| Line { gateway: stack.gateway().await, skew_ms, was_told: false.into() };
+        let lines = [line(skews[0]).await, line(skews[1]).await];
+        let is_skewed = skews.iter().any(|skew| *skew != 0);
+        Self { stack, sql: stack.sql().await, lines, world: fastrand::u64(..), is_skewed }
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Database({:?})", self.stack.server())
+    }
+}
+
+#[async_trait]
+impl World for Database {
+    async fn builder(&self, handle: usize, skew_ms: i64) -> Result<Builder> {
+        let line = &self.lines[handle];
+        line.was_told.store(false, SeqCst);
+        let builder = Cache::builder().supabase(&line.gateway.url(), &line.gateway.keys().secret);
+        Ok(builder.timeout(DEADLINE).clock_skew_millis(skew_ms))
+    }
+
+    async fn trouble(&self, handle: usize, trouble: Trouble) {
+        let gateway = &self.lines[handle].gateway;
+        match trouble {
+            Trouble::Refuse => gateway.refuse().await,
+            Trouble::LoseAnswers => gateway.always(Fault::LoseAnswer),
+            Trouble::Deny => gateway.always(Fault::json_error(401, "PGRST301")),
+            Trouble::Slow(span) => gateway.always(Fault::Slow(span)),
+            Trouble::SlowAnswers(_) => gateway.always(Fault::HangAfter),
+            Trouble::Hang => gateway.always(Fault::Hang),
+            Trouble::Flaky(rate) => gateway.rule(move |_| match fastrand::f64() < rate {
+                true => [Fault::Reset, Fault::LoseAnswer, Fault::Truncate][fastrand::usize(..3)].clone(),
+                false => Fault::Pass,
+            }),
+            Trouble::Blips(count) => gateway.script(std::iter::repeat_n(Fault::LoseAnswer, count)),
+            Trouble::Other(number) => gateway.always(other(number)),
+        }
+    }
+
+    async fn heal(&self, handle: usize) {
+        let gateway = &self.lines[handle].gateway;
+        gateway.heal();
+        gateway.accept().await;
+    }
+
+    fn name(&self, key: usize) -> String {
+        format!("model {:016x} {key}", self.world)
+    }
+
+    async fn truth(&self, key: &str) -> Option<String> {
+        let select = "select conversation_data::text from conversation_threads \
+                      where thread_id = $1 and expires_at > clock_timestamp()";
+        self.sql.query_opt(select, &[&key]).await.unwrap().map(|row| row.get(0))
+    }
+
+    fn off_ms(&self, handle: usize, cache: &Cache) -> i64 {
+        let line = &self.lines[handle];
+        if !line.was_told.load(SeqCst) && cache.health().breaker == Some(State::Closed) {
+            line.was_told.store(true, SeqCst);
+        }
+        if line.was_told.load(SeqCst) { 0 } else { line.skew_ms.abs() }
+    }
+
+    fn worst_ms(&self) -> i64 {
+        // A clock that was wrong is put right to one round trip.
+        if self.is_skewed { 300 } else { 5 }
+    }
+}
+
+fn other(number: usize) -> Fault {
+    let faults = [
+        Fault::html(522),
+        Fault::html(502),
+        Fault::html(200),
+        Fault::html(540),
+        Fault::json_error(500, "53300"),
+        Fault::json_error(500, "57014"),
+        Fault::json_error(503, "PGRST002"),
+        Fault::json_error(429, ""),
+        Fault::retry_after(503, 1),
+        Fault::Reset,
+        Fault::Truncate,
+    ];
+    faults[number % faults.len()].clone()
+}
