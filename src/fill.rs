@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -22,6 +23,7 @@ pub(crate) struct Flights<T> {
 #[derive(Debug)]
 struct Flight<T> {
     ticket: Arc<Ticket>,
+    began: Instant,
     landing: Landing<T>,
 }
 
@@ -49,14 +51,16 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     {
         let mut running = lock(&self.running);
         if let Some(flight) = running.get(key).filter(|flight| flight.ticket.floor(key).is_none()) {
-            return Ok(Joined(flight.landing.clone()));
+            return Ok(Joined { landing: flight.landing.clone(), began: flight.began });
         }
         if running.len() >= MOST {
             return Err(Error::new(ErrorKind::Busy, format!("{MOST} loads are under way; try again later")));
         }
         let ticket = Arc::new(fences.begin());
         let (land, landing) = watch::channel(None);
-        running.insert(key.clone(), Flight { ticket: Arc::clone(&ticket), landing: landing.clone() });
+        let began = Instant::now();
+        let flight = Flight { ticket: Arc::clone(&ticket), began, landing: landing.clone() };
+        running.insert(key.clone(), flight);
         let entry =
             Listed { running: Arc::clone(&self.running), key: key.clone(), ticket: Arc::clone(&ticket) };
         let work = load(ticket);
@@ -68,7 +72,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
             drop(entry);
             land.send_replace(Some(result));
         });
-        Ok(Joined(landing))
+        Ok(Joined { landing, began })
     }
 }
 
@@ -95,14 +99,18 @@ impl<T> Drop for Listed<T> {
 
 /// A load that is under way.
 #[derive(Debug)]
-pub(crate) struct Joined<T>(Landing<T>);
+pub(crate) struct Joined<T> {
+    landing: Landing<T>,
+    /// What it finds was stored at this moment or later.
+    pub(crate) began: Instant,
+}
 
 impl<T: Clone> Joined<T> {
     /// Waits for its end; cancel-safe.
     pub(crate) async fn land(&mut self) -> Result<T> {
         let gone =
             |_| Error::new(ErrorKind::Unavailable, "the load was given up: the runtime ends, or a bug");
-        let landed = self.0.wait_for(Option::is_some).await.map_err(gone)?;
+        let landed = self.landing.wait_for(Option::is_some).await.map_err(gone)?;
         landed.clone().ok_or_else(|| Error::new(ErrorKind::Unavailable, "the load ended without a result"))
     }
 }

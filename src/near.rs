@@ -156,6 +156,17 @@ impl Near {
             && self.fresh_for.is_none_or(|span| now.saturating_duration_since(entry.confirmed) < span)
     }
 
+    /// Whether what a call brought that began at `confirmed` is fresh to somebody who asked at `asked`.
+    pub(crate) fn is_recent(&self, confirmed: Instant, asked: Instant) -> bool {
+        let age = asked.saturating_duration_since(confirmed);
+        age.is_zero() || self.fresh_for.is_none_or(|span| age < span)
+    }
+
+    /// As [`is_recent`](Self::is_recent), for an absence.
+    pub(crate) fn is_recent_absence(&self, confirmed: Instant, asked: Instant) -> bool {
+        self.is_recent(confirmed, asked) && asked.saturating_duration_since(confirmed) < ABSENT_FOR
+    }
+
     /// The version of a thread that is known to be absent.
     pub(crate) fn absent(&self, key: &Key) -> Option<Version> {
         let version = self.absences.as_ref()?.get(key)?;

@@ -67,6 +67,9 @@ impl Inner {
                 Some(found) = self.at_hand_after_patience(key) => return Ok(found),
             };
             match loaded {
+                // Joined, but begun so long before this get that it may be older than what `Fresh` means: once more.
+                Ok(Learnt::Present(_)) if !self.near.is_recent(load.began, began) => {}
+                Ok(Learnt::Absent(_)) if !self.near.is_recent_absence(load.began, began) => {}
                 Ok(Learnt::Present(entry)) => return Ok(Some(Found::fresh(entry.marked()))),
                 Ok(Learnt::Absent(_)) => return Ok(None),
                 Ok(Learnt::Overtaken) => {}
