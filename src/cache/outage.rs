@@ -102,6 +102,13 @@ impl Inner {
         spool.keep(copies.collect()).await;
     }
 
+    /// The source of truth was seen to hold this version, which is not at hand: what is older is read no more, neither from
+    /// memory nor from the disk.
+    pub(super) async fn overtaken(&self, key: &Key, version: Version) {
+        self.keep([Arc::new(Record::deletion(key.clone(), version))]).await;
+        self.near.overtaken(key, version);
+    }
+
     /// Keeps a write of this handle that the source of truth has taken. One that does not go on from what was there takes
     /// the place of an older one in the queue; says which.
     pub(super) async fn keep_own(&self, record: &Arc<Record>, over: Option<Version>) -> Option<Version> {

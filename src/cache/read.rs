@@ -192,7 +192,10 @@ impl Inner {
                 News::Found(Arc::clone(&held.record))
             }
             (Some(Loaded::Absent(version)), _) => {
-                self.keep([Arc::new(Record::deletion(key.clone(), version))]).await;
+                // One that was overtaken on its way must not cost the copy of what overtook it.
+                if ticket.floor(key).is_none_or(|floor| version >= floor) {
+                    self.keep([Arc::new(Record::deletion(key.clone(), version))]).await;
+                }
                 News::Absent(version)
             }
             (None | Some(Loaded::Same), _) => {

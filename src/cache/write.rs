@@ -329,7 +329,7 @@ impl Inner {
                 }
                 Applied::Superseded(version) | Applied::Conflict(version) if is_stored => {
                     // The change was made, and somebody has gone on from it.
-                    self.near.overtaken(&draft.key, version);
+                    self.overtaken(&draft.key, version).await;
                     return Ok(Durability::Stored);
                 }
                 Applied::Superseded(_) | Applied::TooOld if is_misjudged => {}
@@ -376,7 +376,7 @@ impl Inner {
     ) -> Result<Durability> {
         let key = &record.key;
         if let Some(version) = newer(applied) {
-            self.near.overtaken(key, version);
+            self.overtaken(key, version).await;
         }
         let error = |kind, what: &str| Err(Error::new(kind, format!("the thread {key} {what}")));
         match applied {
@@ -409,7 +409,7 @@ impl Inner {
         is_misjudged: bool,
     ) -> Result<Durability> {
         if let Some(version) = newer(applied) {
-            self.near.overtaken(&record.key, version);
+            self.overtaken(&record.key, version).await;
         }
         if applied == Applied::Stored
             && !is_misjudged

@@ -71,9 +71,12 @@ impl Daemon {
             match self.try_open().await {
                 Ok(cache) => break cache,
                 Err(e) if e.kind() == ErrorKind::Denied => {
-                    tokio::time::sleep(Duration::from_millis(20)).await
+                    tokio::time::sleep(Duration::from_millis(20)).await;
                 }
-                Err(e) => panic!("handle {} could not be opened: {e:?}", self.index),
+                Err(e) => {
+                    self.seat.send_replace(Seat::Broken(format!("it cannot be opened: {e:?}")));
+                    return;
+                }
             }
         };
         if self.world.off_ms(self.index, &cache) > 100 {

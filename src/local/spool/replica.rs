@@ -120,7 +120,7 @@ fn keep(
             None
         }
         // Somebody deleted the row: what is here is the last version that was.
-        Some((_, false, _)) if record.value.is_none() => {
+        Some((_, false, _)) if record.value.is_none() && record.version == Version::NONE => {
             let sql = "update records set value = null where key = ?1";
             connection.prepare_cached(sql)?.execute([record.key.as_str()])?;
             return Ok(None);
