@@ -461,7 +461,11 @@ fn own_base(queued: &Queued, applied: Applied) -> Option<Version> {
     let (Some(base), Applied::Conflict(stored) | Applied::Forgotten(stored)) = (queued.base, applied) else {
         return None;
     };
-    (stored < base || queued.chain.contains(&stored)).then_some(stored)
+    let is_ours = stored == Version::NONE || queued.chain.contains(&stored);
+    // What goes on from a put takes, as that does, the place of whatever is older. What goes on from an update does not:
+    // where that was given up, what is stored is somebody else's.
+    let follows_a_put = queued.chain.contains(&Version::NONE) && stored < base;
+    (is_ours || follows_a_put).then_some(stored)
 }
 
 /// What the verdict means for a queued write; `None` where it is to be sent again.

@@ -47,7 +47,8 @@ impl Held {
     fn passed_on(&self) -> (Option<Version>, String) {
         match self.base {
             // A put takes the place of whatever is there, and with it what goes on from it, up to here.
-            None => ((!self.is_unsure).then_some(self.version), String::new()),
+            // The version of what never was, in the chain, says so.
+            None => ((!self.is_unsure).then_some(self.version), Version::NONE.to_string()),
             Some(base) if self.is_sent => (Some(base), format!("{} {}", self.chain, self.version)),
             Some(base) => (Some(base), self.chain.clone()),
         }
