@@ -29,6 +29,8 @@ pub(crate) struct Entry {
     pub(crate) confirmed: Instant,
     /// Whether it is a write that waits in the queue, and nobody has confirmed it yet.
     pub(crate) is_queued: bool,
+    /// Whether it was read from disk: how old it is, only a clock says that nobody may have put right.
+    is_recalled: bool,
     /// Whether it was read since accesses were last reported to the store.
     accessed: AtomicBool,
 }
@@ -153,6 +155,7 @@ impl Near {
 
     pub(crate) fn is_fresh(&self, entry: &Entry, now: Instant) -> bool {
         !entry.is_queued
+            && !entry.is_recalled
             && self.fresh_for.is_none_or(|span| now.saturating_duration_since(entry.confirmed) < span)
     }
 
@@ -198,7 +201,13 @@ impl Near {
                 News::Found(record) => {
                     self.absences.iter().for_each(|absences| absences.invalidate(key));
                     let accessed = held.is_some_and(|held| held.accessed.load(Relaxed)).into();
-                    let entry = Arc::new(Entry { record, confirmed: began, is_queued: false, accessed });
+                    let entry = Arc::new(Entry {
+                        record,
+                        confirmed: began,
+                        is_queued: false,
+                        is_recalled: false,
+                        accessed,
+                    });
                     learnt = Learnt::Present(Arc::clone(&entry));
                     Op::Put(entry)
                 }
@@ -283,7 +292,13 @@ impl Near {
             if held.is_some() || is_overtaken || self.pending.current(&key).is_some() {
                 return Op::Nop;
             }
-            let entry = Arc::new(Entry { record, confirmed, is_queued: false, accessed: true.into() });
+            let entry = Arc::new(Entry {
+                record,
+                confirmed,
+                is_queued: false,
+                is_recalled: true,
+                accessed: true.into(),
+            });
             recalled = Some(Arc::clone(&entry));
             Op::Put(entry)
         });
@@ -308,6 +323,7 @@ impl Near {
                 record: Arc::clone(record),
                 confirmed: began,
                 is_queued: false,
+                is_recalled: false,
                 accessed,
             }))
         });
@@ -349,7 +365,7 @@ impl Near {
 impl Entry {
     fn queued(record: &Arc<Record>) -> Arc<Self> {
         let (record, confirmed) = (Arc::clone(record), Instant::now());
-        Arc::new(Self { record, confirmed, is_queued: true, accessed: true.into() })
+        Arc::new(Self { record, confirmed, is_queued: true, is_recalled: false, accessed: true.into() })
     }
 
     /// Marks it as read. Mostly it is marked already, and a load is cheaper than a store that other cores must see.

@@ -94,10 +94,10 @@ impl Inner {
         self.near.recall(&ticket, record, now.since(confirmed_at)).map(Found::stale)
     }
 
-    /// Keeps copies of what the source of truth was seen to hold, before anybody hears of it.
-    pub(super) async fn keep(&self, records: impl IntoIterator<Item = Arc<Record>>) {
+    /// Keeps copies of what a call that began at `began` saw the source of truth hold, before anybody hears of it.
+    pub(super) async fn keep(&self, records: impl IntoIterator<Item = Arc<Record>>, began: Instant) {
         let Some(spool) = &self.spool else { return };
-        let confirmed_at = self.origin.clock().now();
+        let confirmed_at = self.origin.clock().at(began);
         let copies = records.into_iter().map(|record| Copy { record, confirmed_at, is_own: false });
         spool.keep(copies.collect()).await;
     }
@@ -105,7 +105,7 @@ impl Inner {
     /// The source of truth was seen to hold this version, which is not at hand: what is older is read no more, neither from
     /// memory nor from the disk.
     pub(super) async fn overtaken(&self, key: &Key, version: Version) {
-        self.keep([Arc::new(Record::deletion(key.clone(), version))]).await;
+        self.keep([Arc::new(Record::deletion(key.clone(), version))], Instant::now()).await;
         self.near.overtaken(key, version);
     }
 

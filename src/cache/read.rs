@@ -182,7 +182,7 @@ impl Inner {
         // The file comes before memory: what has been read once must not be older there.
         let news = match (loaded, held) {
             (Some(Loaded::Found(record)), _) => {
-                self.keep([Arc::clone(&record)]).await;
+                self.keep([Arc::clone(&record)], began).await;
                 News::Found(record)
             }
             (Some(Loaded::Same), Some(held)) => {
@@ -194,7 +194,7 @@ impl Inner {
             (Some(Loaded::Absent(version)), _) => {
                 // One that was overtaken on its way must not cost the copy of what overtook it.
                 if ticket.floor(key).is_none_or(|floor| version >= floor) {
-                    self.keep([Arc::new(Record::deletion(key.clone(), version))]).await;
+                    self.keep([Arc::new(Record::deletion(key.clone(), version))], began).await;
                 }
                 News::Absent(version)
             }
