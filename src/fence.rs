@@ -28,6 +28,8 @@ struct State {
 #[derive(Debug, Clone, Copy)]
 struct Floor {
     version: Version,
+    /// The part of it that the source of truth was seen to hold.
+    seen: Version,
     raised: u64,
 }
 
@@ -48,13 +50,23 @@ impl Fences {
 
     /// From now on, results of running calls that are older than this are overtaken.
     pub(crate) fn raise(&self, key: &Key, version: Version) {
+        self.raise_both(key, version, Version::NONE);
+    }
+
+    /// As [`raise`](Self::raise), to a version that the source of truth was seen to hold.
+    pub(crate) fn raise_seen(&self, key: &Key, version: Version) {
+        self.raise_both(key, version, version);
+    }
+
+    fn raise_both(&self, key: &Key, version: Version, seen: Version) {
         let mut state = self.state();
         if state.running.is_empty() {
             return;
         }
         let raised = state.number();
-        let before = state.floors.get(key).map(|floor| floor.version);
-        let floor = Floor { version: before.map_or(version, |before| before.max(version)), raised };
+        let before = state.floors.get(key).copied();
+        let before = before.unwrap_or(Floor { version, seen, raised });
+        let floor = Floor { version: before.version.max(version), seen: before.seen.max(seen), raised };
         state.floors.insert(key.clone(), floor);
         state.raises.push_back((raised, key.clone()));
     }
@@ -87,6 +99,14 @@ impl Ticket {
     pub(crate) fn floor(&self, key: &Key) -> Option<Version> {
         let floor = self.fences.state().floors.get(key).copied();
         floor.filter(|floor| floor.raised > self.number).map(|floor| floor.version)
+    }
+}
+
+impl Ticket {
+    /// What the source of truth was seen to hold since this call began, if anything.
+    pub(crate) fn seen(&self, key: &Key) -> Option<Version> {
+        let floor = self.fences.state().floors.get(key).copied();
+        floor.filter(|floor| floor.raised > self.number).map(|floor| floor.seen)
     }
 }
 

@@ -196,7 +196,7 @@ impl Near {
             if ticket.floor(key).is_some_and(|floor| version < floor) {
                 return Op::Nop;
             }
-            self.fences.raise(key, version);
+            self.fences.raise_seen(key, version);
             match news {
                 News::Found(record) => {
                     self.absences.iter().for_each(|absences| absences.invalidate(key));
@@ -239,7 +239,7 @@ impl Near {
         self.clock.observe(version);
         self.threads.entry_by_ref(key).and_compute_with(|held| {
             let is_behind = self.pending.meet(key, version).is_some();
-            self.fences.raise(key, version);
+            self.fences.raise_seen(key, version);
             self.absences.iter().for_each(|absences| absences.invalidate(key));
             match held {
                 Some(held) if held.value().is_queued && !is_behind => Op::Remove,
@@ -249,14 +249,25 @@ impl Near {
         });
     }
 
-    /// A write is on disk in the queue: from now on it is the newest of its thread.
-    pub(crate) fn enqueued(&self, record: &Arc<Record>, is_unsure: bool, queued_at: Timestamp) {
+    /// A write that began with `ticket` is on disk in the queue: from now on it is the newest of its thread.
+    pub(crate) fn enqueued(
+        &self,
+        record: &Arc<Record>,
+        ticket: &Ticket,
+        is_unsure: bool,
+        queued_at: Timestamp,
+    ) {
         let (key, version) = (&record.key, record.version);
         self.threads.entry_by_ref(key).and_compute_with(|held| {
             if !self.pending.insert(key, version, is_unsure, queued_at) {
                 return Op::Nop;
             }
-            // The source of truth may have shown something newer while it was being written to disk.
+            // The source of truth may have shown something newer while it was being written to disk, which memory may
+            // have dropped again.
+            if let Some(seen) = ticket.seen(key).filter(|seen| *seen > version) {
+                self.pending.meet(key, seen);
+                return Op::Nop;
+            }
             if let Some(held) = held.as_ref().map(moka::Entry::value)
                 && !held.is_queued
                 && held.record.version > version
@@ -309,7 +320,7 @@ impl Near {
     pub(crate) fn stored(&self, record: &Arc<Record>, began: Instant) {
         let (key, version) = (&record.key, record.version);
         self.threads.entry_by_ref(key).and_compute_with(|held| {
-            self.fences.raise(key, version);
+            self.fences.raise_seen(key, version);
             let is_it =
                 |held: &Arc<Entry>| held.is_queued && self.pending.covers(key.as_str(), held.record.version);
             let held = held.map(moka::Entry::into_value).filter(is_it);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Cache, Found, Inner, OnOutage, Queue, Spool};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fence::Ticket;
 use crate::near::Entry;
 use crate::record::{Durability, Key, Record};
 use crate::spool::{Copy, DeadLetter, Enqueued, Entry as ToQueue};
@@ -39,12 +40,13 @@ impl Inner {
         spool: &Spool,
         record: &Arc<Record>,
         over: Option<Version>,
+        ticket: &Ticket,
         is_sent: bool,
     ) -> Result<Durability> {
         let entry = ToQueue { record: Arc::clone(record), over, is_sent };
         match spool.enqueue(entry).await? {
             Enqueued::Kept { is_unsure, queued_at } => {
-                self.near.enqueued(record, is_unsure, queued_at);
+                self.near.enqueued(record, ticket, is_unsure, queued_at);
                 Ok(Durability::Queued)
             }
             // A newer write of this handle, or one that the source of truth was seen to hold.

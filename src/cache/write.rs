@@ -258,25 +258,27 @@ impl Inner {
         if self.is_reachable() && !goes_on {
             return self.write_with_patience(spool, draft, answer).await;
         }
-        let clock = self.origin.clock();
+        let (clock, ticket) = (self.origin.clock(), self.fences.begin());
         let record = draft.record(clock.stamp().version, clock.now(), self.limits.ttl).into();
-        answer.give(self.enqueue(spool, &record, draft.expect, false).await);
+        answer.give(self.enqueue(spool, &record, draft.expect, &ticket, false).await);
     }
 
     /// Tries the source of truth for as long as a caller waits; then queues the write, while the attempt goes on behind.
     async fn write_with_patience(&self, spool: &Spool, draft: Draft, answer: Answer) {
+        // Taken before it is stamped, and held until it is marked as queued.
+        let ticket = self.fences.begin();
         let attempt = Attempt::default();
         let mut writing = std::pin::pin!(self.write_through(draft, &attempt));
         tokio::select! {
             biased;
             result = &mut writing => return answer.give(match result {
-                Err(e) if is_to_be_queued(&e) => self.queue_after(spool, &attempt, &e).await,
+                Err(e) if is_to_be_queued(&e) => self.queue_after(spool, &attempt, &ticket, &e).await,
                 result => result,
             }),
             () = tokio::time::sleep(self.limits.patience) => {}
         }
         let Some((record, over)) = attempt.latest() else { return answer.give(writing.await) };
-        let refused = match self.enqueue(spool, &record, over, true).await {
+        let refused = match self.enqueue(spool, &record, over, &ticket, true).await {
             Ok(durability) => {
                 attempt.is_queued.store(true, Relaxed);
                 answer.give(Ok(durability));
@@ -294,9 +296,15 @@ impl Inner {
     }
 
     /// Queues a write that the source of truth could not take.
-    async fn queue_after(&self, spool: &Spool, attempt: &Attempt, failure: &Error) -> Result<Durability> {
+    async fn queue_after(
+        &self,
+        spool: &Spool,
+        attempt: &Attempt,
+        ticket: &Ticket,
+        failure: &Error,
+    ) -> Result<Durability> {
         let Some((record, over)) = attempt.latest() else { return Err(failure.clone()) };
-        let queued = self.enqueue(spool, &record, over, failure.outcome_unknown()).await;
+        let queued = self.enqueue(spool, &record, over, ticket, failure.outcome_unknown()).await;
         queued.map_err(|e| if failure.outcome_unknown() { e.with_outcome_unknown() } else { e })
     }
 
