@@ -202,7 +202,7 @@ impl Clock {
         let latest = shown.0 - self.elapsed(sent);
         self.truth.fetch_update(Relaxed, Relaxed, |truth| Some(truth.clamp(earliest, latest))).ok();
         let moved = self.truth.load(Relaxed) - self.started_at;
-        self.moved.get_or_init(|| if moved.abs() > millis(TOLERANCE) { moved } else { 0 });
+        self.moved.get_or_init(|| moved);
     }
 
     /// By how many milliseconds the first answer moved this clock, if there was one: what was stamped before is off by so
