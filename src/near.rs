@@ -264,12 +264,14 @@ impl Near {
             }
             // The source of truth may have shown something newer while it was being written to disk, which memory may
             // have dropped again.
+            let version = self.pending.straight(version, is_unsure);
             if let Some(seen) = ticket.seen(key).filter(|seen| *seen > version) {
                 self.pending.meet(key, seen);
                 return Op::Nop;
             }
             if let Some(held) = held.as_ref().map(moka::Entry::value)
                 && !held.is_queued
+                && !(is_unsure && held.is_recalled)
                 && held.record.version > version
             {
                 self.pending.meet(key, held.record.version);

@@ -65,6 +65,11 @@ impl Pending {
         mark.is_some_and(|mark| version == mark.version || version == mark.straight(&self.clock))
     }
 
+    /// The version that a clock would have given that was right, as far as is known.
+    pub(crate) fn straight(&self, version: Version, is_unsure: bool) -> Version {
+        Mark::new(version, is_unsure, Timestamp(0)).straight(&self.clock)
+    }
+
     /// Whether a write of this thread waits, also one that is overtaken.
     pub(crate) fn contains(&self, key: &Key) -> bool {
         self.marks().contains_key(key)
@@ -73,10 +78,12 @@ impl Pending {
     /// Marks a write, unless a newer one is marked.
     pub(crate) fn insert(&self, key: &Key, version: Version, is_unsure: bool, queued_at: Timestamp) -> bool {
         let mut marks = self.marks();
-        if marks.get(key).is_some_and(|mark| mark.straight(&self.clock) > version) {
+        let mark = Mark::new(version, is_unsure, queued_at);
+        let straight = mark.straight(&self.clock);
+        if marks.get(key).is_some_and(|mark| mark.straight(&self.clock) > straight) {
             return false;
         }
-        marks.insert(key.clone(), Mark::new(version, is_unsure, queued_at));
+        marks.insert(key.clone(), mark);
         drop(marks);
         self.changed();
         true

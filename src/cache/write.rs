@@ -18,7 +18,7 @@ use crate::metrics::Wrote;
 use crate::near::News;
 use crate::record::{Durability, Json, Key, Record, Write, user};
 use crate::store::Applied;
-use crate::version::{TOLERANCE, Timestamp, Version};
+use crate::version::{Stamp, TOLERANCE, Timestamp, Version};
 
 /// The unit in which writes under way are counted.
 pub(super) const KIB: usize = 1024;
@@ -277,7 +277,7 @@ impl Inner {
             }),
             () = tokio::time::sleep(self.limits.patience) => {}
         }
-        let Some((record, over)) = attempt.latest() else { return answer.give(writing.await) };
+        let Some((record, over)) = self.latest(&attempt) else { return answer.give(writing.await) };
         let refused = match self.enqueue(spool, &record, over, &ticket, true).await {
             Ok(durability) => {
                 attempt.is_queued.store(true, Relaxed);
@@ -295,6 +295,19 @@ impl Inner {
         });
     }
 
+    /// The record of an attempt as it is to be queued: stamped anew where the clock was put right meanwhile.
+    fn latest(&self, attempt: &Attempt) -> Option<(Arc<Record>, Option<Version>)> {
+        let (record, over, stamp) = attempt.latest()?;
+        let clock = self.origin.clock();
+        if !clock.misjudged(&stamp) {
+            return Some((record, over));
+        }
+        let moved = clock.moved().unwrap_or(0);
+        let expires_at = Timestamp(record.expires_at.0.saturating_add(moved));
+        let anew = Record { version: clock.stamp().version, expires_at, ..Record::clone(&record) };
+        Some((Arc::new(anew), over))
+    }
+
     /// Queues a write that the source of truth could not take.
     async fn queue_after(
         &self,
@@ -303,7 +316,7 @@ impl Inner {
         ticket: &Ticket,
         failure: &Error,
     ) -> Result<Durability> {
-        let Some((record, over)) = attempt.latest() else { return Err(failure.clone()) };
+        let Some((record, over)) = self.latest(attempt) else { return Err(failure.clone()) };
         let queued = self.enqueue(spool, &record, over, ticket, failure.outcome_unknown()).await;
         queued.map_err(|e| if failure.outcome_unknown() { e.with_outcome_unknown() } else { e })
     }
@@ -316,7 +329,7 @@ impl Inner {
             let ticket = self.fences.begin();
             let stamp = clock.stamp();
             let record = Arc::new(draft.record(stamp.version, clock.at(began), self.limits.ttl));
-            attempt.note(&record, draft.expect);
+            attempt.note(&record, draft.expect, stamp);
             if let Some(spool) = self.queueing().filter(|_| draft.expect.is_some()) {
                 spool.attempting(&draft.key, stamp.version).await;
             }
@@ -446,22 +459,22 @@ pub(super) fn changed_meanwhile(key: &Key) -> Error {
 /// An attempt to write into the source of truth, as far as it has come.
 #[derive(Debug, Default)]
 struct Attempt {
-    latest: Mutex<Option<(Arc<Record>, Option<Version>)>>,
+    latest: Mutex<Option<(Arc<Record>, Option<Version>, Stamp)>>,
     /// Whether its caller waits no more, because the write is in the queue.
     is_queued: AtomicBool,
 }
 
 impl Attempt {
-    fn note(&self, record: &Arc<Record>, over: Option<Version>) {
-        *self.lock() = Some((Arc::clone(record), over));
+    fn note(&self, record: &Arc<Record>, over: Option<Version>, stamp: Stamp) {
+        *self.lock() = Some((Arc::clone(record), over, stamp));
     }
 
     /// The record as it was stamped last, and the version that it goes on from.
-    fn latest(&self) -> Option<(Arc<Record>, Option<Version>)> {
+    fn latest(&self) -> Option<(Arc<Record>, Option<Version>, Stamp)> {
         self.lock().clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<(Arc<Record>, Option<Version>)>> {
+    fn lock(&self) -> MutexGuard<'_, Option<(Arc<Record>, Option<Version>, Stamp)>> {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

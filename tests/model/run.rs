@@ -12,7 +12,7 @@ use crate::queue;
 use crate::world::World;
 
 /// How long healing may take: probes come half a minute apart after a long outage.
-const HEALING: Duration = Duration::from_secs(90);
+const HEALING: Duration = Duration::from_secs(20);
 
 /// Carries out a plan; the history, or why the world did not heal.
 pub async fn run(plan: &Plan, world: Arc<dyn World>) -> Result<History, String> {

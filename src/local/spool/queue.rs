@@ -226,7 +226,13 @@ fn enqueue(
     let record = &entry.record;
     let held = Held::find(connection, state, &record.key, moment.moved)?;
     let (mut base, mut chain) = (entry.over, String::new());
+    // Where nobody has put the clock right yet, what it stamps cannot be compared with what was stored. But it is newer:
+    // since this process began, nothing was seen to be stored.
+    let is_unsure = moment.skew.is_some();
     match (&held, entry.over) {
+        (Some(held), Some(over)) if is_unsure && held.is_pending && held.version != over => {
+            return Ok(Some(Enqueued::Conflict));
+        }
         (Some(held), Some(over)) if held.is_pending && held.version > over => {
             return Ok(Some(Enqueued::Conflict));
         }
@@ -237,7 +243,9 @@ fn enqueue(
             state.holdings.dead_letters.add(letter);
         }
         (Some(held), Some(_)) if held.is_pending => (base, chain) = held.passed_on(),
-        (Some(held), _) if held.version > record.version => return Ok(Some(Enqueued::Overtaken)),
+        (Some(held), _) if held.version > record.version && !(is_unsure && !held.is_pending) => {
+            return Ok(Some(Enqueued::Overtaken));
+        }
         _ => {}
     }
     if base.is_some() {
