@@ -73,7 +73,8 @@ impl From<Arc<Record>> for News {
 #[derive(Debug)]
 pub(crate) struct Near {
     threads: Cache<Key, Arc<Entry>, RandomState>,
-    absences: Option<Cache<Key, Version, RandomState>>,
+    /// Since when, too: what was slow to come is no news any more.
+    absences: Option<Cache<Key, (Version, Instant), RandomState>>,
     fences: Fences,
     pending: Arc<Pending>,
     clock: Arc<Clock>,
@@ -172,7 +173,10 @@ impl Near {
 
     /// The version of a thread that is known to be absent.
     pub(crate) fn absent(&self, key: &Key) -> Option<Version> {
-        let version = self.absences.as_ref()?.get(key)?;
+        let (version, confirmed) = self.absences.as_ref()?.get(key)?;
+        if !self.is_recent_absence(confirmed, Instant::now()) {
+            return None;
+        }
         // The absence shows a moment before the thread goes; until then others still get the thread.
         (!self.threads.contains_key(key)).then_some(version)
     }
@@ -213,7 +217,7 @@ impl Near {
                 }
                 News::Absent(version) => {
                     learnt = Learnt::Absent(version);
-                    self.absences.iter().for_each(|absences| absences.insert(key.clone(), version));
+                    self.absences.iter().for_each(|absences| absences.insert(key.clone(), (version, began)));
                     Op::Remove
                 }
             }

@@ -238,6 +238,11 @@ fn enqueue(
         }
         // The source of truth was seen to hold something newer, which this one goes on from.
         (Some(held), Some(over)) if held.is_pending && held.version < over => {
+            // It stays in the file, as a letter.
+            let holdings = &state.holdings;
+            if holdings.queue.bytes + holdings.dead_letters.bytes + bytes(record) > bound {
+                return Ok(None);
+            }
             let reason = Reason { text: "superseded".into(), newer: Some(over) };
             let letter = super::dead::bury(connection, &record.key, held.version, &reason, moment.now)?;
             state.holdings.dead_letters.add(letter);
