@@ -46,7 +46,8 @@ impl Pending {
     pub(crate) fn new(waiting: Vec<Waiting>, clock: Arc<Clock>) -> Self {
         let marks = waiting.into_iter().map(|one| {
             clock.observe(one.version);
-            (one.key, Mark::new(one.version, one.is_unsure, one.queued_at))
+            let is_overtaken = one.is_overtaken;
+            (one.key, Mark { is_overtaken, ..Mark::new(one.version, one.is_unsure, one.queued_at) })
         });
         Self { marks: Mutex::new(marks.collect()), clock, changes: watch::Sender::new(0) }
     }
@@ -79,8 +80,11 @@ impl Pending {
     pub(crate) fn insert(&self, key: &Key, version: Version, is_unsure: bool, queued_at: Timestamp) -> bool {
         let mut marks = self.marks();
         let mark = Mark::new(version, is_unsure, queued_at);
-        let straight = mark.straight(&self.clock);
-        if marks.get(key).is_some_and(|mark| mark.straight(&self.clock) > straight) {
+        // What such a clock stamps now is newer than what another process stamped by one that was right.
+        let is_blind = is_unsure && self.clock.moved().is_none();
+        let is_comparable = |held: &&Mark| held.is_unsure || !is_blind;
+        let is_newer = |held: &Mark| held.straight(&self.clock) > mark.straight(&self.clock);
+        if marks.get(key).filter(is_comparable).is_some_and(is_newer) {
             return false;
         }
         marks.insert(key.clone(), mark);

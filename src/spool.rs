@@ -50,6 +50,8 @@ pub(crate) struct Waiting {
     pub(crate) version: Version,
     pub(crate) is_unsure: bool,
     pub(crate) queued_at: Timestamp,
+    /// The source of truth was seen to hold something newer.
+    pub(crate) is_overtaken: bool,
 }
 
 /// What became of a queued write.

@@ -72,13 +72,14 @@ impl Spool {
 
     /// What waits, as it is marked at the start.
     pub(super) async fn waiting(&self) -> Result<Vec<Waiting>> {
-        let sql = "select key, version, skew is not null, at from records where pending = 1";
+        let sql = "select key, version, skew is not null, at, overtaken from records where pending = 1";
         let read = |row: &Row<'_>| {
             Ok(Waiting {
                 key: crate::local::key(row)?,
                 version: Version::from_raw(row.get(1)?),
                 is_unsure: row.get(2)?,
                 queued_at: Timestamp(row.get(3)?),
+                is_overtaken: row.get(4)?,
             })
         };
         self.database.read(move |connection| connection.prepare(sql)?.query_map([], read)?.collect()).await
@@ -248,7 +249,7 @@ fn enqueue(
             state.holdings.dead_letters.add(letter);
         }
         (Some(held), Some(_)) if held.is_pending => (base, chain) = held.passed_on(),
-        (Some(held), _) if held.version > record.version && !(is_unsure && !held.is_pending) => {
+        (Some(held), _) if held.version > record.version && !(is_unsure && !held.is_unsure) => {
             return Ok(Some(Enqueued::Overtaken));
         }
         _ => {}
@@ -328,6 +329,11 @@ fn settle(
                        where key = ?1";
             connection.prepare_cached(sql)?.execute(params![key.as_str(), now.0, version.raw()])?;
             state.holdings.replica.add(held.bytes);
+            // What was seen since is newer than this copy.
+            let sql = "delete from records where key = ?1 and overtaken = 1";
+            if connection.prepare_cached(sql)?.execute([key.as_str()])? > 0 {
+                state.holdings.replica.sub(held.bytes);
+            }
         }
         Fate::Dead(reason) => {
             let letter = super::dead::bury(connection, key, version, reason, now)?;

@@ -114,6 +114,12 @@ fn keep(
             state.holdings.queue.sub(bytes);
             Some(version)
         }
+        // What waits there was overtaken, and is read no more, also not after a restart.
+        Some((version, true, _)) if version < record.version => {
+            let sql = "update records set overtaken = 1 where key = ?1";
+            connection.prepare_cached(sql)?.execute([record.key.as_str()])?;
+            return Ok(None);
+        }
         Some((_, true, _)) => return Ok(None),
         Some((version, false, bytes)) if version <= record.version => {
             state.holdings.replica.sub(bytes);
