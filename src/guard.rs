@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 
 use crate::backoff::Backoff;
@@ -43,6 +43,8 @@ struct Shared<S> {
     store: S,
     breaker: Breaker,
     slots: Semaphore,
+    /// One probe at a time, whoever asks.
+    probing: Mutex<()>,
     deadline: Duration,
     metrics: Metrics,
 }
@@ -62,7 +64,14 @@ impl<S: Store> Guard<S> {
     /// Outside a tokio runtime.
     pub fn new(store: S, deadline: Duration) -> Self {
         let (breaker, slots) = (Breaker::new(), Semaphore::new(IN_FLIGHT));
-        let shared = Arc::new(Shared { store, breaker, slots, deadline, metrics: Metrics::new() });
+        let shared = Arc::new(Shared {
+            store,
+            breaker,
+            slots,
+            probing: Mutex::default(),
+            deadline,
+            metrics: Metrics::new(),
+        });
         let prober = tokio::spawn(probe_while_open(Arc::clone(&shared))).abort_handle();
         Self { shared, prober }
     }
@@ -162,6 +171,7 @@ impl<S: Store> Shared<S> {
     }
 
     async fn probe(self: &Arc<Self>) {
+        let _one = self.probing.lock().await;
         let permit = self.breaker.begin_probe();
         let shared = Arc::clone(self);
         // In a task of its own: a store that panics must not end the probing.
@@ -237,6 +247,7 @@ impl<S: Store> Store for Guard<S> {
     }
 
     async fn probe(&self) -> Result<()> {
+        let _one = self.shared.probing.lock().await;
         self.read(Operation::Probe, || self.shared.store.probe()).await
     }
 }
