@@ -208,6 +208,11 @@ impl Clock {
     /// By how many milliseconds the first answer moved this clock, if there was one: what was stamped before is off by so
     /// much. Zero where the clock was right within the [tolerance](TOLERANCE).
     pub(crate) fn moved(&self) -> Option<i64> {
+        self.moved_exactly().map(|moved| if moved.abs() > millis(TOLERANCE) { moved } else { 0 })
+    }
+
+    /// As [`moved`](Self::moved), also within the tolerance: what expires, expires exactly.
+    pub(crate) fn moved_exactly(&self) -> Option<i64> {
         self.moved.get().copied()
     }
 

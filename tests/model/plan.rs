@@ -108,7 +108,7 @@ impl Plan {
 
 impl Settings {
     fn draw(rng: &mut Rng) -> Self {
-        const SKEWS: [i64; 7] = [0, 0, 0, 1_500, -1_500, 300_000, -300_000];
+        const SKEWS: [i64; 9] = [0, 0, 0, 1_500, -1_500, 3_000, -3_000, 300_000, -300_000];
         let large = 64 << 20;
         let is_skewed = rng.bool();
         let mut skew = || if is_skewed { SKEWS[rng.usize(..SKEWS.len())] } else { 0 };

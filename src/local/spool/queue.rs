@@ -100,12 +100,12 @@ impl Spool {
 
     /// The newest write of a thread, queued or, where it found its end just now, stored.
     pub(crate) async fn queued(&self, key: &Key) -> Result<Option<Queued>> {
-        let (key, moved) = (key.clone(), self.clock.moved());
+        let (key, moved, exactly) = (key.clone(), self.clock.moved(), self.clock.moved_exactly());
         let sent = super::lock(&self.state).sent;
         let read = move |connection: &Connection| {
             let sql = format!("{} where key = ?2", select());
             let mut found = connection.prepare_cached(&sql)?;
-            found.query_row(params![sent, key.as_str()], |row| queued(row, moved)).optional()
+            found.query_row(params![sent, key.as_str()], |row| queued(row, moved, exactly)).optional()
         };
         self.database.read(read).await
     }
@@ -113,7 +113,7 @@ impl Spool {
     /// The next writes [marked as sent](Self::mark_sent) in the order in which they were queued, after the one numbered
     /// `after`: at most so many, and, but for the first, so many bytes.
     pub(crate) async fn next(&self, after: i64, most: usize, most_bytes: usize) -> Result<Vec<Queued>> {
-        let moved = self.clock.moved();
+        let (moved, exactly) = (self.clock.moved(), self.clock.moved_exactly());
         let sent = super::lock(&self.state).sent;
         let read = move |connection: &Connection| {
             let sql =
@@ -121,7 +121,7 @@ impl Spool {
             let mut find = connection.prepare_cached(&sql)?;
             let most = i64::try_from(most).unwrap_or(i64::MAX);
             let (mut all, mut bytes) = (Vec::new(), 0);
-            for found in find.query_map(params![sent, after, most], |row| queued(row, moved))? {
+            for found in find.query_map(params![sent, after, most], |row| queued(row, moved, exactly))? {
                 let found = found?;
                 bytes += found.record.bytes();
                 if bytes > most_bytes && !all.is_empty() {
@@ -167,12 +167,13 @@ impl Spool {
     /// Puts right what was stamped before the clock was: only once it is.
     pub(crate) async fn straighten(&self) -> Result<()> {
         let Some(moved) = self.clock.moved() else { return Ok(()) };
+        let exactly = self.clock.moved_exactly().unwrap_or(moved);
         let work = move |connection: &Connection, state: &mut State| {
             let sql = "update records set
                            chain = case when ?1 <> 0 and (sent or seq <= ?2) then chain || ' ' || version else chain end,
-                           version = version + (?1 << 21), expires_at = expires_at + ?1, skew = null
+                           version = version + (?1 << 21), expires_at = expires_at + ?3, skew = null
                        where pending = 1 and skew is not null";
-            connection.execute(sql, params![moved, state.sent]).map(drop)
+            connection.execute(sql, params![moved, state.sent, exactly]).map(drop)
         };
         self.write(Survives::PowerCut, work).await
     }
@@ -193,12 +194,12 @@ fn select() -> String {
     format!("select {COLUMNS}, base, chain, sent or seq <= ?1, seq, skew, pending from records")
 }
 
-fn queued(row: &Row<'_>, moved: Option<i64>) -> rusqlite::Result<Queued> {
+fn queued(row: &Row<'_>, moved: Option<i64>, exactly: Option<i64>) -> rusqlite::Result<Queued> {
     let mut record = record(row)?;
     let (chain, skew): (String, Option<i64>) = (row.get(7)?, row.get(10)?);
     if let Some(moved) = skew.and(moved) {
         record.version = record.version.shifted(moved);
-        record.expires_at = Timestamp(record.expires_at.0.saturating_add(moved));
+        record.expires_at = Timestamp(record.expires_at.0.saturating_add(exactly.unwrap_or(moved)));
     }
     Ok(Queued {
         record: record.into(),
