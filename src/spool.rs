@@ -25,6 +25,8 @@ pub(crate) enum Enqueued {
     Conflict,
     /// Something newer is in the file.
     Overtaken,
+    /// The source of truth was seen to hold it.
+    Stored,
 }
 
 /// A write that waits in the queue.
@@ -155,6 +157,9 @@ pub(crate) mod without {
 
     #[allow(clippy::unused_async, reason = "the shape of the real one")]
     impl Spool {
+        pub(crate) fn left_behind(_: &Path) -> Option<u64> {
+            None
+        }
         pub(crate) fn path(&self) -> &Path {
             match *self {}
         }

@@ -358,6 +358,40 @@ async fn reject_takes_nothing_but_still_drains_what_was_queued() {
     assert_eq!(world.stored("k").await.as_deref(), Some("1"));
 }
 
+/// What is logged by this process.
+fn log_of_the_process() -> Arc<std::sync::Mutex<Vec<u8>>> {
+    #[derive(Clone)]
+    struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log(Arc::default());
+    let writer = log.clone();
+    tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).try_init().ok();
+    log.0
+}
+
+#[tokio::test]
+async fn memory_in_the_place_of_supabase_names_the_queue_that_is_left_behind() {
+    let log = log_of_the_process();
+    let mut world = World::new();
+    let cache = world.open().await;
+    world.away(&cache).await;
+    let _ = cache.put("k", &1).await.unwrap();
+    cache.shutdown(Duration::ZERO).await.unwrap();
+    let path = world.dir.path().join("q.db");
+    Cache::builder().memory().queue(&path).open().await.unwrap();
+    let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+    let named = log.lines().find(|line| line.contains(path.to_str().unwrap()) && line.contains("writes=1"));
+    assert!(named.is_some_and(|line| line.contains("acknowledged writes wait")), "{log}");
+}
+
 #[tokio::test]
 async fn write_only_traffic_and_none_at_all_both_recover() {
     let mut world = World::new();

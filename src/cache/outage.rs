@@ -49,6 +49,7 @@ impl Inner {
                 self.near.enqueued(record, ticket, is_unsure, queued_at);
                 Ok(Durability::Queued)
             }
+            Enqueued::Stored => Ok(Durability::Stored),
             // A newer write of this handle, or one that the source of truth was seen to hold.
             Enqueued::Overtaken => Ok(Durability::Superseded),
             Enqueued::Conflict => Err(super::write::changed_meanwhile(&record.key)),

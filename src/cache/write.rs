@@ -456,10 +456,13 @@ pub(super) fn changed_meanwhile(key: &Key) -> Error {
     Error::new(ErrorKind::Conflict, format!("the thread {key} was changed by another writer meanwhile"))
 }
 
+/// What was sent last, the version that it goes on from, and when it was stamped.
+type Latest = (Arc<Record>, Option<Version>, Stamp);
+
 /// An attempt to write into the source of truth, as far as it has come.
 #[derive(Debug, Default)]
 struct Attempt {
-    latest: Mutex<Option<(Arc<Record>, Option<Version>, Stamp)>>,
+    latest: Mutex<Option<Latest>>,
     /// Whether its caller waits no more, because the write is in the queue.
     is_queued: AtomicBool,
 }
@@ -470,11 +473,11 @@ impl Attempt {
     }
 
     /// The record as it was stamped last, and the version that it goes on from.
-    fn latest(&self) -> Option<(Arc<Record>, Option<Version>, Stamp)> {
+    fn latest(&self) -> Option<Latest> {
         self.lock().clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<(Arc<Record>, Option<Version>, Stamp)>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Latest>> {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

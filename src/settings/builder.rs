@@ -309,6 +309,10 @@ impl Builder {
             Backend::Local => open_local(&self.local_path, self.limits).await,
             Backend::Memory => {
                 tracing::warn!("conversations are kept in memory only: they are lost on restart");
+                if let Some(writes) = Spool::left_behind(&self.queue_path).filter(|writes| *writes > 0) {
+                    let path = self.queue_path.display();
+                    tracing::warn!(%path, writes, "acknowledged writes wait in a queue: they reach Supabase with the backend `supabase` only");
+                }
                 Ok(Cache::over(Arc::new(Memory::new()), "memory", self.limits, None))
             }
             Backend::Supabase => {

@@ -129,6 +129,13 @@ impl Spool {
         Ok(Self { database, state, clock, bounds, is_doubtful: Arc::default() })
     }
 
+    /// How many writes wait in a file that is not open, if there is one.
+    pub(crate) fn left_behind(path: &Path) -> Option<u64> {
+        let connection = path.exists().then(|| file::open_to_read(path).ok())??;
+        let count = "select count(*) from records where pending = 1";
+        connection.query_row(count, [], |row| row.get::<_, i64>(0)).ok().map(i64::unsigned_abs)
+    }
+
     /// Where the file lies.
     pub(crate) fn path(&self) -> &Path {
         self.database.path()

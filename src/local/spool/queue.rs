@@ -250,7 +250,13 @@ fn enqueue(
             state.holdings.dead_letters.add(letter);
         }
         (Some(held), Some(_)) if held.is_pending => (base, chain) = held.passed_on(),
-        (Some(held), _) if held.version > record.version && !(is_unsure && !held.is_unsure) => {
+        // The source of truth was seen to hold this very write, while its own answer did not come.
+        (Some(held), _) if !held.is_pending && held.version == record.version => {
+            return Ok(Some(Enqueued::Stored));
+        }
+        // It was seen to have moved on from what this one goes on from.
+        (Some(held), Some(over)) if held.version > over => return Ok(Some(Enqueued::Conflict)),
+        (Some(held), _) if held.version > record.version && (held.is_unsure || !is_unsure) => {
             return Ok(Some(Enqueued::Overtaken));
         }
         _ => {}
@@ -259,7 +265,10 @@ fn enqueue(
         let sql = "select version from attempts where key = ?1";
         let mut attempts = connection.prepare_cached(sql)?;
         for attempt in attempts.query_map([record.key.as_str()], |row| row.get::<_, i64>(0))? {
-            chain = format!("{chain} {}", attempt?);
+            let attempt = Version::from_raw(attempt?);
+            if !versions(&chain).any(|one| one == attempt) {
+                chain = format!("{chain} {attempt}");
+            }
         }
     }
     let freed = held.as_ref().filter(|held| held.is_pending).map_or(0, |held| held.bytes);
