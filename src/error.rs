@@ -30,6 +30,8 @@ pub enum ErrorKind {
     Schema,
     /// The local file cannot be opened, read or written.
     Local,
+    /// Another process has the local file open. Ask that one, or stop it first.
+    InUse,
     /// A setting is missing or wrong.
     Config,
     /// The cache was shut down.
@@ -53,6 +55,7 @@ impl ErrorKind {
             Self::Refused => "refused",
             Self::Schema => "schema",
             Self::Local => "local",
+            Self::InUse => "in_use",
             Self::Config => "config",
             Self::Closed => "closed",
             Self::Mismatch => "mismatch",

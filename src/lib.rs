@@ -39,6 +39,8 @@ mod memory;
 mod spool;
 #[cfg(feature = "sqlite")]
 mod local;
+#[cfg(feature = "sqlite")]
+mod queue_file;
 mod supabase;
 mod guard;
 #[cfg(feature = "testing")]
@@ -59,9 +61,13 @@ pub use guard::Guard;
 #[cfg(feature = "sqlite")]
 pub use local::Local;
 pub use memory::Memory;
+#[cfg(feature = "sqlite")]
+pub use queue_file::{QueueFile, QueueStatus, Salvaged};
 pub use record::{Durability, Freshness, Json, Key, Record, Want, Write};
 pub use settings::{Backend, Builder, SETTINGS, Setting};
 pub use spool::DeadLetter;
+#[cfg(feature = "sqlite")]
+pub use spool::{Imported, QueuedWrite};
 pub use store::{ACCEPTED, Applied, Loaded, Page, Recent, Store, judge};
 pub use supabase::Supabase;
 pub use version::{Clock, OLDEST, REMEMBERED, Stamp, TOLERANCE, Timestamp, Version};

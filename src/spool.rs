@@ -142,6 +142,92 @@ pub struct DeadLetter {
     pub newer: Option<Version>,
 }
 
+/// A write in the queue's file, as it is listed, exported and imported.
+#[cfg(feature = "sqlite")]
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct QueuedWrite {
+    /// What is to be written; without a value: a deletion.
+    pub record: Record,
+    /// Of an update: the version that it goes on from.
+    pub base: Option<Version>,
+    /// Versions of its own that may be in the source of truth already. [`Version::NONE`] among them says that it goes on from
+    /// a put, and so takes the place of whatever is older than `base`.
+    pub chain: Vec<Version>,
+    /// Whether it was sent, so that it may be in the source of truth already.
+    pub is_sent: bool,
+    /// Whether it was stamped by the system's clock, before the source of truth's was known.
+    pub is_unsure: bool,
+    /// Whether the source of truth was seen to hold something newer, so that it is replayed, but read no more.
+    pub is_overtaken: bool,
+    /// When it was queued.
+    pub queued_at: Timestamp,
+    /// Its number in the file: the order in which they were queued.
+    pub seq: i64,
+}
+
+/// What became of writes that were taken into a queue's file.
+#[cfg(feature = "sqlite")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Imported {
+    /// Writes that wait in the queue now.
+    pub queued: usize,
+    /// Dead letters that were added.
+    pub dead_letters: usize,
+    /// What the file held already, or had seen stored.
+    pub already: usize,
+    /// Writes of which the file holds a newer one, which stays.
+    pub older: usize,
+}
+
+#[cfg(feature = "sqlite")]
+impl Imported {
+    /// Both together.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            queued: self.queued + other.queued,
+            dead_letters: self.dead_letters + other.dead_letters,
+            already: self.already + other.already,
+            older: self.older + other.older,
+        }
+    }
+}
+
+/// Whether this can be a time: of the years 1970 to 9999.
+#[cfg(feature = "sqlite")]
+pub(crate) fn is_time(at: Timestamp) -> bool {
+    (0..253_402_300_800_000).contains(&at.0)
+}
+
+/// What is taken into a queue's file.
+#[cfg(feature = "sqlite")]
+#[derive(Debug, Clone)]
+pub(crate) enum Incoming {
+    /// A write that waits, or waited, in another queue.
+    Queued(QueuedWrite),
+    /// A dead letter of another queue.
+    Dead(DeadLetter),
+    /// A conversation of a file that was the source of truth itself.
+    Adopted(Record),
+}
+
+/// What a damaged file still gave.
+#[cfg(feature = "sqlite")]
+#[derive(Debug, Default)]
+pub(crate) struct Salvage {
+    pub(crate) queued: Vec<QueuedWrite>,
+    pub(crate) dead_letters: Vec<DeadLetter>,
+    /// Whose writes these are, where that could be read.
+    pub(crate) origin: Option<String>,
+    /// Whether the first page had to be replaced.
+    pub(crate) had_no_header: bool,
+    /// Writes that are known to have been there and could not be read, and the bytes that they counted.
+    pub(crate) lost: Tally,
+    /// Whether there may have been more that nothing is known of.
+    pub(crate) may_lack_more: bool,
+}
+
 #[cfg(not(feature = "sqlite"))]
 pub(crate) mod without {
     use std::path::Path;

@@ -25,7 +25,7 @@ pub(super) enum Role {
 }
 
 impl Role {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Truth => "truth",
             Self::Queue => "queue",
@@ -150,6 +150,12 @@ pub(super) fn open_to_write(path: &Path, role: Role) -> Result<Connection> {
     ))
 }
 
+/// Whether the file is marked as one of threadkeep's.
+pub(super) fn is_ours(connection: &Connection) -> rusqlite::Result<bool> {
+    let mark = connection.pragma_query_value(None, "application_id", |row| row.get::<_, i64>(0));
+    Ok(mark? == APPLICATION_ID)
+}
+
 /// What the file says about itself.
 pub(super) fn about(connection: &Connection, name: &str) -> rusqlite::Result<Option<String>> {
     let found = "select value from about where name = ?1";
@@ -249,7 +255,11 @@ fn cannot_open(path: &Path) -> Error {
 }
 
 pub(super) fn unusable(path: &Path, why: &str) -> Error {
-    Error::new(ErrorKind::Local, format!("the local file {} {why}", path.display()))
+    Error::new(ErrorKind::Local, describe(path, why))
+}
+
+fn describe(path: &Path, why: &str) -> String {
+    format!("the local file {} {why}", path.display())
 }
 
 /// Held as long as the file is open; the operating system frees it when the process ends, however it ends.
@@ -280,7 +290,8 @@ impl Lock {
                 Err(TryLockError::WouldBlock) => {
                     let text = text(&mut file);
                     let holder = text.lines().next().unwrap_or_default();
-                    return Err(unusable(path, &format!("is in use by {holder}; stop that one first")));
+                    let why = format!("is in use by {holder}; stop that one first");
+                    return Err(Error::new(ErrorKind::InUse, describe(path, &why)));
                 }
                 Err(TryLockError::Error(e)) => return Err(cannot_open(path).with_source(e)),
             }

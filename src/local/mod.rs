@@ -48,8 +48,8 @@ impl Local {
     /// that to end, as in a rolling restart.
     ///
     /// # Errors
-    /// [`ErrorKind::Local`](crate::ErrorKind::Local) where the file is in use, cannot be opened or written, or is not one
-    /// of threadkeep's.
+    /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) where another process has it open;
+    /// [`ErrorKind::Local`](crate::ErrorKind::Local) where it cannot be opened or written, or is not one of threadkeep's.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_owned();
         unblock(move || Self::open_blocking(&path)).await?

@@ -13,6 +13,8 @@ use crate::guard::Guard;
 #[cfg(feature = "sqlite")]
 use crate::local::spool::Spool;
 use crate::memory::Memory;
+#[cfg(feature = "sqlite")]
+use crate::queue_file::QueueFile;
 #[cfg(not(feature = "sqlite"))]
 use crate::spool::without::Spool;
 use crate::spool::{Bounds, Waiting};
@@ -43,6 +45,7 @@ pub struct Builder {
     pub(super) queue_path: PathBuf,
     /// Whether the path was set, so that a store of the caller's gets a queue.
     has_queue: bool,
+    is_without_queue: bool,
     pub(super) spool: Bounds,
     pub(super) url: Option<String>,
     pub(super) project: Option<String>,
@@ -76,6 +79,7 @@ impl Default for Builder {
             local_path: PathBuf::new(),
             queue_path: PathBuf::new(),
             has_queue: false,
+            is_without_queue: false,
             spool: Bounds { queue: 0, replica: 0 },
             url: None,
             project: None,
@@ -229,6 +233,14 @@ impl Builder {
         self
     }
 
+    /// Opens no queue's file, so that this works beside a daemon that has it open: in an outage a write is an error, a read
+    /// finds only what is in memory, and what waits in the daemon's queue is not seen.
+    #[must_use]
+    pub fn without_queue(mut self) -> Self {
+        self.is_without_queue = true;
+        self
+    }
+
     /// Bytes of queued writes and dead letters on disk.
     #[must_use]
     pub fn queue_bytes(self, bytes: usize) -> Self {
@@ -287,13 +299,13 @@ impl Builder {
     ///
     /// # Errors
     /// [`ErrorKind::Config`] with all problems of the settings together; [`ErrorKind::Local`] where the file cannot be
-    /// used; [`ErrorKind::Denied`] and [`ErrorKind::Schema`] where Supabase refuses the key or lacks the migrations. An
+    /// used, [`ErrorKind::InUse`] where another process has it open; [`ErrorKind::Denied`] and [`ErrorKind::Schema`] where Supabase refuses the key or lacks the migrations. An
     /// outage is no error here: the cache opens, and works when it is over.
     pub async fn open(mut self) -> Result<Cache> {
         let backend = self.settle()?;
         if let Some(store) = self.store {
             self.limits.fresh_for = Some(self.fresh_for);
-            let spool = match self.has_queue {
+            let spool = match self.has_queue && !self.is_without_queue {
                 true => Some(open_spool(&self.queue_path, "custom", self.spool, store.clock()).await?),
                 false => None,
             };
@@ -322,7 +334,7 @@ impl Builder {
                 let client = Supabase::with_clock(&url, &key, Clock::skewed(self.skew_millis))?;
                 let client = client.with_key_source(self.key_source.or(self.key_file));
                 let host = client.host().to_owned();
-                let spool = match WITH_SPOOL {
+                let spool = match WITH_SPOOL && !self.is_without_queue {
                     true => Some(open_spool(&self.queue_path, &host, self.spool, client.clock()).await?),
                     false => None,
                 };
@@ -333,6 +345,47 @@ impl Builder {
                 Ok(Cache::over(Arc::new(guard), "supabase", self.limits, spool))
             }
         }
+    }
+
+    /// The backend that is set.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// The file of the queue as it is set.
+    pub fn queue_path(&self) -> &Path {
+        &self.queue_path
+    }
+
+    /// Opens the queue's file by itself: one that exists, whosever writes it holds.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] where it cannot be known which file that is; otherwise as [`QueueFile::open`].
+    #[cfg(feature = "sqlite")]
+    pub async fn open_queue_file(self) -> Result<QueueFile> {
+        let matters = |backend: Option<Backend>, problem: &str| {
+            backend.is_none() || problem.starts_with("CONVERSATION_QUEUE_PATH")
+        };
+        match self.problems.iter().find(|(backend, problem)| matters(*backend, problem)) {
+            Some((_, problem)) => Err(wrong(problem)),
+            None => QueueFile::open(self.queue_path).await,
+        }
+    }
+
+    /// Opens the queue's file of the Supabase project that is set, by itself, and creates it where it does not exist.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] with all problems of the settings together, and where the backend is another; otherwise as
+    /// [`QueueFile::open_for`].
+    #[cfg(feature = "sqlite")]
+    pub async fn open_queue_file_of_origin(mut self) -> Result<QueueFile> {
+        self.strict = true;
+        if self.settle()? != Backend::Supabase {
+            return Err(wrong("CONVERSATION_STORAGE_BACKEND: only `supabase` has a queue; set that"));
+        }
+        let (url, key) = (self.url.unwrap_or_default(), self.key.map(|key| key.0).unwrap_or_default());
+        let origin = Supabase::new(&url, &key)?.host().to_owned();
+        QueueFile::open_for(self.queue_path, &origin).await
     }
 
     /// The backend to open, once everything that it needs is known to be right.
@@ -359,7 +412,7 @@ impl Builder {
         errors.extend(missing.iter().map(|what| format!("{what} not set")));
         match errors.as_slice() {
             [] => Ok(self.backend),
-            [one] => Err(Error::new(ErrorKind::Config, format!("a setting is wrong: {one}"))),
+            [one] => Err(wrong(one)),
             all => {
                 let message = format!("{} settings are wrong:\n  {}", all.len(), all.join("\n  "));
                 Err(Error::new(ErrorKind::Config, message))
@@ -377,6 +430,10 @@ impl Builder {
         let key = no_key.then_some("SUPABASE_KEY (or SUPABASE_KEY_FILE) is");
         [url, key].into_iter().flatten().filter(|_| is_asked).collect()
     }
+}
+
+fn wrong(setting: &str) -> Error {
+    Error::new(ErrorKind::Config, format!("a setting is wrong: {setting}"))
 }
 
 /// The environment; what is not UTF-8 shows by a replacement character, which [`Builder::take`] refuses.

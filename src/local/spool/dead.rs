@@ -33,7 +33,8 @@ impl Spool {
     }
 }
 
-fn letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
+/// A row with [`COLUMNS`], number, times, reason, and what it lost against.
+pub(super) fn letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
     Ok(DeadLetter {
         id: row.get(6)?,
         record: record(row)?,

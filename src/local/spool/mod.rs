@@ -5,8 +5,10 @@
 //! dropped; copies are, the oldest written first.
 
 mod dead;
+mod offline;
 mod queue;
 mod replica;
+mod salvage;
 
 use std::fmt;
 use std::path::Path;
@@ -22,6 +24,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Json, Key, Record};
 use crate::spool::{Bounds, Holdings, Tally, Waiting};
 use crate::version::{Clock, REMEMBERED, Version};
+
+pub(crate) use offline::{is_truth, retire};
+pub(crate) use salvage::salvage;
 
 /// What a record costs beside its bytes: its row and the indexes.
 const OVERHEAD: usize = 200;
@@ -115,6 +120,11 @@ impl Spool {
             );
         }
         check_origin(&opened, origin)?;
+        Self::begin(opened, bounds, clock)
+    }
+
+    /// Starts to work with a file that has been looked at.
+    fn begin(opened: Opened, bounds: Bounds, clock: Arc<Clock>) -> Result<Self> {
         let forgotten = Version::lowest(clock.now().minus(REMEMBERED));
         let tidy = "delete from attempts where version < ?1";
         let tidied = opened.connection.execute(tidy, [forgotten.raw()]);

@@ -1,0 +1,66 @@
+//! The command line: conversations, and the queue that keeps writes while Supabase is away.
+
+mod arguments;
+mod dead;
+mod failure;
+mod import;
+mod output;
+mod progress;
+mod queue;
+mod replay;
+mod threads;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use threadkeep::Builder;
+
+use arguments::{Arguments, Command, Queue, QueueCommand};
+use failure::{Failure, Outcome};
+use output::Output;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return failure::of_usage(&error),
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(if arguments.verbose { tracing::Level::INFO } else { tracing::Level::WARN })
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let mut out = Output::new(arguments.json);
+    let outcome = run(arguments.command, &mut out).await;
+    failure::exit_code(outcome.and_then(|outcome| out.finish().map(|()| outcome)))
+}
+
+async fn run(command: Command, out: &mut Output) -> Result<Outcome, Failure> {
+    // What would be lost with this process is no place to look into or to put anything.
+    let settings = Builder::from_env_and_file(".env").strict();
+    match command {
+        Command::Get(get) => threads::get(settings, &get, out).await,
+        Command::Put(put) => threads::put(settings, &put, out).await,
+        Command::Remove(remove) => threads::remove(settings, &remove, out).await,
+        Command::List(list) => threads::list(settings, &list, out).await,
+        Command::Queue(queue) => run_queue(settings, queue, out).await,
+    }
+}
+
+async fn run_queue(settings: Builder, queue: Queue, out: &mut Output) -> Result<Outcome, Failure> {
+    let settings = match queue.file {
+        Some(file) => settings.queue(file),
+        None => settings,
+    };
+    match queue.command {
+        QueueCommand::Status => queue::status(settings, out).await,
+        QueueCommand::List => queue::list(settings, out).await,
+        QueueCommand::Export(export) => queue::export(settings, &export, out).await,
+        QueueCommand::Import(import) => import::import(settings, &import, out).await,
+        QueueCommand::Move(from) => import::move_from(settings, &from, out).await,
+        QueueCommand::Replay(replay) => replay::replay(settings, &replay, out).await,
+        QueueCommand::Dead(dead) => dead::dead(settings, &dead, out).await,
+    }
+}
