@@ -23,8 +23,10 @@ pub(crate) enum Enqueued {
     Kept { is_unsure: bool, queued_at: Timestamp },
     /// The thread is at another version than the one that it goes on from.
     Conflict,
-    /// Something newer is in the file.
+    /// Something newer is in the queue.
     Overtaken,
+    /// The source of truth was seen to hold this version: newer, or not what it goes on from.
+    Behind(Version),
     /// The source of truth was seen to hold it.
     Stored,
 }
@@ -258,7 +260,7 @@ pub(crate) mod without {
         pub(crate) async fn shrink(&self) -> Result<()> {
             match *self {}
         }
-        pub(crate) async fn enqueue(&self, _: Entry) -> Result<Enqueued> {
+        pub(crate) async fn enqueue(&self, _: Entry, _: impl FnOnce(Enqueued)) -> Result<Enqueued> {
             match *self {}
         }
         pub(crate) async fn attempting(&self, _: &Key, _: Version) {

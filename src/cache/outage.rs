@@ -40,19 +40,23 @@ impl Inner {
         spool: &Spool,
         record: &Arc<Record>,
         over: Option<Version>,
-        ticket: &Ticket,
+        ticket: Arc<Ticket>,
         is_sent: bool,
     ) -> Result<Durability> {
         let entry = ToQueue { record: Arc::clone(record), over, is_sent };
-        match spool.enqueue(entry).await? {
-            Enqueued::Kept { is_unsure, queued_at } => {
-                self.near.enqueued(record, ticket, is_unsure, queued_at);
-                Ok(Durability::Queued)
-            }
+        let (near, marked) = (Arc::clone(&self.near), Arc::clone(record));
+        let announce = move |enqueued| match enqueued {
+            Enqueued::Kept { is_unsure, queued_at } => near.enqueued(&marked, &ticket, is_unsure, queued_at),
+            // Memory may not know yet, or may have forgotten.
+            Enqueued::Behind(version) => near.overtaken(&marked.key, version),
+            _ => {}
+        };
+        match spool.enqueue(entry, announce).await? {
+            Enqueued::Kept { .. } => Ok(Durability::Queued),
             Enqueued::Stored => Ok(Durability::Stored),
-            // A newer write of this handle, or one that the source of truth was seen to hold.
-            Enqueued::Overtaken => Ok(Durability::Superseded),
             Enqueued::Conflict => Err(super::write::changed_meanwhile(&record.key)),
+            Enqueued::Behind(_) if over.is_some() => Err(super::write::changed_meanwhile(&record.key)),
+            Enqueued::Behind(_) | Enqueued::Overtaken => Ok(Durability::Superseded),
         }
     }
 

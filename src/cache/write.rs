@@ -258,27 +258,27 @@ impl Inner {
         if self.is_reachable() && !goes_on {
             return self.write_with_patience(spool, draft, answer).await;
         }
-        let (clock, ticket) = (self.origin.clock(), self.fences.begin());
+        let (clock, ticket) = (self.origin.clock(), Arc::new(self.fences.begin()));
         let record = draft.record(clock.stamp().version, clock.now(), self.limits.ttl).into();
-        answer.give(self.enqueue(spool, &record, draft.expect, &ticket, false).await);
+        answer.give(self.enqueue(spool, &record, draft.expect, ticket, false).await);
     }
 
     /// Tries the source of truth for as long as a caller waits; then queues the write, while the attempt goes on behind.
     async fn write_with_patience(&self, spool: &Spool, draft: Draft, answer: Answer) {
         // Taken before it is stamped, and held until it is marked as queued.
-        let ticket = self.fences.begin();
+        let ticket = Arc::new(self.fences.begin());
         let attempt = Attempt::default();
         let mut writing = std::pin::pin!(self.write_through(draft, &attempt));
         tokio::select! {
             biased;
             result = &mut writing => return answer.give(match result {
-                Err(e) if is_to_be_queued(&e) => self.queue_after(spool, &attempt, &ticket, &e).await,
+                Err(e) if is_to_be_queued(&e) => self.queue_after(spool, &attempt, ticket, &e).await,
                 result => result,
             }),
             () = tokio::time::sleep(self.limits.patience) => {}
         }
         let Some((record, over)) = self.latest(&attempt) else { return answer.give(writing.await) };
-        let refused = match self.enqueue(spool, &record, over, &ticket, true).await {
+        let refused = match self.enqueue(spool, &record, over, ticket, true).await {
             Ok(durability) => {
                 attempt.is_queued.store(true, Relaxed);
                 answer.give(Ok(durability));
@@ -313,7 +313,7 @@ impl Inner {
         &self,
         spool: &Spool,
         attempt: &Attempt,
-        ticket: &Ticket,
+        ticket: Arc<Ticket>,
         failure: &Error,
     ) -> Result<Durability> {
         let Some((record, over)) = self.latest(attempt) else { return Err(failure.clone()) };

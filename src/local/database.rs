@@ -100,7 +100,17 @@ impl Database {
         survives: Survives,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.writer.run(survives, work).await
+        self.writer.run(survives, work, |_| {}).await
+    }
+
+    /// As [`write`](Self::write); `announce` is called before any later work is begun.
+    pub(super) async fn write_and_announce<T: Send + 'static>(
+        &self,
+        survives: Survives,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        announce: impl FnOnce(&T) + Send + 'static,
+    ) -> Result<T> {
+        self.writer.run(survives, work, announce).await
     }
 
     /// Finishes the jobs that wait, and lets others open the file. What comes later is told that it is closed.

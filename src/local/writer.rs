@@ -37,16 +37,18 @@ trait Job: Send {
     fn answer(self: Box<Self>, committed: Result<()>, path: &Path);
 }
 
-struct Work<F, T> {
+struct Work<F, T, A> {
     survives: Survives,
     work: Option<F>,
     done: Option<rusqlite::Result<T>>,
+    announce: A,
     answer: oneshot::Sender<Result<T>>,
 }
 
-impl<F, T: Send> Job for Work<F, T>
+impl<F, T: Send, A> Job for Work<F, T, A>
 where
     F: FnOnce(&Connection) -> rusqlite::Result<T> + Send,
+    A: FnOnce(&T) + Send,
 {
     fn survives(&self) -> Survives {
         self.survives
@@ -59,12 +61,15 @@ where
 
     fn answer(self: Box<Self>, committed: Result<()>, path: &Path) {
         let lost = || Error::new(ErrorKind::Local, "the local file was not written");
-        let Self { done, answer, .. } = *self;
+        let Self { done, announce, answer, .. } = *self;
         let result = match done {
             Some(Err(error)) => Err(failure(path)(error)),
             Some(Ok(done)) => committed.map(|()| done),
             None => Err(committed.err().unwrap_or_else(lost)),
         };
+        if let Ok(done) = &result {
+            announce(done);
+        }
         // The caller may have gone; the work is done all the same.
         answer.send(result).ok();
     }
@@ -91,16 +96,18 @@ impl Writer {
         Ok(Self { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)) })
     }
 
-    /// Runs `work` in a transaction shared with others; answers when it is committed.
+    /// Runs `work` in a transaction shared with others; answers when it is committed. `announce` is called before any later
+    /// work is begun.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         survives: Survives,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        announce: impl FnOnce(&T) + Send + 'static,
     ) -> Result<T> {
         let (answer, answered) = oneshot::channel();
         let closed = || Error::new(ErrorKind::Closed, "the local file is closed");
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)?;
-        let job = Work { survives, work: Some(work), done: None, answer };
+        let job = Work { survives, work: Some(work), done: None, announce, answer };
         jobs.send(Box::new(job)).await.map_err(|_| closed())?;
         answered.await.map_err(|_| closed())?
     }

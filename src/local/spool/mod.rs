@@ -167,18 +167,27 @@ impl Spool {
         survives: Survives,
         work: impl FnOnce(&Connection, &mut State) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
+        self.write_and_announce(survives, work, |_| {}).await
+    }
+
+    /// As [`write`](Self::write); `announce` is called before any later work is begun.
+    async fn write_and_announce<T: Send + 'static>(
+        &self,
+        survives: Survives,
+        work: impl FnOnce(&Connection, &mut State) -> rusqlite::Result<T> + Send + 'static,
+        announce: impl FnOnce(&T) + Send + 'static,
+    ) -> Result<T> {
         let state = Arc::clone(&self.state);
-        self.database
-            .write(survives, move |connection| {
-                let mut state = lock(&state);
-                if !state.is_known {
-                    *state = State::read(connection)?;
-                }
-                let result = work(connection, &mut state);
-                state.is_known = result.is_ok();
-                result
-            })
-            .await
+        let work = move |connection: &Connection| {
+            let mut state = lock(&state);
+            if !state.is_known {
+                *state = State::read(connection)?;
+            }
+            let result = work(connection, &mut state);
+            state.is_known = result.is_ok();
+            result
+        };
+        self.database.write_and_announce(survives, work, announce).await
     }
 
     /// Gives pages that are free back to the file system, a few at a time.

@@ -56,17 +56,23 @@ impl Held {
 }
 
 impl Spool {
-    /// Takes a write into the queue: it is synced to disk when this returns.
+    /// Takes a write into the queue: it is synced to disk when this returns. `announce` is called before anything else
+    /// can happen to it, so that whoever settles it finds it announced.
     ///
     /// # Errors
     /// [`QueueFull`](crate::ErrorKind::QueueFull), and [`Local`](crate::ErrorKind::Local).
-    pub(crate) async fn enqueue(&self, entry: Entry) -> Result<Enqueued> {
+    pub(crate) async fn enqueue(
+        &self,
+        entry: Entry,
+        announce: impl FnOnce(Enqueued) + Send + 'static,
+    ) -> Result<Enqueued> {
         let (bound, moved, now) = (self.bounds.queue, self.clock.moved(), self.clock.now());
         let skew = if moved.is_none() { Some(self.clock.ahead_of_system()) } else { None };
         let work = move |connection: &Connection, state: &mut State| {
             enqueue(connection, state, &entry, &Moment { now, moved, skew }, bound)
         };
-        let enqueued = self.write(Survives::PowerCut, work).await?;
+        let announce = |enqueued: &Option<Enqueued>| enqueued.map_or((), announce);
+        let enqueued = self.write_and_announce(Survives::PowerCut, work, announce).await?;
         enqueued.ok_or_else(|| full(self.path(), self.bounds, self.holdings()))
     }
 
@@ -255,9 +261,12 @@ fn enqueue(
             return Ok(Some(Enqueued::Stored));
         }
         // It was seen to have moved on from what this one goes on from.
-        (Some(held), Some(over)) if held.version > over => return Ok(Some(Enqueued::Conflict)),
+        (Some(held), Some(over)) if held.version > over => return Ok(Some(Enqueued::Behind(held.version))),
         (Some(held), _) if held.version > record.version && (held.is_unsure || !is_unsure) => {
-            return Ok(Some(Enqueued::Overtaken));
+            return Ok(Some(match held.is_pending {
+                true => Enqueued::Overtaken,
+                false => Enqueued::Behind(held.version),
+            }));
         }
         _ => {}
     }
