@@ -11,7 +11,7 @@ use crate::store::{ACCEPTED, Applied, Loaded, Page, Recent, Store, judge};
 use crate::version::{Clock, REMEMBERED, Version};
 
 /// A map of records: the shortest implementation of the contract, and the backend `memory`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Memory {
     clock: Arc<Clock>,
     threads: Mutex<BTreeMap<Key, Thread>>,
@@ -22,6 +22,12 @@ struct Thread {
     record: Arc<Record>,
     /// Newest first.
     accepted: Vec<Version>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { clock: Clock::of_truth().into(), threads: Mutex::default() }
+    }
 }
 
 impl Memory {

@@ -29,7 +29,8 @@ pub(crate) struct Entry {
     pub(crate) confirmed: Instant,
     /// Whether it is a write that waits in the queue, and nobody has confirmed it yet.
     pub(crate) is_queued: bool,
-    /// Whether it was read from disk: how old it is, only a clock says that nobody may have put right.
+    /// Whether it was read from disk, or replayed: it is never fresh, since how old it is, only a clock says that nobody
+    /// may have put right, or nobody knows.
     is_recalled: bool,
     /// Whether it was read since accesses were last reported to the store.
     accessed: AtomicBool,
@@ -322,7 +323,7 @@ impl Near {
         recalled
     }
 
-    /// A queued write is in the source of truth, seen by a call that began at `began`.
+    /// A queued write is in the source of truth, or was: whether it still is the newest there, the next read asks.
     pub(crate) fn stored(&self, record: &Arc<Record>, began: Instant) {
         let (key, version) = (&record.key, record.version);
         self.threads.entry_by_ref(key).and_compute_with(|held| {
@@ -340,7 +341,7 @@ impl Near {
                 record: Arc::clone(record),
                 confirmed: began,
                 is_queued: false,
-                is_recalled: false,
+                is_recalled: true,
                 accessed,
             }))
         });

@@ -107,7 +107,9 @@ impl Replay {
             changes.borrow_and_update();
             report.tell(self.pending.len());
             self.reachable().await;
-            if let Err(error) = self.send_more(&mut round).await {
+            if let Err(error) = self.first_contact(&round).await {
+                round.away = Some(error);
+            } else if let Err(error) = self.send_more(&mut round).await {
                 tracing::warn!(%error, "the queue cannot be read for replay");
                 round.away = Some(error);
             }
@@ -115,7 +117,7 @@ impl Replay {
                 && let Some(error) = round.away.take()
             {
                 let pause = pauses.next().max(error.retry_after()).unwrap_or(LAST_PAUSE).min(2 * LAST_PAUSE);
-                tracing::debug!(%error, ?pause, "replay waits");
+                report.wait(&error, pause);
                 tokio::time::sleep(pause).await;
                 round.cursor = 0;
                 continue;
@@ -136,6 +138,15 @@ impl Replay {
         if let Some(breaker) = self.origin.breaker() {
             breaker.closed().await;
         }
+    }
+
+    /// Before anything is sent, the source of truth's clock must be known.
+    async fn first_contact(&self, round: &Round) -> Result<()> {
+        let is_known = self.origin.clock().moved().is_some();
+        if is_known || round.cursor > 0 || round.away.is_some() || self.pending.len() == 0 {
+            return Ok(());
+        }
+        self.origin.probe().await
     }
 
     /// Fills the lanes: suspects alone, the others in batches.
@@ -185,9 +196,7 @@ impl Replay {
         }
         match sent {
             Sent::Settled(again) => {
-                for (key, _) in &keys {
-                    round.suspects.remove(key);
-                }
+                keys.iter().filter(|_| was_alone).for_each(|(key, _)| round.look_again(key));
                 for (key, version, wait) in again {
                     round.suspect(key, version, wait);
                 }
@@ -260,11 +269,14 @@ impl Replay {
 
     /// Finds out whether a batch failed by itself or because the source of truth cannot be asked.
     async fn examine(&self, batch: Vec<Queued>, error: Error) -> Sent {
+        // Whatever it was: a gateway that refuses everything must not cost the queue.
+        if let Err(away) = self.origin.probe().await {
+            return Sent::Away(away);
+        }
         match error.kind() {
-            ErrorKind::Unavailable | ErrorKind::Busy => match self.origin.probe().await {
-                Ok(()) => Sent::Failed(error),
-                Err(away) => Sent::Away(away),
-            },
+            // No room for one more call: that is not the records' fault.
+            ErrorKind::Busy if error.retry_after().is_some() => Sent::Away(error),
+            ErrorKind::Unavailable | ErrorKind::Busy => Sent::Failed(error),
             ErrorKind::Refused | ErrorKind::Invalid if batch.len() == 1 => {
                 let reason = Reason { text: format!("refused: {error}"), newer: None };
                 let settled = batch.into_iter().map(|queued| (queued, Fate::Dead(reason.clone()))).collect();
@@ -376,6 +388,13 @@ impl Round {
         self.suspects.insert(key, Suspect { version, failures: 0, due, is_under_way: false });
     }
 
+    /// Something newer may have come while it was sent alone, and have been passed over.
+    fn look_again(&mut self, key: &Key) {
+        if let Some(suspect) = self.suspects.get_mut(key) {
+            (suspect.is_under_way, suspect.due) = (false, Instant::now());
+        }
+    }
+
     fn free(&mut self, key: &Key) {
         if let Some(suspect) = self.suspects.get_mut(key) {
             suspect.is_under_way = false;
@@ -408,9 +427,21 @@ impl Round {
 struct Report {
     began: Option<(Instant, usize)>,
     told: Option<Instant>,
+    /// Whether it was said that an operator is needed.
+    has_alarmed: bool,
 }
 
 impl Report {
+    /// There may be no traffic that would tell of a refused key.
+    fn wait(&mut self, error: &Error, pause: Duration) {
+        let needs_operator = matches!(error.kind(), ErrorKind::Denied | ErrorKind::Schema);
+        if needs_operator && !std::mem::replace(&mut self.has_alarmed, true) {
+            tracing::error!(%error, "queued writes cannot be replayed: the source of truth needs an operator");
+        } else {
+            tracing::debug!(%error, ?pause, "replay waits");
+        }
+    }
+
     fn tell(&mut self, left: usize) {
         let now = Instant::now();
         match self.began {

@@ -146,6 +146,11 @@ impl Clock {
         Self::default()
     }
 
+    /// The clock of a store that has none but the system's: right by definition, from the start.
+    pub(crate) fn of_truth() -> Self {
+        Self { moved: OnceLock::from(0), ..Self::new() }
+    }
+
     /// A clock that starts `by_millis` ahead of the system's (behind, where negative), as on a machine whose clock is
     /// wrong.
     pub fn skewed(by_millis: i64) -> Self {

@@ -15,6 +15,7 @@ use crate::version::Version;
 
 /// How long a read waits for memory to show what it found changed on disk, between looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+const LOOKS: usize = 1_000;
 /// Dead letters that one call reads.
 const PAGE: usize = 1_000;
 
@@ -49,6 +50,7 @@ impl Inner {
             Enqueued::Kept { is_unsure, queued_at } => near.enqueued(&marked, &ticket, is_unsure, queued_at),
             // Memory may not know yet, or may have forgotten.
             Enqueued::Behind(version) => near.overtaken(&marked.key, version),
+            Enqueued::Stored => near.overtaken(&marked.key, marked.version),
             _ => {}
         };
         match spool.enqueue(entry, announce).await? {
@@ -63,13 +65,19 @@ impl Inner {
     /// What the queue says of a thread: from memory, or else from disk.
     pub(super) async fn ask_queue(&self, key: &Key) -> Result<FromQueue> {
         let Some(spool) = &self.spool else { return Ok(FromQueue::Nothing) };
-        loop {
+        for _ in 0..LOOKS {
             let Some(version) = self.pending.current(key) else { return Ok(FromQueue::Nothing) };
             if let Some(entry) = self.near.queued(key) {
                 return Ok(self.judge(entry, version));
             }
-            let queued = spool.queued(key).await?.map(|queued| queued.record);
-            if let Some(record) = queued.filter(|record| record.version == version) {
+            let queued = spool.queued(key).await?;
+            if queued.as_ref().is_some_and(|queued| !queued.is_waiting && queued.record.version == version) {
+                // It was stored just now.
+                queued.iter().for_each(|queued| self.near.stored(&queued.record, Instant::now()));
+                continue;
+            }
+            let record = queued.map(|queued| queued.record);
+            if let Some(record) = record.filter(|record| record.version == version) {
                 if record.value.is_none() {
                     return Ok(FromQueue::Newest(None, version));
                 }
@@ -78,6 +86,9 @@ impl Inner {
             // It is being replaced or settled: the mark in memory follows.
             tokio::time::sleep(LOOK_AGAIN).await;
         }
+        let message = format!("what the file and memory say of the queued write of the thread {key} differs");
+        tracing::error!("{message}");
+        Err(Error::new(ErrorKind::Local, message))
     }
 
     fn judge(&self, entry: Arc<Entry>, version: Version) -> FromQueue {

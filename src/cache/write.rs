@@ -326,6 +326,10 @@ impl Inner {
         let (clock, began) = (self.origin.clock(), Instant::now());
         let mut is_stored = false;
         for left in (0..STAMPS).rev() {
+            // What waits in the queue must not be sent under another version.
+            if attempt.is_queued.load(Relaxed) {
+                return Ok(Durability::Queued);
+            }
             let ticket = self.fences.begin();
             let stamp = clock.stamp();
             let record = Arc::new(draft.record(stamp.version, clock.at(began), self.limits.ttl));

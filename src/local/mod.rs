@@ -57,7 +57,7 @@ impl Local {
 
     fn open_blocking(path: &Path) -> Result<Self> {
         let opened = Opened::new(path, Role::Truth)?;
-        let clock = Arc::new(Clock::new());
+        let clock = Arc::new(Clock::of_truth());
         let newest = "select coalesce(max(version), 0) from threads";
         let newest = opened.connection.query_row(newest, [], |row| row.get(0));
         clock.advance(Version::from_raw(newest.map_err(file::failure(&opened.path))?));

@@ -225,7 +225,8 @@ fn check_origin(opened: &Opened, origin: &str) -> Result<()> {
 /// What was stamped by a clock that nobody had put right, and that the system's clock has parted from since, is brought in
 /// line with the system's clock, which this process starts from.
 fn rebase(connection: &Connection) -> rusqlite::Result<()> {
-    let sql = "update records set version = version - (skew << 21), expires_at = expires_at - skew, skew = 0
+    let sql = "update records set version = version - (skew << 21), expires_at = expires_at - skew, skew = 0,
+                   base = case when ' ' || chain || ' ' like '% 0 %' then base - (skew << 21) else base end
                where pending = 1 and skew is not null and skew <> 0";
     connection.execute(sql, []).map(drop)
 }

@@ -12,6 +12,8 @@ use crate::version::{Timestamp, Version};
 /// What the file holds of a thread.
 struct Held {
     version: Version,
+    /// As it was stamped, which is how it was sent if the clock was not known then.
+    stamped: Version,
     is_pending: bool,
     bytes: u64,
     base: Option<Version>,
@@ -29,13 +31,15 @@ impl Held {
     ) -> rusqlite::Result<Option<Self>> {
         let sql = "select version, pending, bytes, base, chain, sent or seq <= ?2, skew from records where key = ?1";
         let read = |row: &Row<'_>| {
-            let skew: Option<i64> = row.get(6)?;
+            let (chain, skew): (String, Option<i64>) = (row.get(4)?, row.get(6)?);
+            let stamped = Version::from_raw(row.get(0)?);
             Ok(Self {
-                version: straight(Version::from_raw(row.get(0)?), skew, moved),
+                version: straight(stamped, skew, moved),
+                stamped,
                 is_pending: row.get(1)?,
                 bytes: row.get::<_, i64>(2)?.unsigned_abs(),
-                base: row.get::<_, Option<i64>>(3)?.map(Version::from_raw),
-                chain: row.get(4)?,
+                base: straight_base(row.get(3)?, &chain, skew, moved),
+                chain,
                 is_sent: row.get(5)?,
                 is_unsure: skew.is_some(),
             })
@@ -48,9 +52,17 @@ impl Held {
         match self.base {
             // A put takes the place of whatever is there, and with it what goes on from it, up to here.
             // The version of what never was, in the chain, says so.
-            None => ((!self.is_unsure).then_some(self.version), Version::NONE.to_string()),
-            Some(base) if self.is_sent => (Some(base), format!("{} {}", self.chain, self.version)),
-            Some(base) => (Some(base), self.chain.clone()),
+            None => (Some(self.version), format!("{}{}", Version::NONE, self.sent())),
+            Some(base) => (Some(base), format!("{}{}", self.chain, self.sent())),
+        }
+    }
+
+    /// The versions under which it may be in the source of truth, as a chain has them.
+    fn sent(&self) -> String {
+        match self.is_sent {
+            true if self.stamped == self.version => format!(" {}", self.version),
+            true => format!(" {} {}", self.version, self.stamped),
+            false => String::new(),
         }
     }
 }
@@ -142,12 +154,14 @@ impl Spool {
 
     /// Settles writes by key and version, and says of each whether it was the one in the queue.
     pub(crate) async fn settle(&self, settled: Vec<(Key, Version, Fate)>) -> Result<Vec<bool>> {
-        let (moved, now) = (self.clock.moved(), self.clock.now());
+        let (moved, now, bound) = (self.clock.moved(), self.clock.now(), self.bounds.replica);
         let work = move |connection: &Connection, state: &mut State| {
-            settled
+            let settled = settled
                 .iter()
                 .map(|(key, version, fate)| settle(connection, state, key, *version, fate, moved, now))
-                .collect()
+                .collect();
+            super::replica::evict(connection, state, bound)?;
+            settled
         };
         self.write(Survives::Crash, work).await
     }
@@ -176,6 +190,7 @@ impl Spool {
         let exactly = self.clock.moved_exactly().unwrap_or(moved);
         let work = move |connection: &Connection, state: &mut State| {
             let sql = "update records set
+                           base = case when ' ' || chain || ' ' like '% 0 %' then base + (?1 << 21) else base end,
                            chain = case when ?1 <> 0 and (sent or seq <= ?2) then chain || ' ' || version else chain end,
                            version = version + (?1 << 21), expires_at = expires_at + ?3, skew = null
                        where pending = 1 and skew is not null";
@@ -209,12 +224,18 @@ fn queued(row: &Row<'_>, moved: Option<i64>, exactly: Option<i64>) -> rusqlite::
     }
     Ok(Queued {
         record: record.into(),
-        base: row.get::<_, Option<i64>>(6)?.map(Version::from_raw),
+        base: straight_base(row.get(6)?, &chain, skew, moved),
         chain: versions(&chain).collect(),
         is_sent: row.get(8)?,
         seq: row.get(9)?,
         is_waiting: row.get(11)?,
     })
+}
+
+/// The base of an update. That of one that goes on from a queued put was stamped as it was itself.
+fn straight_base(base: Option<i64>, chain: &str, skew: Option<i64>, moved: Option<i64>) -> Option<Version> {
+    let skew = skew.filter(|_| versions(chain).any(|one| one == Version::NONE));
+    base.map(|base| straight(Version::from_raw(base), skew, moved))
 }
 
 struct Moment {

@@ -153,7 +153,7 @@ fn keep(
 }
 
 /// Makes room: the copies that were written first go first, a queued write never.
-fn evict(connection: &Connection, state: &mut State, bound: u64) -> rusqlite::Result<()> {
+pub(super) fn evict(connection: &Connection, state: &mut State, bound: u64) -> rusqlite::Result<()> {
     let sql = "delete from records where rowid in (select rowid from records where pending = 0 order by seq limit 16)
                returning bytes";
     while state.holdings.replica.bytes > bound {

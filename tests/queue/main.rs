@@ -2,6 +2,8 @@
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod races;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,0 +1,409 @@
+//! Races and odd clocks: each of these lost, doubled or hid something once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use threadkeep::testing::{Fault, Faulty};
+use threadkeep::{Cache, Durability, ErrorKind, Freshness, Guard, Key, Loaded, Memory, Store, Want};
+
+use super::{DEADLINE, World, cut_off, drained, found};
+
+fn append(turn: i32) -> impl Fn(Option<Vec<i32>>) -> threadkeep::Result<Option<Vec<i32>>> {
+    move |turns| Ok(Some([turns.unwrap_or_default(), vec![turn]].concat()))
+}
+
+fn letters(cache: &Cache) -> u64 {
+    cache.health().queue.unwrap().dead_letters
+}
+
+async fn sleep(ms: u64) {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+}
+
+/// A late answer of an early attempt resets base and chain of what goes on from it.
+#[tokio::test]
+async fn a_late_answer_leaves_alone_what_went_on_from_it() {
+    let mut world = World::new();
+    let faulty = Faulty::new(Arc::clone(&world.truth));
+    world.faults = faulty.faults();
+    let cache = Cache::builder()
+        .store(Guard::new(faulty, Duration::from_secs(3)))
+        .queue(world.dir.path().join("q.db"))
+        .fresh_for(Duration::ZERO)
+        .patience(Duration::from_millis(100))
+        .open()
+        .await
+        .unwrap();
+    let _ = cache.put("k", &vec![0]).await.unwrap();
+    world.faults.fail_trials(true);
+    let faults = world.faults.clone();
+    let slow = |t: Option<Vec<i32>>| {
+        faults.script([Fault::DelayAnswer(Duration::from_millis(1500))]);
+        append(1)(t)
+    };
+    assert_eq!(cache.update("k", slow).await.unwrap(), Durability::Queued);
+    sleep(50).await; // the replay of it has failed twice
+    let lost = |t: Option<Vec<i32>>| {
+        // Delay = passes, although trials fail.
+        faults.script([Fault::Delay(Duration::from_millis(1)), Fault::LoseAnswer]);
+        append(2)(t)
+    };
+    assert_eq!(cache.update("k", lost).await.unwrap(), Durability::Queued);
+    sleep(100).await;
+    assert_eq!(world.stored("k").await.as_deref(), Some("[0,1,2]"), "stored, and the answer was lost");
+    assert_eq!(cache.update("k", append(3)).await.unwrap(), Durability::Queued);
+    sleep(1500).await; // the late answer of the first
+    world.faults.fail_trials(false);
+    drained(&cache).await;
+    assert_eq!((world.stored("k").await.as_deref(), letters(&cache)), (Some("[0,1,2,3]"), 0));
+}
+
+/// A write that comes while an older one of its thread is sent alone is never sent.
+#[tokio::test]
+async fn a_write_that_comes_while_an_older_one_is_sent_alone_is_sent() {
+    let mut world = World::new();
+    let cache = world.open().await;
+    world.faults.poison("k", Fault::Fail(ErrorKind::Busy));
+    world.faults.script([Fault::Fail(ErrorKind::Denied)]);
+    assert_eq!(cache.put("k", &1).await.unwrap(), Durability::Queued);
+    sleep(200).await; // batch and single both failed: parked for 2 s
+    world.faults.poison("k", Fault::Delay(Duration::from_millis(150)));
+    let before = world.faults.calls("apply");
+    while world.faults.calls("apply") == before {
+        sleep(5).await;
+    }
+    world.faults.script([Fault::Fail(ErrorKind::Denied)]);
+    assert_eq!(cache.put("k", &2).await.unwrap(), Durability::Queued);
+    world.faults.antidote();
+    drained(&cache).await; // 15 s
+}
+
+/// An update that went on from a queued one which has died meanwhile overwrites what that one lost against.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_update_over_a_dead_one_undoes_nothing() {
+    let (mut one, mut two) = (World::new(), World::new());
+    two.truth = Arc::clone(&one.truth);
+    let (first, second) = (one.open().await, two.open().await);
+    let _ = first.put("k", &vec![0]).await.unwrap();
+    one.away(&first).await;
+    assert_eq!(second.update("k", append(1)).await.unwrap(), Durability::Stored);
+    sleep(5).await;
+    assert_eq!(first.update("k", append(2)).await.unwrap(), Durability::Queued);
+    let mut runs = 0;
+    let (cache, faults) = (first.clone(), one.faults.clone());
+    let slow = |t: Option<Vec<i32>>| {
+        runs += 1;
+        if runs == 1 {
+            tokio::task::block_in_place(|| {
+                faults.heal();
+                while letters(&cache) == 0 || cache.health().queue.unwrap().records > 0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                faults.always(Fault::Refuse);
+            });
+        }
+        append(3)(t)
+    };
+    let result = first.update("k", slow).await;
+    one.faults.heal();
+    drained(&first).await;
+    let stored = one.stored("k").await.unwrap();
+    assert!(
+        stored.starts_with("[0,1"),
+        "{result:?}: what the other daemon was told is stored is gone: {stored}"
+    );
+}
+
+/// An update is queued over a version which this daemon itself has replaced meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_update_over_what_this_daemon_has_replaced_is_made_anew() {
+    let mut world = World::new();
+    let cache = world.open().await;
+    let _ = cache.put("k", &vec![0]).await.unwrap();
+    let mut runs = 0;
+    let (other, faults) = (cache.clone(), world.faults.clone());
+    let slow = |t: Option<Vec<i32>>| {
+        runs += 1;
+        if runs == 1 {
+            tokio::task::block_in_place(|| {
+                let put = async { other.put("k", &vec![10]).await };
+                let stored = tokio::runtime::Handle::current().block_on(put).unwrap();
+                assert_eq!(stored, Durability::Stored);
+                faults.always(Fault::Refuse);
+            });
+        }
+        append(1)(t)
+    };
+    let result = cache.update("k", slow).await;
+    world.faults.heal();
+    drained(&cache).await;
+    assert_eq!((world.stored("k").await.as_deref(), letters(&cache)), (Some("[10,1]"), 0), "{result:?}");
+}
+
+/// A memory whose daemon's clock is off.
+#[derive(Debug)]
+struct Skewed(Arc<Memory>, Arc<threadkeep::Clock>);
+
+#[async_trait::async_trait]
+impl Store for Skewed {
+    fn clock(&self) -> &Arc<threadkeep::Clock> {
+        &self.1
+    }
+    async fn load(&self, wants: &[Want]) -> threadkeep::Result<Vec<Loaded>> {
+        let r = self.0.load(wants).await;
+        self.learn();
+        r
+    }
+    async fn apply(&self, w: &[threadkeep::Write]) -> threadkeep::Result<Vec<threadkeep::Applied>> {
+        let r = self.0.apply(w).await;
+        self.learn();
+        r
+    }
+    async fn recent(&self, p: &threadkeep::Page) -> threadkeep::Result<threadkeep::Recent> {
+        let r = self.0.recent(p).await;
+        self.learn();
+        r
+    }
+    async fn touch(&self, _: &[Key]) -> threadkeep::Result<()> {
+        Ok(())
+    }
+    async fn purge(&self, _: usize) -> threadkeep::Result<usize> {
+        Ok(0)
+    }
+    async fn probe(&self) -> threadkeep::Result<()> {
+        self.learn();
+        Ok(())
+    }
+}
+
+impl Skewed {
+    fn learn(&self) {
+        let now = std::time::Instant::now();
+        self.1.correct(now, now, self.0.clock().now());
+    }
+}
+
+impl World {
+    /// Starts with such a clock, cut off from the start or not.
+    async fn open_skewed(&mut self, by: i64, cut: bool) -> Cache {
+        let skewed = Skewed(Arc::clone(&self.truth), Arc::new(threadkeep::Clock::skewed(by)));
+        let faulty = Faulty::new(skewed);
+        self.faults = faulty.faults();
+        if cut {
+            self.faults.always(Fault::Refuse);
+        }
+        let builder = Cache::builder()
+            .store(Guard::new(faulty, DEADLINE))
+            .queue(self.dir.path().join("q.db"))
+            .fresh_for(Duration::ZERO)
+            .patience(DEADLINE / 2);
+        let cache = builder.open().await.unwrap();
+        if cut {
+            cut_off(&cache).await;
+        }
+        cache
+    }
+}
+
+/// Restarted in an outage with a clock that is behind: an update of what is queued is acknowledged and not seen.
+#[tokio::test]
+async fn a_clock_behind_the_file_hides_no_update() {
+    let mut world = World::new();
+    let cache = world.open_skewed(0, false).await;
+    world.away(&cache).await;
+    assert_eq!(cache.put("k", &vec![0]).await.unwrap(), Durability::Queued);
+    drop(cache);
+    let cache = world.open_skewed(-60_000, true).await;
+    assert_eq!(cache.update("k", append(1)).await.unwrap(), Durability::Queued);
+    let got = tokio::time::timeout(Duration::from_secs(3), cache.get("k")).await;
+    let got = got.map(|f| f.map(|f| f.map(|f| f.json().to_owned())));
+    println!("in the outage: {got:?}");
+    world.faults.heal();
+    sleep(3_000).await;
+    println!("stored {:?}, health {:?}", world.stored("k").await, cache.health().queue);
+    let after = tokio::time::timeout(Duration::from_secs(3), cache.get("k")).await;
+    let after = after.map(|f| f.map(|f| f.map(|f| (f.json().to_owned(), f.freshness()))));
+    println!("after it: {after:?}");
+    assert_eq!(got.unwrap().unwrap().as_deref(), Some("[0,1]"));
+}
+
+/// … and a put of what was seen lately is thrown away.
+#[tokio::test]
+async fn a_clock_behind_the_file_loses_no_put() {
+    let mut world = World::new();
+    let cache = world.open_skewed(0, false).await;
+    assert_eq!(cache.put("k", &vec![0]).await.unwrap(), Durability::Stored);
+    world.away(&cache).await;
+    drop(cache);
+    let cache = world.open_skewed(-60_000, true).await;
+    let put = cache.put("k", &vec![1]).await;
+    world.faults.heal();
+    sleep(1_500).await;
+    assert_eq!((world.stored("k").await.as_deref(), put.unwrap()), (Some("[1]"), Durability::Queued));
+}
+
+/// Before the first contact, an update of a queued put is sent as a put, and undoes what another daemon did.
+#[tokio::test]
+async fn an_update_of_a_put_from_before_the_first_contact_undoes_nothing() {
+    let (mut one, mut two) = (World::new(), World::new());
+    two.truth = Arc::clone(&one.truth);
+    let second = two.open().await;
+    let first = one.open_skewed(0, true).await;
+    assert_eq!(first.put("k", &vec![0]).await.unwrap(), Durability::Queued);
+    sleep(5).await;
+    assert_eq!(second.put("k", &vec![100]).await.unwrap(), Durability::Stored);
+    sleep(5).await;
+    assert_eq!(first.update("k", append(1)).await.unwrap(), Durability::Queued);
+    one.faults.heal();
+    drained(&first).await;
+    assert_eq!((one.stored("k").await.as_deref(), letters(&first)), (Some("[100]"), 1));
+}
+
+/// A full queue takes dead letters without end, of a write that still waits.
+#[tokio::test]
+async fn a_full_queue_takes_no_dead_letters() {
+    let (mut one, mut two) = (World::new(), World::new());
+    two.truth = Arc::clone(&one.truth);
+    let second = two.open().await;
+    let first = one.builder().queue_bytes(3_000).open().await.unwrap();
+    one.away(&first).await;
+    let big = "x".repeat(1_000);
+    assert_eq!(first.put("k", &big).await.unwrap(), Durability::Queued);
+    assert_eq!(first.put("other", &big).await.unwrap(), Durability::Queued);
+    sleep(5).await;
+    assert_eq!(second.put("k", &big).user("u").await.unwrap(), Durability::Stored);
+    one.faults.heal();
+    one.faults.fail_trials(true);
+    while !first.health().is_available() {
+        sleep(5).await;
+    }
+    assert_eq!(first.list("u").await.unwrap().len(), 1);
+    one.away(&first).await;
+    for _ in 0..5 {
+        let error = first.update("k", |text: Option<String>| Ok(text)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::QueueFull);
+    }
+    let queue = first.health().queue.unwrap();
+    assert_eq!((queue.records, queue.dead_letters), (2, 0), "nothing was taken: {queue:?}");
+}
+
+/// As 5a, and memory lets go of it: the read never ends, not even after the outage.
+#[tokio::test]
+async fn a_clock_behind_the_file_holds_up_no_read() {
+    let mut world = World::new();
+    let cache = world.open_skewed(0, false).await;
+    world.away(&cache).await;
+    assert_eq!(cache.put("k", &vec![0]).await.unwrap(), Durability::Queued);
+    drop(cache);
+    let cache = world.open_skewed(-60_000, true).await;
+    assert_eq!(cache.update("k", append(1)).await.unwrap(), Durability::Queued);
+    cache.evict("k").unwrap();
+    let during = tokio::time::timeout(Duration::from_secs(3), cache.get("k")).await.is_err();
+    world.faults.heal();
+    sleep(3_000).await;
+    assert_eq!(world.stored("k").await.as_deref(), Some("[0,1]"));
+    let after = tokio::time::timeout(Duration::from_secs(3), cache.get("k")).await.is_err();
+    let left = cache.shutdown(Duration::from_secs(1)).await.unwrap().still_queued;
+    assert_eq!((during, after, left), (false, false, 0), "hangs in the outage, after it, still queued");
+}
+
+/// A store that says `Ahead` once.
+#[derive(Debug)]
+struct AheadOnce(Arc<Memory>, std::sync::atomic::AtomicBool);
+
+#[async_trait::async_trait]
+impl Store for AheadOnce {
+    fn clock(&self) -> &Arc<threadkeep::Clock> {
+        self.0.clock()
+    }
+    async fn load(&self, wants: &[Want]) -> threadkeep::Result<Vec<Loaded>> {
+        self.0.load(wants).await
+    }
+    async fn apply(&self, w: &[threadkeep::Write]) -> threadkeep::Result<Vec<threadkeep::Applied>> {
+        if w[0].expect.is_some() && !self.1.swap(true, std::sync::atomic::Ordering::SeqCst) {
+            return Ok(vec![threadkeep::Applied::Ahead]);
+        }
+        self.0.apply(w).await
+    }
+    async fn recent(&self, p: &threadkeep::Page) -> threadkeep::Result<threadkeep::Recent> {
+        self.0.recent(p).await
+    }
+    async fn touch(&self, _: &[Key]) -> threadkeep::Result<()> {
+        Ok(())
+    }
+    async fn purge(&self, _: usize) -> threadkeep::Result<usize> {
+        Ok(0)
+    }
+    async fn probe(&self) -> threadkeep::Result<()> {
+        Ok(())
+    }
+}
+
+/// An attempt goes on with another stamp after its write was queued: it is stored under one version and dies under
+/// the other.
+#[tokio::test]
+async fn an_attempt_is_not_stamped_anew_after_it_was_queued() {
+    let mut world = World::new();
+    let faulty = Faulty::new(AheadOnce(Arc::clone(&world.truth), false.into()));
+    world.faults = faulty.faults();
+    let builder = Cache::builder().store(Guard::new(faulty, DEADLINE)).queue(world.dir.path().join("q.db"));
+    let builder = builder.fresh_for(Duration::ZERO).patience(Duration::from_millis(20));
+    let cache = builder.open().await.unwrap();
+    let _ = cache.put("k", &vec![0]).await.unwrap();
+    world.faults.fail_trials(true);
+    assert_eq!(cache.update("k", append(1)).await.unwrap(), Durability::Queued);
+    sleep(200).await;
+    println!("{:?}", world.stored("k").await);
+    world.faults.fail_trials(false);
+    drained(&cache).await;
+    assert_eq!((world.stored("k").await.as_deref(), letters(&cache)), (Some("[0,1]"), 0));
+}
+
+/// The first answer of the source of truth is that to a replay: what it was about is settled by nobody.
+#[tokio::test]
+async fn the_first_answer_may_be_a_replays() {
+    let mut world = World::new();
+    let cache = world.open_skewed(-60_000, true).await;
+    assert_eq!(cache.put("k", &vec![0]).await.unwrap(), Durability::Queued);
+    drop(cache);
+    let skewed = Skewed(Arc::clone(&world.truth), Arc::new(threadkeep::Clock::skewed(-60_000)));
+    let faulty = Faulty::new(skewed);
+    world.faults = faulty.faults();
+    world.faults.script([Fault::Refuse, Fault::Refuse]); // the probe of `open`
+    let builder = Cache::builder().store(Guard::new(faulty, DEADLINE)).queue(world.dir.path().join("q.db"));
+    let cache = builder.open().await.unwrap();
+    drained(&cache).await;
+}
+
+/// A gateway that answers 404 to everything empties the queue into the dead letters.
+#[tokio::test]
+async fn a_gateway_that_refuses_everything_costs_no_queued_write() {
+    let mut world = World::new();
+    let cache = world.open().await;
+    world.away(&cache).await;
+    for at in 0..10 {
+        assert_eq!(cache.put(format!("t{at}"), &at).await.unwrap(), Durability::Queued);
+    }
+    world.faults.always(Fault::Fail(ErrorKind::Refused));
+    sleep(3_000).await;
+    world.faults.heal();
+    drained(&cache).await;
+    assert_eq!((letters(&cache), world.stored("t3").await.as_deref()), (0, Some("3")));
+}
+
+/// What replay finds stored long ago is handed out as fresh, though another daemon has gone on from it.
+#[tokio::test]
+async fn what_was_stored_long_before_its_replay_is_not_fresh() {
+    let (mut one, mut two) = (World::new(), World::new());
+    two.truth = Arc::clone(&one.truth);
+    let second = two.open().await;
+    let builder = one.builder().fresh_for(Duration::from_secs(30));
+    let first = builder.open().await.unwrap();
+    one.faults.always(Fault::LoseAnswer);
+    assert_eq!(first.put("k", &vec![0]).await.unwrap(), Durability::Queued);
+    one.away(&first).await;
+    assert_eq!(second.update("k", append(1)).await.unwrap(), Durability::Stored);
+    one.faults.heal();
+    drained(&first).await;
+    assert_eq!(found(&first, "k").await, Some(("[0,1]".into(), Freshness::Fresh)));
+}
