@@ -269,7 +269,7 @@ impl Near {
             }
             // The source of truth may have shown something newer while it was being written to disk, which memory may
             // have dropped again.
-            let version = self.pending.straight(version, is_unsure);
+            let version = self.pending.straight(version, is_unsure, queued_at);
             if let Some(seen) = ticket.seen(key).filter(|seen| *seen > version) {
                 self.pending.meet(key, seen);
                 return Op::Nop;

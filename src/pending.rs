@@ -38,7 +38,7 @@ impl Mark {
     /// The version that it would have got from a clock that was right.
     fn straight(&self, clock: &Clock) -> Version {
         let moved = clock.moved().filter(|_| self.is_unsure);
-        self.version.shifted(moved.unwrap_or(0))
+        self.version.straightened(moved.unwrap_or(0), self.queued_at)
     }
 }
 
@@ -67,8 +67,8 @@ impl Pending {
     }
 
     /// The version that a clock would have given that was right, as far as is known.
-    pub(crate) fn straight(&self, version: Version, is_unsure: bool) -> Version {
-        Mark::new(version, is_unsure, Timestamp(0)).straight(&self.clock)
+    pub(crate) fn straight(&self, version: Version, is_unsure: bool, queued_at: Timestamp) -> Version {
+        Mark::new(version, is_unsure, queued_at).straight(&self.clock)
     }
 
     /// Whether a write of this thread waits, also one that is overtaken.

@@ -90,6 +90,13 @@ impl Version {
     pub(crate) const fn shifted(self, millis: i64) -> Self {
         Self(self.0.saturating_add(millis.saturating_mul(1 << LOW_BITS)))
     }
+
+    /// The version that a clock would have given that is so many milliseconds ahead of the one that showed `at` then.
+    /// What that one had seen may have pushed it ahead of what it showed, which the right one would not have needed.
+    pub(crate) fn straightened(self, moved: i64, at: Timestamp) -> Self {
+        let lead = self.at().0.saturating_sub(at.0).max(0);
+        if moved == 0 { self } else { self.shifted(moved - lead) }
+    }
 }
 
 impl fmt::Display for Version {

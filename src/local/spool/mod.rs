@@ -23,7 +23,7 @@ use super::writer::Survives;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Json, Key, Record};
 use crate::spool::{Bounds, Holdings, Tally, Waiting};
-use crate::version::{Clock, REMEMBERED, Version};
+use crate::version::{Clock, REMEMBERED, Timestamp, Version};
 
 pub(crate) use offline::{is_truth, retire};
 pub(crate) use salvage::salvage;
@@ -254,8 +254,8 @@ fn number(bytes: u64) -> i64 {
 }
 
 /// The version that a clock would have given that was right.
-fn straight(version: Version, skew: Option<i64>, moved: Option<i64>) -> Version {
-    skew.map_or(version, |_| version.shifted(moved.unwrap_or(0)))
+fn straight(version: Version, skew: Option<i64>, moved: Option<i64>, at: Timestamp) -> Version {
+    skew.map_or(version, |_| version.straightened(moved.unwrap_or(0), at))
 }
 
 fn text(record: &Record) -> Option<&str> {

@@ -29,12 +29,13 @@ impl Held {
         key: &Key,
         moved: Option<i64>,
     ) -> rusqlite::Result<Option<Self>> {
-        let sql = "select version, pending, bytes, base, chain, sent or seq <= ?2, skew from records where key = ?1";
+        let sql = "select version, pending, bytes, base, chain, sent or seq <= ?2, skew, at from records
+                   where key = ?1";
         let read = |row: &Row<'_>| {
             let (chain, skew): (String, Option<i64>) = (row.get(4)?, row.get(6)?);
             let stamped = Version::from_raw(row.get(0)?);
             Ok(Self {
-                version: straight(stamped, skew, moved),
+                version: straight(stamped, skew, moved, Timestamp(row.get(7)?)),
                 stamped,
                 is_pending: row.get(1)?,
                 bytes: row.get::<_, i64>(2)?.unsigned_abs(),
@@ -192,7 +193,9 @@ impl Spool {
             let sql = "update records set
                            base = case when ' ' || chain || ' ' like '% 0 %' then base + (?1 << 21) else base end,
                            chain = case when ?1 <> 0 and (sent or seq <= ?2) then chain || ' ' || version else chain end,
-                           version = version + (?1 << 21), expires_at = expires_at + ?3, skew = null
+                           version = version
+                               + ((case when ?1 = 0 then 0 else ?1 - max((version >> 21) - at, 0) end) << 21),
+                           expires_at = expires_at + ?3, skew = null
                        where pending = 1 and skew is not null";
             connection.execute(sql, params![moved, state.sent, exactly]).map(drop)
         };
@@ -212,14 +215,14 @@ impl Spool {
 }
 
 fn select() -> String {
-    format!("select {COLUMNS}, base, chain, sent or seq <= ?1, seq, skew, pending from records")
+    format!("select {COLUMNS}, base, chain, sent or seq <= ?1, seq, skew, pending, at from records")
 }
 
 fn queued(row: &Row<'_>, moved: Option<i64>, exactly: Option<i64>) -> rusqlite::Result<Queued> {
     let mut record = record(row)?;
     let (chain, skew): (String, Option<i64>) = (row.get(7)?, row.get(10)?);
     if let Some(moved) = skew.and(moved) {
-        record.version = record.version.shifted(moved);
+        record.version = record.version.straightened(moved, Timestamp(row.get(12)?));
         record.expires_at = Timestamp(record.expires_at.0.saturating_add(exactly.unwrap_or(moved)));
     }
     Ok(Queued {
@@ -234,8 +237,9 @@ fn queued(row: &Row<'_>, moved: Option<i64>, exactly: Option<i64>) -> rusqlite::
 
 /// The base of an update. That of one that goes on from a queued put was stamped as it was itself.
 fn straight_base(base: Option<i64>, chain: &str, skew: Option<i64>, moved: Option<i64>) -> Option<Version> {
-    let skew = skew.filter(|_| versions(chain).any(|one| one == Version::NONE));
-    base.map(|base| straight(Version::from_raw(base), skew, moved))
+    let is_stamped_alike = skew.is_some() && versions(chain).any(|one| one == Version::NONE);
+    let moved = moved.filter(|_| is_stamped_alike).unwrap_or(0);
+    base.map(|base| Version::from_raw(base).shifted(moved))
 }
 
 struct Moment {

@@ -101,9 +101,10 @@ fn keep(
 ) -> rusqlite::Result<Option<Version>> {
     let Copy { record, confirmed_at, is_own } = copy;
     super::heard_of(connection, &record.key, record.version)?;
-    let sql = "select version, pending, bytes, skew from records where key = ?1";
+    let sql = "select version, pending, bytes, skew, at from records where key = ?1";
     let held = connection.prepare_cached(sql)?.query_row([record.key.as_str()], |row| {
-        let version = super::straight(Version::from_raw(row.get(0)?), row.get(3)?, moved);
+        let version =
+            super::straight(Version::from_raw(row.get(0)?), row.get(3)?, moved, Timestamp(row.get(4)?));
         Ok((version, row.get::<_, bool>(1)?, row.get::<_, i64>(2)?.unsigned_abs()))
     });
     let replaced = match held.optional()? {
