@@ -122,6 +122,8 @@ fn keep(
             return Ok(None);
         }
         Some((_, true, _)) => return Ok(None),
+        // The copy is that very version, which only the time can make absent.
+        Some((version, false, _)) if version == record.version && record.value.is_none() => return Ok(None),
         Some((version, false, bytes)) if version <= record.version => {
             state.holdings.replica.sub(bytes);
             None
