@@ -323,8 +323,9 @@ impl Near {
         recalled
     }
 
-    /// A queued write is in the source of truth, or was: whether it still is the newest there, the next read asks.
-    pub(crate) fn stored(&self, record: &Arc<Record>, began: Instant) {
+    /// A queued write is in the source of truth, or was, seen by a call that began at `began`. Only where that call brought
+    /// it there, it was the newest then.
+    pub(crate) fn stored(&self, record: &Arc<Record>, began: Instant, was_newest: bool) {
         let (key, version) = (&record.key, record.version);
         self.threads.entry_by_ref(key).and_compute_with(|held| {
             self.fences.raise_seen(key, version);
@@ -341,7 +342,7 @@ impl Near {
                 record: Arc::clone(record),
                 confirmed: began,
                 is_queued: false,
-                is_recalled: true,
+                is_recalled: !was_newest,
                 accessed,
             }))
         });

@@ -304,7 +304,7 @@ impl Replay {
             let (key, version) = (&queued.record.key, queued.record.version);
             match fate {
                 _ if !was_queued => {}
-                Fate::Stored => self.near.stored(&queued.record, began),
+                Fate::Stored => self.near.stored(&queued.record, began, !queued.is_sent),
                 Fate::Dead(reason) => {
                     tracing::error!(
                         thread = %key, reason = %reason.text,

@@ -29,6 +29,8 @@ pub(crate) enum Enqueued {
     Behind(Version),
     /// The source of truth was seen to hold it.
     Stored,
+    /// An update of this version, which is newer, waits in the queue.
+    Crossed(Version),
 }
 
 /// A write that waits in the queue.

@@ -44,21 +44,37 @@ impl Inner {
         ticket: Arc<Ticket>,
         is_sent: bool,
     ) -> Result<Durability> {
-        let entry = ToQueue { record: Arc::clone(record), over, is_sent };
-        let (near, marked) = (Arc::clone(&self.near), Arc::clone(record));
-        let announce = move |enqueued| match enqueued {
-            Enqueued::Kept { is_unsure, queued_at } => near.enqueued(&marked, &ticket, is_unsure, queued_at),
-            // Memory may not know yet, or may have forgotten.
-            Enqueued::Behind(version) => near.overtaken(&marked.key, version),
-            Enqueued::Stored => near.overtaken(&marked.key, marked.version),
-            _ => {}
-        };
-        match spool.enqueue(entry, announce).await? {
-            Enqueued::Kept { .. } => Ok(Durability::Queued),
-            Enqueued::Stored => Ok(Durability::Stored),
-            Enqueued::Conflict => Err(super::write::changed_meanwhile(&record.key)),
-            Enqueued::Behind(_) if over.is_some() => Err(super::write::changed_meanwhile(&record.key)),
-            Enqueued::Behind(_) | Enqueued::Overtaken => Ok(Durability::Superseded),
+        let mut record = Arc::clone(record);
+        loop {
+            let entry = ToQueue { record: Arc::clone(&record), over, is_sent };
+            let (near, marked, ticket) = (Arc::clone(&self.near), Arc::clone(&record), Arc::clone(&ticket));
+            let announce = move |enqueued| match enqueued {
+                Enqueued::Kept { is_unsure, queued_at } => {
+                    near.enqueued(&marked, &ticket, is_unsure, queued_at);
+                }
+                // Memory may not know yet, or may have forgotten.
+                Enqueued::Behind(version) => near.overtaken(&marked.key, version),
+                Enqueued::Stored => near.overtaken(&marked.key, marked.version),
+                _ => {}
+            };
+            return match spool.enqueue(entry, announce).await? {
+                Enqueued::Kept { .. } => Ok(Durability::Queued),
+                Enqueued::Stored => Ok(Durability::Stored),
+                // The two were made at once, and that update may yet lose against another daemon: this one must not be
+                // lost with it.
+                Enqueued::Crossed(update) => {
+                    self.origin.clock().observe(update);
+                    let version = self.origin.clock().stamp().version;
+                    record = Arc::new(Record { version, ..Record::clone(&record) });
+                    continue;
+                }
+                // Not superseded: that would make an update be tried again that may have been stored.
+                Enqueued::Conflict => Err(super::write::changed_meanwhile(&record.key)),
+                Enqueued::Behind(_) | Enqueued::Overtaken if over.is_some() => {
+                    Err(super::write::changed_meanwhile(&record.key))
+                }
+                Enqueued::Behind(_) | Enqueued::Overtaken => Ok(Durability::Superseded),
+            };
         }
     }
 
@@ -73,7 +89,7 @@ impl Inner {
             let queued = spool.queued(key).await?;
             if queued.as_ref().is_some_and(|queued| !queued.is_waiting && queued.record.version == version) {
                 // It was stored just now.
-                queued.iter().for_each(|queued| self.near.stored(&queued.record, Instant::now()));
+                queued.iter().for_each(|queued| self.near.stored(&queued.record, Instant::now(), false));
                 continue;
             }
             let record = queued.map(|queued| queued.record);
@@ -140,7 +156,7 @@ impl Inner {
     pub(super) async fn stored_late(&self, spool: &Spool, record: &Arc<Record>, began: Instant) {
         let settled = vec![(record.key.clone(), record.version, crate::spool::Fate::Stored)];
         match spool.settle(settled).await {
-            Ok(_) => self.near.stored(record, began),
+            Ok(_) => self.near.stored(record, began, true),
             Err(error) => tracing::debug!(%error, "a write that was stored late stays in the queue for now"),
         }
     }

@@ -287,6 +287,14 @@ fn enqueue(
         }
         // It was seen to have moved on from what this one goes on from.
         (Some(held), Some(over)) if held.version > over => return Ok(Some(Enqueued::Behind(held.version))),
+        (Some(held), None)
+            if held.is_pending
+                && held.base.is_some()
+                && held.is_unsure == is_unsure
+                && held.version > record.version =>
+        {
+            return Ok(Some(Enqueued::Crossed(held.version)));
+        }
         (Some(held), _) if held.version > record.version && (held.is_unsure || !is_unsure) => {
             return Ok(Some(match held.is_pending {
                 true => Enqueued::Overtaken,
