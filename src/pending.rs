@@ -14,9 +14,24 @@ use crate::version::{Clock, Timestamp, Version};
 #[derive(Debug)]
 pub(crate) struct Pending {
     marks: Mutex<HashMap<Key, Mark>>,
+    /// Writes that are on their way into the source of truth, past the queue.
+    passing: Mutex<Vec<(Key, Version)>>,
     clock: Arc<Clock>,
     /// Counts the changes.
     changes: watch::Sender<u64>,
+}
+
+/// A write is on its way into the source of truth, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Passing {
+    pending: Arc<Pending>,
+    version: Version,
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        self.pending.passing().retain(|(_, version)| *version != self.version);
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +64,8 @@ impl Pending {
             let is_overtaken = one.is_overtaken;
             (one.key, Mark { is_overtaken, ..Mark::new(one.version, one.is_unsure, one.queued_at) })
         });
-        Self { marks: Mutex::new(marks.collect()), clock, changes: watch::Sender::new(0) }
+        let (marks, passing) = (Mutex::new(marks.collect()), Mutex::default());
+        Self { marks, passing, clock, changes: watch::Sender::new(0) }
     }
 
     /// The version of the queued write that is the newest of its thread, as far as is known.
@@ -74,6 +90,18 @@ impl Pending {
     /// Whether a write of this thread waits, also one that is overtaken.
     pub(crate) fn contains(&self, key: &Key) -> bool {
         self.marks().contains_key(key)
+    }
+
+    /// To be called before a write is sent past the queue, in which an older one of its thread may wait, and to be kept
+    /// until the file knows what became of it.
+    pub(crate) fn passing_by(self: &Arc<Self>, key: &Key, version: Version) -> Passing {
+        self.passing().push((key.clone(), version));
+        Passing { pending: Arc::clone(self), version }
+    }
+
+    /// Whether this is a write of this handle of which the file does not know yet what became of it.
+    pub(crate) fn passes(&self, key: &Key, version: Version) -> bool {
+        self.passing().iter().any(|(one, at)| one == key && *at == version)
     }
 
     /// Marks a write, unless a newer one is marked.
@@ -159,6 +187,10 @@ impl Pending {
 
     fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn passing(&self) -> MutexGuard<'_, Vec<(Key, Version)>> {
+        self.passing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn marks(&self) -> MutexGuard<'_, HashMap<Key, Mark>> {

@@ -34,6 +34,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PARKING: Duration = Duration::from_secs(600);
 /// From this failure on the record counts as parked, which is said once.
 const PARKED: u32 = 3;
+/// When to look again whether a newer write of this handle has taken the place of one.
+const SOON: Duration = Duration::from_millis(50);
 /// How often a compare-and-set is sent anew over what was found stored.
 const BASES: usize = 3;
 /// How often a long replay says how far it is.
@@ -229,6 +231,10 @@ impl Replay {
         for (queued, applied) in batch.into_iter().zip(applied) {
             let (key, version) = (queued.record.key.clone(), queued.record.version);
             match fate(&queued, applied) {
+                // It lost to a write of this very handle, which is about to take its place in the file.
+                Some(Fate::Dead(Reason { newer: Some(newer), .. })) if self.pending.passes(&key, newer) => {
+                    again.push((key.clone(), version, SOON));
+                }
                 Some(fate) => settled.push((queued, fate)),
                 None => again.push((key.clone(), version, self.restamp(&key, version).await)),
             }

@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
 use crate::metrics::Wrote;
 use crate::near::News;
+use crate::pending::Passing;
 use crate::record::{Durability, Json, Key, Record, Write, user};
 use crate::store::Applied;
 use crate::version::{Stamp, TOLERANCE, Timestamp, Version};
@@ -297,12 +298,12 @@ impl Inner {
 
     /// The record of an attempt as it is to be queued: stamped anew where the clock was put right meanwhile.
     fn latest(&self, attempt: &Attempt) -> Option<(Arc<Record>, Option<Version>)> {
-        let (record, over, stamp) = attempt.latest()?;
+        let (record, over, stamp, (began, shown)) = attempt.latest()?;
         let clock = self.origin.clock();
         if !clock.misjudged(&stamp) {
             return Some((record, over));
         }
-        let moved = clock.moved().unwrap_or(0);
+        let moved = clock.at(began).0 - shown.0;
         let expires_at = Timestamp(record.expires_at.0.saturating_add(moved));
         let anew = Record { version: clock.stamp().version, expires_at, ..Record::clone(&record) };
         Some((Arc::new(anew), over))
@@ -333,7 +334,8 @@ impl Inner {
             let ticket = self.fences.begin();
             let stamp = clock.stamp();
             let record = Arc::new(draft.record(stamp.version, clock.at(began), self.limits.ttl));
-            attempt.note(&record, draft.expect, stamp);
+            attempt.note(&record, draft.expect, stamp, (began, clock.at(began)));
+            attempt.passes(self.pending.passing_by(&draft.key, stamp.version));
             if let Some(spool) = self.queueing().filter(|_| draft.expect.is_some()) {
                 spool.attempting(&draft.key, stamp.version).await;
             }
@@ -460,20 +462,27 @@ pub(super) fn changed_meanwhile(key: &Key) -> Error {
     Error::new(ErrorKind::Conflict, format!("the thread {key} was changed by another writer meanwhile"))
 }
 
-/// What was sent last, the version that it goes on from, and when it was stamped.
-type Latest = (Arc<Record>, Option<Version>, Stamp);
+/// What was sent last, the version that it goes on from, when it was stamped, and when its life began, by the clock as it
+/// was then, too.
+type Latest = (Arc<Record>, Option<Version>, Stamp, (Instant, Timestamp));
 
 /// An attempt to write into the source of truth, as far as it has come.
 #[derive(Debug, Default)]
 struct Attempt {
     latest: Mutex<Option<Latest>>,
+    passing: Mutex<Vec<Passing>>,
     /// Whether its caller waits no more, because the write is in the queue.
     is_queued: AtomicBool,
 }
 
 impl Attempt {
-    fn note(&self, record: &Arc<Record>, over: Option<Version>, stamp: Stamp) {
-        *self.lock() = Some((Arc::clone(record), over, stamp));
+    fn note(&self, record: &Arc<Record>, over: Option<Version>, stamp: Stamp, began: (Instant, Timestamp)) {
+        *self.lock() = Some((Arc::clone(record), over, stamp, began));
+    }
+
+    /// Keeps the note that this is under way for as long as this attempt is looked at.
+    fn passes(&self, passing: Passing) {
+        self.passing.lock().unwrap_or_else(PoisonError::into_inner).push(passing);
     }
 
     /// The record as it was stamped last, and the version that it goes on from.
