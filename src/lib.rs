@@ -26,6 +26,7 @@
 //! those here: see [`testing`] (feature `testing`) for the suite that it has to pass.
 //!
 //! The modules below stand in the order of their dependencies: each uses only those before it, which a test holds.
+#![forbid(unsafe_code)]
 
 mod error;
 mod backoff;

@@ -42,12 +42,18 @@ struct Mark {
     is_unsure: bool,
     /// The source of truth holds this or something newer: it is read no more, only replayed.
     is_overtaken: bool,
+    /// Not read before the source of truth has been seen to hold nothing newer.
+    is_doubtful: bool,
     queued_at: Timestamp,
 }
 
 impl Mark {
     fn new(version: Version, is_unsure: bool, queued_at: Timestamp) -> Self {
-        Self { version, is_unsure, is_overtaken: false, queued_at }
+        Self { version, is_unsure, is_overtaken: false, is_doubtful: false, queued_at }
+    }
+
+    fn is_newest(&self) -> bool {
+        !self.is_overtaken && !self.is_doubtful
     }
 
     /// The version that it would have got from a clock that was right.
@@ -60,9 +66,9 @@ impl Mark {
 impl Pending {
     pub(crate) fn new(waiting: Vec<Waiting>, clock: Arc<Clock>) -> Self {
         let marks = waiting.into_iter().map(|one| {
-            clock.observe(one.version);
-            let is_overtaken = one.is_overtaken;
-            (one.key, Mark { is_overtaken, ..Mark::new(one.version, one.is_unsure, one.queued_at) })
+            let Waiting { key, version, is_unsure, queued_at, is_overtaken, is_doubtful } = one;
+            clock.observe(version);
+            (key, Mark { is_overtaken, is_doubtful, ..Mark::new(version, is_unsure, queued_at) })
         });
         let (marks, passing) = (Mutex::new(marks.collect()), Mutex::default());
         Self { marks, passing, clock, changes: watch::Sender::new(0) }
@@ -71,14 +77,14 @@ impl Pending {
     /// The version of the queued write that is the newest of its thread, as far as is known.
     pub(crate) fn current(&self, key: &Key) -> Option<Version> {
         let marks = self.marks();
-        let mark = marks.get(key).filter(|mark| !mark.is_overtaken)?;
+        let mark = marks.get(key).filter(|mark| mark.is_newest())?;
         Some(mark.straight(&self.clock))
     }
 
     /// Whether a write of this version, as stamped or put right, is the one that [`current`](Self::current) speaks of.
     pub(crate) fn covers(&self, key: &str, version: Version) -> bool {
         let marks = self.marks();
-        let mark = marks.get(key).filter(|mark| !mark.is_overtaken);
+        let mark = marks.get(key).filter(|mark| mark.is_newest());
         mark.is_some_and(|mark| version == mark.version || version == mark.straight(&self.clock))
     }
 
@@ -127,6 +133,7 @@ impl Pending {
         let mark = marks.get_mut(key)?;
         let queued = mark.straight(&self.clock);
         if !mark.is_overtaken && queued > version {
+            mark.is_doubtful = false;
             return Some(queued);
         }
         mark.is_overtaken = true;

@@ -58,6 +58,8 @@ pub(crate) struct Waiting {
     pub(crate) queued_at: Timestamp,
     /// The source of truth was seen to hold something newer.
     pub(crate) is_overtaken: bool,
+    /// Something newer may have been stored without the file hearing of it: nobody reads it before that is known.
+    pub(crate) is_doubtful: bool,
 }
 
 /// What became of a queued write.

@@ -33,27 +33,50 @@ pub(super) struct Opened {
 impl Opened {
     /// Opens the file, creating it where it does not exist; waits some seconds for another process that has it open.
     pub(super) fn new(path: &Path, role: Role) -> Result<Self> {
-        let path = file::create(path)?;
-        let lock = Lock::acquire(&path)?;
+        let (path, lock, was_emptied) = Self::lock(path)?;
+        if was_emptied {
+            return Err(file::emptied(&path));
+        }
         let connection = file::open_to_write(&path, role)?;
-        Ok(Self { path, connection, lock })
+        Self { path, connection, lock }.settled()
     }
 
     /// As [`new`](Self::new); a file that is damaged is set aside, and a new one takes its place.
     pub(super) fn or_set_aside(path: &Path, role: Role) -> Result<(Self, Option<PathBuf>)> {
-        let path = file::create(path)?;
-        let was_ours = Lock::is_beside(&path);
-        let lock = Lock::acquire(&path)?;
-        match file::open_to_write(&path, role).and_then(|opened| file::check(opened, &path)) {
-            Ok(connection) => Ok((Self { path, connection, lock }, None)),
-            Err(error) if was_ours && file::is_damage(&error) => {
+        let (path, lock, was_emptied) = Self::lock(path)?;
+        let whole = || {
+            let connection = file::open_to_write(&path, role)?;
+            file::check(&connection, &path).map(|()| connection)
+        };
+        let (connection, aside) = match if was_emptied { Err(file::emptied(&path)) } else { whole() } {
+            Ok(connection) => (connection, None),
+            Err(error) if lock.has_opened() && file::is_damage(&error) => {
                 let aside = file::set_aside(&path)?;
-                let path = file::create(&path)?;
-                let connection = file::open_to_write(&path, role)?;
-                Ok((Self { path, connection, lock }, Some(aside)))
+                file::create(&path)?;
+                (file::open_to_write(&path, role)?, Some(aside))
             }
-            Err(error) => Err(error),
-        }
+            Err(error) => return Err(error),
+        };
+        Ok((Self { path, connection, lock }.settled()?, aside))
+    }
+
+    /// Locks the file, creating it where it does not exist; says whether it has lost all that it held.
+    fn lock(path: &Path) -> Result<(PathBuf, Lock, bool)> {
+        let real = path.canonicalize();
+        real.as_deref().map_or(Ok(()), file::refuse_foreign)?;
+        let was_there = real.is_ok();
+        let path = file::create(path)?;
+        let lock = Lock::acquire(&path)?;
+        let was_emptied = lock.has_opened() && file::is_emptied(&path, was_there);
+        Ok((path, lock, was_emptied))
+    }
+
+    /// It is one of threadkeep's, and whole.
+    fn settled(mut self) -> Result<Self> {
+        file::leave_log(&self.connection, false).map_err(file::failure(&self.path))?;
+        file::make_private(&self.path);
+        self.lock.opened();
+        Ok(self)
     }
 }
 
@@ -118,17 +141,18 @@ impl Database {
         let this = Arc::clone(self);
         self.reading.close();
         unblock(move || {
-            this.writer.close();
+            // The writer last: it leaves one file behind, without a log.
             this.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            this.writer.close();
             drop(this.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
         })
         .await
     }
 
-    /// See [`Lock::note`].
-    pub(super) fn note(&self, doubtful: bool) {
+    /// See [`Lock::note`]; asked under the lock, so that the last note says how things are.
+    pub(super) fn note(&self, is_doubtful: impl FnOnce() -> bool) {
         if let Some(lock) = self.lock.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            lock.note(doubtful);
+            lock.note(is_doubtful());
         }
     }
 

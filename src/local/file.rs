@@ -5,7 +5,8 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ffi};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -14,6 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// "thkp": marks the file as one of threadkeep's.
 const APPLICATION_ID: i64 = 0x7468_6b70;
 const FORMAT: i64 = 1;
+/// The bytes of a SQLite file's header.
+const HEADER: u64 = 100;
 
 /// What a file is for. One of one role is never taken for the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +76,7 @@ const QUEUE: &str = "
         chain      text    not null,  -- versions of its own that may be in the source of truth already
         sent       integer not null,  -- whether it was sent when it was queued, so that it may be there already
         skew       integer,           -- how far the clock that stamped it was ahead of the system's; null: it was right
-        overtaken  integer not null default 0 -- 1: the source of truth was seen to hold something newer
+        overtaken  integer not null default 0 -- 1: the source of truth was seen to hold something newer; 2: perhaps it does
     ) strict;
     create index queue on records (seq, bytes) where pending = 1;
     create index replica on records (seq, bytes) where pending = 0;
@@ -108,10 +111,53 @@ pub(super) fn create(path: &Path) -> Result<PathBuf> {
     create_private(path).and_then(|_| path.canonicalize()).map_err(|e| cannot_open(path).with_source(e))
 }
 
+/// Refuses a file of another program, before SQLite touches it and may change it by that.
+pub(super) fn refuse_foreign(path: &Path) -> Result<()> {
+    // Where threadkeep has come across it before, it may be damaged: that is for SQLite to say.
+    if Lock::is_beside(path) {
+        return Ok(());
+    }
+    let Ok(file) = File::open(path) else { return Ok(()) };
+    let mut header = Vec::new();
+    let read = file.take(HEADER).read_to_end(&mut header);
+    read.map_err(|e| cannot_open(path).with_source(e))?;
+    let id = header.get(68..72).and_then(|id| Some(i64::from(u32::from_be_bytes(id.try_into().ok()?))));
+    match id.filter(|_| header.starts_with(b"SQLite format 3\0")) {
+        None if header.is_empty() => Ok(()),
+        None => Err(failure(path)(sqlite_error(ffi::SQLITE_NOTADB, None))),
+        Some(APPLICATION_ID | 0) => Ok(()),
+        Some(_) => Err(of_another_program(path)),
+    }
+}
+
+/// Whether a file that was there has no bytes, or is gone while its log is left, which SQLite would delete.
+pub(super) fn is_emptied(path: &Path, was_there: bool) -> bool {
+    let len = |path: &Path| std::fs::metadata(path).map_or(0, |data| data.len());
+    len(path) == 0 && (was_there || len(&with_suffix(path, "-wal")) > 0)
+}
+
+pub(super) fn emptied(path: &Path) -> Error {
+    failure(path)(sqlite_error(ffi::SQLITE_CORRUPT, Some("it is empty".into())))
+}
+
+fn of_another_program(path: &Path) -> Error {
+    unusable(path, "is a database of another program; set another path")
+}
+
+fn sqlite_error(code: i32, text: Option<String>) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(ffi::Error::new(code), text)
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    PathBuf::from(format!("{}{suffix}", path.display()))
+}
+
 /// Opens the one connection that writes.
 pub(super) fn open_to_write(path: &Path, role: Role) -> Result<Connection> {
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failure(path))?;
+    // Where it turns out damaged, or somebody else's, it is left as it is.
+    leave_log(&connection, true).map_err(failure(path))?;
     let pragma = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let tables = connection.query_row("select count(*) from sqlite_schema", [], |row| row.get::<_, i64>(0));
     let is_new = match (
@@ -124,10 +170,10 @@ pub(super) fn open_to_write(path: &Path, role: Role) -> Result<Connection> {
         (_, APPLICATION_ID, newer) => {
             return Err(unusable(path, &format!("has format {newer}; this threadkeep knows only {FORMAT}")));
         }
-        _ => return Err(unusable(path, "is a database of another program; set another path")),
+        _ => return Err(of_another_program(path)),
     };
     // Only now, so that a file of somebody else's is left as it is.
-    configure(&connection).map_err(failure(path))?;
+    configure(&connection, is_new).map_err(failure(path))?;
     if is_new {
         create_schema(&connection, role).map_err(failure(path))?;
     }
@@ -162,14 +208,44 @@ pub(super) fn about(connection: &Connection, name: &str) -> rusqlite::Result<Opt
     connection.query_row(found, [name], |row| row.get(0)).optional()
 }
 
-/// Reads all of the file once: better now than in the middle of an outage.
-pub(super) fn check(connection: Connection, path: &Path) -> Result<Connection> {
+/// Whether what is in the log stays there when the connection ends.
+pub(super) fn leave_log(connection: &Connection, leave: bool) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, leave).map(drop)
+}
+
+/// Reads all of the queue's file once: better now than in the middle of an outage.
+pub(super) fn check(connection: &Connection, path: &Path) -> Result<()> {
+    let damaged = |damage| failure(path)(sqlite_error(ffi::SQLITE_CORRUPT, Some(damage)));
     let found = connection.query_row("pragma quick_check(1)", [], |row| row.get::<_, String>(0));
     match found.map_err(failure(path))?.as_str() {
-        "ok" => Ok(connection),
-        damage => {
-            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
-            Err(failure(path)(rusqlite::Error::SqliteFailure(code, Some(damage.into()))))
+        "ok" => {}
+        damage => return Err(damaged(damage.into())),
+    }
+    // A text that is none would hold up the replay of all others.
+    let mut queued = connection
+        .prepare("select key, value, user, metadata from records where pending = 1")
+        .map_err(failure(path))?;
+    let mut rows = queued.query([]).map_err(failure(path))?;
+    while let Some(row) = rows.next().map_err(failure(path))? {
+        for column in 0..4 {
+            row.get::<_, Option<String>>(column)
+                .map_err(|error| damaged(format!("a queued write: {error}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// Nobody but the owner may read it, whoever put it there.
+pub(super) fn make_private(path: &Path) {
+    #[cfg(unix)]
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = with_suffix(path, suffix);
+        let is_open = |data: &std::fs::Metadata| data.permissions().mode() & 0o077 != 0;
+        if std::fs::metadata(&path).is_ok_and(|data| is_open(&data)) {
+            tracing::warn!(file = %path.display(), "others could read this file: now only its owner can");
+            let made = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600));
+            made.unwrap_or_else(|error| tracing::error!(%error, file = %path.display(), "it stays readable"));
         }
     }
 }
@@ -186,8 +262,7 @@ pub(super) fn set_aside(path: &Path) -> Result<PathBuf> {
     let named = |attempt: usize| PathBuf::from(format!("{}.damaged-{attempt}", path.display()));
     let aside = (1..).map(named).find(|aside| !aside.exists()).unwrap_or_else(|| named(0));
     for suffix in ["-wal", "-shm", ""] {
-        let with = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
-        match std::fs::rename(with(path), with(&aside)) {
+        match std::fs::rename(with_suffix(path, suffix), with_suffix(&aside, suffix)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 let why = "is damaged, and cannot be set aside; move it away by hand";
                 return Err(unusable(path, why).with_source(e));
@@ -206,6 +281,13 @@ pub(super) fn open_to_read(path: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
+/// Opens a connection that copies the write-ahead log into the file.
+pub(super) fn open_to_copy(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.pragma_update(None, "synchronous", "full")?;
+    Ok(connection)
+}
+
 /// SQLite gives its companion files the permissions of the main one.
 fn create_private(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
@@ -215,11 +297,13 @@ fn create_private(path: &Path) -> std::io::Result<File> {
     options.open(path)
 }
 
-fn configure(connection: &Connection) -> rusqlite::Result<()> {
+fn configure(connection: &Connection, is_new: bool) -> rusqlite::Result<()> {
     connection.busy_timeout(PATIENCE)?;
     connection.pragma_update(None, "secure_delete", "on")?;
-    // Before the first table, or else without effect.
-    connection.pragma_update(None, "auto_vacuum", "incremental")?;
+    if is_new {
+        // Before the first table, or else without effect; but it would write each time.
+        connection.pragma_update(None, "auto_vacuum", "incremental")?;
+    }
     connection.pragma_update(None, "journal_mode", "wal")?;
     connection.pragma_update(None, "synchronous", "full")
 }
@@ -237,6 +321,11 @@ pub(super) fn failure(path: &Path) -> impl Fn(rusqlite::Error) -> Error {
             Some(ErrorCode::DiskFull) => {
                 return unusable(path, "cannot grow: the disk is full").with_source(error);
             }
+            // The index of the log is a file of fixed size.
+            _ if error.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_IOERR_SHMSIZE) => {
+                let why = "cannot be opened: there is no room for the file -shm beside it, the disk is full";
+                return unusable(path, why).with_source(error);
+            }
             Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
                 return cannot_open(path).with_source(error);
             }
@@ -250,7 +339,7 @@ pub(super) fn failure(path: &Path) -> impl Fn(rusqlite::Error) -> Error {
 
 fn cannot_open(path: &Path) -> Error {
     let why = "cannot be opened for writing; make its directory and the file writable for the daemon's user, \
-               or set CONVERSATION_LOCAL_PATH to a place that is";
+               or set CONVERSATION_LOCAL_PATH (for a queue: CONVERSATION_QUEUE_PATH) to a place that is";
     unusable(path, why)
 }
 
@@ -267,10 +356,13 @@ fn describe(path: &Path, why: &str) -> String {
 pub(super) struct Lock {
     file: File,
     was_doubtful: bool,
+    has_opened: bool,
 }
 
 /// See [`Lock::note`].
 const DOUBTFUL: &str = "doubtful";
+/// See [`Lock::opened`].
+const OPENED: &str = "opened";
 
 impl Lock {
     pub(super) fn acquire(path: &Path) -> Result<Self> {
@@ -289,29 +381,49 @@ impl Lock {
                 }
                 Err(TryLockError::WouldBlock) => {
                     let text = text(&mut file);
-                    let holder = text.lines().next().unwrap_or_default();
+                    let holder = text.lines().next().unwrap_or_default().trim_end();
                     let why = format!("is in use by {holder}; stop that one first");
                     return Err(Error::new(ErrorKind::InUse, describe(path, &why)));
                 }
                 Err(TryLockError::Error(e)) => return Err(cannot_open(path).with_source(e)),
             }
         }
-        let was_doubtful = text(&mut file).lines().nth(1).is_some_and(|line| line.trim() == DOUBTFUL);
-        let mut lock = Self { file, was_doubtful };
+        let text = text(&mut file);
+        let says = |line: usize, what: &str| text.lines().nth(line).is_some_and(|line| line.trim() == what);
+        let (was_doubtful, has_opened) = (says(1, DOUBTFUL), says(2, OPENED));
+        let mut lock = Self { file, was_doubtful, has_opened };
         lock.note(was_doubtful);
         Ok(lock)
     }
 
-    /// Whether a threadkeep has had the file open before.
+    /// Whether a threadkeep has come across the file before.
     pub(super) fn is_beside(path: &Path) -> bool {
         beside(path).exists()
+    }
+
+    /// Whether the file was one of threadkeep's once.
+    pub(super) fn has_opened(&self) -> bool {
+        self.has_opened
+    }
+
+    /// Notes that the file is one of threadkeep's, for good.
+    pub(super) fn opened(&mut self) {
+        if !self.has_opened {
+            self.has_opened = true;
+            self.note(self.was_doubtful);
+            self.file
+                .sync_all()
+                .unwrap_or_else(|error| tracing::warn!(%error, "the lock file was not synced"));
+        }
     }
 
     /// Writes who holds the lock, for the message above, and whether copies in the file may be older than what was
     /// acknowledged: in place and at a fixed length, so that it works on a disk that is full.
     pub(super) fn note(&mut self, doubtful: bool) {
         let holder = format!("process {}", std::process::id());
-        let text = format!("{holder:<30}\n{:<30}\n", if doubtful { DOUBTFUL } else { "" });
+        let (doubtful, opened) =
+            (if doubtful { DOUBTFUL } else { "" }, if self.has_opened { OPENED } else { "" });
+        let text = format!("{holder:<30}\n{doubtful:<30}\n{opened:<30}\n");
         let written = self.file.rewind().and_then(|()| self.file.write_all(text.as_bytes()));
         if let Err(error) = written.and_then(|()| self.file.set_len(text.len() as u64)) {
             tracing::error!(%error, "the lock file cannot be written");
@@ -325,5 +437,5 @@ impl Lock {
 }
 
 fn beside(path: &Path) -> PathBuf {
-    PathBuf::from(format!("{}.lock", path.display()))
+    with_suffix(path, ".lock")
 }

@@ -1,23 +1,24 @@
-//! The one thread that writes, with group commit.
+//! The one thread that writes, with group commit, and the one that copies its log into the file meanwhile.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ffi};
 use tokio::sync::{mpsc, oneshot};
 
-use super::file::failure;
+use super::file::{self, failure};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How many jobs may wait for the thread; further callers wait for a place.
 const WAITING: usize = 1_024;
 /// How many jobs share one commit at most.
 const GROUP: usize = 512;
-/// Pages in the write-ahead log from which on it is copied into the file when there is nothing else to do …
-const IDLE_PAGES: i32 = 1_000;
-/// … and from which on in any case.
+/// Whenever the write-ahead log has grown by so many pages, it is copied into the file beside the commits …
+const COPIED_PAGES: i32 = 1_000;
+/// … and from here on between them: where they never pause, it could not be begun anew otherwise.
 const MOST_PAGES: i32 = 16_000;
 
 /// What a written record must survive before it is acknowledged.
@@ -34,6 +35,8 @@ trait Job: Send {
     fn survives(&self) -> Survives;
     /// Whether it succeeded; if not, what it did is undone.
     fn run(&mut self, connection: &Connection) -> bool;
+    /// Takes the error with which it failed, for the whole group.
+    fn take_error(&mut self) -> Option<rusqlite::Error>;
     fn answer(self: Box<Self>, committed: Result<()>, path: &Path);
 }
 
@@ -57,6 +60,10 @@ where
     fn run(&mut self, connection: &Connection) -> bool {
         self.done = self.work.take().map(|work| work(connection));
         matches!(self.done, Some(Ok(_)))
+    }
+
+    fn take_error(&mut self) -> Option<rusqlite::Error> {
+        self.done.take_if(|done| done.is_err()).and_then(std::result::Result::err)
     }
 
     fn answer(self: Box<Self>, committed: Result<()>, path: &Path) {
@@ -133,19 +140,13 @@ fn serve(
     path: &Path,
     undone: &dyn Fn(),
 ) {
-    let pages = Arc::new(AtomicI32::new(0));
-    let counted = Arc::clone(&pages);
-    let count = move |_: &mut rusqlite::hooks::Wal, pages: i32| {
-        counted.store(pages, Relaxed);
-        Ok(())
-    };
-    if let Err(error) = connection.wal_hook(Some(count)) {
-        tracing::error!(%error, "the write-ahead log cannot be watched");
-    }
+    let log = Log::watch(&mut connection, path);
     while let Some(first) = waiting.blocking_recv() {
         let more = std::iter::from_fn(|| waiting.try_recv().ok());
         let mut group: Vec<_> = std::iter::once(first).chain(more).take(GROUP).collect();
-        let committed = commit(&connection, &mut group).map_err(|(error, reached_disk)| {
+        let result = log.mend(&connection).and_then(|()| commit(&connection, &mut group));
+        let committed = result.map_err(|(error, reached_disk)| {
+            log.heed(&error);
             let error = failure(path)(error);
             if reached_disk { error.with_outcome_unknown() } else { error }
         });
@@ -156,11 +157,109 @@ fn serve(
         }
         group.into_iter().for_each(|job| job.answer(committed.clone(), path));
         // After the answers, so that no commit waits for it.
-        let pages = pages.load(Relaxed);
-        if pages > MOST_PAGES || (pages > IDLE_PAGES && waiting.is_empty()) {
-            connection.query_row("pragma wal_checkpoint(passive)", [], |_| Ok(())).ok();
+        log.copy(&connection);
+    }
+}
+
+/// The write-ahead log, as it grows.
+struct Log {
+    pages: Arc<AtomicI32>,
+    /// How many pages there were when it was last to be copied.
+    seen: AtomicI32,
+    /// Whether a sync failed: what it was about may never reach the disk, also where the next one succeeds.
+    is_torn: Arc<AtomicBool>,
+    /// Asks the other thread to copy.
+    ask: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Log {
+    fn watch(connection: &mut Connection, path: &Path) -> Self {
+        let (pages, is_torn) = (Arc::new(AtomicI32::new(0)), Arc::new(AtomicBool::new(false)));
+        let counted = Arc::clone(&pages);
+        let count = move |_: &mut rusqlite::hooks::Wal, pages: i32| {
+            counted.store(pages, Relaxed);
+            Ok(())
+        };
+        if let Err(error) = connection.wal_hook(Some(count)) {
+            tracing::error!(%error, "the write-ahead log cannot be watched");
+        }
+        let (ask, asked) = sync_channel(1);
+        let (path, torn) = (path.to_owned(), Arc::clone(&is_torn));
+        let copies = move || {
+            let mut own = None;
+            for () in asked {
+                if let Err(error) = copy_beside(&mut own, &path) {
+                    torn.fetch_or(is_failed_sync(&error), SeqCst);
+                    tracing::warn!(%error, "the write-ahead log could not be copied into the local file");
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("threadkeep-copy".into()).spawn(copies);
+        Self { pages, seen: AtomicI32::new(0), is_torn, ask: Some(ask), thread: thread.ok() }
+    }
+
+    /// Takes note of an error.
+    fn heed(&self, error: &rusqlite::Error) {
+        self.is_torn.fetch_or(is_failed_sync(error), SeqCst);
+    }
+
+    /// After a sync that failed, writes all of the log into the file and syncs that, before anything builds on it.
+    fn mend(&self, connection: &Connection) -> Result<(), (rusqlite::Error, bool)> {
+        if self.is_torn.load(SeqCst) {
+            begin_log_anew(connection).map_err(|error| (error, false))?;
+            self.is_torn.store(false, SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Has the log copied where it is time.
+    fn copy(&self, connection: &Connection) {
+        let (pages, seen) = (self.pages.load(Relaxed), self.seen.load(Relaxed));
+        if pages > MOST_PAGES {
+            let copied = connection.query_row("pragma wal_checkpoint(passive)", [], |_| Ok(()));
+            copied.unwrap_or_else(|error| self.heed(&error));
+        } else if pages >= seen + COPIED_PAGES {
+            self.ask.iter().for_each(|ask| _ = ask.try_send(()));
+        } else if pages >= seen {
+            return;
+        }
+        // Less than before: it was begun anew.
+        self.seen.store(if pages < seen { 0 } else { pages }, Relaxed);
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        drop(self.ask.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
         }
     }
+}
+
+/// Copies the log into the file; commits go on meanwhile.
+fn copy_beside(own: &mut Option<Connection>, path: &Path) -> rusqlite::Result<()> {
+    let connection = match own.take() {
+        Some(connection) => connection,
+        None => file::open_to_copy(path)?,
+    };
+    let connection = own.insert(connection);
+    connection.query_row("pragma wal_checkpoint(passive)", [], |_| Ok(()))
+}
+
+/// Writes all of the log into the file, syncs that, and begins the log anew.
+fn begin_log_anew(connection: &Connection) -> rusqlite::Result<()> {
+    match connection.query_row("pragma wal_checkpoint(truncate)", [], |row| row.get(0))? {
+        0 => Ok(()),
+        _ => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_BUSY), None)),
+    }
+}
+
+/// Linux tells of a failed sync once, and takes what could not be written for written from then on.
+fn is_failed_sync(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    matches!(code, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC))
 }
 
 /// Runs the jobs in one transaction; an error says whether it may have reached the disk all the same.
@@ -177,10 +276,14 @@ fn commit(connection: &Connection, group: &mut [Box<dyn Job>]) -> Result<(), (ru
 /// Runs one job so that its failure undoes nothing but itself.
 fn alone(connection: &Connection, job: &mut dyn Job) -> rusqlite::Result<()> {
     connection.prepare_cached("savepoint job")?.execute([])?;
-    if !job.run(connection) && !connection.is_autocommit() {
+    if !job.run(connection) {
+        // Where SQLite has given up the whole transaction (the disk is full), all jobs hear of it.
+        if connection.is_autocommit() {
+            let unknown = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_ABORT), None);
+            return Err(job.take_error().unwrap_or(unknown));
+        }
         connection.prepare_cached("rollback to job")?.execute([])?;
     }
-    // Where SQLite gave up the whole transaction (the disk is full), this fails, and all jobs hear of it.
     connection.prepare_cached("release job")?.execute([])?;
     Ok(())
 }

@@ -22,10 +22,6 @@ pub fn is_queue_empty(cache: &Cache) -> bool {
     cache.health().queue.is_none_or(|queue| queue.records == 0)
 }
 
-pub fn queue_bytes(cache: &Cache) -> u64 {
-    cache.health().queue.map_or(0, |queue| queue.bytes)
-}
-
 pub async fn dead_letters(cache: &Cache) -> Vec<Letter> {
     let all = cache.dead_letters().await.unwrap();
     let letter = |dead: threadkeep::DeadLetter| Letter {

@@ -12,7 +12,6 @@ mod salvage;
 
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, Row};
@@ -26,10 +25,14 @@ use crate::spool::{Bounds, Holdings, Tally, Waiting};
 use crate::version::{Clock, REMEMBERED, Timestamp, Version};
 
 pub(crate) use offline::{is_truth, retire};
+use replica::Doubt;
 pub(crate) use salvage::salvage;
 
 /// What a record costs beside its bytes: its row and the indexes.
 const OVERHEAD: usize = 200;
+
+/// A queued write of which nobody knows whether it was overtaken.
+const PERHAPS: i64 = 2;
 
 /// What the writing thread knows of the file. Read anew after a transaction that failed.
 #[derive(Debug, Default)]
@@ -80,8 +83,7 @@ pub(crate) struct Spool {
     state: Arc<Mutex<State>>,
     clock: Arc<Clock>,
     bounds: Bounds,
-    /// Whether copies may be older than what was acknowledged, because one could not be written.
-    is_doubtful: Arc<AtomicBool>,
+    doubt: Arc<Doubt>,
 }
 
 impl fmt::Debug for Spool {
@@ -102,9 +104,11 @@ impl Spool {
         let (path, origin) = (path.to_owned(), origin.to_owned());
         let spool = unblock(move || Self::open_blocking(&path, &origin, bounds, clock)).await??;
         if spool.database.was_doubtful() {
-            spool.is_doubtful.store(true, SeqCst);
+            spool.doubt.raise();
             tracing::warn!(path = %spool.path().display(), "the last copies could not be written: they are dropped");
-            spool.drop_copies().await?;
+            // Where the disk is still full, none is handed out; the source of truth may be well.
+            let dropped = spool.drop_copies().await;
+            dropped.unwrap_or_else(|error| tracing::error!(%error, "they could not be dropped yet"));
         }
         let waiting = spool.waiting().await?;
         Ok((spool, waiting))
@@ -136,7 +140,7 @@ impl Spool {
             move || lock(&state).is_known = false
         };
         let database = Arc::new(Database::start(opened, forget)?);
-        Ok(Self { database, state, clock, bounds, is_doubtful: Arc::default() })
+        Ok(Self { database, state, clock, bounds, doubt: Arc::default() })
     }
 
     /// How many writes wait in a file that is not open, if there is one.

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{COLUMNS, Spool, State, Survives, bytes, full, number, record, straight, text};
+use super::{COLUMNS, PERHAPS, Spool, State, Survives, bytes, full, number, record, straight, text};
 use crate::error::Result;
 use crate::local::versions;
 use crate::record::Key;
@@ -91,14 +91,17 @@ impl Spool {
 
     /// What waits, as it is marked at the start.
     pub(super) async fn waiting(&self) -> Result<Vec<Waiting>> {
+        let is_doubtful = self.doubt.is_there();
         let sql = "select key, version, skew is not null, at, overtaken from records where pending = 1";
-        let read = |row: &Row<'_>| {
+        let read = move |row: &Row<'_>| {
+            let overtaken: i64 = row.get(4)?;
             Ok(Waiting {
                 key: crate::local::key(row)?,
                 version: Version::from_raw(row.get(1)?),
                 is_unsure: row.get(2)?,
                 queued_at: Timestamp(row.get(3)?),
-                is_overtaken: row.get(4)?,
+                is_overtaken: overtaken == 1,
+                is_doubtful: is_doubtful || overtaken == PERHAPS,
             })
         };
         self.database.read(move |connection| connection.prepare(sql)?.query_map([], read)?.collect()).await
@@ -382,7 +385,7 @@ fn settle(
             connection.prepare_cached(sql)?.execute(params![key.as_str(), now.0, version.raw()])?;
             state.holdings.replica.add(held.bytes);
             // What was seen since is newer than this copy.
-            let sql = "delete from records where key = ?1 and overtaken = 1";
+            let sql = "delete from records where key = ?1 and overtaken <> 0";
             if connection.prepare_cached(sql)?.execute([key.as_str()])? > 0 {
                 state.holdings.replica.sub(held.bytes);
             }

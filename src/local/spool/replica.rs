@@ -1,11 +1,11 @@
 //! The replica: last known copies, for when the source of truth cannot be asked.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{COLUMNS, Spool, State, Survives, bytes, number, record, text};
+use super::{COLUMNS, PERHAPS, Spool, State, Survives, bytes, number, record, text};
 use crate::error::Result;
 use crate::record::{Key, Record};
 use crate::spool::{Copy, Tally};
@@ -19,25 +19,27 @@ impl Spool {
     /// acknowledged.
     pub(crate) async fn keep(&self, copies: Vec<Copy>) -> Vec<Option<Version>> {
         let (bound, moved) = (self.bounds.replica, self.clock.moved());
-        let doubt = Arc::clone(&self.is_doubtful);
+        let doubt = Arc::clone(&self.doubt);
         let work = move |connection: &Connection, state: &mut State| {
-            if doubt.load(SeqCst) {
+            let failures = doubt.failures();
+            if doubt.is_there() {
                 drop_copies(connection, state)?;
             }
-            let replaced = copies.iter().map(|copy| keep(connection, state, copy, moved)).collect();
+            let replaced = copies.iter().map(|copy| keep(connection, state, copy, moved));
+            let replaced = replaced.collect::<rusqlite::Result<_>>()?;
             evict(connection, state, bound)?;
-            replaced
+            Ok((replaced, failures))
         };
         match self.write(Survives::Crash, work).await {
-            Ok(replaced) => {
-                self.trust();
+            Ok((replaced, failures)) => {
+                self.trust(failures);
                 replaced
             }
             Err(error) => {
-                if !self.is_doubtful.swap(true, SeqCst) {
+                if self.doubt.raise() {
                     tracing::error!(%error, "a last known copy could not be written: none is handed out until one can be");
                 }
-                self.database.note(true);
+                self.database.note(|| self.doubt.is_there());
                 Vec::new()
             }
         }
@@ -57,7 +59,7 @@ impl Spool {
 
     /// The last known copy of a thread, and when the source of truth confirmed it.
     pub(crate) async fn last_known(&self, key: &Key) -> Result<Option<(Arc<Record>, Timestamp)>> {
-        if self.is_doubtful.load(SeqCst) {
+        if self.doubt.is_there() {
             return Ok(None);
         }
         let key = key.clone();
@@ -70,25 +72,57 @@ impl Spool {
             find.query_row([key.as_str()], found).optional()
         };
         let found = self.database.read(read).await?;
-        Ok(found.filter(|_| !self.is_doubtful.load(SeqCst)))
+        Ok(found.filter(|_| !self.doubt.is_there()))
     }
 
     /// Drops all copies.
     pub(crate) async fn drop_copies(&self) -> Result<()> {
+        let failures = self.doubt.failures();
         self.write(Survives::PowerCut, drop_copies).await?;
-        self.trust();
+        self.trust(failures);
         Ok(())
     }
 
-    fn trust(&self) {
-        if self.is_doubtful.swap(false, SeqCst) {
-            self.database.note(false);
+    fn trust(&self, failures: u64) {
+        if self.doubt.settle(failures) {
+            self.database.note(|| self.doubt.is_there());
         }
     }
 }
 
+/// Whether copies may be older than what was acknowledged, because one could not be written.
+#[derive(Debug, Default)]
+pub(super) struct Doubt {
+    failures: AtomicU64,
+    /// The failures after which all copies have been dropped.
+    settled: AtomicU64,
+}
+
+impl Doubt {
+    fn failures(&self) -> u64 {
+        self.failures.load(SeqCst)
+    }
+
+    pub(super) fn is_there(&self) -> bool {
+        self.settled.load(SeqCst) < self.failures()
+    }
+
+    /// Says whether there was none before.
+    pub(super) fn raise(&self) -> bool {
+        let before = self.failures.fetch_add(1, SeqCst);
+        self.settled.load(SeqCst) == before
+    }
+
+    /// Copies were dropped after so many failures; says whether that changes anything.
+    fn settle(&self, failures: u64) -> bool {
+        self.settled.fetch_max(failures, SeqCst) < failures
+    }
+}
+
+/// What waits in the queue may be older than what was acknowledged, too: that it was overtaken could not be noted.
 fn drop_copies(connection: &Connection, state: &mut State) -> rusqlite::Result<()> {
     connection.execute("delete from records where pending = 0", [])?;
+    connection.execute("update records set overtaken = ?1 where overtaken = 0", [PERHAPS])?;
     state.holdings.replica = Tally::default();
     Ok(())
 }

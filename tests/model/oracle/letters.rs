@@ -6,8 +6,9 @@ use crate::history::{Dead, History, Op, Outcome, What};
 pub fn check(history: &History, key: usize) -> Verdict {
     for dead in history.dead.iter().filter(|dead| dead.key == key) {
         let is_log = key >= history.rules.registers;
-        let is_right = if is_log { is_overtaken_log(history, dead) } else { check_register(history, dead)? };
-        if !is_right {
+        let assert_right =
+            if is_log { is_overtaken_log(history, dead) } else { check_register(history, dead)? };
+        if !assert_right {
             return Err(format!("a dead letter, though nobody else wrote: {dead:?}"));
         }
     }

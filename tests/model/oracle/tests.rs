@@ -63,12 +63,12 @@ impl History {
     }
 
     #[track_caller]
-    fn is_right(self) {
+    fn assert_right(self) {
         assert_eq!(violation(&self), None);
     }
 
     #[track_caller]
-    fn is_wrong(self, why: &str) {
+    fn assert_wrong(self, why: &str) {
         let violation = violation(&self).expect("it is taken for right");
         assert!(violation.contains(why), "{violation}");
     }
@@ -79,61 +79,61 @@ fn the_last_acknowledged_write_is_what_is_left() {
     for (outcome, id) in [(Stored, 2), (Queued, 2), (Unknown, 1), (Unknown, 2), (Failed(ErrorKind::Busy), 1)]
     {
         let ops = || [write(0, 1, 2, Put, 1, Stored), write(0, 3, 4, Put, 2, outcome)];
-        history(ops()).ends(REGISTER, &[id]).is_right();
+        history(ops()).ends(REGISTER, &[id]).assert_right();
     }
     for (outcome, id) in [(Stored, 1), (Queued, 1), (Superseded, 1)] {
         let ops = || [write(0, 1, 2, Put, 1, Stored), write(0, 3, 4, Put, 2, outcome)];
-        history(ops()).ends(REGISTER, &[id]).is_wrong("an acknowledged write is lost");
-        history(ops()).ends(REGISTER, &[]).is_wrong("an acknowledged write is lost");
+        history(ops()).ends(REGISTER, &[id]).assert_wrong("an acknowledged write is lost");
+        history(ops()).ends(REGISTER, &[]).assert_wrong("an acknowledged write is lost");
     }
     let refused = [write(0, 1, 2, Put, 1, Failed(ErrorKind::Busy))];
-    history(refused).ends(REGISTER, &[1]).is_wrong("what was refused");
-    history([write(0, 1, 2, Put, 1, Superseded)]).ends(REGISTER, &[1]).is_wrong("superseded");
+    history(refused).ends(REGISTER, &[1]).assert_wrong("what was refused");
+    history([write(0, 1, 2, Put, 1, Superseded)]).ends(REGISTER, &[1]).assert_wrong("superseded");
 }
 
 #[test]
 fn of_two_that_overlap_either_is_left_and_of_handles_also_where_they_nearly_do() {
     for id in [1, 2] {
         let overlapping = [write(0, 1, 4, Put, 1, Stored), write(0, 3, 6, Put, 2, Stored)];
-        history(overlapping).ends(REGISTER, &[id]).is_right();
+        history(overlapping).ends(REGISTER, &[id]).assert_right();
         let close = [write(0, 1, 2, Put, 1, Stored), write(1, 6, 8, Put, 2, Queued)];
-        history(close).ends(REGISTER, &[id]).is_right();
+        history(close).ends(REGISTER, &[id]).assert_right();
     }
     let apart = || [write(0, 1, 2, Put, 1, Stored), write(1, 9, 10, Put, 2, Stored)];
-    history(apart()).ends(REGISTER, &[2]).is_right();
-    history(apart()).ends(REGISTER, &[1]).is_wrong("lost");
+    history(apart()).ends(REGISTER, &[2]).assert_right();
+    history(apart()).ends(REGISTER, &[1]).assert_wrong("lost");
     let restarted = [write(0, 1, 2, Put, 1, Queued), in_life(1, write(0, 9, 10, Put, 2, Queued))];
-    history(restarted).ends(REGISTER, &[1]).is_wrong("lost");
+    history(restarted).ends(REGISTER, &[1]).assert_wrong("lost");
 }
 
 #[test]
 fn a_write_that_nobody_waited_for_may_come_late() {
     let abandoned = Op { end: None, ..write(0, 1, 2, Put, 1, Unknown) };
     let ops = || [abandoned.clone(), write(0, 30, 40, Put, 2, Stored)];
-    history(ops()).ends(REGISTER, &[1]).is_right();
-    history(ops()).ends(REGISTER, &[2]).is_right();
+    history(ops()).ends(REGISTER, &[1]).assert_right();
+    history(ops()).ends(REGISTER, &[2]).assert_right();
     // But what failed before the other began was stamped before it.
     let failed = [write(0, 1, 2, Put, 1, Unknown), write(0, 30, 40, Put, 2, Stored)];
-    history(failed).ends(REGISTER, &[1]).is_wrong("lost");
+    history(failed).ends(REGISTER, &[1]).assert_wrong("lost");
 }
 
 #[test]
 fn a_delete_holds_against_late_writes() {
     let ops = || [write(0, 1, 2, Put, 1, Stored), write(0, 3, 4, Remove, 2, Stored)];
-    history(ops()).ends(REGISTER, &[]).is_right();
-    history(ops()).ends(REGISTER, &[1]).is_wrong("lost");
+    history(ops()).ends(REGISTER, &[]).assert_right();
+    history(ops()).ends(REGISTER, &[1]).assert_wrong("lost");
     let [put, remove] = ops();
-    history([put, remove, get(0, 5, 6, Claim::Fresh, 1)]).is_wrong("went back");
+    history([put, remove, get(0, 5, 6, Claim::Fresh, 1)]).assert_wrong("went back");
 }
 
 #[test]
 fn reads_do_not_go_back_behind_what_their_handle_acknowledged_or_showed() {
     let two = || [write(0, 1, 2, Put, 1, Stored), write(0, 3, 4, Put, 2, Queued)];
     for claim in [Claim::Fresh, Claim::Stale, Claim::Queued] {
-        history(two().into_iter().chain([get(0, 5, 6, claim, 1)])).is_wrong("went back");
-        history(two().into_iter().chain([get(0, 5, 6, claim, 2)])).is_right();
+        history(two().into_iter().chain([get(0, 5, 6, claim, 1)])).assert_wrong("went back");
+        history(two().into_iter().chain([get(0, 5, 6, claim, 2)])).assert_right();
         // While the second is under way, either is.
-        history(two().into_iter().chain([get(0, 4, 6, claim, 1)])).is_right();
+        history(two().into_iter().chain([get(0, 4, 6, claim, 1)])).assert_right();
     }
     let seen = |later| {
         [
@@ -143,28 +143,28 @@ fn reads_do_not_go_back_behind_what_their_handle_acknowledged_or_showed() {
             later,
         ]
     };
-    history(seen(get(1, 12, 13, Claim::Stale, 1))).is_wrong("shown before");
-    history(seen(get(0, 12, 13, Claim::Stale, 1))).is_right();
-    history(seen(get(1, 10, 13, Claim::Stale, 1))).is_right();
-    history(seen(in_life(1, get(1, 12, 13, Claim::Stale, 1)))).is_right();
-    history(seen(none(1, 12, 13))).is_wrong("an absence that was none");
+    history(seen(get(1, 12, 13, Claim::Stale, 1))).assert_wrong("shown before");
+    history(seen(get(0, 12, 13, Claim::Stale, 1))).assert_right();
+    history(seen(get(1, 10, 13, Claim::Stale, 1))).assert_right();
+    history(seen(in_life(1, get(1, 12, 13, Claim::Stale, 1)))).assert_right();
+    history(seen(none(1, 12, 13))).assert_wrong("an absence that was none");
 }
 
 #[test]
 fn after_a_restart_what_was_acknowledged_still_counts() {
     let two = [write(0, 1, 2, Put, 1, Stored), write(0, 13, 14, Put, 2, Queued)];
     let read = |id| in_life(1, get(0, 25, 26, Claim::Queued, id));
-    history(two.clone().into_iter().chain([read(2)])).is_right();
-    history(two.into_iter().chain([read(1)])).is_wrong("acknowledged before");
+    history(two.clone().into_iter().chain([read(2)])).assert_right();
+    history(two.into_iter().chain([read(1)])).assert_wrong("acknowledged before");
 }
 
 #[test]
 fn a_write_that_lost_shows_that_there_is_something_newer() {
     let ops = |later| [write(1, 1, 2, Put, 1, Stored), write(0, 10, 60, Put, 2, Superseded), later];
-    history(ops(get(0, 70, 71, Claim::Stale, 1))).is_wrong("went back");
-    history(ops(get(0, 70, 71, Claim::Stale, 2))).is_wrong("its own handle called superseded");
+    history(ops(get(0, 70, 71, Claim::Stale, 1))).assert_wrong("went back");
+    history(ops(get(0, 70, 71, Claim::Stale, 2))).assert_wrong("its own handle called superseded");
     // Where an answer was lost it was stored, for a while.
-    history(ops(get(1, 70, 71, Claim::Stale, 2))).is_right();
+    history(ops(get(1, 70, 71, Claim::Stale, 2))).assert_right();
 }
 
 #[test]
@@ -172,57 +172,62 @@ fn what_is_fresh_is_no_older_than_it_claims() {
     let ops = |begin, claim| {
         [write(0, 1, 2, Put, 1, Stored), write(0, 20, 30, Put, 2, Stored), get(1, begin, begin + 1, claim, 1)]
     };
-    history(ops(130, Claim::Fresh)).is_right();
-    history(ops(140, Claim::Fresh)).is_wrong("stored long ago");
-    history(ops(140, Claim::Stale)).is_right();
+    history(ops(130, Claim::Fresh)).assert_right();
+    history(ops(140, Claim::Fresh)).assert_wrong("stored long ago");
+    history(ops(140, Claim::Stale)).assert_right();
 }
 
 #[test]
 fn an_absence_has_a_reason() {
-    history([none(0, 1, 2), write(0, 1, 5, Put, 1, Stored), none(0, 3, 6)]).is_right();
-    history([write(0, 1, 2, Put, 1, Stored), none(0, 3, 4)]).is_wrong("an absence that was none");
-    history([write(0, 1, 2, Put, 1, Stored), none(1, 3, 4)]).is_right();
-    history([write(0, 1, 2, Put, 1, Stored), none(1, 200, 201)]).is_wrong("stored long ago");
-    history([write(0, 1, 2, Put, 1, Stored), write(1, 2, 3, Remove, 2, Unknown), none(0, 4, 5)]).is_right();
+    history([none(0, 1, 2), write(0, 1, 5, Put, 1, Stored), none(0, 3, 6)]).assert_right();
+    history([write(0, 1, 2, Put, 1, Stored), none(0, 3, 4)]).assert_wrong("an absence that was none");
+    history([write(0, 1, 2, Put, 1, Stored), none(1, 3, 4)]).assert_right();
+    history([write(0, 1, 2, Put, 1, Stored), none(1, 200, 201)]).assert_wrong("stored long ago");
+    history([write(0, 1, 2, Put, 1, Stored), write(1, 2, 3, Remove, 2, Unknown), none(0, 4, 5)])
+        .assert_right();
     let failed = write(1, 2, 3, Remove, 2, Failed(ErrorKind::Busy));
-    history([write(0, 1, 2, Put, 1, Stored), failed, none(0, 4, 5)]).is_wrong("an absence that was none");
+    history([write(0, 1, 2, Put, 1, Stored), failed, none(0, 4, 5)]).assert_wrong("an absence that was none");
     let delete = || [write(0, 1, 2, Remove, 1, Queued), write(1, 20, 30, Put, 2, Stored)];
-    history(delete().into_iter().chain([none(0, 300, 301)])).is_right();
-    history(delete().into_iter().chain([none(1, 300, 301)])).is_wrong("an absence that was none");
+    history(delete().into_iter().chain([none(0, 300, 301)])).assert_right();
+    history(delete().into_iter().chain([none(1, 300, 301)])).assert_wrong("an absence that was none");
 }
 
 #[test]
 fn what_has_expired_is_gone_and_not_before() {
-    history([brief(0, 10, 20, 1, 300), get(0, 320, 330, Claim::Stale, 1)]).is_right();
-    history([brief(0, 10, 20, 1, 300), get(0, 340, 350, Claim::Stale, 1)]).is_wrong("has expired");
+    history([brief(0, 10, 20, 1, 300), get(0, 320, 330, Claim::Stale, 1)]).assert_right();
+    history([brief(0, 10, 20, 1, 300), get(0, 340, 350, Claim::Stale, 1)]).assert_wrong("has expired");
     let by_a_wrong_clock = Op { off_ms: 1_000, ..get(0, 340, 350, Claim::Stale, 1) };
-    history([brief(0, 10, 20, 1, 300), by_a_wrong_clock]).is_right();
-    history([brief(0, 10, 20, 1, 300), none(0, 300, 310)]).is_right();
-    history([brief(0, 10, 20, 1, 300), none(0, 200, 290)]).is_wrong("an absence that was none");
-    history([brief(0, 10, 20, 1, 300)]).ends(REGISTER, &[]).is_right();
-    history([brief(0, 10, 20, 1, 300)]).ends(REGISTER, &[1]).is_wrong("the database shows what has expired");
+    history([brief(0, 10, 20, 1, 300), by_a_wrong_clock]).assert_right();
+    history([brief(0, 10, 20, 1, 300), none(0, 300, 310)]).assert_right();
+    history([brief(0, 10, 20, 1, 300), none(0, 200, 290)]).assert_wrong("an absence that was none");
+    history([brief(0, 10, 20, 1, 300)]).ends(REGISTER, &[]).assert_right();
+    history([brief(0, 10, 20, 1, 300)])
+        .ends(REGISTER, &[1])
+        .assert_wrong("the database shows what has expired");
     // Somebody has renewed it.
     let renewed = || [brief(0, 10, 20, 1, 300), write(1, 100, 110, Put, 2, Stored)];
-    history(renewed()).ends(REGISTER, &[]).is_wrong("lost");
-    history(renewed().into_iter().chain([none(0, 700, 701)])).is_wrong("an absence that was none");
+    history(renewed()).ends(REGISTER, &[]).assert_wrong("lost");
+    history(renewed().into_iter().chain([none(0, 700, 701)])).assert_wrong("an absence that was none");
 }
 
 #[test]
 fn dead_letters_were_queued_and_lost_to_somebody_else() {
     let ops = |other| [write(0, 10, 20, Put, 1, Queued), other];
     let later = || write(1, 30, 40, Put, 2, Stored);
-    history(ops(later())).dead(0, REGISTER, &[1]).ends(REGISTER, &[2]).is_right();
-    history(ops(write(1, 1, 2, Put, 2, Stored))).dead(0, REGISTER, &[1]).is_wrong("nobody else wrote");
-    history(ops(write(0, 30, 40, Put, 2, Stored))).dead(0, REGISTER, &[1]).is_wrong("nobody else wrote");
+    history(ops(later())).dead(0, REGISTER, &[1]).ends(REGISTER, &[2]).assert_right();
+    history(ops(write(1, 1, 2, Put, 2, Stored))).dead(0, REGISTER, &[1]).assert_wrong("nobody else wrote");
+    history(ops(write(0, 30, 40, Put, 2, Stored))).dead(0, REGISTER, &[1]).assert_wrong("nobody else wrote");
     history(ops(write(1, 30, 40, Put, 2, Failed(ErrorKind::Busy))))
         .dead(0, REGISTER, &[1])
-        .is_wrong("nobody else wrote");
-    history(ops(later())).dead(0, REGISTER, &[2]).is_wrong("nobody queued");
-    history([write(0, 10, 20, Put, 1, Stored), later()]).dead(0, REGISTER, &[1]).is_wrong("nobody queued");
+        .assert_wrong("nobody else wrote");
+    history(ops(later())).dead(0, REGISTER, &[2]).assert_wrong("nobody queued");
+    history([write(0, 10, 20, Put, 1, Stored), later()])
+        .dead(0, REGISTER, &[1])
+        .assert_wrong("nobody queued");
     // An update loses also to what was there before, if its handle did not know.
     let update = || [write(1, 1, 2, Put, 2, Stored), write(0, 10, 20, Replace, 1, Queued)];
-    history(update()).dead(0, REGISTER, &[1]).ends(REGISTER, &[2]).is_right();
-    history(update()).ends(REGISTER, &[2]).is_wrong("lost");
+    history(update()).dead(0, REGISTER, &[1]).ends(REGISTER, &[2]).assert_right();
+    history(update()).ends(REGISTER, &[2]).assert_wrong("lost");
     // And it takes those with it that it went on from; but not a put.
     let chain = |what| {
         [
@@ -231,19 +236,22 @@ fn dead_letters_were_queued_and_lost_to_somebody_else() {
             write(0, 30, 40, Replace, 2, Queued),
         ]
     };
-    history(chain(Replace)).dead(0, REGISTER, &[2]).ends(REGISTER, &[3]).is_right();
-    history(chain(Put)).dead(0, REGISTER, &[2]).ends(REGISTER, &[3]).is_wrong("lost");
+    history(chain(Replace)).dead(0, REGISTER, &[2]).ends(REGISTER, &[3]).assert_right();
+    history(chain(Put)).dead(0, REGISTER, &[2]).ends(REGISTER, &[3]).assert_wrong("lost");
     // It alone is exempt from promise 5.
     let [put, other] = ops(later());
     let reads = [get(0, 21, 22, Claim::Queued, 1), get(0, 50, 51, Claim::Fresh, 2)];
-    history([put, other].into_iter().chain(reads)).dead(0, REGISTER, &[1]).ends(REGISTER, &[2]).is_right();
+    history([put, other].into_iter().chain(reads))
+        .dead(0, REGISTER, &[1])
+        .ends(REGISTER, &[2])
+        .assert_right();
 }
 
 #[test]
 fn a_removal_among_the_dead_letters_is_told_by_its_key() {
     let ops = [write(0, 10, 20, Remove, 1, Queued), write(1, 15, 40, Put, 2, Stored)];
-    history(ops.clone()).dead(0, REGISTER, &[]).ends(REGISTER, &[2]).is_right();
-    history([ops[1].clone()]).dead(0, REGISTER, &[]).is_wrong("nobody queued");
+    history(ops.clone()).dead(0, REGISTER, &[]).ends(REGISTER, &[2]).assert_right();
+    history([ops[1].clone()]).dead(0, REGISTER, &[]).assert_wrong("nobody queued");
 }
 
 #[test]
@@ -255,59 +263,59 @@ fn a_thread_that_is_known_can_be_read_in_an_outage() {
         history
     };
     let put = write(0, 1, 2, Put, 1, Queued);
-    history([put.clone(), outage(10)]).is_right();
-    with_replica(&[put.clone(), outage(10)]).is_wrong("not served");
-    with_replica(&[put.clone(), in_life(1, outage(10))]).is_wrong("not served");
-    with_replica(&[put.clone(), write(0, 3, 4, Put, 2, Unknown), outage(10)]).is_right();
-    with_replica(&[put.clone(), write(1, 3, 14, Put, 2, Stored), outage(10)]).is_right();
-    with_replica(&[brief(0, 1, 2, 1, 10), outage(12)]).is_right();
-    with_replica(&[write(0, 1, 2, Remove, 1, Queued), outage(10)]).is_right();
+    history([put.clone(), outage(10)]).assert_right();
+    with_replica(&[put.clone(), outage(10)]).assert_wrong("not served");
+    with_replica(&[put.clone(), in_life(1, outage(10))]).assert_wrong("not served");
+    with_replica(&[put.clone(), write(0, 3, 4, Put, 2, Unknown), outage(10)]).assert_right();
+    with_replica(&[put.clone(), write(1, 3, 14, Put, 2, Stored), outage(10)]).assert_right();
+    with_replica(&[brief(0, 1, 2, 1, 10), outage(12)]).assert_right();
+    with_replica(&[write(0, 1, 2, Remove, 1, Queued), outage(10)]).assert_right();
 }
 
 #[test]
 fn each_acknowledged_update_is_in_the_log_once_and_in_order() {
     let ops = || [write(0, 1, 2, Append, 1, Stored), write(1, 9, 10, Append, 2, Stored)];
-    history(ops()).ends(LOG, &[1, 2]).is_right();
-    history(ops()).ends(LOG, &[1]).is_wrong("an acknowledged update is lost");
-    history(ops()).ends(LOG, &[1, 2, 1]).is_wrong("twice");
-    history(ops()).ends(LOG, &[2, 1]).is_wrong("stands before");
-    history(ops()).ends(LOG, &[1, 2, 3]).is_wrong("nobody made");
+    history(ops()).ends(LOG, &[1, 2]).assert_right();
+    history(ops()).ends(LOG, &[1]).assert_wrong("an acknowledged update is lost");
+    history(ops()).ends(LOG, &[1, 2, 1]).assert_wrong("twice");
+    history(ops()).ends(LOG, &[2, 1]).assert_wrong("stands before");
+    history(ops()).ends(LOG, &[1, 2, 3]).assert_wrong("nobody made");
     let [one, two] = ops();
     let failed = write(0, 20, 21, Append, 3, Failed(ErrorKind::Conflict));
-    history([one.clone(), two.clone(), failed]).ends(LOG, &[1, 2, 3]).is_wrong("refused");
+    history([one.clone(), two.clone(), failed]).ends(LOG, &[1, 2, 3]).assert_wrong("refused");
     let unknown = || write(0, 20, 21, Append, 3, Unknown);
-    history([one.clone(), two.clone(), unknown()]).ends(LOG, &[1, 2, 3]).is_right();
-    history([one.clone(), two.clone(), unknown()]).ends(LOG, &[1, 2]).is_right();
-    history([one, two, write(0, 20, 21, Append, 3, Superseded)]).is_wrong("no error");
+    history([one.clone(), two.clone(), unknown()]).ends(LOG, &[1, 2, 3]).assert_right();
+    history([one.clone(), two.clone(), unknown()]).ends(LOG, &[1, 2]).assert_right();
+    history([one, two, write(0, 20, 21, Append, 3, Superseded)]).assert_wrong("no error");
 }
 
 #[test]
 fn queued_updates_are_in_the_log_or_among_the_dead_letters() {
     let ops = || [write(0, 1, 2, Append, 1, Queued), write(1, 9, 10, Append, 2, Stored)];
-    history(ops()).ends(LOG, &[2]).is_wrong("lost");
-    history(ops()).ends(LOG, &[2]).dead(0, LOG, &[1]).is_right();
-    history(ops()).ends(LOG, &[2, 1]).is_right();
-    history(ops()).ends(LOG, &[2]).dead(0, LOG, &[2, 1]).is_wrong("nobody else wrote");
+    history(ops()).ends(LOG, &[2]).assert_wrong("lost");
+    history(ops()).ends(LOG, &[2]).dead(0, LOG, &[1]).assert_right();
+    history(ops()).ends(LOG, &[2, 1]).assert_right();
+    history(ops()).ends(LOG, &[2]).dead(0, LOG, &[2, 1]).assert_wrong("nobody else wrote");
     let own = [write(0, 1, 2, Append, 1, Queued), write(0, 9, 10, Append, 2, Stored)];
-    history(own).ends(LOG, &[2]).dead(0, LOG, &[1]).is_wrong("nobody else wrote");
+    history(own).ends(LOG, &[2]).dead(0, LOG, &[1]).assert_wrong("nobody else wrote");
 }
 
 #[test]
 fn readers_of_a_log_miss_nothing_that_they_may_rely_on() {
     let ops = |read| [write(0, 1, 2, Append, 1, Stored), write(1, 9, 10, Append, 2, Stored), read];
-    history(ops(log(0, 11, 12, Claim::Stale, &[1]))).is_right();
-    history(ops(log(1, 11, 12, Claim::Stale, &[1]))).is_wrong("acknowledged before");
-    history(ops(log(0, 200, 201, Claim::Fresh, &[1]))).is_wrong("stored long ago");
-    history(ops(log(0, 11, 12, Claim::Fresh, &[1, 2, 2]))).is_wrong("twice");
+    history(ops(log(0, 11, 12, Claim::Stale, &[1]))).assert_right();
+    history(ops(log(1, 11, 12, Claim::Stale, &[1]))).assert_wrong("acknowledged before");
+    history(ops(log(0, 200, 201, Claim::Fresh, &[1]))).assert_wrong("stored long ago");
+    history(ops(log(0, 11, 12, Claim::Fresh, &[1, 2, 2]))).assert_wrong("twice");
     let mut twice = ops(log(0, 11, 12, Claim::Stale, &[1, 2])).to_vec();
     twice.push(log(0, 13, 14, Claim::Stale, &[1]));
-    history(twice).is_wrong("shown before");
+    history(twice).assert_wrong("shown before");
 }
 
 #[test]
 fn errors_are_of_kinds_that_can_be_explained() {
-    history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Unavailable))]).is_right();
-    history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Conflict))]).is_wrong("nothing explains");
-    history([write(0, 1, 2, Replace, 1, Failed(ErrorKind::Conflict))]).is_right();
-    history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Local))]).is_wrong("nothing explains");
+    history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Unavailable))]).assert_right();
+    history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Conflict))]).assert_wrong("nothing explains");
+    history([write(0, 1, 2, Replace, 1, Failed(ErrorKind::Conflict))]).assert_right();
+    history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Local))]).assert_wrong("nothing explains");
 }
