@@ -123,7 +123,7 @@ async fn concurrent_turns_are_all_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_outage_is_503_with_retry_after_and_never_404() {
+async fn in_an_outage_what_nobody_knows_is_503_never_404_and_the_rest_goes_on() {
     let stack = tokio::task::block_in_place(|| Stack::shared(Server::Postrust));
     let gateway = stack.gateway().await;
     let daemon = on_supabase(&gateway, &[("CONVERSATION_FRESH_SECONDS", "0")]).await;
@@ -132,20 +132,23 @@ async fn an_outage_is_503_with_retry_after_and_never_404() {
     for _ in 0..10 {
         let known = daemon.get(&id).await;
         assert_eq!((known.status, &known.body["freshness"]), (200, &json!("stale")), "{known:?}");
-        for answer in [
-            daemon.get("unknown").await,
-            daemon.chat("more", Some("unknown")).await,
-            daemon.chat("new", None).await,
-        ] {
+        for answer in [daemon.get("unknown").await, daemon.chat("more", Some("unknown")).await] {
             assert_eq!(answer.status, 503, "{answer:?}");
             assert!(answer.retry_after.unwrap() >= 1);
         }
+        let begun = daemon.chat("new", None).await;
+        assert_eq!((begun.status, &begun.body["durability"]), (200, &json!("queued")), "{begun:?}");
+        let begun = daemon.get(&begun.id()).await;
+        assert_eq!((begun.status, &begun.body["freshness"]), (200, &json!("queued")), "{begun:?}");
     }
     let health = daemon.request("GET", "/healthz", None).await;
     assert_eq!((health.status, &health.body["available"]), (200, &json!(false)));
+    assert_eq!(health.body["queue"]["records"], json!(10));
     gateway.heal();
     for _ in 0..500 {
-        if daemon.chat("after", Some(&id)).await.status == 200 {
+        let health = daemon.request("GET", "/healthz", None).await;
+        if health.body["queue"]["records"] == json!(0) {
+            assert_eq!(daemon.chat("after", Some(&id)).await.status, 200);
             return assert_eq!(daemon.get("unknown").await.status, 404);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -150,7 +150,8 @@ async fn nor_does_one_on_postgresql_behind_lite() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_planted_bug_is_noticed() {
-    const WORLDS: u64 = 12;
+    // Each hunt ends with the first that notices; how soon that is depends on how busy the machine is.
+    const WORLDS: u64 = 80;
     let hunts = Bug::ALL.map(|bug| async move {
         for seed in 0..WORLDS {
             let world = Arc::new(InMemory::new(Some(bug)));
