@@ -214,7 +214,13 @@ impl Clock {
         let latest = shown.0 - self.elapsed(sent);
         self.truth.fetch_update(Relaxed, Relaxed, |truth| Some(truth.clamp(earliest, latest))).ok();
         let moved = self.truth.load(Relaxed) - self.started_at;
-        self.moved.get_or_init(|| moved);
+        self.moved.get_or_init(|| {
+            // What it gave while it was wrong is not to be followed any more.
+            if moved.abs() > millis(TOLERANCE) {
+                self.last.fetch_min(Version::lowest(self.now_for_versions()).0, Relaxed);
+            }
+            moved
+        });
     }
 
     /// By how many milliseconds the first answer moved this clock, if there was one: what was stamped before is off by so
