@@ -145,6 +145,8 @@ impl<S: Store> Shared<S> {
     async fn slot(&self) -> Result<SemaphorePermit<'_>> {
         let patience = self.deadline;
         tokio::select! {
+            // A place that is free is taken, however late this task comes to look.
+            biased;
             slot = self.slots.acquire() => slot.map_err(|_| Error::new(ErrorKind::Closed, "the guard is closed")),
             () = tokio::time::sleep(patience) => {
                 let message = format!("{IN_FLIGHT} calls have been in flight for {patience:.1?}; try again later");
