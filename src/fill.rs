@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::{Fences, Ticket};
@@ -66,12 +67,13 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         let work = load(ticket);
         // A closing runtime drops the task at once, and with it `entry`, which takes this lock.
         drop(running);
-        tokio::spawn(async move {
+        let flight = async move {
             let result = work.await;
             // Off the list before it lands: who comes now starts a load of his own.
             drop(entry);
             land.send_replace(Some(result));
-        });
+        };
+        tokio::spawn(flight.in_current_span());
         Ok(Joined { landing, began })
     }
 }

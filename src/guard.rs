@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
+use tracing::Instrument;
 
 use crate::backoff::Backoff;
 use crate::breaker::{Breaker, State};
@@ -164,7 +165,8 @@ impl<S: Store> Shared<S> {
         call: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let start = Instant::now();
-        let result = tokio::time::timeout(deadline, call).await.unwrap_or_else(|_| {
+        let span = tracing::debug_span!("origin", operation = operation.as_str());
+        let result = tokio::time::timeout(deadline, call.instrument(span)).await.unwrap_or_else(|_| {
             let message = format!("the source of truth did not answer within {deadline:.1?}");
             Err(Error::new(ErrorKind::Unavailable, message).with_outcome_unknown())
         });

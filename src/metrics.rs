@@ -119,6 +119,13 @@ pub(crate) enum Operation {
     Probe,
 }
 
+impl Operation {
+    /// Its name, as in the label.
+    pub(crate) fn as_str(self) -> &'static str {
+        OPERATIONS[self as usize]
+    }
+}
+
 /// Handles to count with, made once: a cached handle costs 5 ns, the macro 60.
 pub(crate) struct Metrics {
     reads: Vec<Counter>,

@@ -298,7 +298,8 @@ impl Near {
         entry
     }
 
-    /// Takes a last known copy, read from disk, into memory again; `None` where something newer was learnt meanwhile.
+    /// Takes a last known copy, read from disk, into memory again, or finds what is there by now; `None` where the thread
+    /// changed meanwhile, so that it is to be looked at once more.
     pub(crate) fn recall(&self, ticket: &Ticket, record: Arc<Record>, age: Duration) -> Option<Arc<Entry>> {
         let key = record.key.clone();
         let now = Instant::now();
@@ -307,8 +308,20 @@ impl Near {
         let mut recalled = None;
         self.threads.entry_by_ref(&key).and_compute_with(|held| {
             let is_overtaken = ticket.floor(&key).is_some_and(|floor| record.version < floor);
-            if held.is_some() || is_overtaken || self.pending.current(&key).is_some() {
+            if is_overtaken || self.pending.current(&key).is_some() {
                 return Op::Nop;
+            }
+            match held.map(moka::Entry::into_value) {
+                // It is settled just now, or was overtaken just now: memory is about to follow.
+                Some(held) if held.is_queued => return Op::Nop,
+                // Another reader was faster. Whether that stays in memory until it is looked up again, nobody knows.
+                Some(held)
+                    if held.record.is_live(self.clock.at(now)) || held.record.version > record.version =>
+                {
+                    recalled = Some(held.marked());
+                    return Op::Nop;
+                }
+                _ => {}
             }
             let entry = Arc::new(Entry {
                 record,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
@@ -369,7 +370,9 @@ impl Round {
     fn spawn(&mut self, replay: &Replay, batch: Vec<Queued>, was_alone: bool) {
         let replay = replay.clone();
         let keys = batch.iter().map(|queued| (queued.record.key.clone(), queued.record.version)).collect();
-        self.under_way.spawn(async move { Landed { was_alone, keys, sent: replay.send(batch).await } });
+        let span = tracing::debug_span!("replay", records = batch.len());
+        let send = async move { Landed { was_alone, keys, sent: replay.send(batch).await } };
+        self.under_way.spawn(send.instrument(span));
     }
 
     /// The suspects whose time has come, as many as there is room for.

@@ -14,8 +14,8 @@ use crate::spool::{Copy, DeadLetter, Enqueued, Entry as ToQueue};
 use crate::version::Version;
 
 /// How long a read waits for memory to show what it found changed on disk, between looks.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
-const LOOKS: usize = 1_000;
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(1);
+pub(super) const LOOKS: usize = 1_000;
 /// Dead letters that one call reads.
 const PAGE: usize = 1_000;
 
@@ -27,6 +27,16 @@ pub(super) enum FromQueue {
     Newest(Option<Arc<Entry>>, Version),
     /// There is one, and its time to live is over: others may have renewed the thread since.
     Expired(Version),
+}
+
+/// What the disk knows of a thread.
+pub(super) enum Known {
+    /// This, once.
+    Copy(Found),
+    /// Nothing that could be handed out.
+    Nothing,
+    /// The thread changed while it was looked for.
+    Changed,
 }
 
 impl Inner {
@@ -115,17 +125,27 @@ impl Inner {
     }
 
     /// The last known copy on disk, if it has not expired.
-    pub(super) async fn last_known(&self, key: &Key) -> Option<Found> {
-        let spool = self.spool.as_ref()?;
+    pub(super) async fn last_known(&self, key: &Key) -> Known {
+        let Some(spool) = &self.spool else { return Known::Nothing };
         let ticket = self.fences.begin();
         let known = spool.last_known(key).await;
         let known = known.inspect_err(|error| tracing::warn!(%error, "the last known copies cannot be read"));
-        let (record, confirmed_at) = known.ok()??;
+        let Ok(Some((record, confirmed_at))) = known else { return Known::Nothing };
         let now = self.origin.clock().now();
         if !record.is_live(now) {
-            return None;
+            return Known::Nothing;
         }
-        self.near.recall(&ticket, record, now.since(confirmed_at)).map(Found::stale)
+        match self.near.recall(&ticket, record, now.since(confirmed_at)) {
+            Some(entry) if entry.record.is_live(now) => Known::Copy(self.as_it_is(entry)),
+            Some(_) => Known::Nothing,
+            None => Known::Changed,
+        }
+    }
+
+    /// What is in memory, for want of anything better.
+    pub(super) fn as_it_is(&self, entry: Arc<Entry>) -> Found {
+        let is_fresh = self.near.is_fresh(&entry, Instant::now());
+        if is_fresh { Found::fresh(entry) } else { Found::stale(entry) }
     }
 
     /// Keeps copies of what a call that began at `began` saw the source of truth hold, before anybody hears of it.

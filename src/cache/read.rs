@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::outage::{FromQueue, is_to_be_queued};
+use tracing::Instrument;
+
+use super::outage::{FromQueue, Known, LOOK_AGAIN, LOOKS, is_to_be_queued};
 use super::{Cache, Call, Found, Inner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
@@ -35,7 +37,9 @@ impl Cache {
             });
             return Ok(Some(Found::new(entry, freshness)));
         }
-        let result = inner.get_slowly(&Key::new(key)?).await;
+        let key = Key::new(key)?;
+        let span = tracing::debug_span!("get", thread = %key);
+        let result = inner.get_slowly(&key).instrument(span).await;
         inner.metrics.read(match &result {
             Ok(Some(found)) if found.freshness() == Freshness::Fresh => Read::Loaded,
             Ok(Some(found)) if found.freshness() == Freshness::Queued => Read::Queued,
@@ -95,18 +99,23 @@ impl Inner {
     /// one on disk, if it has not expired. Looked up when it is handed out, not before, so that it is no older than what
     /// was acknowledged meanwhile. `Some(None)` where a deletion waits in the queue.
     async fn at_hand(&self, key: &Key) -> Option<Option<Found>> {
-        match self.ask_queue(key).await {
-            Ok(FromQueue::Newest(entry, _)) => return Some(entry.map(Found::queued)),
-            Ok(FromQueue::Nothing) => {}
-            Ok(FromQueue::Expired(_)) | Err(_) => return None,
+        for _ in 0..LOOKS {
+            match self.ask_queue(key).await {
+                Ok(FromQueue::Newest(entry, _)) => return Some(entry.map(Found::queued)),
+                Ok(FromQueue::Nothing) => {}
+                Ok(FromQueue::Expired(_)) | Err(_) => return None,
+            }
+            if let Some(entry) = self.near.live(key) {
+                return Some(Some(self.as_it_is(entry)));
+            }
+            match self.last_known(key).await {
+                Known::Copy(found) => return Some(Some(found)),
+                // Something may have come into memory meanwhile.
+                Known::Nothing => return self.near.live(key).map(|entry| Some(self.as_it_is(entry))),
+                Known::Changed => tokio::time::sleep(LOOK_AGAIN).await,
+            }
         }
-        if let Some(entry) = self.near.live(key) {
-            let is_fresh = self.near.is_fresh(&entry, Instant::now());
-            return Some(Some(if is_fresh { Found::fresh(entry) } else { Found::stale(entry) }));
-        }
-        let known = self.last_known(key).await;
-        // Something may have come into memory meanwhile.
-        known.or_else(|| self.near.live(key).map(Found::stale)).map(Some)
+        None
     }
 
     async fn at_hand_after_patience(&self, key: &Key) -> Option<Option<Found>> {

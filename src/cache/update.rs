@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tracing::Instrument;
 
 use super::write::{Draft, Options};
 use super::{Cache, Found};
@@ -105,7 +106,9 @@ where
                 let next = change(found.map(Found::decode).transpose()?)?;
                 next.map(|next| cache.0.value(&next)).transpose()
             };
-            update(&cache, &key?, &options?, value).await
+            let key = key?;
+            let span = tracing::debug_span!("update", thread = %key);
+            update(&cache, &key, &options?, value).instrument(span).await
         })
     }
 }

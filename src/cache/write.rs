@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tracing::Instrument;
 
 use super::outage::is_to_be_queued;
 use super::turns::Turn;
@@ -116,7 +117,11 @@ impl IntoFuture for Put {
     type IntoFuture = Sending<Durability>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move { self.cache.0.write(self.draft?, None).await })
+        Box::pin(async move {
+            let draft = self.draft?;
+            let span = tracing::debug_span!("put", thread = %draft.key);
+            self.cache.0.write(draft, None).instrument(span).await
+        })
     }
 }
 
@@ -125,7 +130,11 @@ impl IntoFuture for Remove {
     type IntoFuture = Sending<Durability>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move { self.cache.0.write(self.draft?, None).await })
+        Box::pin(async move {
+            let draft = self.draft?;
+            let span = tracing::debug_span!("remove", thread = %draft.key);
+            self.cache.0.write(draft, None).instrument(span).await
+        })
     }
 }
 
@@ -218,10 +227,11 @@ impl Inner {
         let (inner, key) = (Arc::clone(self), draft.key.clone());
         let (answer, answered) = oneshot::channel();
         let answer = Answer { answer, _turn: turn };
-        let work = tokio::spawn(async move {
+        let work = async move {
             inner.carry_out(draft, answer).await;
             drop((room, writing));
-        });
+        };
+        let work = tokio::spawn(work.in_current_span());
         match answered.await {
             Ok(result) => result,
             Err(_) => {

@@ -407,3 +407,23 @@ async fn what_was_stored_long_before_its_replay_is_not_fresh() {
     drained(&first).await;
     assert_eq!(found(&first, "k").await, Some(("[0,1]".into(), Freshness::Fresh)));
 }
+
+/// Of two readers who find the copy on disk, one takes it into memory; the other must not need it to stay there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_copy_that_another_reader_was_faster_with_is_handed_out_whatever_memory_does() {
+    let mut world = World::new();
+    let cache = world.open().await;
+    let _ = cache.put("k", &1).await.unwrap();
+    world.away(&cache).await;
+    let read = |cache: Cache| async move {
+        for _ in 0..2_000 {
+            let (json, freshness) = found(&cache, "k").await.unwrap();
+            assert!(json == "1" && matches!(freshness, Freshness::Stale { .. }), "{json} {freshness:?}");
+            cache.evict("k").unwrap();
+        }
+    };
+    futures::future::join_all((0..4).map(|_| tokio::spawn(read(cache.clone()))))
+        .await
+        .into_iter()
+        .for_each(Result::unwrap);
+}
