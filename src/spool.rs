@@ -29,7 +29,8 @@ pub(crate) enum Enqueued {
     Behind(Version),
     /// The source of truth was seen to hold it.
     Stored,
-    /// An update of this version, which is newer, waits in the queue.
+    /// This one is newer by its version, though it was made before: an update that waits in the queue, or what a clock that was
+    /// right has stamped.
     Crossed(Version),
 }
 

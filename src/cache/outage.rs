@@ -70,10 +70,10 @@ impl Inner {
             return match spool.enqueue(entry, announce).await? {
                 Enqueued::Kept { .. } => Ok(Durability::Queued),
                 Enqueued::Stored => Ok(Durability::Stored),
-                // The two were made at once, and that update may yet lose against another daemon: this one must not be
+                // Where the two were made at once, that update may yet lose against another daemon: this one must not be
                 // lost with it.
-                Enqueued::Crossed(update) => {
-                    self.origin.clock().observe(update);
+                Enqueued::Crossed(other) => {
+                    self.origin.clock().observe(other);
                     let version = self.origin.clock().stamp().version;
                     record = Arc::new(Record { version, ..Record::clone(&record) });
                     continue;

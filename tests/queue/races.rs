@@ -427,3 +427,45 @@ async fn a_copy_that_another_reader_was_faster_with_is_handed_out_whatever_memor
         .into_iter()
         .for_each(Result::unwrap);
 }
+
+/// A late answer of a put from before the one that a queued update goes on from made the update take that put's place no more.
+#[tokio::test]
+async fn a_late_answer_of_an_older_put_leaves_an_update_of_a_newer_one_alone() {
+    let mut world = World::new();
+    let faulty = Faulty::new(Arc::clone(&world.truth));
+    world.faults = faulty.faults();
+    let guard = Guard::new(faulty, Duration::from_secs(3));
+    let builder = Cache::builder().store(guard).queue(world.dir.path().join("q.db"));
+    let cache = builder.fresh_for(Duration::ZERO).patience(DEADLINE / 2).open().await.unwrap();
+    world.faults.fail_trials(true);
+    world.faults.script([Fault::DelayAnswer(Duration::from_secs(1))]);
+    assert_eq!(cache.put("k", &vec![0]).await.unwrap(), Durability::Queued);
+    assert_eq!(world.stored("k").await.as_deref(), Some("[0]"), "its answer is on the way");
+    world.faults.script([Fault::Fail(ErrorKind::Denied)]);
+    assert_eq!(cache.put("k", &vec![1]).await.unwrap(), Durability::Queued);
+    assert_eq!(cache.update("k", append(2)).await.unwrap(), Durability::Queued);
+    sleep(1_200).await; // the late answer
+    world.faults.fail_trials(false);
+    drained(&cache).await;
+    assert_eq!((world.stored("k").await.as_deref(), letters(&cache)), (Some("[1,2]"), 0));
+}
+
+/// A daemon that is started again, while its clock is behind by less than is put right, loses against what it wrote before.
+#[tokio::test]
+async fn a_clock_that_is_behind_a_little_goes_on_from_what_the_file_holds() {
+    let mut world = World::new();
+    let cache = world.open_skewed(0, false).await;
+    assert_eq!(cache.put("put", &vec![0]).await.unwrap(), Durability::Stored);
+    assert_eq!(cache.put("updated", &vec![0]).await.unwrap(), Durability::Stored);
+    world.away(&cache).await;
+    drop(cache);
+    let cache = world.open_skewed(-1_500, true).await;
+    assert_eq!(cache.put("put", &vec![1]).await.unwrap(), Durability::Queued);
+    assert_eq!(cache.update("updated", append(1)).await.unwrap(), Durability::Queued);
+    world.faults.heal();
+    drained(&cache).await;
+    for (key, json) in [("put", "[1]"), ("updated", "[0,1]")] {
+        assert_eq!(world.stored(key).await.as_deref(), Some(json), "{key}");
+    }
+    assert_eq!(letters(&cache), 0);
+}

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::local::versions;
 use crate::record::Key;
 use crate::spool::{Enqueued, Entry, Fate, Queued, Reason, Waiting};
-use crate::version::{Timestamp, Version};
+use crate::version::{TOLERANCE, Timestamp, Version};
 
 /// What the file holds of a thread.
 struct Held {
@@ -265,6 +265,14 @@ fn enqueue(
     // Where nobody has put the clock right yet, what it stamps cannot be compared with what was stored. But it is newer:
     // since this process began, nothing was seen to be stored.
     let is_unsure = moment.skew.is_some();
+    // Where the clock is behind by so little that it is not put right later, either, the new write goes on from the old.
+    let is_ahead = |held: &Held| {
+        let lead = held.version.at().since(moment.now);
+        !held.is_unsure && held.version > record.version && lead <= TOLERANCE
+    };
+    if let Some(held) = held.as_ref().filter(|held| is_unsure && is_ahead(held)) {
+        return Ok(Some(Enqueued::Crossed(held.version)));
+    }
     match (&held, entry.over) {
         (Some(held), Some(over)) if is_unsure && held.is_pending && held.version != over => {
             return Ok(Some(Enqueued::Conflict));
@@ -364,11 +372,12 @@ fn settle(
     let held = Held::find(connection, state, key, moved)?.filter(|held| held.is_pending);
     let Some(held) = held else { return Ok(false) };
     if held.version != version {
-        // What goes on from it has, where it is an update, this one as its base.
-        if matches!(fate, Fate::Stored) && held.version > version {
+        // What goes on from it has, where it is an update, this one as its base; one from before a put that it goes on from
+        // has nothing to do with it.
+        let goes_on = held.version > version && held.base.is_some_and(|base| base <= version);
+        if matches!(fate, Fate::Stored) && goes_on {
             let later = versions(&held.chain).filter(|one| *one > version).map(|one| format!(" {one}"));
-            let sql =
-                "update records set base = max(base, ?2), chain = ?3 where key = ?1 and base is not null";
+            let sql = "update records set base = ?2, chain = ?3 where key = ?1";
             let chain = later.collect::<String>();
             connection.prepare_cached(sql)?.execute(params![key.as_str(), version.raw(), chain])?;
         }

@@ -69,8 +69,8 @@ impl Log<'_> {
             Act::Read(Ok(reading)) => reading.seen.clone().unwrap_or_default(),
             _ => Vec::new(),
         });
-        let shown =
-            shown.filter(|id| !self.history.shown(self.key, *id).is_some_and(|op| self.history.is_dead(op)));
+        let is_exempt = |op: &Op| self.history.is_dead(op) || self.may_be_undone(op);
+        let shown = shown.filter(move |id| !self.history.shown(self.key, *id).is_some_and(is_exempt));
         let window = match reading.claim {
             Claim::Fresh | Claim::Absent => self.history.rules.fresh_ms + ROUNDING_MS,
             Claim::Stale | Claim::Queued => i64::MAX / 2,
@@ -84,6 +84,16 @@ impl Log<'_> {
             .map(mark("acknowledged before"))
             .chain(shown.map(mark("shown before")))
             .chain(stored.filter_map(id).map(mark("stored long ago")))
+    }
+
+    /// An update whose process ended before it was acknowledged: the next one does not know of it, and what that queues takes
+    /// its place.
+    fn may_be_undone(&self, op: &Op) -> bool {
+        let outcome = |op: &Op| op.write().map(|write| write.outcome);
+        let takes_its_place = |later: &Op| {
+            (later.handle, outcome(later)) == (op.handle, Some(Outcome::Queued)) && later.life > op.life
+        };
+        outcome(op) == Some(Outcome::Unknown) && self.history.writes(self.key).any(takes_its_place)
     }
 
     fn check_final(&self) -> Verdict {

@@ -313,6 +313,18 @@ fn readers_of_a_log_miss_nothing_that_they_may_rely_on() {
 }
 
 #[test]
+fn an_update_that_nobody_was_told_of_may_be_undone_by_what_the_next_life_queues() {
+    let abandoned = || Op { end: None, ..write(0, 1, 2, Append, 1, Unknown) };
+    let reads = || [log(1, 5, 6, Claim::Fresh, &[1]), log(1, 50, 51, Claim::Fresh, &[2])];
+    let ops = |next| [abandoned(), next].into_iter().chain(reads());
+    history(ops(in_life(1, write(0, 20, 21, Append, 2, Queued)))).assert_right();
+    history(ops(write(0, 20, 21, Append, 2, Queued))).assert_wrong("shown before");
+    history(ops(in_life(1, write(0, 20, 21, Append, 2, Stored)))).assert_wrong("shown before");
+    let known = [write(0, 1, 2, Append, 1, Stored), in_life(1, write(0, 20, 21, Append, 2, Queued))];
+    history(known.into_iter().chain(reads())).assert_wrong("shown before");
+}
+
+#[test]
 fn errors_are_of_kinds_that_can_be_explained() {
     history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Unavailable))]).assert_right();
     history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Conflict))]).assert_wrong("nothing explains");
