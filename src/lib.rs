@@ -44,6 +44,7 @@ mod local;
 mod queue_file;
 mod supabase;
 mod guard;
+mod batch;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod fence;
@@ -55,6 +56,7 @@ mod cache;
 mod settings;
 
 pub use backoff::Backoff;
+pub use batch::Batched;
 pub use breaker::{Breaker, State};
 pub use cache::{Cache, DeadLetters, Found, Health, List, OnOutage, Put, Queue, Remove, Shutdown, Update};
 pub use error::{Error, ErrorKind, Result};

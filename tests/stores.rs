@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use threadkeep::testing::{Fault, Faulty, conformance};
-use threadkeep::{Guard, Local, Memory};
+use threadkeep::{Batched, Guard, Local, Memory};
 
 #[tokio::test]
 async fn memory_conforms() {
@@ -20,6 +20,11 @@ async fn local_conforms() {
 #[tokio::test]
 async fn a_guarded_store_conforms() {
     conformance(Arc::new(Guard::new(Memory::new(), Duration::from_secs(5)))).await;
+}
+
+#[tokio::test]
+async fn a_batched_store_conforms() {
+    conformance(Arc::new(Batched::new(Memory::new()))).await;
 }
 
 #[tokio::test]

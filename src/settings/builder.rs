@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Backend, SETTINGS, Setting, key};
+use crate::batch::Batched;
 use crate::cache::{Cache, Limits, OnOutage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guard::Guard;
@@ -342,7 +343,7 @@ impl Builder {
                 let guard = Guard::new(client.stall_after(self.deadline), self.deadline + SECOND / 4);
                 guard.connect().await?;
                 tracing::info!(%host, "conversations are kept in Supabase");
-                Ok(Cache::over(Arc::new(guard), "supabase", self.limits, spool))
+                Ok(Cache::over(Arc::new(Batched::new(guard)), "supabase", self.limits, spool))
             }
         }
     }

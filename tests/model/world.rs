@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use threadkeep::testing::{Fault, Faults, Faulty};
-use threadkeep::{Builder, Cache, ErrorKind, Guard, Loaded, Memory, Result, Store};
+use threadkeep::{Batched, Builder, Cache, ErrorKind, Guard, Loaded, Memory, Result, Store};
 
 use crate::plan::{HANDLES, Trouble};
 use crate::planted::{Bug, Planted};
@@ -87,7 +87,7 @@ impl World for InMemory {
         *line.meter.lock().unwrap() = Some(remote.meter());
         let guard = Guard::new(remote, DEADLINE);
         guard.connect().await?;
-        Ok(Cache::builder().store(Planted::above(self.bug, guard)))
+        Ok(Cache::builder().store(Batched::new(Planted::above(self.bug, guard))))
     }
 
     async fn trouble(&self, handle: usize, trouble: Trouble) {

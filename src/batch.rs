@@ -1,0 +1,296 @@
+//! `Batched`: a store around a store that makes few large calls of many small ones.
+//!
+//! Nothing waits for company: a call goes at once while fewer than [`LANES`] of its kind are under way. What comes while
+//! all lanes are taken collects, and the next lane that gets free takes all of it, as in the group commit of databases
+//! (DeWitt et al., "Implementation Techniques for Main Memory Database Systems", 1984). So batches grow with the load and
+//! with nothing else.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tracing::Instrument;
+
+use crate::breaker::Breaker;
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::{Key, Want, Write};
+use crate::store::{Applied, Loaded, Page, Recent, Store};
+use crate::version::Clock;
+
+/// Calls of one kind under way at once: PostgREST's pool has 10 connections, and others use it too.
+const LANES: usize = 4;
+/// What one call carries at most, but for a single one that is larger.
+const RECORDS: usize = 500;
+const BYTES: usize = 1 << 20;
+/// What may wait for a lane. One more is told [`ErrorKind::Busy`].
+const MOST_RECORDS: usize = 20_000;
+const MOST_BYTES: usize = 64 << 20;
+
+/// Gathers concurrent loads, and concurrent writes, into batches of at most 500 records or 1 MiB, without waiting for any:
+/// while at most four calls are under way, each goes at once.
+///
+/// Each caller gets its own results. A batch that is refused for good is split until only the record that is at fault fails.
+/// Where the callers outrun the store, so that 20,000 records or 64 MiB wait, they are told [`ErrorKind::Busy`].
+#[derive(Debug)]
+pub struct Batched<S> {
+    store: Arc<S>,
+    loads: Arc<Lanes<S, Loads>>,
+    writes: Arc<Lanes<S, Writes>>,
+}
+
+impl<S: Store> Batched<S> {
+    /// A store that gathers what goes to another one.
+    pub fn new(store: S) -> Self {
+        let store = Arc::new(store);
+        let (loads, writes) = (Lanes::new(Arc::clone(&store)), Lanes::new(Arc::clone(&store)));
+        Self { store, loads, writes }
+    }
+}
+
+/// What is gathered: one operation of the store, for each of many items.
+#[async_trait]
+trait Errand: Debug + Send + Sync + 'static {
+    type Item: Clone + Debug + Send + Sync;
+    type Answer: Debug + Send;
+
+    fn bytes(item: &Self::Item) -> usize;
+
+    async fn send<S: Store>(store: &S, items: &[Self::Item]) -> Result<Vec<Self::Answer>>;
+}
+
+#[derive(Debug)]
+struct Loads;
+
+#[async_trait]
+impl Errand for Loads {
+    type Item = Want;
+    type Answer = Loaded;
+
+    fn bytes(want: &Want) -> usize {
+        want.key.as_str().len()
+    }
+
+    async fn send<S: Store>(store: &S, wants: &[Want]) -> Result<Vec<Loaded>> {
+        store.load(wants).await
+    }
+}
+
+#[derive(Debug)]
+struct Writes;
+
+#[async_trait]
+impl Errand for Writes {
+    type Item = Write;
+    type Answer = Applied;
+
+    fn bytes(write: &Write) -> usize {
+        write.record.bytes()
+    }
+
+    async fn send<S: Store>(store: &S, writes: &[Write]) -> Result<Vec<Applied>> {
+        store.apply(writes).await
+    }
+}
+
+/// One caller's items, and where its answers go.
+#[derive(Debug)]
+struct Job<E: Errand> {
+    items: Vec<E::Item>,
+    bytes: usize,
+    answer: oneshot::Sender<Result<Vec<E::Answer>>>,
+}
+
+/// The calls of one kind: those under way, and those that wait.
+#[derive(Debug)]
+struct Lanes<S, E: Errand> {
+    store: Arc<S>,
+    state: Mutex<State<E>>,
+}
+
+#[derive(Debug)]
+struct State<E: Errand> {
+    taken: usize,
+    waiting: VecDeque<Job<E>>,
+    records: usize,
+    bytes: usize,
+}
+
+/// A lane is taken until this is dropped; then it goes on with what waits, also where its holder was given up.
+struct Lane<S: Store, E: Errand>(Arc<Lanes<S, E>>);
+
+impl<S: Store, E: Errand> Drop for Lane<S, E> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        match Handle::try_current() {
+            Ok(runtime) if !state.waiting.is_empty() => {
+                drop(state);
+                _ = runtime.spawn(Lane(Arc::clone(&self.0)).work());
+            }
+            _ => state.taken -= 1,
+        }
+    }
+}
+
+/// How a call gets to the store.
+enum Way<S: Store, E: Errand> {
+    /// By itself, at once.
+    Free(Lane<S, E>),
+    /// With others, later.
+    Wait(oneshot::Receiver<Result<Vec<E::Answer>>>),
+}
+
+impl<S: Store, E: Errand> Lanes<S, E> {
+    fn new(store: Arc<S>) -> Arc<Self> {
+        let state = State { taken: 0, waiting: VecDeque::new(), records: 0, bytes: 0 };
+        Arc::new(Self { store, state: Mutex::new(state) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<E>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn call(self: &Arc<Self>, items: &[E::Item]) -> Result<Vec<E::Answer>> {
+        match self.way(items)? {
+            Way::Free(_lane) => E::send(&*self.store, items).await,
+            Way::Wait(answer) => answer.await.unwrap_or_else(|_| {
+                let message = "the batch was given up: the runtime ends, or a bug";
+                Err(Error::new(ErrorKind::Unavailable, message).with_outcome_unknown())
+            }),
+        }
+    }
+
+    fn way(self: &Arc<Self>, items: &[E::Item]) -> Result<Way<S, E>> {
+        let mut state = self.lock();
+        if state.taken < LANES {
+            state.taken += 1;
+            return Ok(Way::Free(Lane(Arc::clone(self))));
+        }
+        let bytes = items.iter().map(E::bytes).sum();
+        state.check_room(items.len(), bytes)?;
+        let (answer, answered) = oneshot::channel();
+        state.push(Job { items: items.to_vec(), bytes, answer });
+        Ok(Way::Wait(answered))
+    }
+}
+
+impl<E: Errand> State<E> {
+    fn check_room(&self, records: usize, bytes: usize) -> Result<()> {
+        let fits = self.records + records <= MOST_RECORDS && self.bytes + bytes <= MOST_BYTES;
+        if fits || self.waiting.is_empty() {
+            return Ok(());
+        }
+        let message =
+            format!("{} records with {} bytes wait for the store; try again later", self.records, self.bytes);
+        Err(Error::new(ErrorKind::Busy, message).with_retry_after(Duration::from_secs(1)))
+    }
+
+    fn push(&mut self, job: Job<E>) {
+        self.records += job.items.len();
+        self.bytes += job.bytes;
+        self.waiting.push_back(job);
+    }
+
+    /// What goes together into the next call, without those whose callers have gone.
+    fn take(&mut self) -> Vec<Job<E>> {
+        let (mut batch, mut records, mut bytes) = (Vec::new(), 0, 0);
+        while let Some(next) = self.waiting.front() {
+            let is_over = records + next.items.len() > RECORDS || bytes + next.bytes > BYTES;
+            if is_over && !batch.is_empty() {
+                break;
+            }
+            let Some(job) = self.waiting.pop_front() else { break };
+            self.records -= job.items.len();
+            self.bytes -= job.bytes;
+            if !job.answer.is_closed() {
+                (records, bytes) = (records + job.items.len(), bytes + job.bytes);
+                batch.push(job);
+            }
+        }
+        batch
+    }
+}
+
+impl<S: Store, E: Errand> Lane<S, E> {
+    /// Sends what waits, until nothing does.
+    async fn work(self) {
+        loop {
+            let batch = self.0.lock().take();
+            if batch.is_empty() {
+                return;
+            }
+            let span = tracing::debug_span!("batch", callers = batch.len());
+            self.send(batch).instrument(span).await;
+        }
+    }
+
+    /// Sends a batch; one that is refused is sent in halves, in their order.
+    async fn send(&self, batch: Vec<Job<E>>) {
+        let mut batches = vec![batch];
+        while let Some(mut batch) = batches.pop() {
+            let items: Vec<E::Item> = batch.iter().flat_map(|job| job.items.iter().cloned()).collect();
+            match E::send(&*self.0.store, &items).await {
+                Ok(answers) => give(batch, answers),
+                Err(error) if batch.len() > 1 && is_of_one(&error) => {
+                    let later = batch.split_off(batch.len() / 2);
+                    batches.extend([later, batch]);
+                }
+                Err(error) => batch.into_iter().for_each(|job| _ = job.answer.send(Err(error.clone()))),
+            }
+        }
+    }
+}
+
+/// Gives each caller its own; where the store gave too few, those without learn it.
+fn give<E: Errand>(batch: Vec<Job<E>>, answers: Vec<E::Answer>) {
+    let mut answers = answers.into_iter();
+    for job in batch {
+        let own: Vec<E::Answer> = answers.by_ref().take(job.items.len()).collect();
+        job.answer.send(Ok(own)).ok();
+    }
+}
+
+/// Whether a batch may have failed for one of its records alone: something about it is wrong, or its row is locked. Where
+/// the store has no room for one more call, that is nobody's fault.
+fn is_of_one(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::Refused | ErrorKind::Invalid => true,
+        ErrorKind::Busy => error.retry_after().is_none(),
+        _ => false,
+    }
+}
+
+#[async_trait]
+impl<S: Store> Store for Batched<S> {
+    fn clock(&self) -> &Arc<Clock> {
+        self.store.clock()
+    }
+    fn breaker(&self) -> Option<&Breaker> {
+        self.store.breaker()
+    }
+    async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
+        self.loads.call(wants).await.map_err(Error::of_read)
+    }
+    async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
+        self.writes.call(writes).await
+    }
+    /// Not gathered: what is tried may be at fault, and comes in batches already.
+    async fn apply_on_trial(&self, writes: &[Write]) -> Result<Vec<Applied>> {
+        self.store.apply_on_trial(writes).await
+    }
+    async fn recent(&self, page: &Page) -> Result<Recent> {
+        self.store.recent(page).await
+    }
+    async fn touch(&self, keys: &[Key]) -> Result<()> {
+        self.store.touch(keys).await
+    }
+    async fn purge(&self, most: usize) -> Result<usize> {
+        self.store.purge(most).await
+    }
+    async fn probe(&self) -> Result<()> {
+        self.store.probe().await
+    }
+}
