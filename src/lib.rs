@@ -52,6 +52,7 @@ mod pending;
 mod near;
 mod fill;
 mod replay;
+mod warmup;
 mod cache;
 mod settings;
 
@@ -74,6 +75,7 @@ pub use spool::{Imported, QueuedWrite};
 pub use store::{ACCEPTED, Applied, Loaded, Page, Recent, Store, judge};
 pub use supabase::Supabase;
 pub use version::{Clock, OLDEST, REMEMBERED, Stamp, TOLERANCE, Timestamp, Version};
+pub use warmup::WarmUp;
 
 /// The README's examples compile.
 #[cfg(doctest)]

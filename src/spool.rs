@@ -298,6 +298,9 @@ pub(crate) mod without {
         pub(crate) async fn last_known(&self, _: &Key) -> Result<Option<(Arc<Record>, Timestamp)>> {
             match *self {}
         }
+        pub(crate) async fn copies(&self, _: i64, _: usize) -> Result<Vec<(i64, Arc<Record>, Timestamp)>> {
+            match *self {}
+        }
         pub(crate) async fn dead_letters(&self, _: i64, _: usize) -> Result<Vec<DeadLetter>> {
             match *self {}
         }

@@ -31,6 +31,7 @@ use crate::spool::Waiting;
 #[cfg(not(feature = "sqlite"))]
 use crate::spool::without::Spool;
 use crate::store::Store;
+use crate::warmup::{Stove, WarmUp};
 
 pub use found::Found;
 pub use list::List;
@@ -58,6 +59,8 @@ pub(crate) struct Limits {
     pub(crate) in_flight_bytes: usize,
     /// How long a thread in memory counts as fresh; `None` where nobody else can write.
     pub(crate) fresh_for: Option<Duration>,
+    /// How many of the newest threads come into memory at the start.
+    pub(crate) warm_threads: usize,
     /// How long a read waits for the source of truth while it has a stale copy, and a write for its turn.
     pub(crate) patience: Duration,
     /// How often accesses are reported and expired records forgotten.
@@ -84,6 +87,8 @@ struct Inner {
     spool: Option<Arc<Spool>>,
     pending: Arc<Pending>,
     replay: Option<AbortHandle>,
+    warming: AbortHandle,
+    warm_up: watch::Receiver<WarmUp>,
     fences: Fences,
     flights: Flights<Result<Learnt>>,
     turns: turns::Turns,
@@ -119,6 +124,8 @@ pub struct Health {
     pub bytes: u64,
     /// What waits on the local disk, where there is such a file.
     pub queue: Option<Queue>,
+    /// How far the warm-up is.
+    pub warm_up: WarmUp,
 }
 
 /// What the file beside the source of truth holds.
@@ -176,6 +183,17 @@ impl Cache {
             let replay = Replay::new(origin, spool, Arc::clone(&near), Arc::clone(&pending));
             tokio::spawn(replay.run()).abort_handle()
         });
+        let (progress, warm_up) = watch::channel(WarmUp::default());
+        let stove = Stove {
+            origin: Arc::clone(&origin),
+            spool: spool.clone(),
+            near: Arc::clone(&near),
+            fences: fences.clone(),
+            most: limits.warm_threads,
+            most_bytes: limits.memory_bytes / 2,
+            progress,
+        };
+        let warming = tokio::spawn(stove.run()).abort_handle();
         let room = Arc::new(Semaphore::new(limits.in_flight_bytes / write::KIB));
         let inner = Arc::new(Inner {
             backend,
@@ -184,6 +202,8 @@ impl Cache {
             spool,
             pending,
             replay,
+            warming,
+            warm_up,
             fences,
             flights: Flights::default(),
             turns: turns::Turns::default(),
@@ -206,7 +226,19 @@ impl Cache {
         let outage = breaker.filter(|_| is_cut_off).and_then(crate::breaker::Breaker::cause);
         let cause = outage.or_else(|| self.0.trouble().clone());
         let (threads, bytes) = self.0.near.size();
-        Health { backend: self.0.backend, breaker: state, cause, threads, bytes, queue: self.0.queue() }
+        let (queue, warm_up) = (self.0.queue(), *self.0.warm_up.borrow());
+        Health { backend: self.0.backend, breaker: state, cause, threads, bytes, queue, warm_up }
+    }
+
+    /// Waits until the newest threads are in memory: from the source of truth, or, while that is away, from the local disk.
+    /// Nobody has to: what is not there yet is loaded when it is read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`] where the cache is shut down meanwhile.
+    pub async fn warm(&self) -> Result<WarmUp> {
+        let mut progress = self.0.warm_up.clone();
+        let warm_up = progress.wait_for(|progress| progress.is_done).await;
+        warm_up.map(|warm_up| *warm_up).map_err(|_| closed())
     }
 
     /// Takes no more calls, waits until the writes under way are done and, while the source of truth can be reached, the
@@ -258,6 +290,7 @@ fn closed() -> Error {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.replay.iter().for_each(AbortHandle::abort);
+        self.warming.abort();
     }
 }
 

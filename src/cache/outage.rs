@@ -210,6 +210,7 @@ impl Inner {
     /// Ends the replay, and lets others open the file.
     pub(super) async fn close_spool(&self) {
         self.replay.iter().for_each(tokio::task::AbortHandle::abort);
+        self.warming.abort();
         if let Some(spool) = &self.spool
             && let Err(error) = spool.close().await
         {

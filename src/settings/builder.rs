@@ -56,6 +56,7 @@ pub struct Builder {
     key_source: Option<KeySource>,
     pub(super) deadline: Duration,
     pub(super) fresh_for: Duration,
+    pub(super) warm_threads: usize,
     pub(super) strict: bool,
     pub(super) limits: Limits,
     skew_millis: i64,
@@ -70,6 +71,7 @@ impl Default for Builder {
             memory_bytes: 0,
             in_flight_bytes: 64 << 20,
             fresh_for: None,
+            warm_threads: 0,
             patience: Duration::ZERO,
             upkeep_every: Duration::from_secs(60),
             on_outage: OnOutage::Queue,
@@ -89,6 +91,7 @@ impl Default for Builder {
             key_source: None,
             deadline: Duration::ZERO,
             fresh_for: Duration::ZERO,
+            warm_threads: 0,
             strict: false,
             limits,
             skew_millis: 0,
@@ -226,6 +229,14 @@ impl Builder {
         self.set("CONVERSATION_FRESH_SECONDS", &span.as_secs_f64().to_string())
     }
 
+    /// How many of the newest threads come into memory at the start, in the background and up to half of the memory; those of
+    /// a local file or of memory are read fast enough as they are.
+    #[must_use]
+    pub fn warm_threads(mut self, threads: usize) -> Self {
+        self.warm_threads = threads;
+        self
+    }
+
     /// Keeps writes and last known copies in this file while the source of truth is away. The backend `supabase` always
     /// has one; a [store](Self::store) of the caller's has one with this.
     #[must_use]
@@ -305,7 +316,7 @@ impl Builder {
     pub async fn open(mut self) -> Result<Cache> {
         let backend = self.settle()?;
         if let Some(store) = self.store {
-            self.limits.fresh_for = Some(self.fresh_for);
+            (self.limits.fresh_for, self.limits.warm_threads) = (Some(self.fresh_for), self.warm_threads);
             let spool = match self.has_queue && !self.is_without_queue {
                 true => Some(open_spool(&self.queue_path, "custom", self.spool, store.clock()).await?),
                 false => None,
@@ -329,7 +340,7 @@ impl Builder {
                 Ok(Cache::over(Arc::new(Memory::new()), "memory", self.limits, None))
             }
             Backend::Supabase => {
-                self.limits.fresh_for = Some(self.fresh_for);
+                (self.limits.fresh_for, self.limits.warm_threads) = (Some(self.fresh_for), self.warm_threads);
                 let url = self.url.unwrap_or_default();
                 let key = self.key.map(|key| key.0).unwrap_or_default();
                 let client = Supabase::with_clock(&url, &key, Clock::skewed(self.skew_millis))?;

@@ -203,6 +203,17 @@ pub const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        name: "CONVERSATION_WARM_THREADS",
+        default: "10000",
+        what: "how many of the newest threads come into memory at the start, up to half of it; 0 for none",
+        backend: Some(Backend::Supabase),
+        set: |builder, text| {
+            builder.warm_threads =
+                text.parse().map_err(|_| "use a number of threads, such as 10000, or 0")?;
+            Ok(())
+        },
+    },
+    Setting {
         name: "CONVERSATION_FRESH_SECONDS",
         default: "30",
         what: "how long a thread in memory is handed out before Supabase is asked whether another daemon changed it",

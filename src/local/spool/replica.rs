@@ -75,6 +75,30 @@ impl Spool {
         Ok(found.filter(|_| !self.doubt.is_there()))
     }
 
+    /// Copies, the last written first, from the one before the number `before` on: number, record, and when the source of
+    /// truth confirmed it.
+    pub(crate) async fn copies(
+        &self,
+        before: i64,
+        most: usize,
+    ) -> Result<Vec<(i64, Arc<Record>, Timestamp)>> {
+        if self.doubt.is_there() {
+            return Ok(Vec::new());
+        }
+        let read = move |connection: &Connection| {
+            let sql = format!(
+                "select {COLUMNS}, seq, at from records where pending = 0 and value is not null and seq < ?1
+                 order by seq desc limit ?2"
+            );
+            let found =
+                |row: &rusqlite::Row<'_>| Ok((row.get(6)?, Arc::new(record(row)?), Timestamp(row.get(7)?)));
+            let most = i64::try_from(most).unwrap_or(i64::MAX);
+            connection.prepare_cached(&sql)?.query_map(params![before, most], found)?.collect()
+        };
+        let found = self.database.read(read).await?;
+        Ok(if self.doubt.is_there() { Vec::new() } else { found })
+    }
+
     /// Drops all copies.
     pub(crate) async fn drop_copies(&self) -> Result<()> {
         let failures = self.doubt.failures();

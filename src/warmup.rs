@@ -1,0 +1,186 @@
+//! Warm-up: the newest live threads come into memory before anybody asks for them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::backoff::Backoff;
+use crate::error::Result;
+use crate::fence::{Fences, Ticket};
+#[cfg(feature = "sqlite")]
+use crate::local::spool::Spool;
+use crate::near::{Learnt, Near, News};
+use crate::record::Record;
+use crate::spool::Copy;
+#[cfg(not(feature = "sqlite"))]
+use crate::spool::without::Spool;
+use crate::store::{Page, Recent, Store};
+
+/// Threads in one call, of which there is one at a time: live traffic has the other places at the source of truth.
+const PAGE: usize = 500;
+/// The pauses while the source of truth cannot be asked, though no breaker says so.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+/// How often a long warm-up says how far it is.
+const REPORT: Duration = Duration::from_secs(5);
+
+/// How far the warm-up is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WarmUp {
+    /// Threads that it has brought into memory: from the source of truth, or in an outage from the local disk.
+    pub threads: usize,
+    /// Whether it is over, or there is none.
+    pub is_done: bool,
+    /// Whether they came from the local disk, because the source of truth was away. They come from there as soon as it is
+    /// back.
+    pub is_from_disk: bool,
+}
+
+/// What brings threads into memory.
+#[derive(Debug)]
+pub(crate) struct Stove {
+    pub(crate) origin: Arc<dyn Store>,
+    pub(crate) spool: Option<Arc<Spool>>,
+    pub(crate) near: Arc<Near>,
+    pub(crate) fences: Fences,
+    /// How many threads at most.
+    pub(crate) most: usize,
+    /// How many bytes in memory at most, what is there already included.
+    pub(crate) most_bytes: u64,
+    pub(crate) progress: watch::Sender<WarmUp>,
+}
+
+impl Stove {
+    /// Brings in the newest threads, once. In an outage they come from the disk first, so that whoever waits for the
+    /// warm-up does not wait for its end.
+    pub(crate) async fn run(self) {
+        let began = Instant::now();
+        if self.most > 0 && !self.is_reachable() {
+            if let Err(error) = self.from_disk().await {
+                tracing::warn!(%error, "the last known copies cannot be read for the warm-up");
+            }
+            self.progress.send_modify(|progress| progress.is_done = true);
+            self.tell("from the local disk", began);
+            if let Some(breaker) = self.origin.breaker() {
+                breaker.closed().await;
+            }
+        }
+        if self.most > 0 {
+            match self.from_origin().await {
+                Ok(()) => self.tell("from the source of truth", began),
+                Err(error) => {
+                    tracing::warn!(%error, "the warm-up was given up: threads come into memory when they are read")
+                }
+            }
+        }
+        self.progress.send_modify(|progress| progress.is_done = true);
+    }
+
+    fn tell(&self, whence: &str, began: Instant) {
+        let threads = self.progress.borrow().threads;
+        tracing::info!(threads, took = ?began.elapsed(), "threads came into memory {whence}");
+    }
+
+    fn is_reachable(&self) -> bool {
+        self.origin.breaker().is_none_or(|breaker| breaker.check().is_ok())
+    }
+
+    fn has_room(&self, threads: usize) -> bool {
+        threads < self.most && self.near.size().1 < self.most_bytes
+    }
+
+    /// Page by page, the newest first; while one is taken in, the next is under way.
+    async fn from_origin(&self) -> Result<()> {
+        let mut page = Page { user: None, most: PAGE.min(self.most), after: None };
+        let (mut threads, mut told) = (0, Instant::now());
+        let mut next = self.fetch(page.clone()).await?;
+        loop {
+            let Fetched { recent, ticket, began } = next;
+            threads += recent.records.len();
+            let last = recent.records.last().map(|record| (record.version, record.key.clone()));
+            let records: Vec<_> = recent.records.into_iter().map(Arc::new).collect();
+            let is_last = recent.is_last || last.is_none() || !self.has_room(threads);
+            page = Page { after: last, most: PAGE.min(self.most.saturating_sub(threads)), ..page };
+            let take_in = self.take_in(records, &ticket, began);
+            if is_last {
+                take_in.await;
+                self.advance(threads, false);
+                return Ok(());
+            }
+            let ((), fetched) = tokio::join!(take_in, self.fetch(page.clone()));
+            self.advance(threads, false);
+            if told.elapsed() >= REPORT {
+                tracing::info!(threads, of = self.most, "threads come into memory");
+                told = Instant::now();
+            }
+            next = fetched?;
+        }
+    }
+
+    /// A page; waits out an outage.
+    async fn fetch(&self, page: Page) -> Result<Fetched> {
+        let mut pauses = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
+        loop {
+            if let Some(breaker) = self.origin.breaker() {
+                breaker.closed().await;
+            }
+            let (ticket, began) = (self.fences.begin(), Instant::now());
+            match self.origin.recent(&page).await {
+                Ok(recent) => return Ok(Fetched { recent, ticket, began }),
+                Err(error) if error.is_outage() || error.retry_after().is_some() => {
+                    tokio::time::sleep(pauses.next().max(error.retry_after()).unwrap_or(LAST_PAUSE)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The file comes before memory, as ever.
+    async fn take_in(&self, records: Vec<Arc<Record>>, ticket: &Ticket, began: Instant) {
+        if let Some(spool) = &self.spool {
+            let confirmed_at = self.origin.clock().at(began);
+            let copy =
+                |record: &Arc<Record>| Copy { record: Arc::clone(record), confirmed_at, is_own: false };
+            spool.keep(records.iter().map(copy).collect()).await;
+        }
+        // The oldest first, so that memory, where it runs short, parts with that first.
+        for record in records.into_iter().rev() {
+            let key = record.key.clone();
+            let _: Learnt = self.near.learn(&key, ticket, began, News::Found(record));
+        }
+    }
+
+    /// The copies that were written last.
+    async fn from_disk(&self) -> Result<()> {
+        let Some(spool) = &self.spool else { return Ok(()) };
+        let (mut threads, mut before) = (0, i64::MAX);
+        while self.has_room(threads) {
+            let ticket = self.fences.begin();
+            let copies = spool.copies(before, PAGE.min(self.most - threads)).await?;
+            let Some((last, ..)) = copies.last() else { break };
+            before = *last;
+            let now = self.origin.clock().now();
+            for (_, record, confirmed_at) in copies.into_iter().filter(|(_, record, _)| record.is_live(now)) {
+                let recalled = self.near.recall(&ticket, record, now.since(confirmed_at));
+                threads += usize::from(recalled.is_some());
+            }
+            self.advance(threads, true);
+        }
+        Ok(())
+    }
+
+    fn advance(&self, threads: usize, is_from_disk: bool) {
+        self.progress.send_modify(|progress| {
+            *progress = WarmUp { threads, is_from_disk, ..*progress };
+        });
+    }
+}
+
+/// A page, and since when it may have been overtaken.
+struct Fetched {
+    recent: Recent,
+    ticket: Ticket,
+    began: Instant,
+}
