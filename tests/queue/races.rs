@@ -469,3 +469,36 @@ async fn a_clock_that_is_behind_a_little_goes_on_from_what_the_file_holds() {
     }
     assert_eq!(letters(&cache), 0);
 }
+
+/// What expires while its load is under way is handed out as fresh.
+#[tokio::test]
+async fn what_expires_on_its_way_is_not_handed_out() {
+    let mut world = World::new();
+    let faulty = Faulty::new(Arc::clone(&world.truth));
+    world.faults = faulty.faults();
+    let guard = Guard::new(faulty, Duration::from_secs(3));
+    let builder = Cache::builder().store(guard).queue(world.dir.path().join("q.db"));
+    let cache = builder.patience(Duration::from_secs(3)).open().await.unwrap();
+    let ttl = Duration::from_millis(300);
+    for key in ["got", "updated", "listed"] {
+        assert_eq!(cache.put(key, &vec![0]).ttl(ttl).user("u").await.unwrap(), Durability::Stored);
+        cache.evict(key).unwrap();
+    }
+    let slow = || world.faults.script([Fault::DelayAnswer(2 * ttl)]);
+    slow();
+    let (listed, got, updated) = tokio::join!(
+        async { cache.list("u").await.unwrap().len() },
+        async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            slow();
+            found(&cache, "got").await
+        },
+        async {
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            slow();
+            cache.update("updated", append(1)).await.unwrap()
+        },
+    );
+    assert_eq!((listed, got, updated), (0, None, Durability::Stored));
+    assert_eq!(world.stored("updated").await.as_deref(), Some("[1]"), "it went on from what had expired");
+}

@@ -69,7 +69,7 @@ impl History {
 
     #[track_caller]
     fn assert_wrong(self, why: &str) {
-        let violation = violation(&self).expect("it is taken for right");
+        let (_, violation) = violation(&self).expect("it is taken for right");
         assert!(violation.contains(why), "{violation}");
     }
 }
@@ -266,6 +266,10 @@ fn a_thread_that_is_known_can_be_read_in_an_outage() {
     history([put.clone(), outage(10)]).assert_right();
     with_replica(&[put.clone(), outage(10)]).assert_wrong("not served");
     with_replica(&[put.clone(), in_life(1, outage(10))]).assert_wrong("not served");
+    // What it lost against is not at hand.
+    let lost = [write(1, 0, 1, Put, 2, Stored), write(0, 10, 11, Replace, 1, Queued), outage(20)];
+    with_replica(&lost).dead(0, REGISTER, &[1]).assert_right();
+    with_replica(&lost).assert_wrong("not served");
     with_replica(&[put.clone(), write(0, 3, 4, Put, 2, Unknown), outage(10)]).assert_right();
     with_replica(&[put.clone(), write(1, 3, 14, Put, 2, Stored), outage(10)]).assert_right();
     with_replica(&[brief(0, 1, 2, 1, 10), outage(12)]).assert_right();
