@@ -56,6 +56,11 @@ impl Inner {
     ) -> Result<Durability> {
         let mut record = Arc::clone(record);
         loop {
+            // A newer write of this handle, or of another, was seen stored while this one was under way.
+            let is_straight = self.origin.clock().moved().is_some();
+            if is_straight && ticket.seen(&record.key).is_some_and(|seen| seen > record.version) {
+                return overtaken_on_its_way(&record.key, over);
+            }
             let entry = ToQueue { record: Arc::clone(&record), over, is_sent };
             let (near, marked, ticket) = (Arc::clone(&self.near), Arc::clone(&record), Arc::clone(&ticket));
             let announce = move |enqueued| match enqueued {
@@ -80,10 +85,7 @@ impl Inner {
                 }
                 // Not superseded: that would make an update be tried again that may have been stored.
                 Enqueued::Conflict => Err(super::write::changed_meanwhile(&record.key)),
-                Enqueued::Behind(_) | Enqueued::Overtaken if over.is_some() => {
-                    Err(super::write::changed_meanwhile(&record.key))
-                }
-                Enqueued::Behind(_) | Enqueued::Overtaken => Ok(Durability::Superseded),
+                Enqueued::Behind(_) | Enqueued::Overtaken => overtaken_on_its_way(&record.key, over),
             };
         }
     }
@@ -285,6 +287,14 @@ impl IntoFuture for DeadLetters {
                 None => Ok(Vec::new()),
             }
         })
+    }
+}
+
+/// What becomes of a write when something newer is stored before it could be queued.
+fn overtaken_on_its_way(key: &Key, over: Option<Version>) -> Result<Durability> {
+    match over {
+        Some(_) => Err(super::write::changed_meanwhile(key)),
+        None => Ok(Durability::Superseded),
     }
 }
 

@@ -224,6 +224,10 @@ fn dead_letters_were_queued_and_lost_to_somebody_else() {
     history([write(0, 10, 20, Put, 1, Stored), later()])
         .dead(0, REGISTER, &[1])
         .assert_wrong("nobody queued");
+    // In an earlier life, while the order of the two is not known.
+    let in_two_lives = |at| [write(0, 1, 8, Put, 1, Stored), in_life(1, write(0, at, 40, Put, 2, Queued))];
+    history(in_two_lives(10)).dead(0, REGISTER, &[2]).ends(REGISTER, &[1]).assert_right();
+    history(in_two_lives(30)).dead(0, REGISTER, &[2]).assert_wrong("nobody else wrote");
     // An update loses also to what was there before, if its handle did not know.
     let update = || [write(1, 1, 2, Put, 2, Stored), write(0, 10, 20, Replace, 1, Queued)];
     history(update()).dead(0, REGISTER, &[1]).ends(REGISTER, &[2]).assert_right();
