@@ -53,6 +53,8 @@ mod fill;
 mod replay;
 mod cache;
 mod settings;
+#[cfg(feature = "prometheus")]
+pub mod prometheus;
 
 pub use backoff::Backoff;
 pub use breaker::{Breaker, State};
