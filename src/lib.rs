@@ -50,6 +50,7 @@ mod fence;
 mod pending;
 mod near;
 mod fill;
+mod trouble;
 mod replay;
 mod cache;
 mod settings;

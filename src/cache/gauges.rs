@@ -51,7 +51,7 @@ impl Inner {
         levels.set("threadkeep_queue_oldest_seconds", oldest.as_secs_f64());
         let offset = self.origin.clock().ahead_of_system();
         levels.set("threadkeep_clock_offset_seconds", offset as f64 / 1_000.0);
-        let trouble = self.trouble().as_ref().map(|trouble| trouble.kind().as_str());
+        let trouble = self.trouble.get().map(|trouble| trouble.kind().as_str());
         for kind in TROUBLES {
             levels.show_trouble(kind, trouble == Some(*kind));
         }

@@ -95,7 +95,7 @@ impl Inner {
         let state = breaker.map(Breaker::state);
         let is_cut_off = state.is_some_and(|state| state != State::Closed);
         let outage = breaker.filter(|_| is_cut_off).and_then(Breaker::cause);
-        let cause = outage.or_else(|| self.trouble().clone());
+        let cause = outage.or_else(|| self.trouble.get());
         let (threads, bytes) = self.near.size();
         let bytes_bound = self.limits.memory_bytes;
         Health {

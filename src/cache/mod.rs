@@ -33,6 +33,7 @@ use crate::spool::Waiting;
 #[cfg(not(feature = "sqlite"))]
 use crate::spool::without::Spool;
 use crate::store::Store;
+use crate::trouble::{Call, Trouble};
 
 pub use found::Found;
 pub use health::{Health, Queue};
@@ -95,7 +96,7 @@ struct Inner {
     writing: watch::Sender<usize>,
     is_closed: AtomicBool,
     /// What an operator has to mend, from the last call to the origin.
-    trouble: Mutex<Option<Error>>,
+    trouble: Arc<Trouble>,
     /// Why the last write that was to be queued was not taken, until it is worth another try.
     refusal: Mutex<Option<Error>>,
     metrics: Metrics,
@@ -133,9 +134,11 @@ impl Cache {
         let evictions = metrics.evictions.clone();
         let near = Near::new(bytes, fresh_for, fences.clone(), Arc::clone(&pending), clock, evictions);
         let near = Arc::new(near);
+        let trouble = Arc::<Trouble>::default();
         let replay = spool.as_ref().map(|spool| {
             let (origin, spool) = (Arc::clone(&origin), Arc::clone(spool));
-            let replay = Replay::new(origin, spool, Arc::clone(&near), Arc::clone(&pending));
+            let replay =
+                Replay::new(origin, spool, Arc::clone(&near), Arc::clone(&pending), Arc::clone(&trouble));
             tokio::spawn(replay.run()).abort_handle()
         });
         let room = Arc::new(Semaphore::new(limits.in_flight_bytes / write::KIB));
@@ -152,7 +155,7 @@ impl Cache {
             room,
             writing: watch::Sender::new(0),
             is_closed: AtomicBool::new(false),
-            trouble: Mutex::default(),
+            trouble,
             refusal: Mutex::default(),
             metrics,
             limits,
@@ -197,13 +200,6 @@ impl Cache {
     }
 }
 
-/// What a call to the origin does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Call {
-    Read,
-    Write,
-}
-
 fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the cache was shut down")
 }
@@ -224,32 +220,10 @@ impl Inner {
         self.origin.breaker().map_or(Ok(()), crate::breaker::Breaker::check)
     }
 
-    /// Takes note of what a call to the origin says about it. That a file can be read does not mean that it can be
-    /// written, so only a write ends the trouble with a file.
+    /// Takes note of what a call to the origin says about it.
     fn note<T>(&self, call: Call, result: Result<T>) -> Result<T> {
-        match &result {
-            Ok(_) => {
-                let mut trouble = self.trouble();
-                let is_over = |error: &Error| call == Call::Write || error.kind() != ErrorKind::Local;
-                if trouble.as_ref().is_some_and(is_over) {
-                    tracing::info!("the source of truth works again");
-                    *trouble = None;
-                }
-            }
-            Err(e) if matches!(e.kind(), ErrorKind::Denied | ErrorKind::Schema | ErrorKind::Local) => {
-                let mut trouble = self.trouble();
-                if trouble.is_none() {
-                    tracing::error!(error = %e, "the source of truth needs an operator");
-                }
-                *trouble = Some(e.clone());
-            }
-            Err(_) => {}
-        }
+        self.trouble.note(call, &result);
         result
-    }
-
-    fn trouble(&self) -> MutexGuard<'_, Option<Error>> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn refusal(&self) -> MutexGuard<'_, Option<Error>> {

@@ -195,7 +195,7 @@ impl Inner {
         }
     }
 
-    /// Waits until the queue is empty or the source of truth is away.
+    /// Waits until the queue is empty or the source of truth is away; asks it, where nobody knows.
     pub(super) async fn drain(&self) {
         let away = async {
             match self.origin.breaker() {
@@ -203,7 +203,11 @@ impl Inner {
                 None => std::future::pending().await,
             }
         };
-        if self.is_reachable() {
+        let is_back = match self.origin.breaker() {
+            Some(breaker) if self.pending.len() > 0 => breaker.ask().await,
+            _ => self.is_reachable(),
+        };
+        if is_back {
             tokio::select! {
                 () = self.pending.wait_until(|pending| pending.len() == 0) => {}
                 () = away => {}

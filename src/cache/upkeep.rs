@@ -24,7 +24,7 @@ pub(super) async fn keep_up(cache: Weak<Inner>, period: Duration) {
 impl Inner {
     /// Where the origin needed an operator, asks whether it has got one: there may be no traffic that would tell.
     async fn ask_again(&self) {
-        if self.trouble().is_some() && self.is_reachable() {
+        if self.trouble.get().is_some() && self.is_reachable() {
             self.note(Call::Read, self.origin.probe().await).ok();
         }
     }

@@ -89,6 +89,10 @@ async fn drained(cache: &Cache) {
     panic!("the queue is not drained: {:?}", cache.health());
 }
 
+async fn sleep(ms: u64) {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+}
+
 async fn found(cache: &Cache, key: &str) -> Option<(String, Freshness)> {
     cache.get(key).await.unwrap().map(|found| (found.json().to_owned(), found.freshness()))
 }
@@ -433,4 +437,47 @@ async fn a_shutdown_drains_the_queue_where_it_can() {
     assert_eq!(cache.put("k", &2).await.unwrap_err().kind(), ErrorKind::Closed);
     let again = world.open().await;
     assert_eq!(found(&again, "k").await.unwrap().0, "1", "the file is free for the next");
+}
+
+#[tokio::test]
+async fn a_shutdown_asks_whether_the_source_of_truth_is_back() {
+    let mut world = World::new();
+    let cache = world.open().await;
+    world.away(&cache).await;
+    for at in 0..50 {
+        assert_eq!(cache.put(format!("{at}"), &at).await.unwrap(), Durability::Queued);
+    }
+    // Nobody has noticed yet, and the next probe may be far away.
+    world.faults.heal();
+    let left = cache.shutdown(Duration::from_secs(10)).await.unwrap();
+    assert_eq!((left.unfinished, left.still_queued), (0, 0));
+    // Where it is still away, one probe tells, and nobody waits for the deadline.
+    let cache = world.open().await;
+    world.away(&cache).await;
+    assert_eq!(cache.put("left", &1).await.unwrap(), Durability::Queued);
+    let began = std::time::Instant::now();
+    let left = cache.shutdown(Duration::from_secs(10)).await.unwrap();
+    assert!(left.still_queued == 1 && began.elapsed() < Duration::from_secs(5), "{left:?}");
+}
+
+#[tokio::test]
+async fn the_alarm_ends_with_the_replay_and_begins_with_it_too() {
+    let mut world = World::new();
+    let cache = world.open().await;
+    world.faults.always(Fault::Fail(ErrorKind::Denied));
+    assert_eq!(cache.put("denied", &1).await.unwrap(), Durability::Queued);
+    assert!(!cache.health().is_available());
+    world.faults.heal();
+    drained(&cache).await;
+    assert!(cache.health().is_available(), "nobody but the replay has called: {:?}", cache.health());
+    world.away(&cache).await;
+    assert_eq!(cache.put("queued", &1).await.unwrap(), Durability::Queued);
+    world.faults.always(Fault::Fail(ErrorKind::Denied));
+    for _ in 0..1_500 {
+        if cache.health().cause.is_some_and(|cause| cause.kind() == ErrorKind::Denied) {
+            return;
+        }
+        sleep(10).await;
+    }
+    panic!("the alarm does not come: {:?}", cache.health());
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use threadkeep::testing::{Fault, Faulty};
 use threadkeep::{Cache, Durability, ErrorKind, Freshness, Guard, Key, Loaded, Memory, Store, Want};
 
-use super::{DEADLINE, World, cut_off, drained, found};
+use super::{DEADLINE, World, cut_off, drained, found, sleep};
 
 fn append(turn: i32) -> impl Fn(Option<Vec<i32>>) -> threadkeep::Result<Option<Vec<i32>>> {
     move |turns| Ok(Some([turns.unwrap_or_default(), vec![turn]].concat()))
@@ -14,10 +14,6 @@ fn append(turn: i32) -> impl Fn(Option<Vec<i32>>) -> threadkeep::Result<Option<V
 
 fn letters(cache: &Cache) -> u64 {
     cache.health().queue.unwrap().dead_letters
-}
-
-async fn sleep(ms: u64) {
-    tokio::time::sleep(Duration::from_millis(ms)).await;
 }
 
 /// A late answer of an early attempt resets base and chain of what goes on from it.
