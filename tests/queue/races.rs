@@ -180,8 +180,18 @@ impl Skewed {
 }
 
 impl World {
-    /// Starts with such a clock, cut off from the start or not.
+    /// Starts with such a clock, cut off from the start or not, on a machine that was booted meanwhile.
     async fn open_skewed(&mut self, by: i64, cut: bool) -> Cache {
+        let file = self.dir.path().join("q.db");
+        if file.exists() {
+            let file = rusqlite::Connection::open(file).unwrap();
+            file.execute("delete from about where name = 'anchor'", []).unwrap();
+        }
+        self.open_again(by, cut).await
+    }
+
+    /// The same without a boot.
+    async fn open_again(&mut self, by: i64, cut: bool) -> Cache {
         let skewed = Skewed(Arc::clone(&self.truth), Arc::new(threadkeep::Clock::skewed(by)));
         let faulty = Faulty::new(skewed);
         self.faults = faulty.faults();
@@ -497,4 +507,35 @@ async fn what_expires_on_its_way_is_not_handed_out() {
     );
     assert_eq!((listed, got, updated), (0, None, Durability::Stored));
     assert_eq!(world.stored("updated").await.as_deref(), Some("[1]"), "it went on from what had expired");
+}
+
+/// A daemon with a wrong clock that is started again in an outage loses threads, or keeps them too long.
+#[tokio::test]
+async fn a_daemon_goes_on_by_the_clock_that_the_one_before_it_knew() {
+    let (short, long) = (Duration::from_millis(500), Duration::from_secs(60));
+    for off in [120_000, -120_000] {
+        let mut world = World::new();
+        let cache = world.open_skewed(off, false).await;
+        assert_eq!(cache.put("long", &0).ttl(long).await.unwrap(), Durability::Stored);
+        assert_eq!(cache.put("short", &0).ttl(short).await.unwrap(), Durability::Stored);
+        world.away(&cache).await;
+        assert_eq!(cache.put("queued", &0).ttl(long).await.unwrap(), Durability::Queued);
+        drop(cache);
+        let cache = world.open_again(off, true).await;
+        let (_, freshness) = found(&cache, "long").await.unwrap();
+        assert!(
+            matches!(freshness, Freshness::Stale { age } if age < Duration::from_secs(9)),
+            "{freshness:?}"
+        );
+        assert_eq!(found(&cache, "queued").await, Some(("0".into(), Freshness::Queued)));
+        assert_eq!(cache.put("queued again", &0).ttl(long).await.unwrap(), Durability::Queued);
+        sleep(600).await; // until it has expired
+        assert_eq!(cache.get("short").await.unwrap_err().kind(), ErrorKind::Unavailable);
+        world.faults.heal();
+        drained(&cache).await;
+        for key in ["long", "queued", "queued again"] {
+            assert_eq!(world.stored(key).await.as_deref(), Some("0"), "{key}, off by {off}");
+        }
+        assert_eq!(letters(&cache), 0);
+    }
 }
