@@ -53,6 +53,8 @@ mod fill;
 mod replay;
 mod cache;
 mod settings;
+#[cfg(feature = "cli")]
+pub mod doctor;
 
 pub use backoff::Backoff;
 pub use breaker::{Breaker, State};
