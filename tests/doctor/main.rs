@@ -27,4 +27,5 @@ mod patient;
 mod process;
 #[path = "../stack/mod.rs"]
 mod stack;
+mod tls;
 mod way;
