@@ -56,6 +56,8 @@ mod cache;
 mod settings;
 #[cfg(feature = "prometheus")]
 pub mod prometheus;
+#[cfg(feature = "cli")]
+pub mod doctor;
 
 pub use backoff::Backoff;
 pub use breaker::{Breaker, State};
