@@ -57,6 +57,8 @@ pub(crate) struct Permit {
 pub struct Breaker {
     machine: StateMachine<Recent, Wire>,
     lamp: Arc<Lamp>,
+    /// Somebody wants a probe now.
+    wanted: Notify,
     /// Why it opened. Its lock also makes results be settled one at a time.
     cause: Mutex<Option<Error>>,
 }
@@ -73,6 +75,7 @@ impl Breaker {
         Self {
             machine: StateMachine::new(Recent::default(), Wire(Arc::clone(&lamp))),
             lamp,
+            wanted: Notify::new(),
             cause: Mutex::new(None),
         }
     }
@@ -139,6 +142,30 @@ impl Breaker {
             }
             changed.await;
         }
+    }
+
+    /// Has the other side probed now, unless it asked to be left alone, and says whether it is back.
+    pub(crate) async fn ask(&self) -> bool {
+        let before = self.lamp.epoch.load(SeqCst);
+        match self.state() {
+            State::Closed => return true,
+            State::Open if self.rest().is_some() => return false,
+            _ => {}
+        }
+        self.wanted.notify_one();
+        loop {
+            let changed = self.lamp.changed.notified();
+            match self.state() {
+                State::Closed => return true,
+                State::Open if self.lamp.epoch.load(SeqCst) > before => return false,
+                _ => changed.await,
+            }
+        }
+    }
+
+    /// Waits until somebody wants to know whether the other side is back.
+    pub(crate) async fn wanted(&self) {
+        self.wanted.notified().await;
     }
 
     /// Why it opened last.

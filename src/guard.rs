@@ -193,7 +193,10 @@ async fn probe_while_open<S: Store>(shared: Arc<Shared<S>>) {
         let mut waits = Backoff::new(FIRST_PROBE, LAST_PROBE);
         while shared.breaker.state() != State::Closed {
             let wait = waits.next().max(shared.breaker.rest()).unwrap_or(LAST_PROBE);
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = shared.breaker.wanted() => {}
+            }
             shared.probe().await;
         }
     }

@@ -51,10 +51,15 @@ mod fence;
 mod pending;
 mod near;
 mod fill;
+mod trouble;
 mod replay;
 mod warmup;
 mod cache;
 mod settings;
+#[cfg(feature = "prometheus")]
+pub mod prometheus;
+#[cfg(feature = "cli")]
+pub mod doctor;
 
 pub use backoff::Backoff;
 pub use batch::Batched;

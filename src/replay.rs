@@ -19,6 +19,7 @@ use crate::record::{Json, Key, Record, Write};
 use crate::spool::without::Spool;
 use crate::spool::{Fate, Queued, Reason};
 use crate::store::{Applied, Store};
+use crate::trouble::{Call, Trouble};
 use crate::version::{TOLERANCE, Version};
 
 /// What one call carries at most.
@@ -49,6 +50,8 @@ pub(crate) struct Replay {
     spool: Arc<Spool>,
     near: Arc<Near>,
     pending: Arc<Pending>,
+    /// There may be no traffic that would tell of a refused key, or that it was mended.
+    trouble: Arc<Trouble>,
     metrics: Arc<Metrics>,
 }
 
@@ -98,8 +101,9 @@ impl Replay {
         spool: Arc<Spool>,
         near: Arc<Near>,
         pending: Arc<Pending>,
+        trouble: Arc<Trouble>,
     ) -> Self {
-        Self { origin, spool, near, pending, metrics: Arc::new(Metrics::new()) }
+        Self { origin, spool, near, pending, trouble, metrics: Arc::new(Metrics::new()) }
     }
 
     /// Replays for ever, whether or not there is traffic.
@@ -120,11 +124,12 @@ impl Replay {
                 && let Some(error) = round.away.take()
             {
                 let pause = pauses.next().max(error.retry_after()).unwrap_or(LAST_PAUSE).min(2 * LAST_PAUSE);
-                report.wait(&error, pause);
+                tracing::debug!(%error, ?pause, "replay waits");
                 tokio::time::sleep(pause).await;
                 round.cursor = 0;
                 continue;
             }
+            self.pending.set_parked(round.parked());
             let due = round.next_due();
             let sent = tokio::select! {
                 Some(sent) = round.under_way.join_next() => sent,
@@ -149,7 +154,9 @@ impl Replay {
         if is_known || round.cursor > 0 || round.away.is_some() || self.pending.len() == 0 {
             return Ok(());
         }
-        self.origin.probe().await
+        let probed = self.origin.probe().await;
+        self.trouble.note(Call::Read, &probed);
+        probed
     }
 
     /// Fills the lanes: suspects alone, the others in batches.
@@ -224,7 +231,9 @@ impl Replay {
     /// Sends a batch, and settles what has found its end.
     async fn send(&self, batch: Vec<Queued>) -> Sent {
         let began = Instant::now();
-        let applied = match self.apply(&batch).await {
+        let applied = self.apply(&batch).await;
+        self.trouble.note(Call::Write, &applied);
+        let applied = match applied {
             Ok(applied) => applied,
             Err(error) => return self.examine(batch, error).await,
         };
@@ -303,14 +312,15 @@ impl Replay {
             .iter()
             .map(|(queued, fate)| (queued.record.key.clone(), queued.record.version, fate.clone()));
         let was_queued = self.spool.settle(all.collect()).await?;
-        for ((queued, fate), was_queued) in settled.into_iter().zip(was_queued) {
+        let ended = settled.into_iter().zip(was_queued).filter(|(_, was_queued)| *was_queued);
+        for ((queued, fate), _) in ended {
             self.metrics.replayed(match &fate {
                 Fate::Stored => Replayed::Stored,
-                Fate::Dead(_) => Replayed::Dead,
+                Fate::Dead(Reason { newer: Some(_), .. }) => Replayed::Superseded,
+                Fate::Dead(_) => Replayed::Refused,
             });
             let (key, version) = (&queued.record.key, queued.record.version);
             match fate {
-                _ if !was_queued => {}
                 Fate::Stored => self.near.stored(&queued.record, began, !queued.is_sent),
                 Fate::Dead(reason) => {
                     tracing::error!(
@@ -384,6 +394,11 @@ impl Round {
         due.take(SUSPECTS.saturating_sub(under_way)).collect()
     }
 
+    /// Those that wait long. One that was settled, or written anew, is forgotten when its time comes.
+    fn parked(&self) -> usize {
+        self.suspects.values().filter(|suspect| suspect.failures >= PARKED).count()
+    }
+
     fn next_due(&self) -> Option<Instant> {
         let under_way = self.suspects.values().filter(|suspect| suspect.is_under_way).count();
         if under_way >= SUSPECTS || self.away.is_some() {
@@ -436,21 +451,9 @@ impl Round {
 struct Report {
     began: Option<(Instant, usize)>,
     told: Option<Instant>,
-    /// Whether it was said that an operator is needed.
-    has_alarmed: bool,
 }
 
 impl Report {
-    /// There may be no traffic that would tell of a refused key.
-    fn wait(&mut self, error: &Error, pause: Duration) {
-        let needs_operator = matches!(error.kind(), ErrorKind::Denied | ErrorKind::Schema);
-        if needs_operator && !std::mem::replace(&mut self.has_alarmed, true) {
-            tracing::error!(%error, "queued writes cannot be replayed: the source of truth needs an operator");
-        } else {
-            tracing::debug!(%error, ?pause, "replay waits");
-        }
-    }
-
     fn tell(&mut self, left: usize) {
         let now = Instant::now();
         match self.began {

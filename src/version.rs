@@ -128,8 +128,7 @@ pub struct Clock {
     /// The last version given or seen.
     last: AtomicI64,
     /// What the clock started from, and by how much that was ahead of the system's clock.
-    started_at: i64,
-    #[cfg(feature = "sqlite")]
+    started_at: AtomicI64,
     skew: i64,
     /// See [`moved`](Self::moved).
     moved: OnceLock<i64>,
@@ -167,8 +166,7 @@ impl Clock {
             truth: truth.into(),
             lead: 0.into(),
             last: 0.into(),
-            started_at: truth,
-            #[cfg(feature = "sqlite")]
+            started_at: truth.into(),
             skew: by_millis,
             moved: OnceLock::new(),
         }
@@ -208,12 +206,22 @@ impl Clock {
         self.last.fetch_max(seen.0, Relaxed);
     }
 
+    /// Goes on from what the clock of the source of truth must show now, by what was known of it before this process began.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn resume(&self, now: Timestamp) {
+        if self.moved.get().is_none() {
+            let start = now.0 - self.elapsed(Instant::now());
+            self.truth.store(start, Relaxed);
+            self.started_at.store(start, Relaxed);
+        }
+    }
+
     /// Learns that the source of truth's clock showed `shown` at some moment between `sent` and `received`.
     pub fn correct(&self, sent: Instant, received: Instant, shown: Timestamp) {
         let earliest = shown.0 - self.elapsed(received);
         let latest = shown.0 - self.elapsed(sent);
         self.truth.fetch_update(Relaxed, Relaxed, |truth| Some(truth.clamp(earliest, latest))).ok();
-        let moved = self.truth.load(Relaxed) - self.started_at;
+        let moved = self.truth.load(Relaxed) - self.started_at.load(Relaxed);
         self.moved.get_or_init(|| {
             // What it gave while it was wrong is not to be followed any more.
             if moved.abs() > millis(TOLERANCE) {
@@ -236,7 +244,6 @@ impl Clock {
 
     /// By how many milliseconds this clock is ahead of the system's, which may have been set since it started; zero
     /// within the [tolerance](TOLERANCE).
-    #[cfg(feature = "sqlite")]
     pub(crate) fn ahead_of_system(&self) -> i64 {
         let ahead = self.now().0 - system_millis() - self.skew;
         if ahead.abs() > millis(TOLERANCE) { ahead } else { 0 }

@@ -89,7 +89,7 @@ impl Cache {
         for record in records {
             let key = record.key.clone();
             if let Learnt::Present(entry) = inner.near.learn(&key, &ticket, began, News::Found(record)) {
-                all.push(Found::fresh(entry));
+                all.extend(inner.is_live(&entry).then(|| Found::fresh(entry)));
             } else {
                 // It was overtaken while it travelled, and may not belong into the listing any more.
                 let found = self.get(key.as_str()).await?;

@@ -1,6 +1,8 @@
 //! The handle that a daemon holds.
 
 mod found;
+mod gauges;
+mod health;
 mod list;
 mod outage;
 mod read;
@@ -31,9 +33,11 @@ use crate::spool::Waiting;
 #[cfg(not(feature = "sqlite"))]
 use crate::spool::without::Spool;
 use crate::store::Store;
+use crate::trouble::{Call, Trouble};
 use crate::warmup::{Stove, WarmUp};
 
 pub use found::Found;
+pub use health::{Health, Queue};
 pub use list::List;
 pub use outage::DeadLetters;
 pub use update::Update;
@@ -97,61 +101,15 @@ struct Inner {
     writing: watch::Sender<usize>,
     is_closed: AtomicBool,
     /// What an operator has to mend, from the last call to the origin.
-    trouble: Mutex<Option<Error>>,
+    trouble: Arc<Trouble>,
+    /// Why the last write that was to be queued was not taken, until it is worth another try.
+    refusal: Mutex<Option<Error>>,
     metrics: Metrics,
 }
 
 impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cache").field("backend", &self.0.backend).field("origin", &self.0.origin).finish()
-    }
-}
-
-/// How the cache and its source of truth are doing.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Health {
-    /// `local`, `supabase`, `memory`, or `custom`.
-    pub backend: &'static str,
-    /// The breaker's state, where the backend has one.
-    pub breaker: Option<State>,
-    /// Why the breaker is not closed; or what keeps the store from working though it answers, until it works again: a
-    /// refused key, missing migrations, a full disk.
-    pub cause: Option<Error>,
-    /// Threads in memory.
-    pub threads: u64,
-    /// The bytes that they take.
-    pub bytes: u64,
-    /// What waits on the local disk, where there is such a file.
-    pub queue: Option<Queue>,
-    /// How far the warm-up is.
-    pub warm_up: WarmUp,
-}
-
-/// What the file beside the source of truth holds.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Queue {
-    /// Where the file lies.
-    pub path: std::path::PathBuf,
-    /// Acknowledged writes that are not yet in the source of truth: falls while they are replayed.
-    pub records: u64,
-    /// Their bytes, as counted against the bound.
-    pub bytes: u64,
-    /// How long the oldest has been waiting.
-    pub oldest: Option<Duration>,
-    /// Acknowledged writes that the source of truth turned out not to take.
-    pub dead_letters: u64,
-    /// Last known copies.
-    pub copies: u64,
-    /// Their bytes.
-    pub copies_bytes: u64,
-}
-
-impl Health {
-    /// Whether the source of truth can be worked with, as far as is known.
-    pub fn is_available(&self) -> bool {
-        self.cause.is_none() && self.breaker.is_none_or(|state| state == State::Closed)
     }
 }
 
@@ -177,10 +135,15 @@ impl Cache {
         let (spool, waiting) = spool.map(|(spool, waiting)| (Arc::new(spool), waiting)).unzip();
         let pending = Arc::new(Pending::new(waiting.unwrap_or_default(), Arc::clone(&clock)));
         let (bytes, fresh_for) = (limits.memory_bytes, limits.fresh_for);
-        let near = Arc::new(Near::new(bytes, fresh_for, fences.clone(), Arc::clone(&pending), clock));
+        let metrics = Metrics::new();
+        let evictions = metrics.evictions.clone();
+        let near = Near::new(bytes, fresh_for, fences.clone(), Arc::clone(&pending), clock, evictions);
+        let near = Arc::new(near);
+        let trouble = Arc::<Trouble>::default();
         let replay = spool.as_ref().map(|spool| {
             let (origin, spool) = (Arc::clone(&origin), Arc::clone(spool));
-            let replay = Replay::new(origin, spool, Arc::clone(&near), Arc::clone(&pending));
+            let replay =
+                Replay::new(origin, spool, Arc::clone(&near), Arc::clone(&pending), Arc::clone(&trouble));
             tokio::spawn(replay.run()).abort_handle()
         });
         let (progress, warm_up) = watch::channel(WarmUp::default());
@@ -210,24 +173,14 @@ impl Cache {
             room,
             writing: watch::Sender::new(0),
             is_closed: AtomicBool::new(false),
-            trouble: Mutex::default(),
-            metrics: Metrics::new(),
+            trouble,
+            refusal: Mutex::default(),
+            metrics,
             limits,
         });
+        tokio::spawn(gauges::follow(&inner));
         tokio::spawn(upkeep::keep_up(Arc::downgrade(&inner), inner.limits.upkeep_every));
         Self(inner)
-    }
-
-    /// How the cache and its source of truth are doing; asks nobody.
-    pub fn health(&self) -> Health {
-        let breaker = self.0.origin.breaker();
-        let state = breaker.map(crate::breaker::Breaker::state);
-        let is_cut_off = state.is_some_and(|state| state != State::Closed);
-        let outage = breaker.filter(|_| is_cut_off).and_then(crate::breaker::Breaker::cause);
-        let cause = outage.or_else(|| self.0.trouble().clone());
-        let (threads, bytes) = self.0.near.size();
-        let (queue, warm_up) = (self.0.queue(), *self.0.warm_up.borrow());
-        Health { backend: self.0.backend, breaker: state, cause, threads, bytes, queue, warm_up }
     }
 
     /// Waits until the newest threads are in memory: from the source of truth, or, while that is away, from the local disk.
@@ -276,13 +229,6 @@ impl Cache {
     }
 }
 
-/// What a call to the origin does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Call {
-    Read,
-    Write,
-}
-
 fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the cache was shut down")
 }
@@ -304,32 +250,14 @@ impl Inner {
         self.origin.breaker().map_or(Ok(()), crate::breaker::Breaker::check)
     }
 
-    /// Takes note of what a call to the origin says about it. That a file can be read does not mean that it can be
-    /// written, so only a write ends the trouble with a file.
+    /// Takes note of what a call to the origin says about it.
     fn note<T>(&self, call: Call, result: Result<T>) -> Result<T> {
-        match &result {
-            Ok(_) => {
-                let mut trouble = self.trouble();
-                let is_over = |error: &Error| call == Call::Write || error.kind() != ErrorKind::Local;
-                if trouble.as_ref().is_some_and(is_over) {
-                    tracing::info!("the source of truth works again");
-                    *trouble = None;
-                }
-            }
-            Err(e) if matches!(e.kind(), ErrorKind::Denied | ErrorKind::Schema | ErrorKind::Local) => {
-                let mut trouble = self.trouble();
-                if trouble.is_none() {
-                    tracing::error!(error = %e, "the source of truth needs an operator");
-                }
-                *trouble = Some(e.clone());
-            }
-            Err(_) => {}
-        }
+        self.trouble.note(call, &result);
         result
     }
 
-    fn trouble(&self) -> MutexGuard<'_, Option<Error>> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    fn refusal(&self) -> MutexGuard<'_, Option<Error>> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_reachable(&self) -> bool {

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Cache, Found, Inner, OnOutage, Queue, Spool};
+use super::{Cache, Found, Inner, OnOutage, Spool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
 use crate::near::Entry;
@@ -56,6 +56,11 @@ impl Inner {
     ) -> Result<Durability> {
         let mut record = Arc::clone(record);
         loop {
+            // A newer write of this handle, or of another, was seen stored while this one was under way.
+            let is_straight = self.origin.clock().moved().is_some();
+            if is_straight && ticket.seen(&record.key).is_some_and(|seen| seen > record.version) {
+                return overtaken_on_its_way(&record.key, over);
+            }
             let entry = ToQueue { record: Arc::clone(&record), over, is_sent };
             let (near, marked, ticket) = (Arc::clone(&self.near), Arc::clone(&record), Arc::clone(&ticket));
             let announce = move |enqueued| match enqueued {
@@ -67,7 +72,9 @@ impl Inner {
                 Enqueued::Stored => near.overtaken(&marked.key, marked.version),
                 _ => {}
             };
-            return match spool.enqueue(entry, announce).await? {
+            let enqueued = spool.enqueue(entry, announce).await;
+            *self.refusal() = enqueued.as_ref().err().cloned();
+            return match enqueued? {
                 Enqueued::Kept { .. } => Ok(Durability::Queued),
                 Enqueued::Stored => Ok(Durability::Stored),
                 // Where the two were made at once, that update may yet lose against another daemon: this one must not be
@@ -80,10 +87,7 @@ impl Inner {
                 }
                 // Not superseded: that would make an update be tried again that may have been stored.
                 Enqueued::Conflict => Err(super::write::changed_meanwhile(&record.key)),
-                Enqueued::Behind(_) | Enqueued::Overtaken if over.is_some() => {
-                    Err(super::write::changed_meanwhile(&record.key))
-                }
-                Enqueued::Behind(_) | Enqueued::Overtaken => Ok(Durability::Superseded),
+                Enqueued::Behind(_) | Enqueued::Overtaken => overtaken_on_its_way(&record.key, over),
             };
         }
     }
@@ -191,7 +195,7 @@ impl Inner {
         }
     }
 
-    /// Waits until the queue is empty or the source of truth is away.
+    /// Waits until the queue is empty or the source of truth is away; asks it, where nobody knows.
     pub(super) async fn drain(&self) {
         let away = async {
             match self.origin.breaker() {
@@ -199,7 +203,11 @@ impl Inner {
                 None => std::future::pending().await,
             }
         };
-        if self.is_reachable() {
+        let is_back = match self.origin.breaker() {
+            Some(breaker) if self.pending.len() > 0 => breaker.ask().await,
+            _ => self.is_reachable(),
+        };
+        if is_back {
             tokio::select! {
                 () = self.pending.wait_until(|pending| pending.len() == 0) => {}
                 () = away => {}
@@ -216,22 +224,6 @@ impl Inner {
         {
             tracing::warn!(%error, "the queue's file could not be closed");
         }
-    }
-
-    /// What waits on disk.
-    pub(super) fn queue(&self) -> Option<Queue> {
-        let spool = self.spool.as_ref()?;
-        let holdings = spool.holdings();
-        Some(Queue {
-            path: spool.path().to_owned(),
-            // The file is settled first: what memory still shows as queued counts.
-            records: holdings.queue.records.max(self.pending.len() as u64),
-            bytes: holdings.queue.bytes,
-            oldest: self.pending.oldest(),
-            dead_letters: holdings.dead_letters.records,
-            copies: holdings.replica.records,
-            copies_bytes: holdings.replica.bytes,
-        })
     }
 }
 
@@ -260,7 +252,12 @@ impl Cache {
     pub async fn forget_dead_letters(&self, last: &DeadLetter) -> Result<usize> {
         self.0.check_open()?;
         match &self.0.spool {
-            Some(spool) => spool.forget_dead_letters(last.id).await,
+            Some(spool) => {
+                let forgotten = spool.forget_dead_letters(last.id).await?;
+                // They took room in the queue.
+                *self.0.refusal() = None;
+                Ok(forgotten)
+            }
             None => Ok(0),
         }
     }
@@ -286,6 +283,14 @@ impl IntoFuture for DeadLetters {
                 None => Ok(Vec::new()),
             }
         })
+    }
+}
+
+/// What becomes of a write when something newer is stored before it could be queued.
+fn overtaken_on_its_way(key: &Key, over: Option<Version>) -> Result<Durability> {
+    match over {
+        Some(_) => Err(super::write::changed_meanwhile(key)),
+        None => Ok(Durability::Superseded),
     }
 }
 

@@ -71,6 +71,8 @@ impl Inner {
                 Some(found) = self.at_hand_after_patience(key) => return Ok(found),
             };
             match loaded {
+                // It has expired on its way: whether somebody renewed it, only the source of truth knows.
+                Ok(Learnt::Present(entry)) if !self.is_live(&entry) => {}
                 // Joined, but begun so long before this get that it may be older than what `Fresh` means: once more.
                 Ok(Learnt::Present(_)) if !self.near.is_recent(load.began, began) => {}
                 Ok(Learnt::Absent(_)) if !self.near.is_recent_absence(load.began, began) => {}
@@ -151,6 +153,7 @@ impl Inner {
                 Err(e) => Err(e),
             };
             match loaded {
+                Ok(Learnt::Present(entry)) if !self.is_live(&entry) => {}
                 Ok(Learnt::Present(entry)) => return Ok(self.base(Some(Found::fresh(entry)), Version::NONE)),
                 Ok(Learnt::Absent(version)) => return Ok((None, version)),
                 Ok(Learnt::Overtaken) => may_trust_memory = true,
@@ -166,6 +169,11 @@ impl Inner {
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Whether it has not expired while it was on its way.
+    pub(super) fn is_live(&self, entry: &Entry) -> bool {
+        entry.record.is_live(self.origin.clock().now())
     }
 
     /// What was found, and its version as it counts for an update; that of nothing is `absent`.

@@ -24,7 +24,7 @@ pub(super) async fn keep_up(cache: Weak<Inner>, period: Duration) {
 impl Inner {
     /// Where the origin needed an operator, asks whether it has got one: there may be no traffic that would tell.
     async fn ask_again(&self) {
-        if self.trouble().is_some() && self.is_reachable() {
+        if self.trouble.get().is_some() && self.is_reachable() {
             self.note(Call::Read, self.origin.probe().await).ok();
         }
     }
@@ -43,10 +43,11 @@ impl Inner {
 
     /// Gives back to the disk what replay has freed.
     async fn shrink(&self) {
-        if let Some(spool) = &self.spool
-            && let Err(error) = spool.shrink().await
-        {
-            tracing::debug!(%error, "the queue's file could not be made smaller");
+        let Some(spool) = &self.spool else { return };
+        match spool.shrink().await {
+            // Perhaps it can take writes again: the next one will tell.
+            Ok(()) => *self.refusal() = None,
+            Err(error) => tracing::debug!(%error, "the queue's file could not be made smaller"),
         }
     }
 

@@ -148,7 +148,7 @@ fn sqlite_error(code: i32, text: Option<String>) -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(ffi::Error::new(code), text)
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(format!("{}{suffix}", path.display()))
 }
 
@@ -158,28 +158,39 @@ pub(super) fn open_to_write(path: &Path, role: Role) -> Result<Connection> {
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failure(path))?;
     // Where it turns out damaged, or somebody else's, it is left as it is.
     leave_log(&connection, true).map_err(failure(path))?;
-    let pragma = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
-    let tables = connection.query_row("select count(*) from sqlite_schema", [], |row| row.get::<_, i64>(0));
-    let is_new = match (
-        tables.map_err(failure(path))?,
-        pragma("application_id").map_err(failure(path))?,
-        pragma("user_version").map_err(failure(path))?,
-    ) {
-        (0, 0, 0) => true,
-        (_, APPLICATION_ID, FORMAT) => false,
-        (_, APPLICATION_ID, newer) => {
-            return Err(unusable(path, &format!("has format {newer}; this threadkeep knows only {FORMAT}")));
-        }
-        _ => return Err(of_another_program(path)),
-    };
+    let is_new = !check_is_ours(&connection, path)?;
     // Only now, so that a file of somebody else's is left as it is.
     configure(&connection, is_new).map_err(failure(path))?;
     if is_new {
         create_schema(&connection, role).map_err(failure(path))?;
     }
-    let found = about(&connection, "role").map_err(failure(path))?;
+    check_role(&connection, path, role)?;
+    Ok(connection)
+}
+
+/// Refuses what another program, or a later threadkeep, has made. False where nobody has made anything of it yet.
+pub(super) fn check_is_ours(connection: &Connection, path: &Path) -> Result<bool> {
+    let pragma = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+    let tables = connection.query_row("select count(*) from sqlite_schema", [], |row| row.get::<_, i64>(0));
+    match (
+        tables.map_err(failure(path))?,
+        pragma("application_id").map_err(failure(path))?,
+        pragma("user_version").map_err(failure(path))?,
+    ) {
+        (0, 0, 0) => Ok(false),
+        (_, APPLICATION_ID, FORMAT) => Ok(true),
+        (_, APPLICATION_ID, newer) => {
+            Err(unusable(path, &format!("has format {newer}; this threadkeep knows only {FORMAT}")))
+        }
+        _ => Err(of_another_program(path)),
+    }
+}
+
+/// Refuses a file of the other role.
+pub(super) fn check_role(connection: &Connection, path: &Path, role: Role) -> Result<()> {
+    let found = about(connection, "role").map_err(failure(path))?;
     if found.as_deref() == Some(role.name()) {
-        return Ok(connection);
+        return Ok(());
     }
     Err(unusable(
         path,
@@ -215,13 +226,19 @@ pub(super) fn leave_log(connection: &Connection, leave: bool) -> rusqlite::Resul
 
 /// Reads all of the queue's file once: better now than in the middle of an outage.
 pub(super) fn check(connection: &Connection, path: &Path) -> Result<()> {
-    let damaged = |damage| failure(path)(sqlite_error(ffi::SQLITE_CORRUPT, Some(damage)));
+    check_pages(connection, path).and_then(|()| check_queued(connection, path))
+}
+
+pub(super) fn check_pages(connection: &Connection, path: &Path) -> Result<()> {
     let found = connection.query_row("pragma quick_check(1)", [], |row| row.get::<_, String>(0));
     match found.map_err(failure(path))?.as_str() {
-        "ok" => {}
-        damage => return Err(damaged(damage.into())),
+        "ok" => Ok(()),
+        damage => Err(damaged(path, damage.into())),
     }
-    // A text that is none would hold up the replay of all others.
+}
+
+/// A text that is none would hold up the replay of all others.
+pub(super) fn check_queued(connection: &Connection, path: &Path) -> Result<()> {
     let mut queued = connection
         .prepare("select key, value, user, metadata from records where pending = 1")
         .map_err(failure(path))?;
@@ -229,10 +246,14 @@ pub(super) fn check(connection: &Connection, path: &Path) -> Result<()> {
     while let Some(row) = rows.next().map_err(failure(path))? {
         for column in 0..4 {
             row.get::<_, Option<String>>(column)
-                .map_err(|error| damaged(format!("a queued write: {error}")))?;
+                .map_err(|error| damaged(path, format!("a queued write: {error}")))?;
         }
     }
     Ok(())
+}
+
+fn damaged(path: &Path, damage: String) -> Error {
+    failure(path)(sqlite_error(ffi::SQLITE_CORRUPT, Some(damage)))
 }
 
 /// Nobody but the owner may read it, whoever put it there.
@@ -241,13 +262,23 @@ pub(super) fn make_private(path: &Path) {
     for suffix in ["", "-wal", "-shm", ".lock"] {
         use std::os::unix::fs::PermissionsExt as _;
         let path = with_suffix(path, suffix);
-        let is_open = |data: &std::fs::Metadata| data.permissions().mode() & 0o077 != 0;
-        if std::fs::metadata(&path).is_ok_and(|data| is_open(&data)) {
+        if is_open_to_others(&path) {
             tracing::warn!(file = %path.display(), "others could read this file: now only its owner can");
             let made = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600));
             made.unwrap_or_else(|error| tracing::error!(%error, file = %path.display(), "it stays readable"));
         }
     }
+}
+
+#[cfg(unix)]
+pub(super) fn is_open_to_others(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::metadata(path).is_ok_and(|data| data.permissions().mode() & 0o077 != 0)
+}
+
+#[cfg(all(not(unix), feature = "cli"))]
+pub(super) fn is_open_to_others(_: &Path) -> bool {
+    false
 }
 
 /// Whether an error says that the file is no database any more.
@@ -257,10 +288,15 @@ pub(super) fn is_damage(error: &Error) -> bool {
     matches!(code, Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
 }
 
+/// The name that a damaged file gets next.
+pub(super) fn name_aside(path: &Path) -> PathBuf {
+    let named = |attempt: usize| PathBuf::from(format!("{}.damaged-{attempt}", path.display()));
+    (1..).map(named).find(|aside| !aside.exists()).unwrap_or_else(|| named(0))
+}
+
 /// Gives a damaged file, and what belongs to it, another name.
 pub(super) fn set_aside(path: &Path) -> Result<PathBuf> {
-    let named = |attempt: usize| PathBuf::from(format!("{}.damaged-{attempt}", path.display()));
-    let aside = (1..).map(named).find(|aside| !aside.exists()).unwrap_or_else(|| named(0));
+    let aside = name_aside(path);
     for suffix in ["-wal", "-shm", ""] {
         match std::fs::rename(with_suffix(path, suffix), with_suffix(&aside, suffix)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -368,11 +404,6 @@ impl Lock {
     pub(super) fn acquire(path: &Path) -> Result<Self> {
         let mut file = create_private(&beside(path)).map_err(|e| cannot_open(path).with_source(e))?;
         let start = Instant::now();
-        let text = |file: &mut File| {
-            let mut text = String::new();
-            file.read_to_string(&mut text).ok();
-            text
-        };
         loop {
             match file.try_lock() {
                 Ok(()) => break,
@@ -380,20 +411,32 @@ impl Lock {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(TryLockError::WouldBlock) => {
-                    let text = text(&mut file);
-                    let holder = text.lines().next().unwrap_or_default().trim_end();
-                    let why = format!("is in use by {holder}; stop that one first");
+                    let why = format!("is in use by {}; stop that one first", said(&mut file).holder);
                     return Err(Error::new(ErrorKind::InUse, describe(path, &why)));
                 }
                 Err(TryLockError::Error(e)) => return Err(cannot_open(path).with_source(e)),
             }
         }
-        let text = text(&mut file);
-        let says = |line: usize, what: &str| text.lines().nth(line).is_some_and(|line| line.trim() == what);
-        let (was_doubtful, has_opened) = (says(1, DOUBTFUL), says(2, OPENED));
+        let Said { was_doubtful, has_opened, .. } = said(&mut file);
         let mut lock = Self { file, was_doubtful, has_opened };
         lock.note(was_doubtful);
         Ok(lock)
+    }
+
+    /// Who holds the lock, if somebody does. It is neither waited for nor kept from anybody.
+    #[cfg(feature = "cli")]
+    pub(super) fn holder(path: &Path) -> Option<String> {
+        let mut file = File::open(beside(path)).ok()?;
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => Some(said(&mut file).holder),
+            _ => None,
+        }
+    }
+
+    /// As [`has_opened`](Self::has_opened), of a file whose lock is not held.
+    #[cfg(feature = "cli")]
+    pub(super) fn has_been_opened(path: &Path) -> bool {
+        File::open(beside(path)).is_ok_and(|mut file| said(&mut file).has_opened)
     }
 
     /// Whether a threadkeep has come across the file before.
@@ -434,6 +477,20 @@ impl Lock {
     pub(super) fn was_doubtful(&self) -> bool {
         self.was_doubtful
     }
+}
+
+/// What a lock file says.
+struct Said {
+    holder: String,
+    was_doubtful: bool,
+    has_opened: bool,
+}
+
+fn said(file: &mut File) -> Said {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok();
+    let line = |at: usize| text.lines().nth(at).unwrap_or_default().trim();
+    Said { holder: line(0).to_owned(), was_doubtful: line(1) == DOUBTFUL, has_opened: line(2) == OPENED }
 }
 
 fn beside(path: &Path) -> PathBuf {

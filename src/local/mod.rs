@@ -5,6 +5,10 @@
 
 mod database;
 mod file;
+#[cfg(feature = "cli")]
+pub(crate) mod look;
+#[cfg(feature = "cli")]
+pub(crate) mod place;
 pub(crate) mod spool;
 mod writer;
 

@@ -60,7 +60,9 @@ pub struct Builder {
     pub(super) strict: bool,
     pub(super) limits: Limits,
     skew_millis: i64,
-    problems: Vec<(Option<Backend>, String)>,
+    pub(super) problems: Vec<(Option<Backend>, String)>,
+    /// What is not wrong, but hardly meant.
+    pub(super) doubts: Vec<String>,
 }
 
 impl Default for Builder {
@@ -96,6 +98,7 @@ impl Default for Builder {
             limits,
             skew_millis: 0,
             problems: Vec::new(),
+            doubts: Vec::new(),
         };
         // The table has the defaults; a test holds that each of them parses.
         for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
@@ -145,13 +148,20 @@ impl Builder {
         let is_set = |name: &str| vars.get(name).is_some_and(|text| !text.trim().is_empty());
         let key = ["SUPABASE_KEY", "SUPABASE_KEY_FILE"].into_iter().find(|name| is_set(name));
         if let Some(key) = key.filter(|_| !is_set("CONVERSATION_STORAGE_BACKEND")) {
-            tracing::warn!("{key} is set, but CONVERSATION_STORAGE_BACKEND is not: the backend is `local`");
+            builder.doubt(format!(
+                "{key} is set, but CONVERSATION_STORAGE_BACKEND is not: the backend is `local`"
+            ));
         }
         let is_known = |name: &String| SETTINGS.iter().any(|setting| setting.name == name);
         for name in vars.keys().filter(|name| name.starts_with("CONVERSATION_") && !is_known(name)) {
-            tracing::warn!(%name, "this variable is not a setting of threadkeep: misspelt?");
+            builder.doubt(format!("{name} is not a setting of threadkeep: misspelt?"));
         }
         builder
+    }
+
+    fn doubt(&mut self, doubt: String) {
+        tracing::warn!("{doubt}");
+        self.doubts.push(doubt);
     }
 
     fn take(&mut self, setting: &Setting, text: &str) {
@@ -402,17 +412,11 @@ impl Builder {
 
     /// The backend to open, once everything that it needs is known to be right.
     fn settle(&mut self) -> Result<Backend> {
-        if self.url.is_none() {
-            self.url = self.project.as_ref().map(|project| format!("https://{project}.supabase.co"));
-        }
-        // A rollback to another backend must not fail for what only Supabase needs.
-        let matters = |backend: Option<Backend>| backend.is_none_or(|backend| backend == self.backend);
-        let (errors, idle): (Vec<_>, Vec<_>) =
-            self.problems.iter().partition(|(backend, _)| matters(*backend));
-        for (_, problem) in idle {
+        self.complete();
+        let (mut errors, idle) = self.sorted_problems();
+        for problem in idle {
             tracing::warn!(%problem, "a setting that this backend does not use is wrong");
         }
-        let mut errors: Vec<String> = errors.into_iter().map(|(_, problem)| problem.clone()).collect();
         let missing = self.missing();
         if !missing.is_empty() && !self.strict && errors.is_empty() {
             let missing = missing.join(" and ");
@@ -432,7 +436,24 @@ impl Builder {
         }
     }
 
-    fn missing(&self) -> Vec<&'static str> {
+    /// The project gives the URL where that is empty.
+    pub(super) fn complete(&mut self) {
+        if self.url.is_none() {
+            self.url = self.project.as_ref().map(|project| format!("https://{project}.supabase.co"));
+        }
+    }
+
+    /// The problems of the settings that the backend uses, and those of others: a rollback to another backend must not fail
+    /// for what only Supabase needs.
+    pub(super) fn sorted_problems(&self) -> (Vec<String>, Vec<String>) {
+        let matters = |backend: Option<Backend>| backend.is_none_or(|backend| backend == self.backend);
+        let (errors, idle): (Vec<_>, Vec<_>) =
+            self.problems.iter().cloned().partition(|(backend, _)| matters(*backend));
+        let texts = |problems: Vec<(_, String)>| problems.into_iter().map(|(_, problem)| problem).collect();
+        (texts(errors), texts(idle))
+    }
+
+    pub(super) fn missing(&self) -> Vec<&'static str> {
         let is_asked = self.backend == Backend::Supabase && self.store.is_none();
         // What is set but wrong is not missing.
         let is_wrong = |name: &str| self.problems.iter().any(|(_, problem)| problem.starts_with(name));
@@ -449,7 +470,7 @@ fn wrong(setting: &str) -> Error {
 }
 
 /// The environment; what is not UTF-8 shows by a replacement character, which [`Builder::take`] refuses.
-fn environment() -> impl Iterator<Item = (String, String)> {
+pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
     #[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     let vars = std::env::vars_os();
     vars.map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))

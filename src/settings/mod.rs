@@ -5,6 +5,8 @@
 
 mod builder;
 mod key;
+#[cfg(feature = "cli")]
+mod plan;
 
 use std::time::Duration;
 
@@ -13,6 +15,8 @@ use crate::supabase;
 
 pub use builder::Builder;
 use builder::Secret;
+#[cfg(feature = "cli")]
+pub(crate) use plan::Plan;
 
 /// Where conversations are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -26,16 +26,34 @@ enum Trace {
     Unknown,
 }
 
+/// What an answer with an error status says, in words: `HTTP 403 42501: permission denied …`.
+pub(super) struct Said {
+    /// The SQLSTATE, or PostgREST's own code; empty where there is none.
+    pub(super) code: String,
+    pub(super) what: String,
+}
+
+impl Said {
+    pub(super) fn of(status: StatusCode, body: &[u8]) -> Self {
+        let Body { code, message, hint } = serde_json::from_slice(body).unwrap_or_default();
+        let code = code.unwrap_or_default();
+        let said = [message, hint].into_iter().flatten().collect::<Vec<_>>().join("; ");
+        let said = if said.is_empty() { "no reason given".into() } else { said };
+        let shown = if code.is_empty() { String::new() } else { format!(" {code}") };
+        Self { what: format!("HTTP {}{shown}: {said:.500}", status.as_u16()), code }
+    }
+
+    /// Which kind of failure it is.
+    #[cfg(feature = "cli")]
+    pub(super) fn kind(&self, status: StatusCode) -> ErrorKind {
+        by_code(&self.code).unwrap_or_else(|| by_status(status)).0
+    }
+}
+
 /// An answer with an error status.
 pub(super) fn answer(status: StatusCode, retry_after: Option<Duration>, body: &[u8], hint: &str) -> Error {
-    let body: Body = serde_json::from_slice(body).unwrap_or_default();
-    let code = body.code.as_deref().unwrap_or_default();
-    let (kind, trace) = by_code(code).unwrap_or_else(|| by_status(status));
-    let said =
-        [body.message.as_deref(), body.hint.as_deref()].into_iter().flatten().collect::<Vec<_>>().join("; ");
-    let said = if said.is_empty() { "no reason given".into() } else { said };
-    let code = if code.is_empty() { String::new() } else { format!(" {code}") };
-    let what = format!("HTTP {}{code}: {said:.500}", status.as_u16());
+    let Said { code, what } = Said::of(status, body);
+    let (kind, trace) = by_code(&code).unwrap_or_else(|| by_status(status));
     let error = Error::new(
         kind,
         match kind {

@@ -95,12 +95,62 @@ impl Kind {
 
 /// The role that a legacy key claims.
 fn role(key: &str) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Claims {
-        role: String,
-    }
+    claims(key)?.role
+}
+
+/// What a legacy key claims. Nobody has checked its signature.
+#[derive(Deserialize)]
+struct Claims {
+    #[serde(default)]
+    role: Option<String>,
+    #[cfg(feature = "cli")]
+    #[serde(default)]
+    exp: Option<i64>,
+    #[cfg(feature = "cli")]
+    #[serde(default, rename = "ref")]
+    project: Option<String>,
+}
+
+fn claims(key: &str) -> Option<Claims> {
     let claims = URL_SAFE_NO_PAD.decode(key.split('.').nth(1)?).ok()?;
-    serde_json::from_slice(&claims).ok().map(|claims: Claims| claims.role)
+    serde_json::from_slice(&claims).ok()
+}
+
+/// What a key says of itself, without the key.
+#[cfg(feature = "cli")]
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct KeyFacts {
+    /// `sb_secret_…` or the like, or a legacy key with its role.
+    pub(crate) name: String,
+    /// Whether everybody may know it.
+    pub(crate) is_public: bool,
+    /// Whether it is known to be a secret one.
+    pub(crate) is_secret: bool,
+    /// Of a legacy key: when it ends, and whose it is.
+    pub(crate) expires_at: Option<crate::version::Timestamp>,
+    pub(crate) project: Option<String>,
+}
+
+#[cfg(feature = "cli")]
+impl KeyFacts {
+    pub(crate) fn of(key: &str) -> Self {
+        let (key, kind) = (key.trim(), Kind::of(key.trim()));
+        let claims = claims(key);
+        let name = match (claims.as_ref().and_then(|claims| claims.role.as_deref()), kind) {
+            (Some(role), _) => format!("a legacy key (JWT) of the role {role:?}"),
+            (None, Kind::Secret) => "a secret key (sb_secret_…)".into(),
+            (None, Kind::Public) => "a publishable key (sb_publishable_…)".into(),
+            (None, Kind::Other) => "a key of no kind that Supabase has".into(),
+        };
+        let (exp, project) = claims.map_or((None, None), |claims| (claims.exp, claims.project));
+        Self {
+            name,
+            is_public: kind == Kind::Public,
+            is_secret: kind == Kind::Secret,
+            expires_at: exp.map(|seconds| crate::version::Timestamp(seconds.saturating_mul(1_000))),
+            project,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +176,24 @@ mod tests {
             assert_eq!((parsed.kind, has_bearer), (kind, bearer), "{key}");
             assert!(!format!("{parsed:?} {:?}", parsed.headers()).contains(&key), "a key shows in Debug");
         }
+    }
+
+    #[cfg(feature = "cli")]
+    #[test]
+    fn what_a_key_says_of_itself_is_read_without_repeating_it() {
+        let claims = r#"{"ref":"abcdef","role":"service_role","exp":1700000000}"#;
+        let key = format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+        let facts = KeyFacts::of(&key);
+        assert!(facts.is_secret && !facts.is_public && facts.name.contains("service_role"), "{facts:?}");
+        assert_eq!(facts.expires_at, Some(crate::version::Timestamp(1_700_000_000_000)));
+        assert_eq!(facts.project.as_deref(), Some("abcdef"));
+        for public in ["sb_publishable_hidden".to_owned(), legacy("anon")] {
+            let facts = KeyFacts::of(&public);
+            assert!(facts.is_public && !facts.is_secret && facts.expires_at.is_none(), "{facts:?}");
+            assert!(!format!("{facts:?}").contains(&public));
+        }
+        let other = KeyFacts::of("hunter2");
+        assert!(!other.is_public && !other.is_secret && !other.name.contains("hunter2"), "{other:?}");
     }
 
     #[test]

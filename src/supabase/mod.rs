@@ -6,6 +6,8 @@
 mod classify;
 mod key;
 mod keyring;
+#[cfg(feature = "cli")]
+pub(crate) mod survey;
 mod wire;
 
 use std::fmt;
@@ -15,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{Client, Method, Request, Url, redirect, retry};
+use reqwest::{Client, Method, Request, StatusCode, Url, redirect, retry};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Key, Want, Write};
@@ -26,6 +28,8 @@ use key::ApiKey;
 use keyring::Keyring;
 use wire::{Answer, Row};
 
+#[cfg(feature = "cli")]
+pub(crate) use key::KeyFacts;
 pub(crate) use keyring::KeySource;
 
 /// What one request carries at most: PostgREST and its gateways like it small, a transaction short.
@@ -36,7 +40,7 @@ const STALL: Duration = Duration::from_secs(5);
 /// The last millisecond that a version can hold, in the year 2109: a clock that shows more is not one.
 const END_OF_TIME: i64 = i64::MAX >> 21;
 /// The version of the database functions that this client needs.
-const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// A client for one Supabase project. Put it behind a [`Guard`](crate::Guard): alone it has neither deadline nor
 /// breaker.
@@ -81,7 +85,7 @@ impl Supabase {
                 "the Supabase URL is not encrypted (http): key and conversations can be read on the way"
             );
         }
-        let host = functions.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        let host = origin(&functions);
         let client = client().map_err(|e| {
             Error::new(ErrorKind::Config, "the HTTP client cannot be set up").with_source(e.without_url())
         })?;
@@ -122,12 +126,8 @@ impl Supabase {
         body: String,
         read: impl FnOnce(Answer<'_>) -> Result<T>,
     ) -> Result<T> {
-        let mut url = self.functions.clone();
-        if let Ok(mut path) = url.path_segments_mut() {
-            path.push(function);
-        }
-        let (mut request, upload) = (Request::new(Method::POST, url), body.len() >> 20);
-        *request.body_mut() = Some(body.into());
+        let upload = body.len() >> 20;
+        let request = self.request(function, body);
         let (sent, body) = self.send(request, Duration::from_secs(upload as u64)).await?;
         let not_ours = |error| classify::not_ours(&self.host, &body, error);
         let answer: Answer<'_> = serde_json::from_slice(&body).map_err(not_ours)?;
@@ -140,6 +140,17 @@ impl Supabase {
         };
         // The function ran, and may have written.
         read.map_err(Error::with_outcome_unknown)
+    }
+
+    /// A call of a function, as yet without a key.
+    fn request(&self, function: &str, body: String) -> Request {
+        let mut url = self.functions.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.push(function);
+        }
+        let mut request = Request::new(Method::POST, url);
+        *request.body_mut() = Some(body.into());
+        request
     }
 
     /// Sends a request, and once more where Supabase refuses the key and there is another one meanwhile: nothing came
@@ -165,6 +176,14 @@ impl Supabase {
         upload: Duration,
     ) -> Result<(Instant, Vec<u8>)> {
         *request.headers_mut() = key.headers().clone();
+        let Exchange { sent, status, rest, body } = self.exchange(request, upload).await?;
+        if status.is_success() {
+            return Ok((sent, body));
+        }
+        Err(classify::answer(status, rest, &body, key.advice()))
+    }
+
+    async fn exchange(&self, request: Request, upload: Duration) -> Result<Exchange> {
         let sent = Instant::now();
         let mut response = self.within(self.stall + upload, self.client.execute(request)).await?;
         let (status, rest) = (response.status(), retry_after(response.headers()));
@@ -172,10 +191,7 @@ impl Supabase {
         while let Some(chunk) = self.within(self.stall, response.chunk()).await? {
             body.extend_from_slice(&chunk);
         }
-        if status.is_success() {
-            return Ok((sent, body));
-        }
-        Err(classify::answer(status, rest, &body, key.advice()))
+        Ok(Exchange { sent, status, rest, body })
     }
 
     /// A step of a call, which must not take longer. A large answer may take longer than that as a whole, as long as it
@@ -197,6 +213,14 @@ impl Supabase {
         };
         self.call("threadkeep_load", wire::load(wants)?, read).await
     }
+}
+
+/// An answer, whatever it says.
+struct Exchange {
+    sent: Instant,
+    status: StatusCode,
+    rest: Option<Duration>,
+    body: Vec<u8>,
 }
 
 /// The rows of an answer, which must be as many as there were questions.
@@ -234,6 +258,18 @@ pub(crate) fn check_key(key: &str) -> Result<(), String> {
     ApiKey::new(key)
         .map(drop)
         .map_err(|wrong| format!("{wrong}; use the project's secret (service_role) key"))
+}
+
+/// The host of a project, and its port where the URL has one: what the project's queue is marked with.
+fn origin(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// The [`origin`] of a URL, if that can be a project's.
+#[cfg(feature = "cli")]
+pub(crate) fn origin_of(url: &str) -> Option<String> {
+    functions_url(url).ok().map(|url| origin(&url))
 }
 
 /// Where the functions are, or what is wrong with the URL. It may hold a secret, so it is not repeated.

@@ -16,6 +16,7 @@ async fn every_command_says_what_it_does() {
         ("put", ["Stores a conversation", "--ttl"]),
         ("remove", ["Deletes a conversation", "beside a running daemon"]),
         ("list", ["user's conversations", "--limit"]),
+        ("doctor", ["what is wrong and what to do", "--anon-key"]),
         ("queue", ["while Supabase is away", "its metrics"]),
         ("queue status", ["what the file holds", "--file"]),
         ("queue list", ["in the order", "--file"]),

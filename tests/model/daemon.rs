@@ -103,7 +103,11 @@ impl Daemon {
             let _ = life.cache.shutdown(deadline).await.unwrap();
         }
         life.over.send_replace(true);
+        let reboots = life.number % 2 == 0;
         drop(life);
+        if reboots {
+            queue::forget_the_clock(&self.file);
+        }
         self.open().await;
     }
 

@@ -61,8 +61,11 @@ fn seeds() -> Vec<u64> {
 /// One world: its history, or what is wrong with it.
 async fn try_seed(seed: u64, operations: usize, world: Arc<dyn World>) -> Result<History, String> {
     let plan = Plan::new(seed, operations);
-    let outcome = run::run(&plan, world).await.and_then(|history| match oracle::violation(&history) {
-        Some(violation) => Err(violation),
+    let history = run::run(&plan, Arc::clone(&world)).await;
+    let outcome = history.and_then(|history| match oracle::violation(&history) {
+        Some((key, violation)) => {
+            Err(violation + &key.map_or_else(String::new, |key| world.journal(&world.name(key))))
+        }
         None => Ok(history),
     });
     outcome.map_err(|what| format!("MODEL_SEED={seed}: {what}\n  {:?}", plan.settings))

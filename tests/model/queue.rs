@@ -18,6 +18,13 @@ pub fn with_queue(builder: Builder, path: &Path, settings: &Settings) -> Builder
     builder.queue(path).queue_bytes(settings.queue_bytes).replica_bytes(settings.replica_bytes)
 }
 
+/// As when the machine is booted: what was known of the clock counts no more.
+pub fn forget_the_clock(path: &Path) {
+    let file = rusqlite::Connection::open(path).unwrap();
+    file.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
+    file.execute("delete from about where name = 'anchor'", []).unwrap();
+}
+
 pub fn is_queue_empty(cache: &Cache) -> bool {
     cache.health().queue.is_none_or(|queue| queue.records == 0)
 }

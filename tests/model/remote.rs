@@ -1,8 +1,8 @@
 //! A store as seen from another machine: by a clock of one's own, which its answers correct.
 
 use std::cell::Cell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -51,6 +51,26 @@ impl Store for Shared {
     }
 }
 
+/// What each handle heard of its writes, in the order in which it heard it: for people.
+#[derive(Debug, Clone, Default)]
+pub struct Journal(Arc<Mutex<Vec<(Key, String)>>>);
+
+impl Journal {
+    fn note(&self, handle: usize, write: &Write, verdict: &str) {
+        let Write { record, expect, again } = write;
+        let over = expect.map_or_else(String::new, |version| format!(" over {version}"));
+        let again = if *again { " again" } else { "" };
+        let value = record.value.as_ref().map_or("nothing", |json| json.as_str());
+        let line = format!("handle {handle} wrote {}{over}{again}: {value:.80} → {verdict}", record.version);
+        self.0.lock().unwrap().push((record.key.clone(), line));
+    }
+
+    pub fn of(&self, key: &str) -> String {
+        let lines = self.0.lock().unwrap();
+        lines.iter().filter(|(one, _)| one.as_str() == key).map(|(_, line)| format!("  {line}\n")).collect()
+    }
+}
+
 /// A line to the store. Faults are to happen between this and [`Shared`].
 #[derive(Debug)]
 pub struct Remote<S> {
@@ -58,6 +78,8 @@ pub struct Remote<S> {
     meter: Meter,
     worst: Arc<AtomicI64>,
     corrects: bool,
+    handle: usize,
+    journal: Journal,
 }
 
 /// How far a clock is off.
@@ -84,7 +106,12 @@ impl<S: Store> Remote<S> {
     /// `worst` keeps by how much a clock was off after its first answer.
     pub fn new(store: S, truth: Arc<Clock>, skew_ms: i64, worst: Arc<AtomicI64>, corrects: bool) -> Self {
         let meter = Meter { clock: Arc::new(Clock::skewed(skew_ms)), truth, was_told: Arc::default() };
-        Self { store, meter, worst, corrects }
+        Self { store, meter, worst, corrects, handle: 0, journal: Journal::default() }
+    }
+
+    /// Writes down what this handle hears of its writes.
+    pub fn noting(self, handle: usize, journal: Journal) -> Self {
+        Self { handle, journal, ..self }
     }
 
     pub fn meter(&self) -> Meter {
@@ -120,7 +147,12 @@ impl<S: Store> Store for Remote<S> {
         self.call(self.store.load(wants)).await
     }
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
-        self.call(self.store.apply(writes)).await
+        let applied = self.call(self.store.apply(writes)).await;
+        for (at, write) in writes.iter().enumerate() {
+            let verdict = applied.as_ref().map(|applied| applied[at]).map_err(|error| error.to_string());
+            self.journal.note(self.handle, write, &format!("{verdict:?}"));
+        }
+        applied
     }
     async fn recent(&self, page: &Page) -> Result<Recent> {
         self.call(self.store.recent(page)).await

@@ -11,7 +11,7 @@ use threadkeep::{Batched, Builder, Cache, ErrorKind, Guard, Loaded, Memory, Resu
 
 use crate::plan::{HANDLES, Trouble};
 use crate::planted::{Bug, Planted};
-use crate::remote::{Meter, Remote, Shared};
+use crate::remote::{Journal, Meter, Remote, Shared};
 
 /// How long one call may take. Troubles are longer and shorter than this.
 const DEADLINE: Duration = Duration::from_millis(200);
@@ -41,6 +41,11 @@ pub trait World: Debug + Send + Sync {
     /// How far a clock that has had an answer was off at worst.
     fn worst_ms(&self) -> i64;
 
+    /// What the handles heard of their writes to a thread, where that is known.
+    fn journal(&self, _key: &str) -> String {
+        String::new()
+    }
+
     /// What is wrong with the calls that were made, if anything.
     fn complaint(&self) -> Option<String> {
         None
@@ -54,6 +59,7 @@ pub struct InMemory {
     lines: [Line; HANDLES],
     worst: Arc<AtomicI64>,
     bug: Option<Bug>,
+    journal: Journal,
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +72,13 @@ struct Line {
 
 impl InMemory {
     pub fn new(bug: Option<Bug>) -> Self {
-        Self { truth: Arc::default(), lines: Default::default(), worst: Arc::default(), bug }
+        Self {
+            truth: Arc::default(),
+            lines: Default::default(),
+            worst: Arc::default(),
+            bug,
+            journal: Journal::default(),
+        }
     }
 }
 
@@ -85,6 +97,7 @@ impl World for InMemory {
         let remote =
             Remote::new(faulty, Arc::clone(self.truth.clock()), skew_ms, Arc::clone(&self.worst), corrects);
         *line.meter.lock().unwrap() = Some(remote.meter());
+        let remote = remote.noting(handle, self.journal.clone());
         let guard = Guard::new(remote, DEADLINE);
         guard.connect().await?;
         Ok(Cache::builder().store(Batched::new(Planted::above(self.bug, guard))))
@@ -116,6 +129,10 @@ impl World for InMemory {
 
     fn worst_ms(&self) -> i64 {
         self.worst.load(SeqCst)
+    }
+
+    fn journal(&self, key: &str) -> String {
+        self.journal.of(key)
     }
 
     fn complaint(&self) -> Option<String> {

@@ -89,6 +89,10 @@ async fn drained(cache: &Cache) {
     panic!("the queue is not drained: {:?}", cache.health());
 }
 
+async fn sleep(ms: u64) {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+}
+
 async fn found(cache: &Cache, key: &str) -> Option<(String, Freshness)> {
     cache.get(key).await.unwrap().map(|found| (found.json().to_owned(), found.freshness()))
 }
@@ -261,6 +265,7 @@ async fn a_full_queue_refuses_and_takes_nothing() {
     let mut world = World::new();
     let cache = world.builder().queue_bytes(5_000).open().await.unwrap();
     world.away(&cache).await;
+    assert!(!cache.health().is_available() && cache.health().can_write().is_ok());
     let value = "x".repeat(1_000);
     let mut taken = 0;
     let error = loop {
@@ -273,11 +278,13 @@ async fn a_full_queue_refuses_and_takes_nothing() {
     assert_eq!(error.kind(), ErrorKind::QueueFull);
     assert!(error.to_string().contains("CONVERSATION_QUEUE_BYTES") && !error.outcome_unknown(), "{error}");
     assert_eq!((queued(&cache), taken), (4, 4));
+    assert_eq!(cache.health().can_write().unwrap_err().kind(), ErrorKind::QueueFull);
     assert_eq!(
         cache.put("t0", &"shorter").await.unwrap(),
         Durability::Queued,
         "it takes the place of the old"
     );
+    assert!(cache.health().can_write().is_ok());
     assert!(cache.get(format!("t{taken}")).await.unwrap_err().is_outage());
     world.faults.heal();
     drained(&cache).await;
@@ -354,6 +361,8 @@ async fn reject_takes_nothing_but_still_drains_what_was_queued() {
     let cache = builder.open().await.unwrap();
     cut_off(&cache).await;
     assert_eq!(cache.put("other", &1).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    let refusal = cache.health().can_write().unwrap_err();
+    assert!(refusal.to_string().contains("CONVERSATION_ON_OUTAGE"), "{refusal}");
     assert_eq!(found(&cache, "k").await, Some(("1".into(), Freshness::Queued)));
     world.faults.heal();
     drained(&cache).await;
@@ -428,4 +437,47 @@ async fn a_shutdown_drains_the_queue_where_it_can() {
     assert_eq!(cache.put("k", &2).await.unwrap_err().kind(), ErrorKind::Closed);
     let again = world.open().await;
     assert_eq!(found(&again, "k").await.unwrap().0, "1", "the file is free for the next");
+}
+
+#[tokio::test]
+async fn a_shutdown_asks_whether_the_source_of_truth_is_back() {
+    let mut world = World::new();
+    let cache = world.open().await;
+    world.away(&cache).await;
+    for at in 0..50 {
+        assert_eq!(cache.put(format!("{at}"), &at).await.unwrap(), Durability::Queued);
+    }
+    // Nobody has noticed yet, and the next probe may be far away.
+    world.faults.heal();
+    let left = cache.shutdown(Duration::from_secs(10)).await.unwrap();
+    assert_eq!((left.unfinished, left.still_queued), (0, 0));
+    // Where it is still away, one probe tells, and nobody waits for the deadline.
+    let cache = world.open().await;
+    world.away(&cache).await;
+    assert_eq!(cache.put("left", &1).await.unwrap(), Durability::Queued);
+    let began = std::time::Instant::now();
+    let left = cache.shutdown(Duration::from_secs(10)).await.unwrap();
+    assert!(left.still_queued == 1 && began.elapsed() < Duration::from_secs(5), "{left:?}");
+}
+
+#[tokio::test]
+async fn the_alarm_ends_with_the_replay_and_begins_with_it_too() {
+    let mut world = World::new();
+    let cache = world.open().await;
+    world.faults.always(Fault::Fail(ErrorKind::Denied));
+    assert_eq!(cache.put("denied", &1).await.unwrap(), Durability::Queued);
+    assert!(!cache.health().is_available());
+    world.faults.heal();
+    drained(&cache).await;
+    assert!(cache.health().is_available(), "nobody but the replay has called: {:?}", cache.health());
+    world.away(&cache).await;
+    assert_eq!(cache.put("queued", &1).await.unwrap(), Durability::Queued);
+    world.faults.always(Fault::Fail(ErrorKind::Denied));
+    for _ in 0..1_500 {
+        if cache.health().cause.is_some_and(|cause| cause.kind() == ErrorKind::Denied) {
+            return;
+        }
+        sleep(10).await;
+    }
+    panic!("the alarm does not come: {:?}", cache.health());
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use threadkeep::testing::{Fault, Faulty};
 use threadkeep::{Cache, Durability, ErrorKind, Freshness, Guard, Key, Loaded, Memory, Store, Want};
 
-use super::{DEADLINE, World, cut_off, drained, found};
+use super::{DEADLINE, World, cut_off, drained, found, sleep};
 
 fn append(turn: i32) -> impl Fn(Option<Vec<i32>>) -> threadkeep::Result<Option<Vec<i32>>> {
     move |turns| Ok(Some([turns.unwrap_or_default(), vec![turn]].concat()))
@@ -14,10 +14,6 @@ fn append(turn: i32) -> impl Fn(Option<Vec<i32>>) -> threadkeep::Result<Option<V
 
 fn letters(cache: &Cache) -> u64 {
     cache.health().queue.unwrap().dead_letters
-}
-
-async fn sleep(ms: u64) {
-    tokio::time::sleep(Duration::from_millis(ms)).await;
 }
 
 /// A late answer of an early attempt resets base and chain of what goes on from it.
@@ -184,8 +180,18 @@ impl Skewed {
 }
 
 impl World {
-    /// Starts with such a clock, cut off from the start or not.
+    /// Starts with such a clock, cut off from the start or not, on a machine that was booted meanwhile.
     async fn open_skewed(&mut self, by: i64, cut: bool) -> Cache {
+        let file = self.dir.path().join("q.db");
+        if file.exists() {
+            let file = rusqlite::Connection::open(file).unwrap();
+            file.execute("delete from about where name = 'anchor'", []).unwrap();
+        }
+        self.open_again(by, cut).await
+    }
+
+    /// The same without a boot.
+    async fn open_again(&mut self, by: i64, cut: bool) -> Cache {
         let skewed = Skewed(Arc::clone(&self.truth), Arc::new(threadkeep::Clock::skewed(by)));
         let faulty = Faulty::new(skewed);
         self.faults = faulty.faults();
@@ -468,4 +474,68 @@ async fn a_clock_that_is_behind_a_little_goes_on_from_what_the_file_holds() {
         assert_eq!(world.stored(key).await.as_deref(), Some(json), "{key}");
     }
     assert_eq!(letters(&cache), 0);
+}
+
+/// What expires while its load is under way is handed out as fresh.
+#[tokio::test]
+async fn what_expires_on_its_way_is_not_handed_out() {
+    let mut world = World::new();
+    let faulty = Faulty::new(Arc::clone(&world.truth));
+    world.faults = faulty.faults();
+    let guard = Guard::new(faulty, Duration::from_secs(3));
+    let builder = Cache::builder().store(guard).queue(world.dir.path().join("q.db"));
+    let cache = builder.patience(Duration::from_secs(3)).open().await.unwrap();
+    let ttl = Duration::from_millis(300);
+    for key in ["got", "updated", "listed"] {
+        assert_eq!(cache.put(key, &vec![0]).ttl(ttl).user("u").await.unwrap(), Durability::Stored);
+        cache.evict(key).unwrap();
+    }
+    let slow = || world.faults.script([Fault::DelayAnswer(2 * ttl)]);
+    slow();
+    let (listed, got, updated) = tokio::join!(
+        async { cache.list("u").await.unwrap().len() },
+        async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            slow();
+            found(&cache, "got").await
+        },
+        async {
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            slow();
+            cache.update("updated", append(1)).await.unwrap()
+        },
+    );
+    assert_eq!((listed, got, updated), (0, None, Durability::Stored));
+    assert_eq!(world.stored("updated").await.as_deref(), Some("[1]"), "it went on from what had expired");
+}
+
+/// A daemon with a wrong clock that is started again in an outage loses threads, or keeps them too long.
+#[tokio::test]
+async fn a_daemon_goes_on_by_the_clock_that_the_one_before_it_knew() {
+    let (short, long) = (Duration::from_millis(500), Duration::from_secs(60));
+    for off in [120_000, -120_000] {
+        let mut world = World::new();
+        let cache = world.open_skewed(off, false).await;
+        assert_eq!(cache.put("long", &0).ttl(long).await.unwrap(), Durability::Stored);
+        assert_eq!(cache.put("short", &0).ttl(short).await.unwrap(), Durability::Stored);
+        world.away(&cache).await;
+        assert_eq!(cache.put("queued", &0).ttl(long).await.unwrap(), Durability::Queued);
+        drop(cache);
+        let cache = world.open_again(off, true).await;
+        let (_, freshness) = found(&cache, "long").await.unwrap();
+        assert!(
+            matches!(freshness, Freshness::Stale { age } if age < Duration::from_secs(9)),
+            "{freshness:?}"
+        );
+        assert_eq!(found(&cache, "queued").await, Some(("0".into(), Freshness::Queued)));
+        assert_eq!(cache.put("queued again", &0).ttl(long).await.unwrap(), Durability::Queued);
+        sleep(600).await; // until it has expired
+        assert_eq!(cache.get("short").await.unwrap_err().kind(), ErrorKind::Unavailable);
+        world.faults.heal();
+        drained(&cache).await;
+        for key in ["long", "queued", "queued again"] {
+            assert_eq!(world.stored(key).await.as_deref(), Some("0"), "{key}, off by {off}");
+        }
+        assert_eq!(letters(&cache), 0);
+    }
 }

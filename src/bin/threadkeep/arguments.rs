@@ -53,6 +53,24 @@ pub enum Command {
 A daemon holds the file as long as it runs: stop it first (else: exit code 3), or ask the daemon how its queue is doing, by \
 its health and its metrics.")]
     Queue(Queue),
+    /// Looks at everything that a daemon needs, and says what is wrong and what to do
+    #[command(after_help = "\
+Looked at are the settings (every problem), the way to Supabase (DNS, TCP, TLS), the key, the migrations, the grants, the clocks, \
+the round trip, a thread of its own that is written, read and removed again, and the local file with its disk. Each line says \
+ok, warning, failure, or skipped (and why). Nothing else is altered: files are read at most, also those that a daemon holds.
+
+Run it where the daemon runs, as its user and with its settings.
+
+Exit codes: 0 nothing failed (there may be warnings), 1 something failed, 2 the arguments are wrong. With --json it prints one \
+object: {\"ok\", \"findings\": [{\"check\", \"verdict\", \"what\", \"remedy\"}]}.")]
+    Doctor(Doctor),
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// The project's anon (publishable) key, which is public: looks whether whoever has it is kept out
+    #[arg(long, value_name = "KEY")]
+    pub anon_key: Option<String>,
 }
 
 #[derive(Debug, Args)]

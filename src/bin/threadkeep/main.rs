@@ -1,7 +1,8 @@
-//! The command line: conversations, and the queue that keeps writes while Supabase is away.
+//! The command line: conversations, the queue that keeps writes while Supabase is away, and a diagnosis.
 
 mod arguments;
 mod dead;
+mod doctor;
 mod failure;
 mod import;
 mod output;
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use threadkeep::Builder;
+use tracing_subscriber::filter::LevelFilter;
 
 use arguments::{Arguments, Command, Queue, QueueCommand};
 use failure::{Failure, Outcome};
@@ -27,7 +29,7 @@ async fn main() -> ExitCode {
         Err(error) => return failure::of_usage(&error),
     };
     tracing_subscriber::fmt()
-        .with_max_level(if arguments.verbose { tracing::Level::INFO } else { tracing::Level::WARN })
+        .with_max_level(level(&arguments))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
@@ -37,10 +39,24 @@ async fn main() -> ExitCode {
     failure::exit_code(outcome.and_then(|outcome| out.finish().map(|()| outcome)))
 }
 
+fn level(arguments: &Arguments) -> LevelFilter {
+    match arguments.command {
+        _ if arguments.verbose => LevelFilter::INFO,
+        // All that there is to say is said as a finding.
+        Command::Doctor(_) => LevelFilter::OFF,
+        _ => LevelFilter::WARN,
+    }
+}
+
 async fn run(command: Command, out: &mut Output) -> Result<Outcome, Failure> {
-    // What would be lost with this process is no place to look into or to put anything.
-    let settings = Builder::from_env_and_file(".env").strict();
+    let settings = Builder::from_env_and_file(".env");
+    let settings = match command {
+        Command::Doctor(_) => settings,
+        // What would be lost with this process is no place to look into or to put anything.
+        _ => settings.strict(),
+    };
     match command {
+        Command::Doctor(doctor) => doctor::doctor(settings, &doctor, out).await,
         Command::Get(get) => threads::get(settings, &get, out).await,
         Command::Put(put) => threads::put(settings, &put, out).await,
         Command::Remove(remove) => threads::remove(settings, &remove, out).await,

@@ -4,6 +4,7 @@
 //! A thread has at most one row: either its newest queued write or a copy of what is stored. Rows of the queue are never
 //! dropped; copies are, the oldest written first.
 
+mod anchor;
 mod dead;
 mod offline;
 mod queue;
@@ -24,6 +25,7 @@ use crate::record::{Json, Key, Record};
 use crate::spool::{Bounds, Holdings, Tally, Waiting};
 use crate::version::{Clock, REMEMBERED, Timestamp, Version};
 
+use anchor::Anchor;
 pub(crate) use offline::{is_truth, retire};
 use replica::Doubt;
 pub(crate) use salvage::salvage;
@@ -44,6 +46,7 @@ struct State {
     queued: i64,
     /// Queued writes up to this one may have been sent.
     sent: i64,
+    anchor: Anchor,
 }
 
 impl State {
@@ -68,7 +71,8 @@ impl State {
         let (dead_letters, _) = tally("select count(*), coalesce(sum(bytes), 0), 0 from dead_letters")?;
         let sent = file::about(connection, "sent")?.and_then(|sent| sent.parse().ok()).unwrap_or(0);
         let holdings = Holdings { queue, replica, dead_letters };
-        Ok(Self { is_known: true, holdings, seq: queued.max(kept).max(sent), queued, sent })
+        let (seq, anchor) = (queued.max(kept).max(sent), Anchor::default());
+        Ok(Self { is_known: true, holdings, seq, queued, sent, anchor })
     }
 
     fn next_seq(&mut self) -> i64 {
@@ -132,8 +136,10 @@ impl Spool {
         let forgotten = Version::lowest(clock.now().minus(REMEMBERED));
         let tidy = "delete from attempts where version < ?1";
         let tidied = opened.connection.execute(tidy, [forgotten.raw()]);
-        let state =
-            tidied.and_then(|_| rebase(&opened.connection)).and_then(|()| State::read(&opened.connection));
+        let state = tidied
+            .and_then(|_| anchor::resume(&opened.connection, &clock))
+            .and_then(|()| rebase(&opened.connection, clock.ahead_of_system()))
+            .and_then(|()| State::read(&opened.connection));
         let state = Arc::new(Mutex::new(state.map_err(file::failure(&opened.path))?));
         let forget = {
             let state = Arc::clone(&state);
@@ -160,6 +166,11 @@ impl Spool {
         lock(&self.state).holdings
     }
 
+    /// What it may hold.
+    pub(crate) fn bounds(&self) -> Bounds {
+        self.bounds
+    }
+
     /// Finishes what waits to be written, and lets others open the file.
     pub(crate) async fn close(&self) -> Result<()> {
         self.database.close().await
@@ -181,12 +192,13 @@ impl Spool {
         work: impl FnOnce(&Connection, &mut State) -> rusqlite::Result<T> + Send + 'static,
         announce: impl FnOnce(&T) + Send + 'static,
     ) -> Result<T> {
-        let state = Arc::clone(&self.state);
+        let (state, clock) = (Arc::clone(&self.state), Arc::clone(&self.clock));
         let work = move |connection: &Connection| {
             let mut state = lock(&state);
             if !state.is_known {
                 *state = State::read(connection)?;
             }
+            state.anchor.note(connection, &clock)?;
             let result = work(connection, &mut state);
             state.is_known = result.is_ok();
             result
@@ -226,13 +238,13 @@ fn check_origin(opened: &Opened, origin: &str) -> Result<()> {
     Err(file::unusable(&opened.path, &why))
 }
 
-/// What was stamped by a clock that nobody had put right, and that the system's clock has parted from since, is brought in
-/// line with the system's clock, which this process starts from.
-fn rebase(connection: &Connection) -> rusqlite::Result<()> {
-    let sql = "update records set version = version - (skew << 21), expires_at = expires_at - skew, skew = 0,
-                   base = case when ' ' || chain || ' ' like '% 0 %' then base - (skew << 21) else base end
-               where pending = 1 and skew is not null and skew <> 0";
-    connection.execute(sql, []).map(drop)
+/// What was stamped by a clock that nobody had put right, and that was not as far ahead of the system's clock as the one
+/// that this process starts from, is brought in line with this one.
+fn rebase(connection: &Connection, ahead: i64) -> rusqlite::Result<()> {
+    let sql = "update records set version = version + ((?1 - skew) << 21), expires_at = expires_at + ?1 - skew, skew = ?1,
+                   base = case when ' ' || chain || ' ' like '% 0 %' then base + ((?1 - skew) << 21) else base end
+               where pending = 1 and skew is not null and skew <> ?1";
+    connection.execute(sql, [ahead]).map(drop)
 }
 
 /// The source of truth holds this version: no older attempt can reach it any more.

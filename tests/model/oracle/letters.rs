@@ -16,8 +16,11 @@ pub fn check(history: &History, key: usize) -> Verdict {
 }
 
 fn others<'a>(history: &'a History, dead: &'a Dead) -> impl Iterator<Item = &'a Op> {
-    let may_count = |op: &&Op| op.write().is_some_and(|write| write.outcome.may_show());
-    history.writes(dead.key).filter(|op| op.handle != dead.handle).filter(may_count)
+    shown(history, dead).filter(|op| op.handle != dead.handle)
+}
+
+fn shown<'a>(history: &'a History, dead: &'a Dead) -> impl Iterator<Item = &'a Op> {
+    history.writes(dead.key).filter(|op| op.write().is_some_and(|write| write.outcome.may_show()))
 }
 
 /// The source of truth has moved on by an update that this document lacks.
@@ -33,7 +36,12 @@ fn check_register(history: &History, dead: &Dead) -> Result<bool, String> {
     if !letters.iter().any(is_queued) {
         return Err(format!("a dead letter that nobody queued: {dead:?}"));
     }
-    Ok(letters.iter().any(|letter| others(history, dead).any(|op| may_have_won(history, op, letter))))
+    // A life that began with a wrong clock and without a contact is to the ones before it as another handle.
+    let earlier = |letter: &Op| {
+        shown(history, dead).any(|op| op.life < letter.life && !history.rules.is_before(op, letter))
+    };
+    let by_others = |letter: &Op| others(history, dead).any(|op| may_have_won(history, op, letter));
+    Ok(letters.iter().any(|letter| by_others(letter) || earlier(letter)))
 }
 
 fn is_letter(op: &Op, dead: &Dead) -> bool {

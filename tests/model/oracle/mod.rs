@@ -16,18 +16,17 @@ use threadkeep::ErrorKind;
 
 use crate::history::{Act, History, Moment, Op, Outcome, What};
 
-/// What is wrong with a history, if anything, with the operations that it concerns.
-pub fn violation(history: &History) -> Option<String> {
+/// What is wrong with a history, if anything, with the operations that it concerns; and with which key.
+pub fn violation(history: &History) -> Option<(Option<usize>, String)> {
     let keys = history.ops.iter().map(|op| op.key).max().map_or(0, |last| last + 1);
     let of_key = |key| match key < history.rules.registers {
         true => register::check(history, key),
         false => log::check(history, key),
     };
-    let verdict = errors(history).and_then(|()| {
+    let verdict = errors(history).map_err(|what| (None, what)).and_then(|()| {
         (0..keys).try_for_each(|key| {
-            of_key(key)
-                .and_then(|()| letters::check(history, key))
-                .map_err(|what| format!("{what}\n{}", story(history, key)))
+            let verdict = of_key(key).and_then(|()| letters::check(history, key));
+            verdict.map_err(|what| (Some(key), format!("{what}\n{}", story(history, key))))
         })
     });
     verdict.err()

@@ -140,6 +140,7 @@ impl<'a> Register<'a> {
         let is_known = |op: &&Op| {
             op.handle == read.handle
                 && ended_before(op, read)
+                && !history.is_dead(op)
                 && op.write().is_some_and(|write| {
                     matches!(write.outcome, Outcome::Stored | Outcome::Queued) && write.what != What::Remove
                 })

@@ -1,0 +1,155 @@
+//! What can be wrong in the database, on both servers.
+
+use crate::patient::{Diagnosis, patient};
+use crate::process::Cli;
+use crate::stack::{Fault, Gateway, Server, Stack};
+
+/// A stack whose database a test may spoil.
+struct Patient {
+    stack: Stack,
+    gateway: Gateway,
+    cli: Cli,
+}
+
+impl Patient {
+    async fn new(server: Server) -> Self {
+        let stack = tokio::task::spawn_blocking(move || Stack::start(server)).await.unwrap();
+        let gateway = stack.gateway().await;
+        let cli = patient(&gateway, &[]);
+        Self { stack, gateway, cli }
+    }
+
+    fn sql(&self, sql: &str) -> String {
+        tokio::task::block_in_place(|| self.stack.psql(sql)).trim().to_owned()
+    }
+
+    /// Plants a fault, has it diagnosed, and mends it by what the doctor advises: the migrations.
+    async fn with(&self, sql: &str, arguments: &[&str]) -> Diagnosis {
+        self.sql(sql);
+        let diagnosis = Diagnosis::with(&self.cli, arguments).await;
+        tokio::task::block_in_place(|| self.stack.apply_migrations());
+        assert_eq!(self.rows(), "0", "after {sql}: {:#?}", diagnosis.findings);
+        diagnosis
+    }
+
+    /// What a doctor has left behind.
+    fn rows(&self) -> String {
+        self.sql("select count(*) from conversation_threads where thread_id like 'threadkeep-doctor-%'")
+    }
+}
+
+on_both_servers!(
+    a_healthy_stack_is_well_and_each_fault_in_the_database_is_named,
+    the_probe_thread_is_removed_whatever_fails,
+    missing_migrations_are_named,
+);
+
+const MIGRATE: [&str; 2] = ["supabase db push", "psql -f"];
+
+async fn a_healthy_stack_is_well_and_each_fault_in_the_database_is_named(server: Server) {
+    let patient = Patient::new(server).await;
+    let well = Diagnosis::of(&patient.cli).await;
+    well.is_well().says("thread", "ok", &["written in", "read in", "removed in"]);
+    let all = [
+        "settings",
+        "dns",
+        "tcp",
+        "tls",
+        "api",
+        "key",
+        "migrations",
+        "round trip",
+        "clock",
+        "grants",
+        "public access",
+        "thread",
+        "file",
+        "disk space",
+    ];
+    assert_eq!(well.verdicts("ok"), all);
+    assert_eq!(well.verdicts("skipped"), ["public access"], "it has no anon key");
+    assert_eq!(patient.rows(), "0", "it leaves no row behind");
+    assert!(!patient.cli.queue().exists(), "nor a file");
+
+    let probe = |now: &str, schema: u8| {
+        format!(
+            "create or replace function public.threadkeep_probe() returns json language sql volatile security invoker
+             set search_path = '' as $$ select json_build_object('now', {now}, 'schema', {schema}) $$"
+        )
+    };
+    let now = "public.threadkeep_now()";
+    let old = patient.with(&probe(now, 0), &[]).await;
+    old.only_fails("migrations", &["version 0", "1 is needed", MIGRATE[0], MIGRATE[1]]);
+    old.says("thread", "skipped", &["because migrations failed"]);
+    let skewed = patient.with(&probe(&format!("{now} + 3600000"), 1), &[]).await;
+    skewed.says("clock", "failure", &["behind the database's", "3600 s", "NTP"]);
+    let skewed = patient.with(&probe(&format!("{now} - 30000"), 1), &[]).await;
+    skewed.says("clock", "warning", &["ahead of the database's", "30 s", "NTP"]);
+
+    let revoked = patient.with("revoke execute on function threadkeep_touch from service_role", &[]).await;
+    revoked.only_fails("grants", &["threadkeep_touch", "apply the migrations again"]);
+    assert!(!format!("{:?}", revoked.findings).contains("threadkeep_purge"), "the others are granted");
+    let revoked = patient.with("revoke execute on function threadkeep_probe from service_role", &[]).await;
+    revoked.only_fails("grants", &["threadkeep_probe", "apply the migrations again"]);
+    let revoked = patient.with("revoke delete on conversation_threads from service_role", &[]).await;
+    revoked.only_fails("grants", &["threadkeep_purge", "conversation_threads", "apply the migrations again"]);
+    let revoked = patient.with("revoke insert on conversation_threads from service_role", &[]).await;
+    revoked.only_fails("thread", &["cannot be written", "conversation_threads"]);
+    Diagnosis::of(&patient.cli).await.is_well();
+}
+
+async fn the_probe_thread_is_removed_whatever_fails(server: Server) {
+    let patient = Patient::new(server).await;
+    // The first call looks at the grants, the second one comes from somebody without a key.
+    let gateway = &patient.gateway;
+    for fault in [Fault::json_error(400, "22P05"), Fault::html(502), Fault::LoseAnswer, Fault::Truncate] {
+        gateway.script_for("threadkeep_load", [Fault::Pass, Fault::Pass, fault.clone()]);
+        let unread = Diagnosis::of(&patient.cli).await;
+        unread.only_fails("thread", &["cannot be read"]);
+        assert_eq!(patient.rows(), "0", "{fault:?}");
+        gateway.heal();
+        gateway.script_for("threadkeep_apply", [Fault::Pass, Fault::Pass, fault.clone()]);
+        Diagnosis::of(&patient.cli).await.only_fails("thread", &["cannot be written"]);
+        assert_eq!(patient.rows(), "0", "{fault:?}");
+        gateway.heal();
+    }
+    gateway.script_for("conversation_threads", [Fault::html(502)]);
+    let left = Diagnosis::of(&patient.cli).await;
+    left.says("thread", "warning", &["threadkeep-doctor-", "is left behind", "expires in a minute"]);
+    assert_eq!(patient.rows(), "1", "as it says");
+}
+
+async fn missing_migrations_are_named(server: Server) {
+    let stack = tokio::task::spawn_blocking(move || Stack::start_without_migrations(server)).await.unwrap();
+    let gateway = stack.gateway().await;
+    let diagnosis = Diagnosis::of(&patient(&gateway, &[])).await;
+    diagnosis.only_fails("migrations", &["lacks threadkeep's functions", MIGRATE[0], MIGRATE[1]]);
+    diagnosis.says("thread", "skipped", &["because migrations failed"]).says("api", "ok", &[]);
+}
+
+/// Lite knows no roles, so only postrust can keep the public key out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_has_the_public_key_is_kept_out_or_named() {
+    let patient = Patient::new(Server::Postrust).await;
+    let keys = patient.gateway.keys();
+    for key in [&keys.publishable, &keys.anon_jwt] {
+        let ended = patient.cli.run(&["doctor", "--json", "--anon-key", key]).await;
+        assert!(!ended.out.contains("skipped") && ended.code == 0, "{ended:?}");
+    }
+    let arguments = ["--anon-key", &keys.publishable];
+    let kept_out = patient.with("select 1", &arguments).await;
+    kept_out.is_well().says("row level security", "ok", &["cannot be read"]);
+    let open = patient.with("grant execute on function threadkeep_load to anon", &arguments).await;
+    // Its work on the table is refused all the same.
+    open.is_well();
+    let open = patient.with("grant execute on all functions in schema public to anon", &arguments).await;
+    open.only_fails(
+        "public access",
+        &["threadkeep_probe", "with the public key", "apply the migrations again"],
+    );
+    let hidden = patient.with("grant select on conversation_threads to anon", &arguments).await;
+    hidden.is_well().says("row level security", "ok", &["no conversation can be seen"]);
+    let naked = "grant select on conversation_threads to anon; alter table conversation_threads disable row level security";
+    let naked = patient.with(naked, &arguments).await;
+    naked.only_fails("row level security", &["conversations can be read", "enable row level security"]);
+}

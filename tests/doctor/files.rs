@@ -1,0 +1,237 @@
+//! What can be wrong with the local file and its disk. The doctor changes none of it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use threadkeep::{Cache, Durability};
+
+use crate::mount::Mount;
+use crate::patient::{Diagnosis, patient};
+use crate::process::{Cli, cut_off, fill};
+use crate::stack::{Gateway, Server, Stack};
+
+async fn gateway() -> Gateway {
+    let stack = tokio::task::spawn_blocking(|| Stack::shared(Server::Postrust)).await.unwrap();
+    stack.gateway().await
+}
+
+async fn daemon(gateway: &Gateway, queue: &Path) -> Cache {
+    let builder = Cache::builder().supabase(&gateway.url(), &gateway.keys().secret).queue(queue);
+    builder.timeout(Duration::from_secs(1)).open().await.unwrap()
+}
+
+/// A queue's file of this project, as a daemon leaves it that ends well.
+async fn left(gateway: &Gateway, cli: &Cli) {
+    daemon(gateway, &cli.queue()).await.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+/// All that lies in a directory.
+fn snapshot(directory: &Path) -> BTreeMap<String, (Vec<u8>, u32)> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+    entries.map(|path| (name(&path), (fs::read(&path).unwrap(), mode(&path)))).collect()
+}
+
+/// Diagnoses without changing anything in the directory of the file.
+async fn unchanged(cli: &Cli) -> Diagnosis {
+    let directory = cli.path(".");
+    let before = snapshot(&directory);
+    let diagnosis = Diagnosis::of(cli).await;
+    let after = snapshot(&directory);
+    let names = |all: &BTreeMap<String, _>| all.keys().cloned().collect::<Vec<_>>();
+    assert!(before == after, "{:?} became {:?}", names(&before), names(&after));
+    diagnosis
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_well_is_left_as_it_is() {
+    let gateway = gateway().await;
+    let cli = patient(&gateway, &[]);
+    left(&gateway, &cli).await;
+    unchanged(&cli).await.is_well().says("file", "ok", &["is whole", "0 writes wait"]).says(
+        "permissions",
+        "ok",
+        &["only its owner"],
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_of_another_project_is_named() {
+    let gateway = gateway().await;
+    let cli = patient(&gateway, &[]);
+    fill(&cli.queue(), 3).await;
+    let host = gateway.url().replace("http://", "");
+    let words = ["holds writes for custom", &host, "CONVERSATION_QUEUE_PATH", "threadkeep queue move"];
+    unchanged(&cli).await.only_fails("file", &words);
+    let others = cut_off(&cli.queue()).await;
+    Diagnosis::of(&cli).await.only_fails("file", &words);
+    drop(others);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_file_is_named_and_not_set_aside() {
+    let gateway = gateway().await;
+    let cli = patient(&gateway, &[]);
+    left(&gateway, &cli).await;
+    let whole = fs::read(cli.queue()).unwrap();
+    let mut torn = whole.clone();
+    torn[4_096..].fill(0xa5);
+    for (damage, bytes) in [("torn", torn), ("without its head", vec![0; whole.len()]), ("emptied", vec![])] {
+        fs::write(cli.queue(), bytes).unwrap();
+        let diagnosis = unchanged(&cli).await;
+        println!("{damage}");
+        diagnosis.only_fails("file", &["sets it aside as", ".damaged-1", "threadkeep queue import"]);
+    }
+    // What is advised helps.
+    left(&gateway, &cli).await;
+    assert!(cli.path("threadkeep-queue.db.damaged-1").exists());
+    Diagnosis::of(&cli).await.says("set aside", "warning", &["damaged-1", "threadkeep queue import"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_no_queue_is_named() {
+    let gateway = gateway().await;
+    let cli = patient(&gateway, &[]);
+    fs::write(cli.queue(), "a text of somebody else's").unwrap();
+    fs::set_permissions(cli.queue(), fs::Permissions::from_mode(0o600)).unwrap();
+    unchanged(&cli).await.only_fails("file", &["is not a SQLite file", "set another path"]);
+    fs::remove_file(cli.queue()).unwrap();
+    let conversations = Cache::builder().local(cli.queue()).open().await.unwrap();
+    conversations.shutdown(Duration::from_secs(5)).await.unwrap();
+    drop(conversations);
+    unchanged(&cli).await.only_fails(
+        "file",
+        &[
+            "holds the conversations of the backend `local`",
+            "CONVERSATION_QUEUE_PATH",
+            "threadkeep queue move",
+        ],
+    );
+    let lost = patient(&gateway, &[("CONVERSATION_QUEUE_PATH", "no/such/directory/q.db")]);
+    unchanged(&lost)
+        .await
+        .only_fails("file", &["cannot be written", "no/such/directory", "make the directory"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_others_can_read_is_named() {
+    let gateway = gateway().await;
+    let cli = patient(&gateway, &[]);
+    left(&gateway, &cli).await;
+    fs::set_permissions(cli.queue(), fs::Permissions::from_mode(0o644)).unwrap();
+    unchanged(&cli).await.only_fails("permissions", &["threadkeep-queue.db", "chmod 600"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_is_read_only_or_too_small_is_named() {
+    let gateway = gateway().await;
+    let mount = Mount::tmpfs("32m");
+    let queue = mount.path().join("q.db");
+    let cli = patient(&gateway, &[("CONVERSATION_QUEUE_PATH", queue.to_str().unwrap())]);
+    let small = Diagnosis::of(&cli).await;
+    small.only_fails("disk space", &["32 MiB free", "256 MiB", "CONVERSATION_QUEUE_BYTES"]);
+    small.says("file system", "warning", &["in memory", "CONVERSATION_QUEUE_PATH"]);
+    mount.remount("size=300m");
+    let large = Diagnosis::of(&cli).await;
+    large.says("disk space", "warning", &["512 MiB", "CONVERSATION_REPLICA_BYTES"]);
+    assert_eq!(large.verdicts("failure"), [""; 0]);
+    daemon(&gateway, &queue).await.shutdown(Duration::from_secs(5)).await.unwrap();
+    mount.remount("ro");
+    Diagnosis::of(&cli)
+        .await
+        .only_fails("file", &["cannot be written", "ead-only file system", "CONVERSATION_QUEUE_PATH"]);
+    mount.remount("rw");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemons_file_is_looked_at_beside_it_and_not_waited_for() {
+    let gateway = gateway().await;
+    let cli = patient(&gateway, &[]);
+    let daemon = daemon(&gateway, &cli.queue()).await;
+    let begun = Instant::now();
+    let diagnosis = Diagnosis::of(&cli).await;
+    let took = begun.elapsed();
+    let holder = format!("in use by process {}", std::process::id());
+    diagnosis.is_well().says("file", "ok", &[&holder, "0 writes wait"]);
+    gateway.refuse().await;
+    for key in ["a", "b", "c"] {
+        assert_eq!(daemon.put(key, &1).await.unwrap(), Durability::Queued);
+    }
+    Diagnosis::of(&cli).await.says("file", "ok", &[&holder, "3 writes wait"]);
+    assert_eq!(daemon.put("d", &1).await.unwrap(), Durability::Queued, "the daemon goes on");
+    // A lock that is held is waited for for five seconds by whoever wants the file.
+    assert!(took < Duration::from_secs(5), "{took:?}");
+
+    // What a daemon leaves that is killed: the log is not in the file yet.
+    let killed = patient(&gateway, &[]);
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        let name = format!("threadkeep-queue.db{suffix}");
+        fs::copy(cli.path(&name), killed.path(&name)).unwrap();
+    }
+    assert!(fs::metadata(killed.path("threadkeep-queue.db-wal")).unwrap().len() > 0);
+    let advice = ["no daemon has it open", "4 writes wait", "threadkeep queue replay"];
+    unchanged(&killed).await.says("file", "warning", &advice);
+    fs::remove_file(killed.path("threadkeep-queue.db-shm")).unwrap();
+    unchanged(&killed).await.says("file", "warning", &["bytes of log", "cannot be told", "queue status"]);
+    gateway.accept().await;
+    killed.ok(&["queue", "replay"]).await;
+    Diagnosis::of(&killed).await.is_well();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_are_named() {
+    let gateway = gateway().await;
+    let cli = patient(&gateway, &[]);
+    left(&gateway, &cli).await;
+    let file = rusqlite::Connection::open(cli.queue()).unwrap();
+    let letter =
+        "insert into dead_letters values (1, 'k', 1, '1', 1, null, '{}', 9, 1, 1, 'superseded', null)";
+    file.execute(letter, []).unwrap();
+    drop(file);
+    unchanged(&cli).await.says("dead letters", "warning", &["1 writes", "threadkeep queue dead"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_other_backends_have_what_they_need_looked_at() {
+    let cli = Cli::new(&[]);
+    let fresh = unchanged(&cli).await;
+    assert_eq!(fresh.is_well().verdicts("ok"), ["settings", "file", "disk space"]);
+    cli.ok(&["put", "k", "1"]).await;
+    unchanged(&cli).await.is_well().says("file", "ok", &["threadkeep.db is whole", "1 conversations"]);
+    let daemon = Cache::builder().local(cli.path("threadkeep.db")).open().await.unwrap();
+    let holder = format!("in use by process {}", std::process::id());
+    Diagnosis::of(&cli).await.is_well().says("file", "ok", &[&holder, "1 conversations"]);
+    daemon.shutdown(Duration::from_secs(5)).await.unwrap();
+    drop(daemon);
+    let mut bytes = fs::read(cli.path("threadkeep.db")).unwrap();
+    bytes[4_096..].fill(0xa5);
+    fs::write(cli.path("threadkeep.db"), bytes).unwrap();
+    unchanged(&cli).await.only_fails("file", &["damaged", "restore it from a backup"]);
+
+    let memory = Cli::new(&[("CONVERSATION_STORAGE_BACKEND", "memory")]);
+    fill(&memory.queue(), 2).await;
+    let diagnosis = unchanged(&memory).await;
+    diagnosis
+        .says("settings", "warning", &["lost when the daemon restarts", "CONVERSATION_STORAGE_BACKEND"])
+        .says("file", "warning", &["4 writes wait", "threadkeep queue replay"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn people_get_a_line_for_each_finding_and_what_to_do() {
+    let gateway = gateway().await;
+    let well = patient(&gateway, &[]).ok(&["doctor"]).await;
+    assert!(well.out.starts_with("ok       settings") && well.err.is_empty(), "{well:?}");
+    let bad = patient(&gateway, &[("SUPABASE_KEY", "sb_publishable_x")]).run(&["doctor"]).await;
+    assert_eq!(bad.code, 1, "{bad:?}");
+    for line in
+        ["failure  key", "-> set SUPABASE_KEY to this project's secret", "skipped  grants", "failures: 1"]
+    {
+        assert!(bad.out.contains(line), "{line}: {}", bad.out);
+    }
+    let help = Cli::new(&[]).ok(&["doctor", "--help"]).await.out;
+    assert!(help.contains("Exit codes: 0") && help.contains("--anon-key"), "{help}");
+}
