@@ -73,6 +73,11 @@ impl From<Arc<Record>> for News {
     }
 }
 
+/// What a thread takes in memory.
+pub(crate) fn weight(record: &Record) -> u64 {
+    (record.bytes() + OVERHEAD) as u64
+}
+
 #[derive(Debug)]
 pub(crate) struct Near {
     threads: Cache<Key, Arc<Entry>, RandomState>,
@@ -94,8 +99,7 @@ impl Near {
         clock: Arc<Clock>,
         evictions: Counter,
     ) -> Self {
-        let weigh =
-            |_: &Key, entry: &Arc<Entry>| u32::try_from(entry.record.bytes() + OVERHEAD).unwrap_or(u32::MAX);
+        let weigh = |_: &Key, entry: &Arc<Entry>| u32::try_from(weight(&entry.record)).unwrap_or(u32::MAX);
         let threads = Cache::builder()
             .max_capacity(bytes)
             .weigher(weigh)

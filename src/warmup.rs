@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::backoff::Backoff;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fence::{Fences, Ticket};
 #[cfg(feature = "sqlite")]
 use crate::local::spool::Spool;
-use crate::near::{Learnt, Near, News};
+use crate::near::{Learnt, Near, News, weight};
 use crate::record::Record;
 use crate::spool::Copy;
 #[cfg(not(feature = "sqlite"))]
@@ -56,26 +56,29 @@ impl Stove {
     /// Brings in the newest threads, once. In an outage they come from the disk first, so that whoever waits for the
     /// warm-up does not wait for its end.
     pub(crate) async fn run(self) {
-        let began = Instant::now();
-        if self.most > 0 && !self.is_reachable() {
-            if let Err(error) = self.from_disk().await {
-                tracing::warn!(%error, "the last known copies cannot be read for the warm-up");
-            }
-            self.progress.send_modify(|progress| progress.is_done = true);
-            self.tell("from the local disk", began);
-            if let Some(breaker) = self.origin.breaker() {
-                breaker.closed().await;
-            }
-        }
-        if self.most > 0 {
-            match self.from_origin().await {
-                Ok(()) => self.tell("from the source of truth", began),
-                Err(error) => {
-                    tracing::warn!(%error, "the warm-up was given up: threads come into memory when they are read")
-                }
-            }
+        if self.most > 0
+            && let Err(error) = self.heat().await
+        {
+            tracing::warn!(%error, "the warm-up was given up: threads come into memory when they are read");
         }
         self.progress.send_modify(|progress| progress.is_done = true);
+    }
+
+    async fn heat(&self) -> Result<()> {
+        let began = Instant::now();
+        let page = Page { user: None, most: PAGE.min(self.most), after: None };
+        let first = match self.fetch(&page).await {
+            Err(error) if is_to_be_waited_out(&error) => {
+                self.from_disk().await?;
+                self.progress.send_modify(|progress| progress.is_done = true);
+                self.tell("from the local disk", began);
+                self.fetch_patiently(&page).await?
+            }
+            first => first?,
+        };
+        self.from_origin(page, first).await?;
+        self.tell("from the source of truth", began);
+        Ok(())
     }
 
     fn tell(&self, whence: &str, began: Instant) {
@@ -83,25 +86,27 @@ impl Stove {
         tracing::info!(threads, took = ?began.elapsed(), "threads came into memory {whence}");
     }
 
-    fn is_reachable(&self) -> bool {
-        self.origin.breaker().is_none_or(|breaker| breaker.check().is_ok())
-    }
-
-    fn has_room(&self, threads: usize) -> bool {
-        threads < self.most && self.near.size().1 < self.most_bytes
+    /// The first of these records, as many as there is room for.
+    fn that_fit(&self, records: Vec<Record>) -> Vec<Arc<Record>> {
+        let mut bytes = self.near.size().1;
+        let fits = |record: &Record| {
+            bytes += weight(record);
+            bytes <= self.most_bytes
+        };
+        records.into_iter().take_while(fits).map(Arc::new).collect()
     }
 
     /// Page by page, the newest first; while one is taken in, the next is under way.
-    async fn from_origin(&self) -> Result<()> {
-        let mut page = Page { user: None, most: PAGE.min(self.most), after: None };
+    async fn from_origin(&self, mut page: Page, mut next: Fetched) -> Result<()> {
         let (mut threads, mut told) = (0, Instant::now());
-        let mut next = self.fetch(page.clone()).await?;
         loop {
             let Fetched { recent, ticket, began } = next;
-            threads += recent.records.len();
             let last = recent.records.last().map(|record| (record.version, record.key.clone()));
-            let records: Vec<_> = recent.records.into_iter().map(Arc::new).collect();
-            let is_last = recent.is_last || last.is_none() || !self.has_room(threads);
+            let received = recent.records.len();
+            let records = self.that_fit(recent.records);
+            threads += records.len();
+            let is_last =
+                recent.is_last || records.len() < received || threads >= self.most || last.is_none();
             page = Page { after: last, most: PAGE.min(self.most.saturating_sub(threads)), ..page };
             let take_in = self.take_in(records, &ticket, began);
             if is_last {
@@ -109,7 +114,7 @@ impl Stove {
                 self.advance(threads, false);
                 return Ok(());
             }
-            let ((), fetched) = tokio::join!(take_in, self.fetch(page.clone()));
+            let ((), fetched) = tokio::join!(take_in, self.fetch_patiently(&page));
             self.advance(threads, false);
             if told.elapsed() >= REPORT {
                 tracing::info!(threads, of = self.most, "threads come into memory");
@@ -119,20 +124,24 @@ impl Stove {
         }
     }
 
+    async fn fetch(&self, page: &Page) -> Result<Fetched> {
+        let (ticket, began) = (self.fences.begin(), Instant::now());
+        let recent = self.origin.recent(page).await?;
+        Ok(Fetched { recent, ticket, began })
+    }
+
     /// A page; waits out an outage.
-    async fn fetch(&self, page: Page) -> Result<Fetched> {
+    async fn fetch_patiently(&self, page: &Page) -> Result<Fetched> {
         let mut pauses = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
         loop {
             if let Some(breaker) = self.origin.breaker() {
                 breaker.closed().await;
             }
-            let (ticket, began) = (self.fences.begin(), Instant::now());
-            match self.origin.recent(&page).await {
-                Ok(recent) => return Ok(Fetched { recent, ticket, began }),
-                Err(error) if error.is_outage() || error.retry_after().is_some() => {
+            match self.fetch(page).await {
+                Err(error) if is_to_be_waited_out(&error) => {
                     tokio::time::sleep(pauses.next().max(error.retry_after()).unwrap_or(LAST_PAUSE)).await;
                 }
-                Err(error) => return Err(error),
+                done => return done,
             }
         }
     }
@@ -156,7 +165,7 @@ impl Stove {
     async fn from_disk(&self) -> Result<()> {
         let Some(spool) = &self.spool else { return Ok(()) };
         let (mut threads, mut before) = (0, i64::MAX);
-        while self.has_room(threads) {
+        while threads < self.most && self.near.size().1 < self.most_bytes {
             let ticket = self.fences.begin();
             let copies = spool.copies(before, PAGE.min(self.most - threads)).await?;
             let Some((last, ..)) = copies.last() else { break };
@@ -176,6 +185,11 @@ impl Stove {
             *progress = WarmUp { threads, is_from_disk, ..*progress };
         });
     }
+}
+
+/// An outage, or that there is no room for one more call.
+fn is_to_be_waited_out(error: &Error) -> bool {
+    error.is_outage() || error.retry_after().is_some()
 }
 
 /// A page, and since when it may have been overtaken.
