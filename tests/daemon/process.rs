@@ -182,6 +182,10 @@ impl Client {
         Self { http: http.build().unwrap(), addr }
     }
 
+    pub fn address(&self) -> &str {
+        &self.addr
+    }
+
     pub async fn chat(&self, message: &str, continuation_id: Option<&str>) -> Answer {
         self.try_chat(message, continuation_id).await.unwrap()
     }
