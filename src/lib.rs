@@ -54,6 +54,8 @@ mod fill;
 mod replay;
 mod cache;
 mod settings;
+#[cfg(feature = "prometheus")]
+pub mod prometheus;
 pub mod guide;
 
 pub use backoff::Backoff;

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
+use metrics::Counter;
+use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
@@ -90,6 +92,7 @@ impl Near {
         fences: Fences,
         pending: Arc<Pending>,
         clock: Arc<Clock>,
+        evictions: Counter,
     ) -> Self {
         let weigh =
             |_: &Key, entry: &Arc<Entry>| u32::try_from(entry.record.bytes() + OVERHEAD).unwrap_or(u32::MAX);
@@ -98,6 +101,11 @@ impl Near {
             .weigher(weigh)
             // The default policy refuses new entries while the old ones are hot; a new conversation is the hottest.
             .eviction_policy(EvictionPolicy::lru())
+            .eviction_listener(move |_, _, cause| {
+                if cause == RemovalCause::Size {
+                    evictions.increment(1);
+                }
+            })
             .build_with_hasher(RandomState::default());
         let absent_for = fresh_for.map_or(ABSENT_FOR, |span| span.min(ABSENT_FOR));
         let absences = (!absent_for.is_zero()).then(|| {

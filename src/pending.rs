@@ -1,6 +1,7 @@
 //! Which threads have a write in the queue: an index in memory, so that a read knows without asking the disk.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ pub(crate) struct Pending {
     marks: Mutex<HashMap<Key, Mark>>,
     /// Writes that are on their way into the source of truth, past the queue.
     passing: Mutex<Vec<(Key, Version)>>,
+    /// How many have failed alone again and again, as replay last said.
+    parked: AtomicUsize,
     clock: Arc<Clock>,
     /// Counts the changes.
     changes: watch::Sender<u64>,
@@ -71,7 +74,7 @@ impl Pending {
             (key, Mark { is_overtaken, is_doubtful, ..Mark::new(version, is_unsure, queued_at) })
         });
         let (marks, passing) = (Mutex::new(marks.collect()), Mutex::default());
-        Self { marks, passing, clock, changes: watch::Sender::new(0) }
+        Self { marks, passing, parked: AtomicUsize::new(0), clock, changes: watch::Sender::new(0) }
     }
 
     /// The version of the queued write that is the newest of its thread, as far as is known.
@@ -175,6 +178,15 @@ impl Pending {
     pub(crate) fn oldest(&self) -> Option<Duration> {
         let oldest = self.marks().values().map(|mark| mark.queued_at).min()?;
         Some(self.clock.now().since(oldest))
+    }
+
+    /// How many of them replay has parked.
+    pub(crate) fn parked(&self) -> usize {
+        self.parked.load(Relaxed)
+    }
+
+    pub(crate) fn set_parked(&self, parked: usize) {
+        self.parked.store(parked, Relaxed);
     }
 
     /// Tells of changes.

@@ -125,6 +125,7 @@ impl Replay {
                 round.cursor = 0;
                 continue;
             }
+            self.pending.set_parked(round.parked());
             let due = round.next_due();
             let sent = tokio::select! {
                 Some(sent) = round.under_way.join_next() => sent,
@@ -303,14 +304,15 @@ impl Replay {
             .iter()
             .map(|(queued, fate)| (queued.record.key.clone(), queued.record.version, fate.clone()));
         let was_queued = self.spool.settle(all.collect()).await?;
-        for ((queued, fate), was_queued) in settled.into_iter().zip(was_queued) {
+        let ended = settled.into_iter().zip(was_queued).filter(|(_, was_queued)| *was_queued);
+        for ((queued, fate), _) in ended {
             self.metrics.replayed(match &fate {
                 Fate::Stored => Replayed::Stored,
-                Fate::Dead(_) => Replayed::Dead,
+                Fate::Dead(Reason { newer: Some(_), .. }) => Replayed::Superseded,
+                Fate::Dead(_) => Replayed::Refused,
             });
             let (key, version) = (&queued.record.key, queued.record.version);
             match fate {
-                _ if !was_queued => {}
                 Fate::Stored => self.near.stored(&queued.record, began, !queued.is_sent),
                 Fate::Dead(reason) => {
                     tracing::error!(
@@ -382,6 +384,11 @@ impl Round {
         let is_due = |suspect: &Suspect| !suspect.is_under_way && suspect.due <= now;
         let due = self.suspects.iter().filter(|(_, suspect)| is_due(suspect)).map(|(key, _)| key.clone());
         due.take(SUSPECTS.saturating_sub(under_way)).collect()
+    }
+
+    /// Those that wait long. One that was settled, or written anew, is forgotten when its time comes.
+    fn parked(&self) -> usize {
+        self.suspects.values().filter(|suspect| suspect.failures >= PARKED).count()
     }
 
     fn next_due(&self) -> Option<Instant> {

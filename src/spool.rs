@@ -240,7 +240,8 @@ pub(crate) mod without {
     use std::path::Path;
 
     use super::{
-        Arc, Copy, DeadLetter, Enqueued, Entry, Fate, Holdings, Key, Queued, Record, Timestamp, Version,
+        Arc, Bounds, Copy, DeadLetter, Enqueued, Entry, Fate, Holdings, Key, Queued, Record, Timestamp,
+        Version,
     };
     use crate::error::Result;
 
@@ -257,6 +258,9 @@ pub(crate) mod without {
             match *self {}
         }
         pub(crate) fn holdings(&self) -> Holdings {
+            match *self {}
+        }
+        pub(crate) fn bounds(&self) -> Bounds {
             match *self {}
         }
         pub(crate) async fn close(&self) -> Result<()> {

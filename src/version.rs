@@ -129,7 +129,6 @@ pub struct Clock {
     last: AtomicI64,
     /// What the clock started from, and by how much that was ahead of the system's clock.
     started_at: i64,
-    #[cfg(feature = "sqlite")]
     skew: i64,
     /// See [`moved`](Self::moved).
     moved: OnceLock<i64>,
@@ -168,7 +167,6 @@ impl Clock {
             lead: 0.into(),
             last: 0.into(),
             started_at: truth,
-            #[cfg(feature = "sqlite")]
             skew: by_millis,
             moved: OnceLock::new(),
         }
@@ -236,7 +234,6 @@ impl Clock {
 
     /// By how many milliseconds this clock is ahead of the system's, which may have been set since it started; zero
     /// within the [tolerance](TOLERANCE).
-    #[cfg(feature = "sqlite")]
     pub(crate) fn ahead_of_system(&self) -> i64 {
         let ahead = self.now().0 - system_millis() - self.skew;
         if ahead.abs() > millis(TOLERANCE) { ahead } else { 0 }

@@ -25,7 +25,7 @@ fn run(example: &str, directory: &Path) -> String {
 
 /// The examples whose processes tests/daemon and tests/prometheus start.
 const ELSEWHERE: [&str; 1] = ["daemon"];
-const HERE: [&str; 3] = ["quickstart", "outage", "custom_store"];
+const HERE: [&str; 4] = ["quickstart", "outage", "custom_store", "metrics"];
 
 #[test]
 fn quickstart_goes_on_where_it_ended() {
@@ -58,6 +58,12 @@ fn outage_tells_what_an_outage_does() {
 fn custom_store_keeps_the_contract() {
     let said = run("custom_store", tempfile::tempdir().unwrap().path());
     assert_eq!(said, "the journal keeps the contract\nafter a restart: [\"hello\"]\n");
+}
+
+#[test]
+fn metrics_prints_what_was_counted() {
+    let said = run("metrics", tempfile::tempdir().unwrap().path());
+    assert!(said.contains("threadkeep_reads_total{outcome=\"absent\"} 1"), "{said}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What holds the tree in order: the layers, who may know what, and that documents say what the code does.
 //!
-//! `THREADKEEP_BLESS=1 cargo test --all-features --test tidy` writes `.env.example` and the README's table anew.
+//! `THREADKEEP_BLESS=1 cargo test --all-features --test tidy` writes `.env.example`, the README's table and that of the series anew.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use threadkeep::SETTINGS;
+use threadkeep::metrics::SERIES;
 
 fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -62,6 +63,7 @@ fn each_neighbour_is_known_in_one_place() {
         ("rusqlite", "local"),
         ("failsafe::", "breaker"),
         ("moka::", "near"),
+        ("metrics_exporter_prometheus", "prometheus"),
         ("env::vars", "settings"),
         ("dotenvy", "settings"),
         ("SystemTime::now", "version"),
@@ -82,7 +84,7 @@ fn compare(path: &Path, expected: &str) {
     let actual = fs::read_to_string(path).unwrap_or_default();
     assert!(
         actual == expected,
-        "{} is not what the settings say; THREADKEEP_BLESS=1 writes it",
+        "{} is not what the tables say; THREADKEEP_BLESS=1 writes it",
         path.display()
     );
 }
@@ -109,6 +111,17 @@ fn the_readme_lists_all_settings() {
         .map(|setting| format!("| `{}` | {} | {} |\n", setting.name, code(setting.default), setting.what))
         .collect();
     compare(&path, &format!("{before}| variable | default | for |\n|---|---|---|\n{rows}\n{after}"));
+}
+
+#[test]
+fn the_documentation_lists_all_series() {
+    let mut text = "| series | kind | unit | labels | says |\n|---|---|---|---|---|\n".to_owned();
+    for series in SERIES {
+        let label = series.label.map(|(label, values)| format!("`{label}`: {}", values.join(", ")));
+        let (name, kind, unit, label) = (series.name, series.kind, series.unit, label.unwrap_or_default());
+        text += &format!("| `{name}` | {kind} | {unit} | {label} | {} |\n", series.what);
+    }
+    compare(&root("src/metrics/series.md"), &text);
 }
 
 #[test]
@@ -168,5 +181,8 @@ fn users_get_no_more_crates_than_the_architecture_says() {
     }
     let cli = tree(&["--features", "cli"]);
     assert!(text.contains(&format!("| `cli` | {} |", cli.len())), "`cli` has {} crates", cli.len());
+    let prometheus = tree(&["--features", "prometheus"]);
+    let row = format!("| `prometheus` | {} |", prometheus.len());
+    assert!(text.contains(&row), "`prometheus` has {} crates", prometheus.len());
     assert!(!testing.iter().any(|name| name.starts_with("libsqlite3-sys")));
 }

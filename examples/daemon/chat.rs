@@ -43,16 +43,8 @@ impl Conversation {
 
 type Reply = Result<Json<Value>, Failure>;
 
-pub fn routes(cache: Cache) -> Router {
-    Router::new()
-        .route("/chat", post(chat))
-        .route("/conversations/{id}", get(conversation).delete(forget))
-        .route("/healthz", get(healthz))
-        .fallback(async || Failure::new(StatusCode::NOT_FOUND, "no such route; see --help"))
-        .method_not_allowed_fallback(async || {
-            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "not this method; see --help")
-        })
-        .with_state(cache)
+pub fn routes() -> Router<Cache> {
+    Router::new().route("/chat", post(chat)).route("/conversations/{id}", get(conversation).delete(forget))
 }
 
 /// Appends a turn, by compare-and-set: concurrent turns of one conversation are all kept.
@@ -122,25 +114,4 @@ async fn forget(State(cache): State<Cache>, Path(id): Path<String>) -> Result<St
         |current: Option<Value>| current.map(|_| None).ok_or_else(|| Error::aborted(not_found(&id)));
     let _ = cache.update(&id, is_there).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// Whether the daemon is alive; an outage of Supabase does not make it less so.
-async fn healthz(State(cache): State<Cache>) -> Json<Value> {
-    let health = cache.health();
-    Json(json!({
-        "status": "ok",
-        "backend": health.backend,
-        "available": health.is_available(),
-        "breaker": health.breaker.map(|state| state.as_str()),
-        "cause": health.cause.map(|cause| cause.to_string()),
-        "threads_in_memory": health.threads,
-        "bytes_in_memory": health.bytes,
-        "queue": health.queue.map(|queue| json!({
-            "records": queue.records,
-            "bytes": queue.bytes,
-            "oldest_seconds": queue.oldest.map(|age| age.as_secs()),
-            "dead_letters": queue.dead_letters,
-            "copies": queue.copies,
-        })),
-    }))
 }

@@ -5,12 +5,15 @@
 
 mod chat;
 mod reply;
+mod watch;
 
 use std::error::Error;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use axum::Router;
+use axum::http::StatusCode;
 use threadkeep::{Builder, Cache, SETTINGS};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -53,7 +56,11 @@ fn print_help() {
         println!("  {} ({})\n      {}", setting.name, setting.default, setting.what);
     }
     println!("\n  POST /chat                  {{\"message\": …, \"continuation_id\"?: …, \"user_id\"?: …}}");
-    println!("  GET /conversations/ID       DELETE /conversations/ID       GET /healthz");
+    println!("  GET /conversations/ID       DELETE /conversations/ID");
+    println!(
+        "  GET /healthz                alive?      GET /readyz                   worth sending requests to?"
+    );
+    println!("  GET /metrics                for Prometheus, if built with --features prometheus");
 }
 
 async fn run() -> Result<(), Box<dyn Error>> {
@@ -61,16 +68,28 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let cannot =
         |e| format!("cannot listen on {addr}: {e}; set DAEMON_ADDR to a free address such as 127.0.0.1:8080");
     let listener = TcpListener::bind(&addr).await.map_err(cannot)?;
+    // Before the cache, or it would count for nobody.
+    let counts = watch::Counts::begin()?;
     let cache = Builder::from_env_and_file(".env").open().await?;
     tracing::info!("listening on http://{}", listener.local_addr()?);
-    serve(listener, &cache).await?;
+    serve(listener, routes(&cache, counts)).await?;
     let left = cache.shutdown(GRACE).await?;
     tracing::info!(unfinished_writes = left.unfinished, queued_writes = left.still_queued, "stopped");
     Ok(())
 }
 
+fn routes(cache: &Cache, counts: watch::Counts) -> Router {
+    chat::routes()
+        .merge(watch::routes(counts))
+        .fallback(async || reply::Failure::new(StatusCode::NOT_FOUND, "no such route; see --help"))
+        .method_not_allowed_fallback(async || {
+            reply::Failure::new(StatusCode::METHOD_NOT_ALLOWED, "not this method; see --help")
+        })
+        .with_state(cache.clone())
+}
+
 /// Serves until SIGTERM or SIGINT, and then finishes the requests under way.
-async fn serve(listener: TcpListener, cache: &Cache) -> Result<(), Box<dyn Error>> {
+async fn serve(listener: TcpListener, routes: Router) -> Result<(), Box<dyn Error>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let asked_to_stop = async move {
@@ -87,7 +106,7 @@ async fn serve(listener: TcpListener, cache: &Cache) -> Result<(), Box<dyn Error
         tokio::time::sleep(GRACE).await;
     };
     tokio::select! {
-        served = axum::serve(listener, chat::routes(cache.clone())).with_graceful_shutdown(asked_to_stop) => served?,
+        served = axum::serve(listener, routes).with_graceful_shutdown(asked_to_stop) => served?,
         () = is_overdue => tracing::warn!("some requests did not finish in time"),
     }
     Ok(())

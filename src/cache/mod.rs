@@ -1,6 +1,8 @@
 //! The handle that a daemon holds.
 
 mod found;
+mod gauges;
+mod health;
 mod list;
 mod outage;
 mod read;
@@ -33,6 +35,7 @@ use crate::spool::without::Spool;
 use crate::store::Store;
 
 pub use found::Found;
+pub use health::{Health, Queue};
 pub use list::List;
 pub use outage::DeadLetters;
 pub use update::Update;
@@ -93,58 +96,14 @@ struct Inner {
     is_closed: AtomicBool,
     /// What an operator has to mend, from the last call to the origin.
     trouble: Mutex<Option<Error>>,
+    /// Why the last write that was to be queued was not taken, until it is worth another try.
+    refusal: Mutex<Option<Error>>,
     metrics: Metrics,
 }
 
 impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cache").field("backend", &self.0.backend).field("origin", &self.0.origin).finish()
-    }
-}
-
-/// How the cache and its source of truth are doing.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Health {
-    /// `local`, `supabase`, `memory`, or `custom`.
-    pub backend: &'static str,
-    /// The breaker's state, where the backend has one.
-    pub breaker: Option<State>,
-    /// Why the breaker is not closed; or what keeps the store from working though it answers, until it works again: a
-    /// refused key, missing migrations, a full disk.
-    pub cause: Option<Error>,
-    /// Threads in memory.
-    pub threads: u64,
-    /// The bytes that they take.
-    pub bytes: u64,
-    /// What waits on the local disk, where there is such a file.
-    pub queue: Option<Queue>,
-}
-
-/// What the file beside the source of truth holds.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Queue {
-    /// Where the file lies.
-    pub path: std::path::PathBuf,
-    /// Acknowledged writes that are not yet in the source of truth: falls while they are replayed.
-    pub records: u64,
-    /// Their bytes, as counted against the bound.
-    pub bytes: u64,
-    /// How long the oldest has been waiting.
-    pub oldest: Option<Duration>,
-    /// Acknowledged writes that the source of truth turned out not to take.
-    pub dead_letters: u64,
-    /// Last known copies.
-    pub copies: u64,
-    /// Their bytes.
-    pub copies_bytes: u64,
-}
-
-impl Health {
-    /// Whether the source of truth can be worked with, as far as is known.
-    pub fn is_available(&self) -> bool {
-        self.cause.is_none() && self.breaker.is_none_or(|state| state == State::Closed)
     }
 }
 
@@ -170,7 +129,10 @@ impl Cache {
         let (spool, waiting) = spool.map(|(spool, waiting)| (Arc::new(spool), waiting)).unzip();
         let pending = Arc::new(Pending::new(waiting.unwrap_or_default(), Arc::clone(&clock)));
         let (bytes, fresh_for) = (limits.memory_bytes, limits.fresh_for);
-        let near = Arc::new(Near::new(bytes, fresh_for, fences.clone(), Arc::clone(&pending), clock));
+        let metrics = Metrics::new();
+        let evictions = metrics.evictions.clone();
+        let near = Near::new(bytes, fresh_for, fences.clone(), Arc::clone(&pending), clock, evictions);
+        let near = Arc::new(near);
         let replay = spool.as_ref().map(|spool| {
             let (origin, spool) = (Arc::clone(&origin), Arc::clone(spool));
             let replay = Replay::new(origin, spool, Arc::clone(&near), Arc::clone(&pending));
@@ -191,22 +153,13 @@ impl Cache {
             writing: watch::Sender::new(0),
             is_closed: AtomicBool::new(false),
             trouble: Mutex::default(),
-            metrics: Metrics::new(),
+            refusal: Mutex::default(),
+            metrics,
             limits,
         });
+        tokio::spawn(gauges::follow(&inner));
         tokio::spawn(upkeep::keep_up(Arc::downgrade(&inner), inner.limits.upkeep_every));
         Self(inner)
-    }
-
-    /// How the cache and its source of truth are doing; asks nobody.
-    pub fn health(&self) -> Health {
-        let breaker = self.0.origin.breaker();
-        let state = breaker.map(crate::breaker::Breaker::state);
-        let is_cut_off = state.is_some_and(|state| state != State::Closed);
-        let outage = breaker.filter(|_| is_cut_off).and_then(crate::breaker::Breaker::cause);
-        let cause = outage.or_else(|| self.0.trouble().clone());
-        let (threads, bytes) = self.0.near.size();
-        Health { backend: self.0.backend, breaker: state, cause, threads, bytes, queue: self.0.queue() }
     }
 
     /// Takes no more calls, waits until the writes under way are done and, while the source of truth can be reached, the
@@ -297,6 +250,10 @@ impl Inner {
 
     fn trouble(&self) -> MutexGuard<'_, Option<Error>> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refusal(&self) -> MutexGuard<'_, Option<Error>> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_reachable(&self) -> bool {

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Cache, Found, Inner, OnOutage, Queue, Spool};
+use super::{Cache, Found, Inner, OnOutage, Spool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
 use crate::near::Entry;
@@ -67,7 +67,9 @@ impl Inner {
                 Enqueued::Stored => near.overtaken(&marked.key, marked.version),
                 _ => {}
             };
-            return match spool.enqueue(entry, announce).await? {
+            let enqueued = spool.enqueue(entry, announce).await;
+            *self.refusal() = enqueued.as_ref().err().cloned();
+            return match enqueued? {
                 Enqueued::Kept { .. } => Ok(Durability::Queued),
                 Enqueued::Stored => Ok(Durability::Stored),
                 // Where the two were made at once, that update may yet lose against another daemon: this one must not be
@@ -216,22 +218,6 @@ impl Inner {
             tracing::warn!(%error, "the queue's file could not be closed");
         }
     }
-
-    /// What waits on disk.
-    pub(super) fn queue(&self) -> Option<Queue> {
-        let spool = self.spool.as_ref()?;
-        let holdings = spool.holdings();
-        Some(Queue {
-            path: spool.path().to_owned(),
-            // The file is settled first: what memory still shows as queued counts.
-            records: holdings.queue.records.max(self.pending.len() as u64),
-            bytes: holdings.queue.bytes,
-            oldest: self.pending.oldest(),
-            dead_letters: holdings.dead_letters.records,
-            copies: holdings.replica.records,
-            copies_bytes: holdings.replica.bytes,
-        })
-    }
 }
 
 /// A look at the dead letters that is about to be taken: await it.
@@ -259,7 +245,12 @@ impl Cache {
     pub async fn forget_dead_letters(&self, last: &DeadLetter) -> Result<usize> {
         self.0.check_open()?;
         match &self.0.spool {
-            Some(spool) => spool.forget_dead_letters(last.id).await,
+            Some(spool) => {
+                let forgotten = spool.forget_dead_letters(last.id).await?;
+                // They took room in the queue.
+                *self.0.refusal() = None;
+                Ok(forgotten)
+            }
             None => Ok(0),
         }
     }

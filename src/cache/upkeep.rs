@@ -43,10 +43,11 @@ impl Inner {
 
     /// Gives back to the disk what replay has freed.
     async fn shrink(&self) {
-        if let Some(spool) = &self.spool
-            && let Err(error) = spool.shrink().await
-        {
-            tracing::debug!(%error, "the queue's file could not be made smaller");
+        let Some(spool) = &self.spool else { return };
+        match spool.shrink().await {
+            // Perhaps it can take writes again: the next one will tell.
+            Ok(()) => *self.refusal() = None,
+            Err(error) => tracing::debug!(%error, "the queue's file could not be made smaller"),
         }
     }
 

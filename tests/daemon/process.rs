@@ -182,7 +182,8 @@ impl Client {
         Self { http: http.build().unwrap(), addr }
     }
 
-    pub fn address(&self) -> &str {
+    /// Where the daemon listens.
+    pub fn addr(&self) -> &str {
         &self.addr
     }
 

@@ -75,7 +75,7 @@ async fn the_daemon_answers_the_readmes_request() {
     let shell = blocks("sh");
     let block = shell.iter().find(|block| block.starts_with("curl ")).expect("a request by curl");
     let (command, answer) = block.split_once("\n# ").unwrap();
-    let command = command.replace("localhost:8080", daemon.address());
+    let command = command.replace("localhost:8080", daemon.addr());
     let said = tokio::task::block_in_place(|| succeed(Command::new("sh").args(["-c", &command])));
     let (before, after) = answer.trim().split_once('…').unwrap();
     assert!(said.starts_with(before) && said.trim().ends_with(after), "{said}");

@@ -261,6 +261,7 @@ async fn a_full_queue_refuses_and_takes_nothing() {
     let mut world = World::new();
     let cache = world.builder().queue_bytes(5_000).open().await.unwrap();
     world.away(&cache).await;
+    assert!(!cache.health().is_available() && cache.health().can_write().is_ok());
     let value = "x".repeat(1_000);
     let mut taken = 0;
     let error = loop {
@@ -273,11 +274,13 @@ async fn a_full_queue_refuses_and_takes_nothing() {
     assert_eq!(error.kind(), ErrorKind::QueueFull);
     assert!(error.to_string().contains("CONVERSATION_QUEUE_BYTES") && !error.outcome_unknown(), "{error}");
     assert_eq!((queued(&cache), taken), (4, 4));
+    assert_eq!(cache.health().can_write().unwrap_err().kind(), ErrorKind::QueueFull);
     assert_eq!(
         cache.put("t0", &"shorter").await.unwrap(),
         Durability::Queued,
         "it takes the place of the old"
     );
+    assert!(cache.health().can_write().is_ok());
     assert!(cache.get(format!("t{taken}")).await.unwrap_err().is_outage());
     world.faults.heal();
     drained(&cache).await;
@@ -354,6 +357,8 @@ async fn reject_takes_nothing_but_still_drains_what_was_queued() {
     let cache = builder.open().await.unwrap();
     cut_off(&cache).await;
     assert_eq!(cache.put("other", &1).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    let refusal = cache.health().can_write().unwrap_err();
+    assert!(refusal.to_string().contains("CONVERSATION_ON_OUTAGE"), "{refusal}");
     assert_eq!(found(&cache, "k").await, Some(("1".into(), Freshness::Queued)));
     world.faults.heal();
     drained(&cache).await;

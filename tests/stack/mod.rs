@@ -14,6 +14,7 @@
 mod gateway;
 mod leash;
 mod postgres;
+mod prometheus;
 mod server;
 
 use std::hash::{BuildHasher, RandomState};
@@ -24,6 +25,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 pub use gateway::{Fault, Gateway, Keys, Seen, jwt};
+pub use prometheus::{Prometheus, promtool};
 pub use server::Server;
 
 use postgres::{Postgres, SUPERUSER};

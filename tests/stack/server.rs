@@ -46,7 +46,7 @@ impl Server {
 }
 
 /// Where `tests/install` puts the servers; the two must agree.
-fn stack_directory() -> PathBuf {
+pub(super) fn stack_directory() -> PathBuf {
     let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = || path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")));
     let directory = path("THREADKEEP_STACK_DIR").or_else(|| Some(cache()?.join("threadkeep-stack")));

@@ -160,6 +160,11 @@ impl Spool {
         lock(&self.state).holdings
     }
 
+    /// What it may hold.
+    pub(crate) fn bounds(&self) -> Bounds {
+        self.bounds
+    }
+
     /// Finishes what waits to be written, and lets others open the file.
     pub(crate) async fn close(&self) -> Result<()> {
         self.database.close().await

@@ -1,85 +1,40 @@
 //! Every series in one table, and the handles to count with.
 //!
-//! Counts go through the [`metrics`] facade; whether anything listens is the daemon's decision. **Install the recorder
-//! before opening a cache**: a handle made before it counts into nothing for ever.
+//! Counts go through the [`metrics`] facade; whether anything listens is the daemon's decision. The feature `prometheus`
+//! has an exporter that is set up for these series.
+//!
+//! **Install the recorder before anything of threadkeep's is opened**: its handles are made when a cache (or a
+//! [`Guard`](crate::Guard)) is, and one that was made before there was a recorder counts into nothing for ever. All
+//! series are there from then on, at zero, whatever the backend. So don't let an exporter forget series that did not change
+//! for a while (`idle_timeout`): what is counted later would be lost.
+//!
+//! Gauges follow within a second, without traffic and without anybody who calls [`health`](crate::Cache::health). Where a
+//! process has several caches, the gauges are their sum; but the breaker's state, the oldest write and the clock are
+//! those of the cache that told last. A clone of a cache is no other cache.
+//!
+#![doc = include_str!("series.md")]
 
+mod series;
+
+use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
+
+pub use series::{SERIES, Series};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use crate::error::Error;
 
-/// A series as it is documented, and as dashboards may use it.
-#[derive(Debug)]
-pub struct Series {
-    /// Its name.
-    pub name: &'static str,
-    /// `counter`, `gauge` or `histogram`.
-    pub kind: &'static str,
-    /// Its label and the values that this takes, where it has one.
-    pub label: Option<(&'static str, &'static [&'static str])>,
-    /// What it counts, with the unit.
-    pub what: &'static str,
-}
-
+// Labels, in the order of the enums below.
 const READS: &[&str] = &["hit", "loaded", "queued", "stale", "absent", "failed"];
 const WRITES: &[&str] = &["stored", "superseded", "queued", "failed"];
-const REPLAYED: &[&str] = &["stored", "dead"];
+const REPLAYED: &[&str] = &["stored", "superseded", "refused"];
 const OPERATIONS: &[&str] = &["load", "apply", "recent", "touch", "purge", "probe"];
 const STATES: &[&str] = &["closed", "open", "half_open"];
-
-/// All series. No label ever carries a thread id, so their number is fixed.
-pub const SERIES: &[Series] = &[
-    Series {
-        name: "threadkeep_reads_total",
-        kind: "counter",
-        label: Some(("outcome", READS)),
-        what: "reads by where the answer came from",
-    },
-    Series {
-        name: "threadkeep_writes_total",
-        kind: "counter",
-        label: Some(("outcome", WRITES)),
-        what: "puts, removes and updates by outcome",
-    },
-    Series {
-        name: "threadkeep_replayed_total",
-        kind: "counter",
-        label: Some(("outcome", REPLAYED)),
-        what: "queued writes that found their end by outcome: in the source of truth, or as a dead letter",
-    },
-    Series {
-        name: "threadkeep_origin_seconds",
-        kind: "histogram",
-        label: Some(("operation", OPERATIONS)),
-        what: "time of one call to the source of truth, in seconds",
-    },
-    Series {
-        name: "threadkeep_failures_total",
-        kind: "counter",
-        label: Some(("kind", &["unavailable", "denied", "refused", "schema"])),
-        what: "failed calls to the source of truth by kind of error",
-    },
-    Series {
-        name: "threadkeep_breaker_state",
-        kind: "gauge",
-        label: None,
-        what: "0 closed, 1 open, 2 half open (a probe is under way)",
-    },
-    Series {
-        name: "threadkeep_breaker_transitions_total",
-        kind: "counter",
-        label: Some(("to", STATES)),
-        what: "breaker transitions by the state entered",
-    },
-    Series {
-        name: "threadkeep_discarded_fills_total",
-        kind: "counter",
-        label: None,
-        what: "loads whose result a newer write had overtaken",
-    },
-];
+/// Kinds of error; the last stands for all others.
+const FAILURES: &[&str] = &["unavailable", "denied", "busy", "refused", "schema", "other"];
+pub(crate) const TROUBLES: &[&str] = &["denied", "schema", "local"];
 
 /// Where the answer to a read came from.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +60,9 @@ pub(crate) enum Wrote {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Replayed {
     Stored,
-    Dead,
+    Superseded,
+    /// Or too old.
+    Refused,
 }
 
 /// Which call of the store is being timed.
@@ -132,8 +89,10 @@ pub(crate) struct Metrics {
     writes: Vec<Counter>,
     replayed: Vec<Counter>,
     origin: Vec<Histogram>,
+    failures: Vec<Counter>,
     state: Gauge,
     transitions: Vec<Counter>,
+    pub(crate) evictions: Counter,
     pub(crate) discarded_fills: Counter,
 }
 
@@ -156,8 +115,10 @@ impl Metrics {
                 .iter()
                 .map(|name| histogram!("threadkeep_origin_seconds", "operation" => *name))
                 .collect(),
+            failures: all("threadkeep_failures_total", "kind", FAILURES),
             state: gauge!("threadkeep_breaker_state"),
             transitions: all("threadkeep_breaker_transitions_total", "to", STATES),
+            evictions: counter!("threadkeep_memory_evictions_total"),
             discarded_fills: counter!("threadkeep_discarded_fills_total"),
         }
     }
@@ -177,7 +138,8 @@ impl Metrics {
     pub(crate) fn called(&self, operation: Operation, took: Duration, failure: Option<&Error>) {
         self.origin[operation as usize].record(took.as_secs_f64());
         if let Some(error) = failure {
-            counter!("threadkeep_failures_total", "kind" => error.kind().as_str()).increment(1);
+            let at = FAILURES.iter().position(|kind| *kind == error.kind().as_str());
+            self.failures[at.unwrap_or(FAILURES.len() - 1)].increment(1);
         }
     }
 
@@ -189,5 +151,37 @@ impl Metrics {
     pub(crate) fn transition(&self, to: u8) {
         self.breaker(to);
         self.transitions[usize::from(to)].increment(1);
+    }
+}
+
+/// What one cache holds, as gauges. Those of several caches add up, and what one showed goes with it.
+#[derive(Default)]
+pub(crate) struct Levels(HashMap<(&'static str, &'static str), (Gauge, f64)>);
+
+impl Levels {
+    /// Shows a value of this cache.
+    pub(crate) fn show(&mut self, name: &'static str, value: f64) {
+        let (gauge, shown) = self.0.entry((name, "")).or_insert_with(|| (gauge!(name), 0.0));
+        gauge.increment(value - std::mem::replace(shown, value));
+    }
+
+    /// Shows whether there is trouble of a kind.
+    pub(crate) fn show_trouble(&mut self, kind: &'static str, is_there: bool) {
+        let name = "threadkeep_trouble";
+        let made = || (gauge!(name, "kind" => kind), 0.0);
+        let (gauge, shown) = self.0.entry((name, kind)).or_insert_with(made);
+        let value = f64::from(u8::from(is_there));
+        gauge.increment(value - std::mem::replace(shown, value));
+    }
+
+    /// Shows what cannot be added up: it is that of the cache that showed it last.
+    pub(crate) fn set(&mut self, name: &'static str, value: f64) {
+        self.0.entry((name, "")).or_insert_with(|| (gauge!(name), 0.0)).0.set(value);
+    }
+}
+
+impl Drop for Levels {
+    fn drop(&mut self) {
+        self.0.values().for_each(|(gauge, shown)| gauge.decrement(*shown));
     }
 }
