@@ -2,7 +2,7 @@
 //!
 //! * [`embed`]: put it into a daemon
 //! * [`choose`]: which backend, and which settings
-//! * [`test`]: what your daemon does in an outage, tested
+//! * [`test`](mod@test): what your daemon does in an outage, tested
 //! * [`from_a_map`]: come from a map in memory
 //! * [`from_plain_supabase`]: come from calls to Supabase's tables
 //! * [`side_by_side`]: run the old and the new together for a while

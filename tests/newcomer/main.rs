@@ -61,10 +61,10 @@ fn a_new_crate_builds_and_runs_each_snippet() {
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--offline", "--target-dir"]).arg(target()).current_dir(folder.path());
     succeed(&mut build);
-    for at in 0..snippets.len() {
+    for (at, snippet) in snippets.iter().enumerate() {
         let program = target().join(format!("debug/snippet_{at}"));
         let said = succeed(Command::new(program).current_dir(folder.path()).env_clear());
-        assert!(!said.is_empty(), "snippet {at} says nothing:\n{}", snippets[at]);
+        assert!(!said.is_empty(), "snippet {at} says nothing:\n{snippet}");
     }
     assert!(folder.path().join("threadkeep.db").exists(), "conversations are kept without any setting");
 }

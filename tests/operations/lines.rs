@@ -13,7 +13,7 @@ const ANYTHING: char = '…';
 pub fn explained() -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("OPERATIONS.md");
     let text = std::fs::read_to_string(path).unwrap();
-    let section = text.split("\n## Log lines").nth(1).expect("a section on log lines");
+    let section = text.split("\n## Log lines").nth(1).unwrap();
     let section = section.split("\n## ").next().unwrap();
     section.lines().filter_map(|line| message(line.strip_prefix("| ")?.split_once(" | ")?.0)).collect()
 }

@@ -30,7 +30,7 @@ fn sources(folder: &Path) -> Vec<String> {
 fn messages(code: &str) -> Vec<String> {
     let code = code.replace("\\\"", "'");
     let calls = ["tracing::warn!(", "tracing::error!("].iter().flat_map(|call| code.split(call).skip(1));
-    let text = |call: &str| call.split('"').nth(1).expect("a message").to_owned();
+    let text = |call: &str| call.split('"').nth(1).unwrap().to_owned();
     let unbroken =
         |text: String| text.split_whitespace().filter(|word| *word != "\\").collect::<Vec<_>>().join(" ");
     calls.map(text).map(unbroken).map(|text| without_fillings(&text)).collect()
