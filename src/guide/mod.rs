@@ -1,7 +1,8 @@
-//! A guide in six chapters: there is no code in these modules.
+//! A guide in seven chapters: there is no code in these modules.
 //!
 //! * [`embed`]: put it into a daemon
 //! * [`choose`]: which backend, and which settings
+//! * [`watch`]: metrics, dashboards, health
 //! * [`test`](mod@test): what your daemon does in an outage, tested
 //! * [`from_a_map`]: come from a map in memory
 //! * [`from_plain_supabase`]: come from calls to Supabase's tables
@@ -14,6 +15,10 @@ pub mod embed {}
 
 #[doc = include_str!("choose.md")]
 pub mod choose {}
+
+#[cfg(feature = "prometheus")]
+#[doc = include_str!("watch.md")]
+pub mod watch {}
 
 #[cfg(feature = "testing")]
 #[doc = include_str!("test.md")]
