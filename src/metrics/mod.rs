@@ -156,32 +156,45 @@ impl Metrics {
 
 /// What one cache holds, as gauges. Those of several caches add up, and what one showed goes with it.
 #[derive(Default)]
-pub(crate) struct Levels(HashMap<(&'static str, &'static str), (Gauge, f64)>);
+pub(crate) struct Levels(HashMap<(&'static str, &'static str), Level>);
+
+/// A gauge, and how much of it is this cache's.
+struct Level {
+    gauge: Gauge,
+    shown: f64,
+}
+
+impl Level {
+    fn new(gauge: Gauge) -> Self {
+        Self { gauge, shown: 0.0 }
+    }
+
+    fn show(&mut self, value: f64) {
+        self.gauge.increment(value - std::mem::replace(&mut self.shown, value));
+    }
+}
+
+impl Drop for Level {
+    fn drop(&mut self) {
+        self.show(0.0);
+    }
+}
 
 impl Levels {
     /// Shows a value of this cache.
     pub(crate) fn show(&mut self, name: &'static str, value: f64) {
-        let (gauge, shown) = self.0.entry((name, "")).or_insert_with(|| (gauge!(name), 0.0));
-        gauge.increment(value - std::mem::replace(shown, value));
+        self.0.entry((name, "")).or_insert_with(|| Level::new(gauge!(name))).show(value);
     }
 
     /// Shows whether there is trouble of a kind.
     pub(crate) fn show_trouble(&mut self, kind: &'static str, is_there: bool) {
-        let name = "threadkeep_trouble";
-        let made = || (gauge!(name, "kind" => kind), 0.0);
-        let (gauge, shown) = self.0.entry((name, kind)).or_insert_with(made);
-        let value = f64::from(u8::from(is_there));
-        gauge.increment(value - std::mem::replace(shown, value));
+        let made = || Level::new(gauge!("threadkeep_trouble", "kind" => kind));
+        let level = self.0.entry(("threadkeep_trouble", kind)).or_insert_with(made);
+        level.show(f64::from(u8::from(is_there)));
     }
 
     /// Shows what cannot be added up: it is that of the cache that showed it last.
     pub(crate) fn set(&mut self, name: &'static str, value: f64) {
-        self.0.entry((name, "")).or_insert_with(|| (gauge!(name), 0.0)).0.set(value);
-    }
-}
-
-impl Drop for Levels {
-    fn drop(&mut self) {
-        self.0.values().for_each(|(gauge, shown)| gauge.decrement(*shown));
+        self.0.entry((name, "")).or_insert_with(|| Level::new(gauge!(name))).gauge.set(value);
     }
 }
