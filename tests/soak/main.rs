@@ -58,6 +58,8 @@ async fn start_daemon(gateway: &Gateway) -> Daemon {
         ("CONVERSATION_CACHE_BYTES", BOUND),
         ("CONVERSATION_REPLICA_BYTES", BOUND),
         ("CONVERSATION_TIMEOUT_HOURS", TTL_HOURS),
+        // glibc gives each thread an arena of its own, and the holes in them would look like growth, or hide it.
+        ("MALLOC_ARENA_MAX", "1"),
     ])
     .await
 }

@@ -9,7 +9,7 @@ use crate::process::Daemon;
 /// Samples below which there is nothing to compare.
 const ENOUGH: usize = 9;
 /// What allocator and write-ahead log may do as they like.
-const SLACK: u64 = 4 << 20;
+const SLACK: u64 = 2 << 20;
 
 pub struct Sample {
     at: Duration,
