@@ -126,7 +126,7 @@ fn the_documentation_lists_all_series() {
 
 #[test]
 fn documents_name_files_that_are_there() {
-    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
+    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "OPERATIONS.md"] {
         let text = fs::read_to_string(root(document)).unwrap();
         for (_, link) in text.split("](").skip(1).map(|rest| ((), rest.split(')').next().unwrap())) {
             assert!(link.starts_with("http") || root(link).exists(), "{document} links to {link}");

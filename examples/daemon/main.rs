@@ -37,7 +37,7 @@ async fn main() -> ExitCode {
     match run().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error}");
+            tracing::error!("the daemon stops: {error}");
             let mut cause = error.source();
             while let Some(error) = cause {
                 tracing::error!("  because: {error}");

@@ -156,7 +156,7 @@ impl Builder {
     }
 
     fn doubt(&mut self, doubt: String) {
-        tracing::warn!("{doubt}");
+        tracing::warn!("a setting may be a mistake: {doubt}");
         self.doubts.push(doubt);
     }
 
