@@ -98,6 +98,47 @@ async fn a_wrong_line_is_named_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
+async fn an_export_whose_first_line_is_damaged_gives_the_others() {
+    let line = |key: &str| {
+        format!(r#"{{"kind":"queued","key":"{key}","version":"9","value":1,"expires":1,"queued_at":1}}"#)
+    };
+    let rest = format!("\n{}\n{}\n", line("two"), line("three"));
+    let sound = ["\u{feff}", &line("one")].concat();
+    for (first, wrong) in [
+        (sound.as_bytes(), 0),
+        (b"ost in a crash\"}", 1),
+        (&[0; 4_000], 1),
+        (b"{\"key\":\"\xff\"}", 1),
+        (b"", 0),
+    ] {
+        let cli = Cli::of_project();
+        std::fs::write(cli.path("export"), [first, rest.as_bytes()].concat()).unwrap();
+        let ended = cli.run(&["queue", "import", "export", "--json"]).await;
+        let taken = if wrong == 0 && !first.is_empty() { 3 } else { 2 };
+        let said = ended.json();
+        assert_eq!((&said["queued"], &said["wrong_lines"]), (&json!(taken), &json!(wrong)), "{ended:?}");
+        assert_eq!((ended.code, ended.err.contains("line 1: ")), (wrong, wrong == 1), "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_nothing_can_have_stamped_is_refused() {
+    let cli = Cli::of_project();
+    let line = |version: i64| {
+        format!(
+            r#"{{"kind":"queued","key":"k{version}","version":"{version}","value":1,"expires":9,"queued_at":9}}"#
+        )
+    };
+    let hours = |hours: i64| (threadkeep::Clock::new().now().0 + hours * 3_600_000) << 21;
+    let lines = [hours(0), i64::MAX, hours(23), hours(25)].map(line).join("\n");
+    let ended = cli.run_with_input(&["queue", "import", "-", "--json"], &lines).await;
+    assert_eq!((ended.code, &ended.json()["queued"]), (1, &json!(2)), "{ended:?}");
+    for word in ["line 2: the version 9223372036854775807 is", "line 4: ", "ahead of this machine's clock"] {
+        assert!(ended.err.contains(word), "{ended:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_newer_in_the_file_stays() {
     let cli = Cli::of_project();
     let line = |version: i64, value: &str| {

@@ -116,7 +116,7 @@ pub enum QueueCommand {
 The file is either an export (lines of JSON) or a queue's file, such as one that was set aside as QUEUE.damaged-1: of that, \
 all that can still be read is taken, and the file itself is left as it is. Versions are kept, so that the same can be imported \
 again, and what is newer in the queue stays. A line that is wrong is reported with its number, and the rest is taken: the \
-exit code is 1 then, as where something of a damaged file could not be read.
+exit code is 1 then, as where something of a damaged file could not be read. Standard input is always read as an export.
 
 What is imported is not held to CONVERSATION_QUEUE_BYTES. A daemon whose queue is beyond it takes no more writes in an outage, \
 until some have been replayed.")]
