@@ -171,7 +171,7 @@ async fn dead_letters_are_listed_exported_and_forgotten() {
     assert_eq!(listed.len(), 4);
     assert_eq!((&listed[0]["key"], &listed[0]["reason"]), (&json!("a"), &json!("superseded")));
     assert!(cli.ok(&["queue", "dead"]).await.out.contains("b\tput"));
-    assert_eq!(cli.run(&["queue", "dead", "--export", "-", "--forget"]).await.code, 1);
+    assert_eq!(cli.run(&["queue", "dead", "--export", "-", "--forget"]).await.code, 2);
     assert_eq!(cli.ok(&["queue", "dead", "--export", "-"]).await.lines().len(), 4);
     let said = cli.ok(&["queue", "dead", "--export", "letters", "--forget"]).await.err;
     assert!(said.contains("exported 4") && said.contains("forgot 4"), "{said}");
@@ -222,7 +222,7 @@ async fn another_queues_writes_are_moved_once() {
     assert_eq!((&again["queued"], &again["already"]), (&json!(0), &json!(602)));
     assert_eq!(cli.ok(&["queue", "status", "--json"]).await.json()["queued"]["records"], 602);
     let itself = cli.run(&["queue", "move", "threadkeep-queue.db"]).await;
-    assert!(itself.code == 1 && itself.err.contains("is the queue's file itself"), "{itself:?}");
+    assert!(itself.code == 2 && itself.err.contains("is the queue's file itself"), "{itself:?}");
 }
 
 #[tokio::test]
@@ -250,5 +250,5 @@ async fn files_of_others_are_left_as_they_are() {
     }
     bury(&cli.queue()).await;
     let itself = cli.run(&["queue", "import", "threadkeep-queue.db"]).await;
-    assert!(itself.code == 1 && itself.err.contains("is the queue's file itself"), "{itself:?}");
+    assert!(itself.code == 2 && itself.err.contains("is the queue's file itself"), "{itself:?}");
 }

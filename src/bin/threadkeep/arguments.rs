@@ -11,7 +11,7 @@ Settings come from the environment and from the file .env in the current directo
 Exit codes:
   0  it was done
   1  it failed, or was done in part; standard error says why
-  2  the arguments are wrong
+  2  the arguments are wrong, or what they give cannot be stored
   3  a file is in use by another process, such as a daemon: ask that one, or stop it first
   4  there is no such thread (get)";
 
@@ -139,8 +139,8 @@ What is moved is not held to CONVERSATION_QUEUE_BYTES."
     Move(Move),
     /// Sends what is queued to Supabase, and waits until the queue is empty
     #[command(after_help = "\
-Writes that Supabase turns out not to take become dead letters, and are reported. If something is left, the exit code is 1, and \
-standard error says why.")]
+Writes that Supabase turns out not to take become dead letters. If there are such, or something is left, the exit code is 1, and \
+standard error says how many, and why.")]
     Replay(Replay),
     /// Lists dead letters: queued writes that Supabase turned out not to take; exports, forgets or requeues them
     #[command(after_help = "\
