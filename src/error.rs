@@ -114,6 +114,11 @@ impl Error {
         self.with(|inner| inner.outcome_unknown = false)
     }
 
+    /// The same error in other words.
+    pub(crate) fn saying(self, message: impl Into<String>) -> Self {
+        self.with(|inner| inner.message = message.into())
+    }
+
     fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {
         change(Arc::make_mut(&mut self.0));
         self

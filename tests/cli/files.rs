@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use threadkeep::testing::Faulty;
 use threadkeep::{Cache, Durability, QueueFile};
 
+use crate::mount::Mount;
 use crate::process::{Cli, ORIGIN, cut_off, fill};
 
 /// What a file holds, without what differs from file to file.
@@ -251,4 +252,26 @@ async fn files_of_others_are_left_as_they_are() {
     bury(&cli.queue()).await;
     let itself = cli.run(&["queue", "import", "threadkeep-queue.db"]).await;
     assert!(itself.code == 2 && itself.err.contains("is the queue's file itself"), "{itself:?}");
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_written_is_to_be_copied_by_the_path_that_was_given() {
+    let disk = Mount::tmpfs("4m");
+    let (queue, cli) = (disk.path().join("q.db"), Cli::new(&[]));
+    fill(&queue, 3).await;
+    disk.remount("ro");
+    for command in ["status", "list", "export"] {
+        let ended = cli.run(&["queue", command, "--file", queue.to_str().unwrap()]).await;
+        assert_eq!((ended.code, ended.out.as_str()), (1, ""), "{ended:?}");
+        for word in
+            ["q.db cannot be opened for writing", "copy it", "CONVERSATION_QUEUE_PATH", "--file", "because: "]
+        {
+            assert!(ended.err.contains(word), "{ended:?}");
+        }
+        assert!(!ended.err.contains("CONVERSATION_LOCAL_PATH"), "{ended:?}");
+    }
+    for suffix in ["", "-wal"] {
+        std::fs::copy(format!("{}{suffix}", queue.display()), cli.path(&format!("copy{suffix}"))).ok();
+    }
+    assert_eq!(cli.ok(&["queue", "status", "--file", "copy", "--json"]).await.json()["queued"]["records"], 5);
 }
