@@ -18,7 +18,8 @@ pub enum ErrorKind {
     Denied,
     /// A bound on work in progress is reached. Try again when some of it is done.
     Busy,
-    /// The source of truth cannot be written at present, and the queue on disk is at its bound. Nothing was taken.
+    /// The source of truth cannot be written at present, and the queue on disk is at its bound. The write is not in the
+    /// queue; where [`outcome_unknown`](Error::outcome_unknown) says so, it was sent before and may be stored all the same.
     QueueFull,
     /// Another writer won each of the attempts at a compare-and-set.
     Conflict,

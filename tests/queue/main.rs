@@ -272,6 +272,10 @@ async fn a_full_queue_refuses_and_takes_nothing() {
     };
     assert_eq!(error.kind(), ErrorKind::QueueFull);
     assert!(error.to_string().contains("CONVERSATION_QUEUE_BYTES") && !error.outcome_unknown(), "{error}");
+    assert!(
+        error.to_string().contains("was not queued") && !error.to_string().contains("may be stored"),
+        "{error}"
+    );
     assert_eq!((queued(&cache), taken), (4, 4));
     assert_eq!(
         cache.put("t0", &"shorter").await.unwrap(),
@@ -283,6 +287,21 @@ async fn a_full_queue_refuses_and_takes_nothing() {
     drained(&cache).await;
     assert_eq!(world.stored("t0").await.as_deref(), Some("\"shorter\""));
     assert_eq!(world.stored(&format!("t{taken}")).await, None);
+}
+
+/// By an answer that is lost, and by one that does not come while the caller waits.
+#[tokio::test]
+async fn a_full_queue_does_not_deny_what_may_be_stored() {
+    for fault in [Fault::LoseAnswer, Fault::DelayAnswer(DEADLINE * 2)] {
+        let mut world = World::new();
+        let cache = world.builder().queue_bytes(100).open().await.unwrap();
+        world.faults.always(fault);
+        let error = cache.put("k", &"x".repeat(1_000)).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::QueueFull && error.outcome_unknown(), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("was not queued") && text.contains("may be stored all the same"), "{text}");
+        assert!(world.stored("k").await.is_some());
+    }
 }
 
 #[tokio::test]
