@@ -318,13 +318,13 @@ impl Builder {
             return Ok(Cache::over(store, "custom", self.limits, spool));
         }
         match backend {
-            Backend::Local => open_local(&self.local_path, self.limits).await,
+            Backend::Local => {
+                name_what_is_left_behind(&self.queue_path);
+                open_local(&self.local_path, self.limits).await
+            }
             Backend::Memory => {
                 tracing::warn!("conversations are kept in memory only: they are lost on restart");
-                if let Some(writes) = Spool::left_behind(&self.queue_path).filter(|writes| *writes > 0) {
-                    let path = self.queue_path.display();
-                    tracing::warn!(%path, writes, "acknowledged writes wait in a queue: they reach Supabase with the backend `supabase` only");
-                }
+                name_what_is_left_behind(&self.queue_path);
                 Ok(Cache::over(Arc::new(Memory::new()), "memory", self.limits, None))
             }
             Backend::Supabase => {
@@ -441,6 +441,14 @@ fn environment() -> impl Iterator<Item = (String, String)> {
     #[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     let vars = std::env::vars_os();
     vars.map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+}
+
+/// After a rollback from Supabase, its queue may still hold writes.
+fn name_what_is_left_behind(queue: &Path) {
+    if let Some(writes) = Spool::left_behind(queue).filter(|writes| *writes > 0) {
+        let path = queue.display();
+        tracing::warn!(%path, writes, "acknowledged writes wait in a queue: they reach Supabase with the backend `supabase` only");
+    }
 }
 
 pub(super) fn read_file(path: &Path) -> Result<Vec<(String, String)>, String> {

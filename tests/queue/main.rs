@@ -399,7 +399,7 @@ fn log_of_the_process() -> Arc<std::sync::Mutex<Vec<u8>>> {
 }
 
 #[tokio::test]
-async fn memory_in_the_place_of_supabase_names_the_queue_that_is_left_behind() {
+async fn another_backend_in_the_place_of_supabase_names_the_queue_that_is_left_behind() {
     let log = log_of_the_process();
     let mut world = World::new();
     let cache = world.open().await;
@@ -407,10 +407,14 @@ async fn memory_in_the_place_of_supabase_names_the_queue_that_is_left_behind() {
     let _ = cache.put("k", &1).await.unwrap();
     cache.shutdown(Duration::ZERO).await.unwrap();
     let path = world.dir.path().join("q.db");
-    Cache::builder().memory().queue(&path).open().await.unwrap();
-    let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
-    let named = log.lines().find(|line| line.contains(path.to_str().unwrap()) && line.contains("writes=1"));
-    assert!(named.is_some_and(|line| line.contains("acknowledged writes wait")), "{log}");
+    let local = world.dir.path().join("local.db");
+    for (builder, times) in [(Cache::builder().memory(), 1), (Cache::builder().local(&local), 2)] {
+        builder.queue(&path).open().await.unwrap();
+        let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+        let named =
+            log.lines().filter(|line| line.contains(path.to_str().unwrap()) && line.contains("writes=1"));
+        assert_eq!(named.filter(|line| line.contains("acknowledged writes wait")).count(), times, "{log}");
+    }
 }
 
 #[tokio::test]
