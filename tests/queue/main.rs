@@ -130,6 +130,7 @@ async fn a_restart_in_an_outage_keeps_queue_and_last_known_copies() {
     assert_eq!(json, "\"before\"");
     assert!(matches!(freshness, Freshness::Stale { age } if age < Duration::from_secs(60)), "{freshness:?}");
     assert_eq!(cache.get("unknown").await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(cache.list("u").await.unwrap_err().kind(), ErrorKind::Unavailable, "it would lack threads");
     let append = |current: Option<String>| Ok(Some(current.unwrap() + " and after"));
     assert_eq!(cache.update("stored", append).await.unwrap(), Durability::Queued);
     assert_eq!(cache.update("queued", append).await.unwrap(), Durability::Queued);
@@ -159,6 +160,8 @@ async fn a_denied_write_is_queued_and_goes_through_when_the_key_is_mended() {
     world.faults.always(Fault::Fail(ErrorKind::Denied));
     assert_eq!(cache.put("denied", &1).await.unwrap(), Durability::Queued);
     assert!(!cache.health().is_available(), "it is an alarm");
+    assert_eq!(cache.get("unknown").await.unwrap_err().kind(), ErrorKind::Denied, "it is no absence");
+    assert_eq!(cache.list("u").await.unwrap_err().kind(), ErrorKind::Denied);
     world.faults.heal();
     drained(&cache).await;
     assert_eq!(world.stored("denied").await.as_deref(), Some("1"));
