@@ -91,7 +91,7 @@ fn compare(path: &Path, expected: &str) {
 
 #[test]
 fn env_example_has_all_settings() {
-    let mut text = "# Settings of threadkeep, each with what holds when it is unset. Copy this file to .env and change it.\n".to_owned();
+    let mut text = "# Settings of threadkeep, each with what holds when it is unset. Copy this file to .env and change it.\n# A $ in a value begins the name of a variable, which it stands for, unless the value is in single quotes.\n".to_owned();
     for setting in SETTINGS {
         text += &format!("\n# {}\n# {}={}\n", setting.what, setting.name, setting.default);
     }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::builder::read_file;
+use super::dotenv;
 use crate::supabase::KeySource;
 
 /// No key is as long.
@@ -25,7 +25,7 @@ pub(super) fn of_dotenv(path: &Path) -> KeySource {
     let key = |vars: Vec<(String, String)>| vars.into_iter().rfind(|(name, _)| name == "SUPABASE_KEY");
     let warn = |wrong: &String| tracing::warn!("no new key from the file of settings: {wrong}");
     KeySource::new(move || {
-        let vars = read_file(&path).inspect_err(warn).ok()?;
+        let vars = dotenv::read(&path).inspect_err(warn).ok()?;
         Some(key(vars).map(|(_, key)| key).unwrap_or_default())
     })
 }

@@ -59,7 +59,10 @@ async fn memory(dir: &Path) {
     let cache = Cache::builder().local(dir.join("local.db")).cache_bytes(BOUND).open().await.unwrap();
     put_many(&cache, 2 * BOUND / VALUE).await;
     let (health, taken) = (cache.health(), resident().saturating_sub(before));
-    println!("memory: {} threads, {} bytes counted, {taken} more bytes resident", health.threads, health.bytes);
+    println!(
+        "memory: {} threads, {} bytes counted, {taken} more bytes resident",
+        health.threads, health.bytes
+    );
     assert!(health.bytes <= BOUND as u64 + BOUND as u64 / 50);
     assert!(taken <= 2 * BOUND as u64 + ROOM, "{taken} bytes");
     let _ = cache.shutdown(Duration::from_secs(5)).await.unwrap();
