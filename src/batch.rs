@@ -17,6 +17,7 @@ use tracing::Instrument;
 
 use crate::breaker::Breaker;
 use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::{Metrics, Operation};
 use crate::record::{Key, Want, Write};
 use crate::store::{Applied, Loaded, Page, Recent, Store};
 use crate::version::Clock;
@@ -57,6 +58,8 @@ trait Errand: Debug + Send + Sync + 'static {
     type Item: Clone + Debug + Send + Sync;
     type Answer: Debug + Send;
 
+    const OPERATION: Operation;
+
     fn bytes(item: &Self::Item) -> usize;
 
     async fn send<S: Store>(store: &S, items: &[Self::Item]) -> Result<Vec<Self::Answer>>;
@@ -69,6 +72,8 @@ struct Loads;
 impl Errand for Loads {
     type Item = Want;
     type Answer = Loaded;
+
+    const OPERATION: Operation = Operation::Load;
 
     fn bytes(want: &Want) -> usize {
         want.key.as_str().len()
@@ -86,6 +91,8 @@ struct Writes;
 impl Errand for Writes {
     type Item = Write;
     type Answer = Applied;
+
+    const OPERATION: Operation = Operation::Apply;
 
     fn bytes(write: &Write) -> usize {
         write.record.bytes()
@@ -109,6 +116,7 @@ struct Job<E: Errand> {
 struct Lanes<S, E: Errand> {
     store: Arc<S>,
     state: Mutex<State<E>>,
+    metrics: Metrics,
 }
 
 #[derive(Debug)]
@@ -146,7 +154,7 @@ enum Way<S: Store, E: Errand> {
 impl<S: Store, E: Errand> Lanes<S, E> {
     fn new(store: Arc<S>) -> Arc<Self> {
         let state = State { taken: 0, waiting: VecDeque::new(), records: 0, bytes: 0 };
-        Arc::new(Self { store, state: Mutex::new(state) })
+        Arc::new(Self { store, state: Mutex::new(state), metrics: Metrics::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State<E>> {
@@ -155,12 +163,17 @@ impl<S: Store, E: Errand> Lanes<S, E> {
 
     async fn call(self: &Arc<Self>, items: &[E::Item]) -> Result<Vec<E::Answer>> {
         match self.way(items)? {
-            Way::Free(_lane) => E::send(&*self.store, items).await,
+            Way::Free(_lane) => self.send(items).await,
             Way::Wait(answer) => answer.await.unwrap_or_else(|_| {
                 let message = "the batch was given up: the runtime ends, or a bug";
                 Err(Error::new(ErrorKind::Unavailable, message).with_outcome_unknown())
             }),
         }
+    }
+
+    async fn send(&self, items: &[E::Item]) -> Result<Vec<E::Answer>> {
+        self.metrics.gathered(E::OPERATION, items.len());
+        E::send(&*self.store, items).await
     }
 
     fn way(self: &Arc<Self>, items: &[E::Item]) -> Result<Way<S, E>> {
@@ -232,7 +245,7 @@ impl<S: Store, E: Errand> Lane<S, E> {
         let mut batches = vec![batch];
         while let Some(mut batch) = batches.pop() {
             let items: Vec<E::Item> = batch.iter().flat_map(|job| job.items.iter().cloned()).collect();
-            match E::send(&*self.0.store, &items).await {
+            match self.0.send(&items).await {
                 Ok(answers) => give(batch, answers),
                 Err(error) if batch.len() > 1 && is_of_one(&error) => {
                     let later = batch.split_off(batch.len() / 2);

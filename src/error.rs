@@ -18,7 +18,8 @@ pub enum ErrorKind {
     Denied,
     /// A bound on work in progress is reached. Try again when some of it is done.
     Busy,
-    /// The source of truth cannot be written at present, and the queue on disk is at its bound. Nothing was taken.
+    /// The source of truth cannot be written at present, and the queue on disk is at its bound. The write is not in the
+    /// queue; where [`outcome_unknown`](Error::outcome_unknown) says so, it was sent before and may be stored all the same.
     QueueFull,
     /// Another writer won each of the attempts at a compare-and-set.
     Conflict,
@@ -112,6 +113,11 @@ impl Error {
     /// The same error for a call that writes nothing.
     pub(crate) fn of_read(self) -> Self {
         self.with(|inner| inner.outcome_unknown = false)
+    }
+
+    /// The same error in other words.
+    pub(crate) fn saying(self, message: impl Into<String>) -> Self {
+        self.with(|inner| inner.message = message.into())
     }
 
     fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {

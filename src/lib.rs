@@ -23,7 +23,8 @@
 //!
 //! What goes wrong is an [`Error`] whose [`kind`](Error::kind) tells what to do; an outage is never read as absence. The
 //! [settings](SETTINGS) come from the environment or from [`Builder`]. A [`Store`] of one's own can take the place of
-//! those here: see [`testing`] (feature `testing`) for the suite that it has to pass.
+//! those here: see [`testing`] (feature `testing`) for the suite that it has to pass. The [`guide`] says how to embed it, how to
+//! choose settings, and how to come from something else.
 //!
 //! The modules below stand in the order of their dependencies: each uses only those before it, which a test holds.
 #![forbid(unsafe_code)]
@@ -60,6 +61,7 @@ mod settings;
 pub mod prometheus;
 #[cfg(feature = "cli")]
 pub mod doctor;
+pub mod guide;
 
 pub use backoff::Backoff;
 pub use batch::Batched;

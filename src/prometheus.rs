@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::runtime::Handle;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::SERIES;
@@ -49,11 +50,10 @@ impl Exporter {
 /// Counts from now on, and serves what was counted over HTTP at this address, whatever the path.
 ///
 /// # Errors
-/// [`ErrorKind::Config`] where the address cannot be listened on, and where the process has a recorder already.
-///
-/// # Panics
-/// Outside a tokio runtime.
+/// [`ErrorKind::Config`] where the address cannot be listened on, where the process has a recorder already, and outside a
+/// tokio runtime.
 pub fn install(listen_on: SocketAddr) -> Result<()> {
+    let runtime = runtime()?;
     let (recorder, serving) =
         builder()?.with_http_listener(listen_on).upkeep_timeout(UPKEEP).build().map_err(|error| {
             let message =
@@ -62,7 +62,7 @@ pub fn install(listen_on: SocketAddr) -> Result<()> {
         })?;
     metrics::set_global_recorder(recorder).map_err(|_| is_there_already())?;
     describe();
-    tokio::spawn(async move {
+    runtime.spawn(async move {
         if serving.await.is_err() {
             tracing::error!(%listen_on, "metrics are not served any more");
         }
@@ -73,23 +73,26 @@ pub fn install(listen_on: SocketAddr) -> Result<()> {
 /// Counts from now on; to be served by the daemon itself.
 ///
 /// # Errors
-/// [`ErrorKind::Config`] where the process has a recorder already.
-///
-/// # Panics
-/// Outside a tokio runtime.
+/// [`ErrorKind::Config`] where the process has a recorder already, and outside a tokio runtime.
 pub fn install_recorder() -> Result<Exporter> {
+    let runtime = runtime()?;
     let recorder = builder()?.build_recorder();
     let exporter = Exporter(recorder.handle());
     metrics::set_global_recorder(recorder).map_err(|_| is_there_already())?;
     describe();
     let handle = exporter.0.clone();
-    tokio::spawn(async move {
+    runtime.spawn(async move {
         loop {
             tokio::time::sleep(UPKEEP).await;
             handle.run_upkeep();
         }
     });
     Ok(exporter)
+}
+
+fn runtime() -> Result<Handle> {
+    let message = "the exporter needs a tokio runtime: install it inside of one";
+    Handle::try_current().map_err(|error| Error::new(ErrorKind::Config, message).with_source(error))
 }
 
 /// No idle timeout: it would lose what the handles that a cache holds count later.

@@ -207,6 +207,14 @@ pub(crate) fn is_time(at: Timestamp) -> bool {
     (0..253_402_300_800_000).contains(&at.0)
 }
 
+/// Whether a write that was queued at `queued_at` can have got this version by now: no clock stamps more than some seconds
+/// ahead of what it shows, and either that clock or this machine's is right to a day. One beyond would win over whatever is
+/// written until its time has come.
+#[cfg(feature = "sqlite")]
+pub(crate) fn can_be_stamped(version: Version, queued_at: Timestamp, now: Timestamp) -> bool {
+    version.at() <= queued_at.max(now).plus(std::time::Duration::from_secs(86_400))
+}
+
 /// What is taken into a queue's file.
 #[cfg(feature = "sqlite")]
 #[derive(Debug, Clone)]

@@ -69,14 +69,14 @@ impl Stove {
         let page = Page { user: None, most: PAGE.min(self.most), after: None };
         let first = match self.fetch(&page).await {
             Err(error) if is_to_be_waited_out(&error) => {
-                self.from_disk().await?;
+                self.take_copies().await?;
                 self.progress.send_modify(|progress| progress.is_done = true);
                 self.tell("from the local disk", began);
                 self.fetch_patiently(&page).await?
             }
             first => first?,
         };
-        self.from_origin(page, first).await?;
+        self.take_stored(page, first).await?;
         self.tell("from the source of truth", began);
         Ok(())
     }
@@ -97,7 +97,7 @@ impl Stove {
     }
 
     /// Page by page, the newest first; while one is taken in, the next is under way.
-    async fn from_origin(&self, mut page: Page, mut next: Fetched) -> Result<()> {
+    async fn take_stored(&self, mut page: Page, mut next: Fetched) -> Result<()> {
         let (mut threads, mut told) = (0, Instant::now());
         loop {
             let Fetched { recent, ticket, began } = next;
@@ -162,7 +162,7 @@ impl Stove {
     }
 
     /// The copies that were written last.
-    async fn from_disk(&self) -> Result<()> {
+    async fn take_copies(&self) -> Result<()> {
         let Some(spool) = &self.spool else { return Ok(()) };
         let (mut threads, mut before) = (0, i64::MAX);
         while threads < self.most && self.near.size().1 < self.most_bytes {

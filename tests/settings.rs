@@ -161,5 +161,14 @@ async fn a_file_that_cannot_be_read_is_named_but_not_repeated() {
     assert!(Builder::from_env_and_file(&path).memory().open().await.is_ok(), "there need not be one");
     std::fs::write(&path, "SUPABASE_KEY='sb_secret_unclosed\n").unwrap();
     let error = Builder::from_env_and_file(&path).memory().open().await.unwrap_err().to_string();
-    assert!(error.contains(".env") && error.contains("NAME=value") && !error.contains("unclosed"), "{error}");
+    assert!(error.contains(".env: line 1 is not NAME=value") && !error.contains("unclosed"), "{error}");
+    std::fs::write(&path, b"CONVERSATION_STRICT=true\nSUPABASE_KEY=sb_secret_hidden\xff\n").unwrap();
+    let error = Builder::from_env_and_file(&path).memory().open().await.unwrap_err().to_string();
+    assert!(error.contains(".env: line 2 is not UTF-8") && !error.contains("hidden"), "{error}");
+    let error = Builder::from_env_and_file(dir.path()).memory().open().await.unwrap_err().to_string();
+    assert!(error.contains("it is a directory"), "{error}");
+    let local = dir.path().join("with a mark.db");
+    std::fs::write(&path, format!("\u{feff}CONVERSATION_LOCAL_PATH='{}'\n", local.display())).unwrap();
+    Builder::from_env_and_file(&path).open().await.unwrap();
+    assert!(local.exists(), "a byte order mark is passed over");
 }

@@ -91,7 +91,7 @@ fn compare(path: &Path, expected: &str) {
 
 #[test]
 fn env_example_has_all_settings() {
-    let mut text = "# Settings of threadkeep, each with what holds when it is unset. Copy this file to .env and change it.\n".to_owned();
+    let mut text = "# Settings of threadkeep, each with what holds when it is unset. Copy this file to .env and change it.\n# A $ in a value begins the name of a variable, which it stands for, unless the value is in single quotes.\n".to_owned();
     for setting in SETTINGS {
         text += &format!("\n# {}\n# {}={}\n", setting.what, setting.name, setting.default);
     }
@@ -126,7 +126,7 @@ fn the_documentation_lists_all_series() {
 
 #[test]
 fn documents_name_files_that_are_there() {
-    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
+    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "OPERATIONS.md"] {
         let text = fs::read_to_string(root(document)).unwrap();
         for (_, link) in text.split("](").skip(1).map(|rest| ((), rest.split(')').next().unwrap())) {
             assert!(link.starts_with("http") || root(link).exists(), "{document} links to {link}");

@@ -37,7 +37,7 @@ async fn main() -> ExitCode {
     match run().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error}");
+            tracing::error!("the daemon stops: {error}");
             let mut cause = error.source();
             while let Some(error) = cause {
                 tracing::error!("  because: {error}");
@@ -115,7 +115,8 @@ async fn serve(listener: TcpListener, routes: Router) -> Result<(), Box<dyn Erro
 #[allow(clippy::disallowed_methods, reason = "the daemon's own setting")]
 fn daemon_addr() -> String {
     let from_file = || {
-        let lines = dotenvy::from_path_iter(".env").ok()?;
+        let text = std::fs::read_to_string(".env").ok()?;
+        let lines = dotenvy::from_read_iter(text.trim_start_matches('\u{feff}').as_bytes());
         lines.map_while(Result::ok).find(|(name, _)| name == "DAEMON_ADDR").map(|(_, addr)| addr)
     };
     let from_env = std::env::var("DAEMON_ADDR").ok();

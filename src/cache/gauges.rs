@@ -36,6 +36,7 @@ impl Inner {
         levels.show("threadkeep_memory_entries", health.threads as f64);
         levels.show("threadkeep_memory_bytes", health.bytes as f64);
         levels.show("threadkeep_memory_bound_bytes", health.bytes_bound as f64);
+        levels.show("threadkeep_warm_up_threads", health.warm_up.threads as f64);
         let queue = health.queue.as_ref();
         let of = |what: fn(&super::Queue) -> u64| queue.map_or(0.0, |queue| what(queue) as f64);
         levels.show("threadkeep_queue_records", of(|queue| queue.records));

@@ -117,7 +117,7 @@ impl Inner {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         let message = format!("what the file and memory say of the queued write of the thread {key} differs");
-        tracing::error!("{message}");
+        tracing::error!("a queued write cannot be read: {message}");
         Err(Error::new(ErrorKind::Local, message))
     }
 

@@ -299,9 +299,7 @@ impl Inner {
             Err(refused) => refused,
         };
         answer.give(match writing.await {
-            Err(e) if is_to_be_queued(&e) => {
-                Err(if e.outcome_unknown() { refused.with_outcome_unknown() } else { refused })
-            }
+            Err(e) if is_to_be_queued(&e) => Err(not_queued(refused, &e)),
             result => result,
         });
     }
@@ -329,7 +327,7 @@ impl Inner {
     ) -> Result<Durability> {
         let Some((record, over)) = self.latest(attempt) else { return Err(failure.clone()) };
         let queued = self.enqueue(spool, &record, over, ticket, failure.outcome_unknown()).await;
-        queued.map_err(|e| if failure.outcome_unknown() { e.with_outcome_unknown() } else { e })
+        queued.map_err(|refused| not_queued(refused, failure))
     }
 
     /// Writes into the source of truth, and into memory what that says.
@@ -466,6 +464,15 @@ fn newer(applied: Applied) -> Option<Version> {
         }
         Applied::Stored | Applied::Ahead | Applied::TooOld => None,
     }
+}
+
+/// Why a write could not be queued either that the source of truth could not take: that failure says whether it may be there.
+fn not_queued(refused: Error, failure: &Error) -> Error {
+    if !failure.outcome_unknown() {
+        return refused;
+    }
+    let text = format!("{refused}; it was sent, though, and may be stored all the same");
+    refused.saying(text).with_outcome_unknown()
 }
 
 pub(super) fn changed_meanwhile(key: &Key) -> Error {

@@ -281,6 +281,15 @@ pub(super) fn is_open_to_others(_: &Path) -> bool {
     false
 }
 
+/// Whether an error says that the file, or what has to be beside it, cannot be written.
+pub(super) fn is_unwritable(error: &Error) -> bool {
+    let Some(source) = std::error::Error::source(error) else { return false };
+    let code = source.downcast_ref().and_then(rusqlite::Error::sqlite_error_code);
+    let kind = source.downcast_ref().map(std::io::Error::kind);
+    matches!(code, Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied))
+        || matches!(kind, Some(std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem))
+}
+
 /// Whether an error says that the file is no database any more.
 pub(super) fn is_damage(error: &Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<rusqlite::Error>());
@@ -365,8 +374,14 @@ pub(super) fn failure(path: &Path) -> impl Fn(rusqlite::Error) -> Error {
             Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
                 return cannot_open(path).with_source(error);
             }
-            Some(ErrorCode::NotADatabase) => "is not a SQLite file; move it away or set another path",
-            Some(ErrorCode::DatabaseCorrupt) => "is damaged; move it away or restore it from a backup",
+            Some(ErrorCode::NotADatabase) => {
+                "is not a SQLite file; move it away or set another path (if it was a queue's, `threadkeep queue import` then \
+                 takes what can still be read of it)"
+            }
+            Some(ErrorCode::DatabaseCorrupt) => {
+                "is damaged; move it away or restore it from a backup (of a queue's, `threadkeep queue import` then takes what \
+                 can still be read)"
+            }
             _ => return unusable(path, &format!("failed: {error}")).with_source(error),
         };
         unusable(path, what).with_source(error)

@@ -31,6 +31,8 @@ const READS: &[&str] = &["hit", "loaded", "queued", "stale", "absent", "failed"]
 const WRITES: &[&str] = &["stored", "superseded", "queued", "failed"];
 const REPLAYED: &[&str] = &["stored", "superseded", "refused"];
 const OPERATIONS: &[&str] = &["load", "apply", "recent", "touch", "purge", "probe"];
+/// Those of which many go together, the first of the operations.
+const GATHERED: &[&str] = &["load", "apply"];
 const STATES: &[&str] = &["closed", "open", "half_open"];
 /// Kinds of error; the last stands for all others.
 const FAILURES: &[&str] = &["unavailable", "denied", "busy", "refused", "schema", "other"];
@@ -89,6 +91,7 @@ pub(crate) struct Metrics {
     writes: Vec<Counter>,
     replayed: Vec<Counter>,
     origin: Vec<Histogram>,
+    batches: Vec<Histogram>,
     failures: Vec<Counter>,
     state: Gauge,
     transitions: Vec<Counter>,
@@ -114,6 +117,10 @@ impl Metrics {
             origin: OPERATIONS
                 .iter()
                 .map(|name| histogram!("threadkeep_origin_seconds", "operation" => *name))
+                .collect(),
+            batches: GATHERED
+                .iter()
+                .map(|name| histogram!("threadkeep_batch_records", "operation" => *name))
                 .collect(),
             failures: all("threadkeep_failures_total", "kind", FAILURES),
             state: gauge!("threadkeep_breaker_state"),
@@ -143,6 +150,13 @@ impl Metrics {
         }
     }
 
+    /// A call goes with so many records.
+    pub(crate) fn gathered(&self, operation: Operation, records: usize) {
+        if let Some(batches) = self.batches.get(operation as usize) {
+            batches.record(records as f64);
+        }
+    }
+
     /// The breaker's state, by its number in the table.
     pub(crate) fn breaker(&self, state: u8) {
         self.state.set(f64::from(state));
@@ -156,32 +170,45 @@ impl Metrics {
 
 /// What one cache holds, as gauges. Those of several caches add up, and what one showed goes with it.
 #[derive(Default)]
-pub(crate) struct Levels(HashMap<(&'static str, &'static str), (Gauge, f64)>);
+pub(crate) struct Levels(HashMap<(&'static str, &'static str), Level>);
+
+/// A gauge, and how much of it is this cache's.
+struct Level {
+    gauge: Gauge,
+    shown: f64,
+}
+
+impl Level {
+    fn new(gauge: Gauge) -> Self {
+        Self { gauge, shown: 0.0 }
+    }
+
+    fn show(&mut self, value: f64) {
+        self.gauge.increment(value - std::mem::replace(&mut self.shown, value));
+    }
+}
+
+impl Drop for Level {
+    fn drop(&mut self) {
+        self.show(0.0);
+    }
+}
 
 impl Levels {
     /// Shows a value of this cache.
     pub(crate) fn show(&mut self, name: &'static str, value: f64) {
-        let (gauge, shown) = self.0.entry((name, "")).or_insert_with(|| (gauge!(name), 0.0));
-        gauge.increment(value - std::mem::replace(shown, value));
+        self.0.entry((name, "")).or_insert_with(|| Level::new(gauge!(name))).show(value);
     }
 
     /// Shows whether there is trouble of a kind.
     pub(crate) fn show_trouble(&mut self, kind: &'static str, is_there: bool) {
-        let name = "threadkeep_trouble";
-        let made = || (gauge!(name, "kind" => kind), 0.0);
-        let (gauge, shown) = self.0.entry((name, kind)).or_insert_with(made);
-        let value = f64::from(u8::from(is_there));
-        gauge.increment(value - std::mem::replace(shown, value));
+        let made = || Level::new(gauge!("threadkeep_trouble", "kind" => kind));
+        let level = self.0.entry(("threadkeep_trouble", kind)).or_insert_with(made);
+        level.show(f64::from(u8::from(is_there)));
     }
 
     /// Shows what cannot be added up: it is that of the cache that showed it last.
     pub(crate) fn set(&mut self, name: &'static str, value: f64) {
-        self.0.entry((name, "")).or_insert_with(|| (gauge!(name), 0.0)).0.set(value);
-    }
-}
-
-impl Drop for Levels {
-    fn drop(&mut self) {
-        self.0.values().for_each(|(gauge, shown)| gauge.decrement(*shown));
+        self.0.entry((name, "")).or_insert_with(|| Level::new(gauge!(name))).gauge.set(value);
     }
 }

@@ -1,6 +1,6 @@
 //! The table of all series.
 
-use super::{FAILURES, OPERATIONS, READS, REPLAYED, STATES, TROUBLES, WRITES};
+use super::{FAILURES, GATHERED, OPERATIONS, READS, REPLAYED, STATES, TROUBLES, WRITES};
 
 /// A series as it is documented, and as dashboards may use it.
 #[derive(Debug)]
@@ -43,6 +43,9 @@ impl Series {
 /// From a database next door to the longest deadline that a call can have: five seconds, and one for each of 16 MiB.
 const LATENCY: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0];
 
+/// A call carries from one record to 500.
+const RECORDS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0];
+
 /// All series. No label ever carries a thread id, so their number is fixed.
 pub const SERIES: &[Series] = &[
     counter("threadkeep_reads_total", "reads", "reads by where the answer came from").by(("outcome", READS)),
@@ -57,6 +60,16 @@ pub const SERIES: &[Series] = &[
             "time of one call to the source of truth; with the backends `local` and `memory` there are none",
         )
         .by(("operation", OPERATIONS))
+    },
+    Series {
+        buckets: RECORDS,
+        ..series(
+            "histogram",
+            "threadkeep_batch_records",
+            "records",
+            "records in one call of those that are gathered: reads and writes, with the backend `supabase`",
+        )
+        .by(("operation", GATHERED))
     },
     counter("threadkeep_failures_total", "calls", "failed calls to the source of truth by kind of error")
         .by(("kind", FAILURES)),
@@ -84,6 +97,7 @@ pub const SERIES: &[Series] = &[
     gauge("threadkeep_memory_entries", "threads", "threads in memory"),
     gauge("threadkeep_memory_bytes", "bytes", "what they take"),
     gauge("threadkeep_memory_bound_bytes", "bytes", "what they may take"),
+    gauge("threadkeep_warm_up_threads", "threads", "threads that the warm-up has brought into memory since the start"),
     counter("threadkeep_memory_evictions_total", "threads", "threads that had to make room for others in memory"),
     counter("threadkeep_discarded_fills_total", "loads", "loads whose result a newer write had overtaken"),
     gauge(

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Json, Key, Record, user};
-use crate::spool::{DeadLetter, Incoming, QueuedWrite, is_time};
+use crate::spool::{DeadLetter, Incoming, QueuedWrite, can_be_stamped, is_time};
 use crate::version::{Timestamp, Version};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,10 +154,13 @@ pub(super) fn of_letter(letter: &DeadLetter, origin: Option<&str>) -> Result<Str
 }
 
 /// What a line says, and the source of truth that it was queued for.
-pub(super) fn parse(text: &str) -> Result<(Incoming, Option<String>)> {
+pub(super) fn parse(text: &str, now: Timestamp) -> Result<(Incoming, Option<String>)> {
     let wrong = |e| Error::new(ErrorKind::Invalid, format!("not a line of an export: {e}"));
     let line: Line<'_> = serde_json::from_str(text).map_err(wrong)?;
     let (record, queued_at) = (line.record()?, time(line.queued_at)?);
+    if !can_be_stamped(record.version, queued_at, now) {
+        return Err(ahead(record.version, now));
+    }
     let versions = |all: &[String]| all.iter().map(|text| version_or_none(text)).collect::<Result<Vec<_>>>();
     let incoming = match line.kind {
         Kind::Queued => Incoming::Queued(QueuedWrite {
@@ -182,6 +185,15 @@ pub(super) fn parse(text: &str) -> Result<(Incoming, Option<String>)> {
     Ok((incoming, line.origin.map(Cow::into_owned)))
 }
 
+fn ahead(version: Version, now: Timestamp) -> Error {
+    let days = version.at().since(now).as_secs() / 86_400;
+    let why = "no clock can have given it yet, and it would win over all that is written until then";
+    Error::new(
+        ErrorKind::Invalid,
+        format!("the version {version} is {days} days ahead of this machine's clock: {why}"),
+    )
+}
+
 /// An update may go on from a thread that never was.
 fn version_or_none(text: &str) -> Result<Version> {
     if text == "0" { Ok(Version::NONE) } else { version(text) }
@@ -194,7 +206,7 @@ mod tests {
     fn write(value: Option<&str>) -> QueuedWrite {
         let record = Record {
             key: Key::new("a \"key\"\n").unwrap(),
-            version: Version::from_raw(i64::MAX - 1),
+            version: Version::from_raw((1 << 53) + 1),
             value: value.map(|text| Json::new(text).unwrap()),
             expires_at: Timestamp(7),
             user: Some("u\u{1F600}".into()),
@@ -218,7 +230,9 @@ mod tests {
             let write = write(value);
             let line = of_write(&write, Some("host")).unwrap();
             assert!(!line.contains('\n') && !line.contains('\r'), "{line}");
-            let (Incoming::Queued(read), origin) = parse(&line).unwrap() else { panic!("{line}") };
+            let (Incoming::Queued(read), origin) = parse(&line, Timestamp(1 << 33)).unwrap() else {
+                panic!("{line}")
+            };
             assert_eq!(origin.as_deref(), Some("host"));
             assert_eq!(read.record.value.is_some(), value.is_some(), "null is a value: {line}");
             let flat = |json: &Json| json.as_str().replace(['\n', '\r'], " ");
@@ -235,23 +249,38 @@ mod tests {
     }
 
     #[test]
+    fn a_version_may_be_ahead_of_one_clock_and_not_of_both() {
+        let day = 86_400_000;
+        for (queued_at, now, is_right) in
+            [(9, 9, true), (9, 0, true), (0, 9, true), (7, 7, false), (0, 0, false)]
+        {
+            let version = Version::lowest(Timestamp(9 * day));
+            let (queued_at, now) = (Timestamp(queued_at * day), Timestamp(now * day));
+            let record = Record { version, ..write(None).record };
+            let line = of_write(&QueuedWrite { record, queued_at, ..write(None) }, None).unwrap();
+            assert_eq!(parse(&line, now).is_ok(), is_right, "{queued_at:?} {now:?}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_a_record_is_refused_with_a_reason() {
         let line = |key: &str, version: &str, value: &str| {
             format!(
                 r#"{{"kind":"queued","key":{key},"version":{version},"value":{value},"expires":1,"queued_at":1}}"#
             )
         };
-        assert!(parse(&line("\"k\"", "\"1\"", "1")).is_ok());
+        assert!(parse(&line("\"k\"", "\"1\"", "1"), Timestamp(1)).is_ok());
         for (bad, why) in [
             (line("\"\"", "\"1\"", "1"), "empty"),
             (line("\"k\"", "\"0\"", "1"), "version"),
             (line("\"k\"", "\"-5\"", "1"), "version"),
+            (line("\"k\"", "\"9223372036854775807\"", "1"), "50903 days ahead"),
             (line("\"k\"", "\"1\"", r#""\u0000""#), "\\u0000"),
             (line("\"k\"", "\"1\"", "nonsense"), "not a line"),
             (line("\"k\"", "\"1\"", "1").replace(":1,\"q", ":-1,\"q"), "not a time"),
             ("{}".to_owned(), "kind"),
         ] {
-            let error = parse(&bad).unwrap_err();
+            let error = parse(&bad, Timestamp(1)).unwrap_err();
             assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains(why), "{error}");
         }
     }

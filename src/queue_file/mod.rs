@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::local::{Local, spool};
 use crate::spool::{DeadLetter, Imported, Incoming, QueuedWrite, Salvage};
 use crate::store::{Page, Store};
+use crate::version::Clock;
 
 /// What one call reads or writes at most.
 const RECORDS: usize = 500;
@@ -173,7 +174,7 @@ impl QueueFile {
 
     /// Takes in lines of an export: they are synced to disk when this returns. Versions are kept, so that the same can be
     /// imported again, and what is newer here stays. Lines that are wrong are handed back with the reason; the others are
-    /// taken. A line that was queued for another source of truth is wrong, unless `from_any_origin`.
+    /// taken. A line with a version that no clock can have given yet is wrong. A line that was queued for another source of truth is wrong, unless `from_any_origin`.
     ///
     /// # Errors
     /// [`ErrorKind::Local`] where the file cannot be written: nothing was taken.
@@ -182,9 +183,9 @@ impl QueueFile {
         lines: &[String],
         from_any_origin: bool,
     ) -> Result<(Imported, Vec<(usize, Error)>)> {
-        let (mut taken, mut wrong) = (Vec::new(), Vec::new());
+        let (mut taken, mut wrong, now) = (Vec::new(), Vec::new(), Clock::new().now());
         for (at, text) in lines.iter().enumerate() {
-            match line::parse(text)
+            match line::parse(text, now)
                 .and_then(|(one, origin)| self.check_origin(origin.as_deref(), from_any_origin).map(|()| one))
             {
                 Ok(one) => taken.push(one),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Backend, SETTINGS, Setting, key};
+use super::{Backend, SETTINGS, Setting, dotenv, key};
 use crate::batch::Batched;
 use crate::cache::{Cache, Limits, OnOutage};
 use crate::error::{Error, ErrorKind, Result};
@@ -120,10 +120,11 @@ impl Builder {
     }
 
     /// The settings of the process's environment and, for what is not set there, of a file such as `.env`. There need
-    /// not be one. The environment itself is left as it is. If SUPABASE_KEY is set there, the file is read again when
-    /// Supabase refuses the key.
+    /// not be one. The environment itself is left as it is. In the file, `$NAME` or `${NAME}` in a value stands for that
+    /// variable of the environment or of a line above, or for nothing; in single quotes it stands for itself. If
+    /// SUPABASE_KEY is set there, the file is read again when Supabase refuses the key.
     pub fn from_env_and_file(path: impl AsRef<Path>) -> Self {
-        let (vars, problem) = match read_file(path.as_ref()) {
+        let (vars, problem) = match dotenv::read(path.as_ref()) {
             Ok(vars) => (vars, None),
             Err(problem) => (Vec::new(), Some(problem)),
         };
@@ -160,7 +161,7 @@ impl Builder {
     }
 
     fn doubt(&mut self, doubt: String) {
-        tracing::warn!("{doubt}");
+        tracing::warn!("a setting may be a mistake: {doubt}");
         self.doubts.push(doubt);
     }
 
@@ -340,13 +341,13 @@ impl Builder {
             return Ok(Cache::over(store, "custom", self.limits, spool));
         }
         match backend {
-            Backend::Local => open_local(&self.local_path, self.limits).await,
+            Backend::Local => {
+                name_what_is_left_behind(&self.queue_path);
+                open_local(&self.local_path, self.limits).await
+            }
             Backend::Memory => {
                 tracing::warn!("conversations are kept in memory only: they are lost on restart");
-                if let Some(writes) = Spool::left_behind(&self.queue_path).filter(|writes| *writes > 0) {
-                    let path = self.queue_path.display();
-                    tracing::warn!(%path, writes, "acknowledged writes wait in a queue: they reach Supabase with the backend `supabase` only");
-                }
+                name_what_is_left_behind(&self.queue_path);
                 Ok(Cache::over(Arc::new(Memory::new()), "memory", self.limits, None))
             }
             Backend::Supabase => {
@@ -476,15 +477,11 @@ pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
     vars.map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
 }
 
-pub(super) fn read_file(path: &Path) -> Result<Vec<(String, String)>, String> {
-    let is_absent =
-        |e: &dotenvy::Error| matches!(e, dotenvy::Error::Io(e) if e.kind() == std::io::ErrorKind::NotFound);
-    // The parser's own message shows the line, which may hold a secret.
-    let wrong = |_| format!("{}: it has a line that is not NAME=value", path.display());
-    match dotenvy::from_path_iter(path) {
-        Ok(lines) => lines.collect::<Result<_, _>>().map_err(wrong),
-        Err(e) if is_absent(&e) => Ok(Vec::new()),
-        Err(_) => Err(format!("{}: the file cannot be read", path.display())),
+/// After a rollback from Supabase, its queue may still hold writes.
+fn name_what_is_left_behind(queue: &Path) {
+    if let Some(writes) = Spool::left_behind(queue).filter(|writes| *writes > 0) {
+        let path = queue.display();
+        tracing::warn!(%path, writes, "acknowledged writes wait in a queue: they reach Supabase with the backend `supabase` only");
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::builder::read_file;
+use super::dotenv;
 use crate::supabase::KeySource;
 
 /// No key is as long.
@@ -15,7 +15,7 @@ const MOST: u64 = 16 << 10;
 pub(super) fn of_file(path: &str) -> Result<(String, KeySource), String> {
     let path = lasting(path.as_ref());
     let key = read(&path)?;
-    let warn = |wrong: &String| tracing::warn!("SUPABASE_KEY_FILE: {wrong}");
+    let warn = |wrong: &String| tracing::warn!("no new key from SUPABASE_KEY_FILE: {wrong}");
     Ok((key, KeySource::new(move || read(&path).inspect_err(warn).ok())))
 }
 
@@ -23,9 +23,9 @@ pub(super) fn of_file(path: &str) -> Result<(String, KeySource), String> {
 pub(super) fn of_dotenv(path: &Path) -> KeySource {
     let path = lasting(path);
     let key = |vars: Vec<(String, String)>| vars.into_iter().rfind(|(name, _)| name == "SUPABASE_KEY");
-    let warn = |wrong: &String| tracing::warn!("{wrong}");
+    let warn = |wrong: &String| tracing::warn!("no new key from the file of settings: {wrong}");
     KeySource::new(move || {
-        let vars = read_file(&path).inspect_err(warn).ok()?;
+        let vars = dotenv::read(&path).inspect_err(warn).ok()?;
         Some(key(vars).map(|(_, key)| key).unwrap_or_default())
     })
 }

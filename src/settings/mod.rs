@@ -4,6 +4,7 @@
 //! compares them.
 
 mod builder;
+mod dotenv;
 mod key;
 #[cfg(feature = "cli")]
 mod plan;

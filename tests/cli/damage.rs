@@ -157,3 +157,15 @@ async fn what_is_no_queue_is_refused() {
     assert!(ended.code == 1 && ended.err.contains("queue move"), "{ended:?}");
     assert_eq!(cli.run(&["queue", "import", "no such file"]).await.code, 1);
 }
+
+#[tokio::test]
+async fn whoever_looks_into_a_damaged_file_is_sent_to_the_import() {
+    for pages in [0..1, 1..40] {
+        let cli = Cli::of_project();
+        let file = damaged(&cli, |path| overwrite(path, pages, 0x5a)).await;
+        for command in ["status", "list"] {
+            let ended = cli.run(&["queue", command, "--file", &file]).await;
+            assert!(ended.code == 1 && ended.err.contains("`threadkeep queue import`"), "{ended:?}");
+        }
+    }
+}

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use threadkeep::testing::Faulty;
 use threadkeep::{Cache, Durability, QueueFile};
 
+use crate::mount::Mount;
 use crate::process::{Cli, ORIGIN, cut_off, fill};
 
 /// What a file holds, without what differs from file to file.
@@ -98,6 +99,47 @@ async fn a_wrong_line_is_named_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
+async fn an_export_whose_first_line_is_damaged_gives_the_others() {
+    let line = |key: &str| {
+        format!(r#"{{"kind":"queued","key":"{key}","version":"9","value":1,"expires":1,"queued_at":1}}"#)
+    };
+    let rest = format!("\n{}\n{}\n", line("two"), line("three"));
+    let sound = ["\u{feff}", &line("one")].concat();
+    for (first, wrong) in [
+        (sound.as_bytes(), 0),
+        (b"ost in a crash\"}", 1),
+        (&[0; 4_000], 1),
+        (b"{\"key\":\"\xff\"}", 1),
+        (b"", 0),
+    ] {
+        let cli = Cli::of_project();
+        std::fs::write(cli.path("export"), [first, rest.as_bytes()].concat()).unwrap();
+        let ended = cli.run(&["queue", "import", "export", "--json"]).await;
+        let taken = if wrong == 0 && !first.is_empty() { 3 } else { 2 };
+        let said = ended.json();
+        assert_eq!((&said["queued"], &said["wrong_lines"]), (&json!(taken), &json!(wrong)), "{ended:?}");
+        assert_eq!((ended.code, ended.err.contains("line 1: ")), (wrong, wrong == 1), "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_nothing_can_have_stamped_is_refused() {
+    let cli = Cli::of_project();
+    let line = |version: i64| {
+        format!(
+            r#"{{"kind":"queued","key":"k{version}","version":"{version}","value":1,"expires":9,"queued_at":9}}"#
+        )
+    };
+    let hours = |hours: i64| (threadkeep::Clock::new().now().0 + hours * 3_600_000) << 21;
+    let lines = [hours(0), i64::MAX, hours(23), hours(25)].map(line).join("\n");
+    let ended = cli.run_with_input(&["queue", "import", "-", "--json"], &lines).await;
+    assert_eq!((ended.code, &ended.json()["queued"]), (1, &json!(2)), "{ended:?}");
+    for word in ["line 2: the version 9223372036854775807 is", "line 4: ", "ahead of this machine's clock"] {
+        assert!(ended.err.contains(word), "{ended:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_newer_in_the_file_stays() {
     let cli = Cli::of_project();
     let line = |version: i64, value: &str| {
@@ -130,7 +172,7 @@ async fn dead_letters_are_listed_exported_and_forgotten() {
     assert_eq!(listed.len(), 4);
     assert_eq!((&listed[0]["key"], &listed[0]["reason"]), (&json!("a"), &json!("superseded")));
     assert!(cli.ok(&["queue", "dead"]).await.out.contains("b\tput"));
-    assert_eq!(cli.run(&["queue", "dead", "--export", "-", "--forget"]).await.code, 1);
+    assert_eq!(cli.run(&["queue", "dead", "--export", "-", "--forget"]).await.code, 2);
     assert_eq!(cli.ok(&["queue", "dead", "--export", "-"]).await.lines().len(), 4);
     let said = cli.ok(&["queue", "dead", "--export", "letters", "--forget"]).await.err;
     assert!(said.contains("exported 4") && said.contains("forgot 4"), "{said}");
@@ -181,7 +223,7 @@ async fn another_queues_writes_are_moved_once() {
     assert_eq!((&again["queued"], &again["already"]), (&json!(0), &json!(602)));
     assert_eq!(cli.ok(&["queue", "status", "--json"]).await.json()["queued"]["records"], 602);
     let itself = cli.run(&["queue", "move", "threadkeep-queue.db"]).await;
-    assert!(itself.code == 1 && itself.err.contains("is the queue's file itself"), "{itself:?}");
+    assert!(itself.code == 2 && itself.err.contains("is the queue's file itself"), "{itself:?}");
 }
 
 #[tokio::test]
@@ -209,5 +251,27 @@ async fn files_of_others_are_left_as_they_are() {
     }
     bury(&cli.queue()).await;
     let itself = cli.run(&["queue", "import", "threadkeep-queue.db"]).await;
-    assert!(itself.code == 1 && itself.err.contains("is the queue's file itself"), "{itself:?}");
+    assert!(itself.code == 2 && itself.err.contains("is the queue's file itself"), "{itself:?}");
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_written_is_to_be_copied_by_the_path_that_was_given() {
+    let disk = Mount::tmpfs("4m");
+    let (queue, cli) = (disk.path().join("q.db"), Cli::new(&[]));
+    fill(&queue, 3).await;
+    disk.remount("ro");
+    for command in ["status", "list", "export"] {
+        let ended = cli.run(&["queue", command, "--file", queue.to_str().unwrap()]).await;
+        assert_eq!((ended.code, ended.out.as_str()), (1, ""), "{ended:?}");
+        for word in
+            ["q.db cannot be opened for writing", "copy it", "CONVERSATION_QUEUE_PATH", "--file", "because: "]
+        {
+            assert!(ended.err.contains(word), "{ended:?}");
+        }
+        assert!(!ended.err.contains("CONVERSATION_LOCAL_PATH"), "{ended:?}");
+    }
+    for suffix in ["", "-wal"] {
+        std::fs::copy(format!("{}{suffix}", queue.display()), cli.path(&format!("copy{suffix}"))).ok();
+    }
+    assert_eq!(cli.ok(&["queue", "status", "--file", "copy", "--json"]).await.json()["queued"]["records"], 5);
 }

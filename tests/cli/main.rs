@@ -3,6 +3,8 @@
 
 mod damage;
 mod files;
+#[path = "../disk/mount.rs"]
+mod mount;
 mod process;
 #[path = "../stack/mod.rs"]
 mod stack;

@@ -204,9 +204,12 @@ async fn what_the_database_holds_that_is_newer_stays_when_conversations_are_move
     let records = [&older, &newer, &removed].map(|key| record(key, 20, "moved"));
     let file = local_file(&cli, &records).await;
     cli.ok(&["queue", "move", &file]).await;
-    let replayed = cli.ok(&["queue", "replay", "--json"]).await;
-    assert_eq!(replayed.json()["dead_letters"], 2, "{replayed:?}");
-    assert!(replayed.err.contains("threadkeep queue dead"), "{replayed:?}");
+    let replayed = cli.run(&["queue", "replay", "--json"]).await;
+    assert_eq!((replayed.code, &replayed.json()["dead_letters"]), (1, &json!(2)), "{replayed:?}");
+    assert!(
+        replayed.err.contains("2 writes became dead letters: see `threadkeep queue dead`"),
+        "{replayed:?}"
+    );
     assert_eq!(row(stack, &older, "conversation_data #>> '{}'"), "moved");
     assert_eq!(row(stack, &newer, "conversation_data #>> '{}'"), "in the database");
     assert_eq!(row(stack, &removed, "expires_at <= now()"), "t");
@@ -218,7 +221,8 @@ async fn a_requeued_dead_letter_wins(server: Server) {
     let (cli, key) = (Cli::on(&gateway), key("k"));
     queue(&cli, &gateway, &[&key]).await;
     cli.ok(&["put", &key, "\"newer\""]).await;
-    assert_eq!(cli.ok(&["queue", "replay", "--json"]).await.json()["dead_letters"], 1);
+    let replayed = cli.run(&["queue", "replay", "--json"]).await;
+    assert_eq!((replayed.code, &replayed.json()["dead_letters"]), (1, &json!(1)), "{replayed:?}");
     assert_eq!(row(stack, &key, "conversation_data"), "\"newer\"");
     cli.ok(&["queue", "dead", "--requeue", &key]).await;
     assert_eq!(cli.ok(&["queue", "replay", "--json"]).await.json()["replayed"], 1);

@@ -49,11 +49,20 @@ async fn wrong_arguments_are_2_and_failures_are_1() {
         assert_eq!(cli.run(arguments).await.code, 2, "{arguments:?}");
     }
     for (arguments, word) in [
+        (&["put", "k", "hello"][..], "not JSON"),
+        (&["put", "k", "1", "--metadata", "hello"], "not JSON"),
+        (&["put", "k", "1", "--ttl", "0s"], "time to live"),
+        (&["put", "", "1"], "must not be empty"),
+        (&["get", ""], "must not be empty"),
+        (&["list", ""], "must not be empty"),
+    ] {
+        let Ended { code, err, out } = cli.run(arguments).await;
+        assert!(code == 2 && err.contains(word) && out.is_empty(), "{arguments:?}: {code} {err}");
+    }
+    for (arguments, word) in [
         (&["queue", "status"][..], "CONVERSATION_QUEUE_PATH"),
         (&["queue", "move", "x"], "CONVERSATION_STORAGE_BACKEND"),
         (&["queue", "replay"], "CONVERSATION_STORAGE_BACKEND"),
-        (&["put", "k", "hello"], "not JSON"),
-        (&["put", "", "1"], "must not be empty"),
     ] {
         let Ended { code, err, out } = cli.run(arguments).await;
         assert!(code == 1 && err.contains(word) && out.is_empty(), "{arguments:?}: {code} {err}");

@@ -17,7 +17,7 @@ use api::{Api, now, wait_until};
 use expressions::{Expression, known, names, of_panels, read};
 use load::Load;
 use process::Daemon;
-use serde_json::{Value, json};
+use serde_json::Value;
 use stack::{Fault, Prometheus, Server, Stack, free_port};
 use threadkeep::metrics::SERIES;
 use threadkeep::{Cache, QueueFile};
@@ -64,20 +64,17 @@ async fn every_alert_fires_in_its_time_and_every_panel_shows_data() {
 
     let hits = "rate(threadkeep_reads_total{outcome=\"hit\"}[3s]) > 1";
     wait_until("reads from memory", async || !api.query(hits).await.is_empty()).await;
-    assert_ready(&daemon, 200, "ready").await;
+    wait_for_ready(&daemon, 200, "ready").await;
     assert_eq!(api.fired(start).await, BTreeSet::new(), "all is well");
 
     gateway.always(Fault::html(522));
-    let health = async || daemon.request("GET", "/healthz", None).await.body;
-    wait_until("the outage to show", async || health().await["queue"]["records"] != json!(0)).await;
-    assert_ready(&daemon, 200, "degraded").await;
+    wait_for_ready(&daemon, 200, "degraded").await;
     let doomed = daemon.chat("doomed", None).await;
     assert_eq!(doomed.body["durability"], "queued");
     for alert in ["ThreadkeepBreakerOpen", "ThreadkeepQueuedWriteOld", "ThreadkeepQueueNearBound"] {
         api.wait_for_alert(alert).await;
     }
-    wait_until("the queue to be full", async || health().await["queue"]["refusal"] != Value::Null).await;
-    assert_ready(&daemon, 503, "unready").await;
+    wait_for_ready(&daemon, 503, "unready").await;
     let failed = "rate(threadkeep_writes_total{outcome=\"failed\"}[3s]) > 0";
     wait_until("failed writes", async || !api.query(failed).await.is_empty()).await;
 
@@ -88,7 +85,7 @@ async fn every_alert_fires_in_its_time_and_every_panel_shows_data() {
     });
     api.wait_for_alert("ThreadkeepDeadLetters").await;
     api.wait_for_no_alerts_but(&["ThreadkeepDeadLetters"]).await;
-    assert_ready(&daemon, 200, "ready").await;
+    wait_for_ready(&daemon, 200, "ready").await;
 
     gateway.always(Fault::json_error(401, "PGRST301"));
     api.wait_for_alert("ThreadkeepNeedsOperator").await;
@@ -119,11 +116,15 @@ async fn every_alert_fires_in_its_time_and_every_panel_shows_data() {
     assert_labels_are_those_of_the_table(&api.series().await);
 }
 
-async fn assert_ready(daemon: &Daemon, status: u16, word: &str) {
-    let answer = daemon.request("GET", "/readyz", None).await;
-    assert_eq!((answer.status, &answer.body["status"]), (status, &json!(word)), "{answer:?}");
-    assert_eq!(answer.body["reason"].is_null(), word == "ready", "{answer:?}");
-    assert_eq!(daemon.request("GET", "/healthz", None).await.status, 200, "it is alive all the while");
+/// Waits until `/readyz` says so; `/healthz` says all the while that the daemon is alive.
+async fn wait_for_ready(daemon: &Daemon, status: u16, word: &str) {
+    wait_until(&format!("/readyz to say {word}"), async || {
+        assert_eq!(daemon.request("GET", "/healthz", None).await.status, 200);
+        let answer = daemon.request("GET", "/readyz", None).await;
+        assert_eq!(answer.body["reason"].is_null(), answer.body["status"] == "ready", "{answer:?}");
+        (answer.status, answer.body["status"].as_str()) == (status, Some(word))
+    })
+    .await;
 }
 
 /// While the daemon is down.
@@ -193,4 +194,10 @@ async fn an_address_that_is_taken_is_named() {
     let addr = taken.local_addr().unwrap();
     let error = threadkeep::prometheus::install(addr).unwrap_err();
     assert!(error.to_string().contains(&addr.to_string()) && error.to_string().contains("free"), "{error}");
+}
+
+#[test]
+fn outside_a_runtime_that_is_said() {
+    let error = threadkeep::prometheus::install_recorder().unwrap_err();
+    assert!(error.to_string().contains("runtime"), "{error}");
 }

@@ -134,6 +134,7 @@ async fn a_restart_in_an_outage_keeps_queue_and_last_known_copies() {
     assert_eq!(json, "\"before\"");
     assert!(matches!(freshness, Freshness::Stale { age } if age < Duration::from_secs(60)), "{freshness:?}");
     assert_eq!(cache.get("unknown").await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(cache.list("u").await.unwrap_err().kind(), ErrorKind::Unavailable, "it would lack threads");
     let append = |current: Option<String>| Ok(Some(current.unwrap() + " and after"));
     assert_eq!(cache.update("stored", append).await.unwrap(), Durability::Queued);
     assert_eq!(cache.update("queued", append).await.unwrap(), Durability::Queued);
@@ -163,6 +164,8 @@ async fn a_denied_write_is_queued_and_goes_through_when_the_key_is_mended() {
     world.faults.always(Fault::Fail(ErrorKind::Denied));
     assert_eq!(cache.put("denied", &1).await.unwrap(), Durability::Queued);
     assert!(!cache.health().is_available(), "it is an alarm");
+    assert_eq!(cache.get("unknown").await.unwrap_err().kind(), ErrorKind::Denied, "it is no absence");
+    assert_eq!(cache.list("u").await.unwrap_err().kind(), ErrorKind::Denied);
     world.faults.heal();
     drained(&cache).await;
     assert_eq!(world.stored("denied").await.as_deref(), Some("1"));
@@ -277,6 +280,10 @@ async fn a_full_queue_refuses_and_takes_nothing() {
     };
     assert_eq!(error.kind(), ErrorKind::QueueFull);
     assert!(error.to_string().contains("CONVERSATION_QUEUE_BYTES") && !error.outcome_unknown(), "{error}");
+    assert!(
+        error.to_string().contains("was not queued") && !error.to_string().contains("may be stored"),
+        "{error}"
+    );
     assert_eq!((queued(&cache), taken), (4, 4));
     assert_eq!(cache.health().can_write().unwrap_err().kind(), ErrorKind::QueueFull);
     assert_eq!(
@@ -290,6 +297,21 @@ async fn a_full_queue_refuses_and_takes_nothing() {
     drained(&cache).await;
     assert_eq!(world.stored("t0").await.as_deref(), Some("\"shorter\""));
     assert_eq!(world.stored(&format!("t{taken}")).await, None);
+}
+
+/// By an answer that is lost, and by one that does not come while the caller waits.
+#[tokio::test]
+async fn a_full_queue_does_not_deny_what_may_be_stored() {
+    for fault in [Fault::LoseAnswer, Fault::DelayAnswer(DEADLINE * 2)] {
+        let mut world = World::new();
+        let cache = world.builder().queue_bytes(100).open().await.unwrap();
+        world.faults.always(fault);
+        let error = cache.put("k", &"x".repeat(1_000)).await.unwrap_err();
+        assert!(error.kind() == ErrorKind::QueueFull && error.outcome_unknown(), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("was not queued") && text.contains("may be stored all the same"), "{text}");
+        assert!(world.stored("k").await.is_some());
+    }
 }
 
 #[tokio::test]
@@ -389,7 +411,7 @@ fn log_of_the_process() -> Arc<std::sync::Mutex<Vec<u8>>> {
 }
 
 #[tokio::test]
-async fn memory_in_the_place_of_supabase_names_the_queue_that_is_left_behind() {
+async fn another_backend_in_the_place_of_supabase_names_the_queue_that_is_left_behind() {
     let log = log_of_the_process();
     let mut world = World::new();
     let cache = world.open().await;
@@ -397,10 +419,14 @@ async fn memory_in_the_place_of_supabase_names_the_queue_that_is_left_behind() {
     let _ = cache.put("k", &1).await.unwrap();
     cache.shutdown(Duration::ZERO).await.unwrap();
     let path = world.dir.path().join("q.db");
-    Cache::builder().memory().queue(&path).open().await.unwrap();
-    let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
-    let named = log.lines().find(|line| line.contains(path.to_str().unwrap()) && line.contains("writes=1"));
-    assert!(named.is_some_and(|line| line.contains("acknowledged writes wait")), "{log}");
+    let local = world.dir.path().join("local.db");
+    for (builder, times) in [(Cache::builder().memory(), 1), (Cache::builder().local(&local), 2)] {
+        builder.queue(&path).open().await.unwrap();
+        let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+        let named =
+            log.lines().filter(|line| line.contains(path.to_str().unwrap()) && line.contains("writes=1"));
+        assert_eq!(named.filter(|line| line.contains("acknowledged writes wait")).count(), times, "{log}");
+    }
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ Settings come from the environment and from the file .env in the current directo
 Exit codes:
   0  it was done
   1  it failed, or was done in part; standard error says why
-  2  the arguments are wrong
+  2  the arguments are wrong, or what they give cannot be stored
   3  a file is in use by another process, such as a daemon: ask that one, or stop it first
   4  there is no such thread (get)";
 
@@ -134,7 +134,7 @@ pub enum QueueCommand {
 The file is either an export (lines of JSON) or a queue's file, such as one that was set aside as QUEUE.damaged-1: of that, \
 all that can still be read is taken, and the file itself is left as it is. Versions are kept, so that the same can be imported \
 again, and what is newer in the queue stays. A line that is wrong is reported with its number, and the rest is taken: the \
-exit code is 1 then, as where something of a damaged file could not be read.
+exit code is 1 then, as where something of a damaged file could not be read. Standard input is always read as an export.
 
 What is imported is not held to CONVERSATION_QUEUE_BYTES. A daemon whose queue is beyond it takes no more writes in an outage, \
 until some have been replayed.")]
@@ -157,8 +157,8 @@ What is moved is not held to CONVERSATION_QUEUE_BYTES."
     Move(Move),
     /// Sends what is queued to Supabase, and waits until the queue is empty
     #[command(after_help = "\
-Writes that Supabase turns out not to take become dead letters, and are reported. If something is left, the exit code is 1, and \
-standard error says why.")]
+Writes that Supabase turns out not to take become dead letters. If there are such, or something is left, the exit code is 1, and \
+standard error says how many, and why.")]
     Replay(Replay),
     /// Lists dead letters: queued writes that Supabase turned out not to take; exports, forgets or requeues them
     #[command(after_help = "\

@@ -39,7 +39,7 @@ async fn list(file: &QueueFile, out: &mut Output) -> Result<Outcome, Failure> {
 /// Exports all, and forgets what is in a file on disk then.
 async fn export(file: &QueueFile, to: &Path, forget: bool, out: &mut Output) -> Result<(), Failure> {
     if forget && to == Path::new("-") {
-        return Err(Failure::Other(
+        return Err(Failure::Usage(
             "dead letters are forgotten only once they are in a file: --export FILE".into(),
         ));
     }

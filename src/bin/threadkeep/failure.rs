@@ -28,6 +28,8 @@ pub enum Failure {
     Library(Error),
     /// Standard output could not be written.
     Output(io::Error),
+    /// What was given cannot be meant, in words.
+    Usage(String),
     /// Something else, in words.
     Other(String),
 }
@@ -70,24 +72,31 @@ pub fn exit_code(ended: Result<Outcome, Failure>) -> ExitCode {
         Ok(Outcome::Partly) => ExitCode::from(FAILED),
         Ok(Outcome::NotFound) => ExitCode::from(NOT_FOUND),
         Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(Failure::Output(error)) => {
-            tell(&format!("threadkeep: standard output cannot be written: {error}"));
-            ExitCode::from(FAILED)
-        }
-        Err(Failure::Other(text)) => {
-            tell(&format!("threadkeep: {text}"));
-            ExitCode::from(FAILED)
-        }
+        Err(Failure::Output(error)) => failed(&format!("standard output cannot be written: {error}"), FAILED),
+        Err(Failure::Usage(text)) => failed(&text, USAGE),
+        Err(Failure::Other(text)) => failed(&text, FAILED),
         Err(Failure::Library(error)) => {
-            tell(&format!("threadkeep: {}", with_causes(&error)));
+            let code = failed(&with_causes(&error), code_of(error.kind()));
             if error.kind() == ErrorKind::InUse {
                 tell(
                     "  a daemon that runs can be asked itself: its health and its metrics tell how its queue is doing",
                 );
-                return ExitCode::from(IN_USE);
             }
-            ExitCode::from(FAILED)
+            code
         }
+    }
+}
+
+fn failed(why: &str, code: u8) -> ExitCode {
+    tell(&format!("threadkeep: {why}"));
+    ExitCode::from(code)
+}
+
+fn code_of(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Invalid => USAGE,
+        ErrorKind::InUse => IN_USE,
+        _ => FAILED,
     }
 }
 

@@ -1,7 +1,7 @@
 //! `queue import` and `queue move`: what other files hold.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -15,9 +15,13 @@ use crate::progress::Progress;
 /// What one call takes in.
 const LINES: usize = 500;
 const BYTES: usize = 8 << 20;
+/// What is looked at to tell an export from a queue's file: more than the first page, which may be destroyed.
+const HEAD: u64 = 64 << 10;
+/// What Windows puts before UTF-8.
+const BOM: &[u8] = "\u{feff}".as_bytes();
 
 pub async fn import(settings: Builder, import: &Import, out: &mut Output) -> Result<Outcome, Failure> {
-    let is_export = import.from == Path::new("-") || is_text(&import.from)?;
+    let is_export = import.from == Path::new("-") || is_export(&head(&import.from)?);
     // A file that is there knows whose writes it keeps; a new one is of the project that is set.
     let file = match settings.backend() {
         Backend::Supabase => settings.open_queue_file_of_origin().await?,
@@ -44,11 +48,27 @@ fn open(path: &Path) -> Result<File, Failure> {
     File::open(path).map_err(|e| Failure::of_file(path, "cannot be read", &e))
 }
 
-/// Whether the file begins as lines of JSON do. An empty one is an export of nothing.
-fn is_text(path: &Path) -> Result<bool, Failure> {
-    let mut file = BufReader::new(open(path)?);
-    let start = file.fill_buf().map_err(|e| Failure::of_file(path, "cannot be read", &e))?;
-    Ok(start.iter().find(|byte| !byte.is_ascii_whitespace()).is_none_or(|byte| *byte == b'{'))
+fn head(path: &Path) -> Result<Vec<u8>, Failure> {
+    let mut head = Vec::new();
+    let read = open(path)?.take(HEAD).read_to_end(&mut head);
+    read.map_err(|e| Failure::of_file(path, "cannot be read", &e))?;
+    Ok(head)
+}
+
+/// Whether a file that begins so is lines of JSON; an empty one is an export of nothing. Either kind may be damaged at its
+/// start: a queue's file has bytes near it that no text has, and an export that got such bytes has a sound line near them.
+fn is_export(head: &[u8]) -> bool {
+    let is_text = !head.contains(&0) && is_utf8_so_far(head);
+    let is_line = |line: &[u8]| {
+        let line = serde_json::from_slice::<Value>(line).unwrap_or_default();
+        ["kind", "key", "version", "queued_at"].iter().all(|name| line.get(name).is_some())
+    };
+    !head.starts_with(b"SQLite format 3\0") && (is_text || head.split(|byte| *byte == b'\n').any(is_line))
+}
+
+/// The last character may be cut.
+fn is_utf8_so_far(head: &[u8]) -> bool {
+    std::str::from_utf8(head).map_or_else(|error| error.error_len().is_none(), |_| true)
 }
 
 /// Takes the lines in, a portion at a time, and says how many were wrong.
@@ -68,6 +88,9 @@ async fn import_lines(
             is_more = read.map_err(|e| Failure::Other(format!("the lines cannot be read: {e}")))? > 0;
             number += 1;
             bytes += line.len();
+            if number == 1 && line.starts_with(BOM) {
+                line.drain(..BOM.len());
+            }
             match String::from_utf8(line) {
                 Ok(line) if line.trim().is_empty() => {}
                 Ok(line) => {
@@ -158,4 +181,26 @@ fn merged(value: &Value, imported: &Imported) -> Value {
         all.extend(more.clone());
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &[u8] = br#"{"kind":"dead","key":"k","version":"1","queued_at":1,"reason":""}"#;
+
+    #[test]
+    fn an_export_is_told_from_a_queues_file_also_where_its_start_is_damaged() {
+        let texts: [&[u8]; 6] =
+            [b"", b"\n", b"damaged\n", LINE, "{\"key\": \"\u{e9}".as_bytes(), "\u{feff}{}".as_bytes()];
+        for text in texts {
+            assert!(is_export(text) && is_export(&[text, b"\xc3"].concat()), "{text:?}");
+        }
+        for damage in [&b"\0\0\0\0"[..], b"\xff\xfe"] {
+            assert!(is_export(&[damage, b"\n", LINE, b"\n"].concat()), "{damage:?} beside a sound line");
+            assert!(!is_export(&[damage, b"\n{\"kind\":\"a conversation\"}\n"].concat()), "{damage:?}");
+        }
+        assert!(!is_export(&[b"SQLite format 3\0", LINE, b"\n", LINE].concat()));
+        assert!(!is_export(&[&[b'x'; 4096][..], &[0; 4096]].concat()), "a first page that was destroyed");
+    }
 }

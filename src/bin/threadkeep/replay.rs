@@ -40,7 +40,7 @@ pub async fn replay(settings: Builder, replay: &Replay, out: &mut Output) -> Res
         tell(&format!("threadkeep: {dead} writes became dead letters: see `threadkeep queue dead`"));
     }
     if after.records == 0 {
-        return Ok(Outcome::Done);
+        return Ok(if dead == 0 { Outcome::Done } else { Outcome::Partly });
     }
     tell(&match cause {
         Some(cause) => format!("threadkeep: Supabase cannot be written: {}", with_causes(&cause)),

@@ -120,7 +120,7 @@ fn argument(text: &str) -> Result<String, Failure> {
 
 fn parsed(text: &str, what: &str) -> Result<Box<RawValue>, Failure> {
     let hint = "a text needs quotes of its own, as in '\"hello\"'";
-    serde_json::from_str(text).map_err(|e| Failure::Other(format!("{what} is not JSON: {e}; {hint}")))
+    serde_json::from_str(text).map_err(|e| Failure::Usage(format!("{what} is not JSON: {e}; {hint}")))
 }
 
 fn acknowledge(key: &str, durability: Durability, out: &mut Output) -> Result<Outcome, Failure> {

@@ -285,8 +285,8 @@ fn full(path: &Path, bounds: Bounds, holdings: Holdings) -> Error {
         count => format!(", and {count} dead letters with {} (export and clear them)", dead_letters.bytes),
     };
     let message = format!(
-        "the source of truth cannot be written, and the queue {} is full: {} writes with {} of {} bytes{letters}; nothing \
-         was taken (CONVERSATION_QUEUE_BYTES)",
+        "the source of truth cannot be written, and the queue {} is full: {} writes with {} of {} bytes{letters}; this \
+         write was not queued (CONVERSATION_QUEUE_BYTES)",
         path.display(),
         queue.records,
         queue.bytes,

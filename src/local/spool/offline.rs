@@ -33,9 +33,9 @@ impl Spool {
     /// Opens the file for work without a source of truth. With `origin` it is created where it does not exist, and one of
     /// another origin is refused; without, it must exist. A damaged file is an error, and left as it is.
     pub(crate) async fn open_offline(path: &Path, origin: Option<String>) -> Result<Self> {
-        let path = path.to_owned();
-        unblock(move || {
-            if origin.is_none() {
+        let (path, of, must_exist) = (path.to_owned(), path, origin.is_none());
+        let opened = unblock(move || {
+            if must_exist {
                 // Looked at before it is locked: nothing is to be left beside a file of somebody else's, or written into it.
                 role(&path)?;
             }
@@ -50,7 +50,9 @@ impl Spool {
             }
             Self::begin(opened, UNBOUNDED, clock)
         })
-        .await?
+        .await?;
+        let is_kept_from = |error: &Error| must_exist && file::is_unwritable(error);
+        opened.map_err(|error| if is_kept_from(&error) { unwritable(of, error) } else { error })
     }
 
     /// The source of truth whose writes these are.
@@ -139,6 +141,15 @@ impl QueuedWrite {
             seq: 0,
         }
     }
+}
+
+fn unwritable(path: &Path, error: Error) -> Error {
+    error.saying(format!(
+        "the queue's file {} cannot be opened for writing, which reading it takes, too: for the lock, and for the files that \
+         SQLite keeps beside it; make it and its directory writable for this user, or copy it, and its -wal where there is \
+         one, to a place that is, and name the copy (CONVERSATION_QUEUE_PATH; at the command line also --file)",
+        path.display()
+    ))
 }
 
 fn check_exists(path: &Path) -> Result<()> {
