@@ -36,6 +36,7 @@ impl World {
         let faults = faulty.faults();
         let builder =
             Cache::builder().store(Guard::new(faulty, 2 * SPAN)).queue(self.dir.path().join("queue.db"));
+        let builder = builder.warm_threads(10_000);
         (builder, faults)
     }
 }

@@ -57,6 +57,8 @@ pub struct Builder {
     pub(super) deadline: Duration,
     pub(super) fresh_for: Duration,
     pub(super) warm_threads: usize,
+    /// The same for a store of the caller's.
+    custom_warm_threads: usize,
     pub(super) strict: bool,
     pub(super) limits: Limits,
     skew_millis: i64,
@@ -94,6 +96,7 @@ impl Default for Builder {
             deadline: Duration::ZERO,
             fresh_for: Duration::ZERO,
             warm_threads: 0,
+            custom_warm_threads: 0,
             strict: false,
             limits,
             skew_millis: 0,
@@ -240,11 +243,12 @@ impl Builder {
         self.set("CONVERSATION_FRESH_SECONDS", &span.as_secs_f64().to_string())
     }
 
-    /// How many of the newest threads come into memory at the start, in the background and up to half of the memory; those of
-    /// a local file or of memory are read fast enough as they are.
+    /// How many of the newest threads come into memory at the start, in the background and up to half of the memory. A
+    /// [store](Self::store) of the caller's is asked for them with this only; those of a local file are read fast enough as they
+    /// are.
     #[must_use]
     pub fn warm_threads(mut self, threads: usize) -> Self {
-        self.warm_threads = threads;
+        (self.warm_threads, self.custom_warm_threads) = (threads, threads);
         self
     }
 
@@ -327,7 +331,8 @@ impl Builder {
     pub async fn open(mut self) -> Result<Cache> {
         let backend = self.settle()?;
         if let Some(store) = self.store {
-            (self.limits.fresh_for, self.limits.warm_threads) = (Some(self.fresh_for), self.warm_threads);
+            (self.limits.fresh_for, self.limits.warm_threads) =
+                (Some(self.fresh_for), self.custom_warm_threads);
             let spool = match self.has_queue && !self.is_without_queue {
                 true => Some(open_spool(&self.queue_path, "custom", self.spool, store.clock()).await?),
                 false => None,

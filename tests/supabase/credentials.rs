@@ -70,6 +70,7 @@ fn with_key_file(gateway: &Gateway, file: &Path) -> Builder {
         ("SUPABASE_URL", &gateway.url()),
         ("SUPABASE_KEY_FILE", file.to_str().unwrap()),
         ("CONVERSATION_FRESH_SECONDS", "0"),
+        ("CONVERSATION_WARM_THREADS", "0"),
     ];
     Builder::from_vars(settings.map(|(name, value)| (name.to_owned(), value.to_owned())))
         .queue(queue_path())

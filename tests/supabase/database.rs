@@ -210,19 +210,28 @@ async fn another_role_with_grants_can_write_plain_rows() {
 
 /// With many rows of others, a user's listing still comes by an index, and does not read values that it does not send.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_listing_reads_no_more_than_the_users_rows() {
+async fn a_listing_reads_no_more_than_the_users_rows_and_the_warm_up_no_more_than_its_page() {
     let stack = tokio::task::spawn_blocking(|| Stack::start(Server::Postrust)).await.unwrap();
     stack.psql("insert into conversation_threads (thread_id, user_id, conversation_data, expires_at)
                 select 't' || n, 'u' || n % 500, to_jsonb(repeat(md5(n::text), 30)), now() + interval '1h' from generate_series(1, 20000) as n;
                 analyze conversation_threads");
     // The first call in a session also reads the catalogue.
-    let call = r#"select threadkeep_recent('{"user": "u7", "most": 10}')"#;
-    let buffers = stack.psql(&format!("{call}; explain (analyze, buffers, costs off, timing off) {call}"));
-    let hit = buffers.split("Buffers: shared hit=").nth(1).unwrap();
-    let hit: u64 = hit.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap();
+    let hits = |page: &str| -> u64 {
+        let call = format!("select threadkeep_recent('{page}')");
+        let buffers =
+            stack.psql(&format!("{call}; explain (analyze, buffers, costs off, timing off) {call}"));
+        let hit = buffers.split("Buffers: shared hit=").nth(1).unwrap();
+        hit.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+    };
     let pages: u64 =
         stack.psql("select pg_relation_size('conversation_threads') / 8192").trim().parse().unwrap();
-    assert!(hit < 200 && pages > 2_000, "{hit} of {pages} pages: {buffers}");
+    let of_user = hits(r#"{"user": "u7", "most": 10}"#);
+    assert!(of_user < 200 && pages > 2_000, "{of_user} of {pages} pages");
+    let newest = stack.psql("select max(version) from conversation_threads").trim().to_owned();
+    for page in [r#"{"most": 10}"#, &format!(r#"{{"most": 10, "version": "{newest}", "key": "t"}}"#)] {
+        let of_all = hits(page);
+        assert!(of_all < 200, "{of_all} of {pages} pages for {page}");
+    }
 }
 
 /// Threads that take little room in the database and much on the way come in several answers.
@@ -295,4 +304,22 @@ async fn writes_touches_and_purges_do_not_deadlock() {
     tasks.join_all().await;
     let after = stack.psql("select deadlocks from pg_stat_database where datname = current_database()");
     assert_eq!(after, before);
+}
+
+/// What one daemon wrote is in the memory of the next before anybody asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_threads_are_warm() {
+    let (_, gateway, cache) = shared(Server::Postrust).await;
+    let keys: Vec<String> = (0..50).map(|at| key(&at.to_string())).collect();
+    for key in &keys {
+        let _ = cache.put(key, "warm").await.unwrap();
+    }
+    let next = builder(&gateway).warm_threads(5_000).fresh_for(60 * SECOND).open().await.unwrap();
+    let warm_up = next.warm().await.unwrap();
+    assert!(warm_up.threads >= 50 && !warm_up.is_from_disk, "{warm_up:?}");
+    gateway.forget();
+    for key in &keys {
+        assert_eq!(next.get(key).await.unwrap().unwrap().json(), "\"warm\"");
+    }
+    assert_eq!(gateway.count("threadkeep_load"), 0);
 }

@@ -37,7 +37,8 @@ const SECOND: Duration = Duration::from_secs(1);
 /// What a daemon with the secret key of this gateway would set, with short deadlines, and nothing fresh for long.
 fn builder(gateway: &Gateway) -> Builder {
     let builder = Cache::builder().supabase(&gateway.url(), &gateway.keys().secret).queue(queue_path());
-    builder.fresh_for(Duration::ZERO).timeout(SECOND)
+    // No request but those of the test.
+    builder.fresh_for(Duration::ZERO).timeout(SECOND).warm_threads(0)
 }
 
 /// The same without a queue for writes: an error is an error.
