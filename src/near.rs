@@ -31,6 +31,8 @@ pub(crate) struct Entry {
     pub(crate) confirmed: Instant,
     /// Whether it is a write that waits in the queue, and nobody has confirmed it yet.
     pub(crate) is_queued: bool,
+    /// Of a queued write: whether its expiry goes by a clock that nobody had put right. Once that is done, the file knows better.
+    is_blind: bool,
     /// Whether it was read from disk, or replayed: it is never fresh, since how old it is, only a clock says that nobody
     /// may have put right, or nobody knows.
     is_recalled: bool,
@@ -143,6 +145,7 @@ impl Near {
         let freshness = match &entry {
             entry if self.is_fresh(entry, now) => Freshness::Fresh,
             entry if entry.is_queued => {
+                self.tells_its_expiry(entry).then_some(())?;
                 self.pending.covers(key, entry.record.version).then_some(Freshness::Queued)?
             }
             entry => is_cut_off().then(|| Freshness::stale(entry.confirmed, now))?,
@@ -159,7 +162,13 @@ impl Near {
     /// The write in memory that waits in the queue, if it is the newest of its thread.
     pub(crate) fn queued(&self, key: &Key) -> Option<Arc<Entry>> {
         let entry = self.threads.get(key)?;
-        (entry.is_queued && self.pending.covers(key.as_str(), entry.record.version)).then(|| entry.marked())
+        let is_it = entry.is_queued && self.tells_its_expiry(&entry);
+        (is_it && self.pending.covers(key.as_str(), entry.record.version)).then(|| entry.marked())
+    }
+
+    /// Whether the expiry of an entry is still the best that is known.
+    fn tells_its_expiry(&self, entry: &Entry) -> bool {
+        !entry.is_blind || self.clock.moved().is_none()
     }
 
     /// The entry, whatever its state.
@@ -222,6 +231,7 @@ impl Near {
                         record,
                         confirmed: began,
                         is_queued: false,
+                        is_blind: false,
                         is_recalled: false,
                         accessed,
                     });
@@ -296,15 +306,17 @@ impl Near {
             }
             self.fences.raise(key, version);
             self.absences.iter().for_each(|absences| absences.invalidate(key));
-            if record.value.is_some() { Op::Put(Entry::queued(record)) } else { Op::Remove }
+            let is_blind = self.clock.moved().is_none();
+            if record.value.is_some() { Op::Put(Entry::queued(record, is_blind)) } else { Op::Remove }
         });
     }
 
-    /// Takes a queued write, read from disk, into memory again.
-    pub(crate) fn recall_queued(&self, record: &Arc<Record>) -> Arc<Entry> {
-        let entry = Entry::queued(record);
+    /// Takes a queued write, read from disk, into memory again; `is_blind` where the clock was not known when that began.
+    pub(crate) fn recall_queued(&self, record: &Arc<Record>, is_blind: bool) -> Arc<Entry> {
+        let entry = Entry::queued(record, is_blind);
         self.threads.entry_by_ref(&record.key).and_compute_with(|held| {
-            let is_wanted = held.is_none() && self.pending.covers(record.key.as_str(), record.version);
+            let is_no_better = held.is_none_or(|held| !self.tells_its_expiry(held.value()));
+            let is_wanted = is_no_better && self.pending.covers(record.key.as_str(), record.version);
             if is_wanted { Op::Put(Arc::clone(&entry)) } else { Op::Nop }
         });
         entry
@@ -339,6 +351,7 @@ impl Near {
                 record,
                 confirmed,
                 is_queued: false,
+                is_blind: false,
                 is_recalled: true,
                 accessed: true.into(),
             });
@@ -367,6 +380,7 @@ impl Near {
                 record: Arc::clone(record),
                 confirmed: began,
                 is_queued: false,
+                is_blind: false,
                 is_recalled: !was_newest,
                 accessed,
             }))
@@ -407,9 +421,9 @@ impl Near {
 }
 
 impl Entry {
-    fn queued(record: &Arc<Record>) -> Arc<Self> {
-        let (record, confirmed) = (Arc::clone(record), Instant::now());
-        Arc::new(Self { record, confirmed, is_queued: true, is_recalled: false, accessed: true.into() })
+    fn queued(record: &Arc<Record>, is_blind: bool) -> Arc<Self> {
+        let (record, confirmed, accessed) = (Arc::clone(record), Instant::now(), true.into());
+        Arc::new(Self { record, confirmed, is_queued: true, is_blind, is_recalled: false, accessed })
     }
 
     /// Marks it as read. Mostly it is marked already, and a load is cheaper than a store that other cores must see.

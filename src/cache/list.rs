@@ -85,7 +85,7 @@ impl Cache {
         let Recent { records, is_last } = inner.note(Call::Read, inner.origin.recent(page).await)?;
         let end = records.last().map(|record| (record.version, record.key.clone()));
         let records: Vec<_> = records.into_iter().map(Arc::new).collect();
-        inner.keep(records.iter().cloned(), began).await;
+        inner.keep(records.iter().cloned(), &ticket, began).await;
         for record in records {
             let key = record.key.clone();
             if let Learnt::Present(entry) = inner.near.learn(&key, &ticket, began, News::Found(record)) {

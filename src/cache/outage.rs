@@ -100,6 +100,7 @@ impl Inner {
             if let Some(entry) = self.near.queued(key) {
                 return Ok(self.judge(entry, version));
             }
+            let is_blind = self.origin.clock().moved().is_none();
             let queued = spool.queued(key).await?;
             if queued.as_ref().is_some_and(|queued| !queued.is_waiting && queued.record.version == version) {
                 // It was stored just now.
@@ -111,7 +112,7 @@ impl Inner {
                 if record.value.is_none() {
                     return Ok(FromQueue::Newest(None, version));
                 }
-                return Ok(self.judge(self.near.recall_queued(&record), version));
+                return Ok(self.judge(self.near.recall_queued(&record, is_blind), version));
             }
             // It is being replaced or settled: the mark in memory follows.
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -152,18 +153,31 @@ impl Inner {
         if is_fresh { Found::fresh(entry) } else { Found::stale(entry) }
     }
 
-    /// Keeps copies of what a call that began at `began` saw the source of truth hold, before anybody hears of it.
-    pub(super) async fn keep(&self, records: impl IntoIterator<Item = Arc<Record>>, began: Instant) {
+    /// Keeps copies of what a call that began at `began` with `ticket` saw the source of truth hold, before anybody hears of it.
+    /// What was overtaken on its way is not kept: the row of what overtook it may have made room for others already.
+    pub(super) async fn keep(
+        &self,
+        records: impl IntoIterator<Item = Arc<Record>>,
+        ticket: &Ticket,
+        began: Instant,
+    ) {
+        let is_news =
+            |record: &Arc<Record>| ticket.floor(&record.key).is_none_or(|floor| record.version >= floor);
+        self.keep_all(records.into_iter().filter(is_news), began).await;
+    }
+
+    async fn keep_all(&self, records: impl Iterator<Item = Arc<Record>>, began: Instant) {
         let Some(spool) = &self.spool else { return };
         let confirmed_at = self.origin.clock().at(began);
-        let copies = records.into_iter().map(|record| Copy { record, confirmed_at, is_own: false });
+        let copies = records.map(|record| Copy { record, confirmed_at, is_own: false });
         spool.keep(copies.collect()).await;
     }
 
     /// The source of truth was seen to hold this version, which is not at hand: what is older is read no more, neither from
     /// memory nor from the disk.
     pub(super) async fn overtaken(&self, key: &Key, version: Version) {
-        self.keep([Arc::new(Record::deletion(key.clone(), version))], Instant::now()).await;
+        let deletion = Arc::new(Record::deletion(key.clone(), version));
+        self.keep_all(std::iter::once(deletion), Instant::now()).await;
         self.near.overtaken(key, version);
     }
 

@@ -199,7 +199,7 @@ impl Inner {
         // The file comes before memory: what has been read once must not be older there.
         let news = match (loaded, held) {
             (Some(Loaded::Found(record)), _) => {
-                self.keep([Arc::clone(&record)], began).await;
+                self.keep([Arc::clone(&record)], ticket, began).await;
                 News::Found(record)
             }
             (Some(Loaded::Same), Some(held)) => {
@@ -209,10 +209,7 @@ impl Inner {
                 News::Found(Arc::clone(&held.record))
             }
             (Some(Loaded::Absent(version)), _) => {
-                // One that was overtaken on its way must not cost the copy of what overtook it.
-                if ticket.floor(key).is_none_or(|floor| version >= floor) {
-                    self.keep([Arc::new(Record::deletion(key.clone(), version))], began).await;
-                }
+                self.keep([Arc::new(Record::deletion(key.clone(), version))], ticket, began).await;
                 News::Absent(version)
             }
             (None | Some(Loaded::Same), _) => {

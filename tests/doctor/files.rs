@@ -103,6 +103,10 @@ async fn a_file_that_is_no_queue_is_named() {
     let conversations = Cache::builder().local(cli.queue()).open().await.unwrap();
     conversations.shutdown(Duration::from_secs(5)).await.unwrap();
     drop(conversations);
+    // The writing thread closes the file behind it.
+    while cli.path("threadkeep-queue.db-wal").exists() || cli.path("threadkeep-queue.db-shm").exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     unchanged(&cli).await.only_fails(
         "file",
         &[

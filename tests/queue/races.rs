@@ -539,3 +539,44 @@ async fn a_daemon_goes_on_by_the_clock_that_the_one_before_it_knew() {
         assert_eq!(letters(&cache), 0);
     }
 }
+
+/// The answer of a load that was overtaken puts an old copy back, where the row of what overtook it had to make room.
+#[tokio::test]
+async fn a_late_load_brings_no_old_copy_back() {
+    let mut world = World::new();
+    let cache = world.builder().replica_bytes(1_000).open().await.unwrap();
+    assert_eq!(cache.put("k", &0).await.unwrap(), Durability::Stored);
+    cache.evict("k").unwrap();
+    world.faults.script([Fault::DelayAnswer(5 * DEADLINE)]);
+    let late = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.get("k").await }
+    });
+    while world.faults.calls("load") == 0 {
+        tokio::task::yield_now().await;
+    }
+    sleep(5).await; // it has read the thread
+    assert_eq!(cache.remove("k").await.unwrap(), Durability::Stored);
+    for at in 0..20 {
+        assert_eq!(cache.put(format!("{at}"), &"x".repeat(100)).await.unwrap(), Durability::Stored);
+    }
+    world.faults.always(Fault::Refuse);
+    let error = late.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "nothing is known of it any more");
+}
+
+/// A write that a clock stamped which was behind a little is taken for expired once the clock is right.
+#[tokio::test]
+async fn what_a_clock_that_was_behind_a_little_stamped_lives_as_long_as_it_was_to() {
+    let mut world = World::new();
+    let cache = world.open_skewed(-1_500, true).await;
+    world.faults.fail_trials(true);
+    assert_eq!(cache.put("k", &0).ttl(Duration::from_millis(1_200)).await.unwrap(), Durability::Queued);
+    world.faults.heal();
+    while cache.health().breaker != Some(threadkeep::State::Closed) {
+        sleep(5).await;
+    }
+    assert_eq!(found(&cache, "k").await, Some(("0".into(), Freshness::Queued)));
+    sleep(1_300).await; // until it has expired
+    assert_eq!(found(&cache, "k").await, None);
+}
