@@ -22,9 +22,11 @@ pub(super) async fn keep_up(cache: Weak<Inner>, period: Duration) {
 }
 
 impl Inner {
-    /// Where the origin needed an operator, asks whether it has got one: there may be no traffic that would tell.
+    /// Where the origin needed an operator, asks whether it has got one, and where writes wait though it can be reached,
+    /// whether it needs one: there may be no traffic that would tell.
     async fn ask_again(&self) {
-        if self.trouble().is_some() && self.is_reachable() {
+        let is_doubtful = self.trouble().is_some() || self.pending.len() > 0;
+        if is_doubtful && self.is_reachable() {
             self.note(Call::Read, self.origin.probe().await).ok();
         }
     }
