@@ -1,5 +1,5 @@
 //! A day in small: the daemon under mixed load through outages of all kinds, on a real stack. Its memory and its file stay
-//! as they are, and its log says nothing that OPERATIONS.md does not explain.
+//! nearly as they are, and its log says nothing that OPERATIONS.md does not explain.
 //!
 //! `SOAK_MINUTES=20 cargo test --release --all-features --test soak -- --nocapture` is the real thing; without it, half a
 //! minute shows that the program works, and memory is judged loosely.
