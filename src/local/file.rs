@@ -322,7 +322,7 @@ pub(super) fn set_aside(path: &Path) -> Result<PathBuf> {
 pub(super) fn open_to_read(path: &Path) -> Result<Connection> {
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failure(path))?;
-    connection.busy_timeout(PATIENCE).map_err(failure(path))?;
+    connection.busy_timeout(PATIENCE).and_then(|()| bound_memory(&connection)).map_err(failure(path))?;
     Ok(connection)
 }
 
@@ -330,7 +330,13 @@ pub(super) fn open_to_read(path: &Path) -> Result<Connection> {
 pub(super) fn open_to_copy(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     connection.pragma_update(None, "synchronous", "full")?;
+    bound_memory(&connection)?;
     Ok(connection)
+}
+
+/// Each of the six connections may keep so many KiB of pages; by default it would be 2,000, and the system keeps them anyway.
+fn bound_memory(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "cache_size", -400)
 }
 
 /// SQLite gives its companion files the permissions of the main one.
@@ -344,6 +350,7 @@ fn create_private(path: &Path) -> std::io::Result<File> {
 
 fn configure(connection: &Connection, is_new: bool) -> rusqlite::Result<()> {
     connection.busy_timeout(PATIENCE)?;
+    bound_memory(connection)?;
     connection.pragma_update(None, "secure_delete", "on")?;
     if is_new {
         // Before the first table, or else without effect; but it would write each time.
