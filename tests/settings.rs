@@ -40,6 +40,7 @@ async fn junk_in_any_setting_is_named_with_a_remedy() {
         ("CONVERSATION_REPLICA_BYTES", "many"),
         ("CONVERSATION_ON_OUTAGE", "wait"),
         ("CONVERSATION_PATIENCE_SECONDS", "inf"),
+        ("CONVERSATION_WARM_THREADS", "all"),
     ];
     for (name, value) in junk {
         // As Supabase's settings matter only to that backend.
