@@ -184,7 +184,8 @@ impl Cache {
     }
 
     /// Waits until the newest threads are in memory: from the source of truth, or, while that is away, from the local disk.
-    /// Nobody has to: what is not there yet is loaded when it is read.
+    /// Nobody has to: what is not there yet is loaded when it is read. With the backends `local` and `memory` there is no
+    /// warm-up to wait for.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`] where the cache is shut down meanwhile.

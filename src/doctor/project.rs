@@ -215,6 +215,12 @@ async fn public_access(project: &Supabase, public_key: Option<&str>, report: &mu
                 Err(Trouble { why: Why::Silent | Why::Away, said }) => {
                     return report.skipped(CHECK, format!("{}: {said}", who(caller)));
                 }
+                Err(Trouble { why: Why::Key, said }) if caller != Caller::Nobody => {
+                    let what =
+                        format!("the key given as --anon-key is not taken, so it shows nothing: {said}");
+                    report.failure(CHECK, what, "give this project's anon or publishable key");
+                    return;
+                }
                 Err(_) => {}
             }
         }

@@ -121,7 +121,7 @@ async fn row(project: &Supabase, public_key: &str, key: &Key, report: &mut Repor
             report.failure(CHECK, what, remedy);
         }
         Ok(false) => report.ok(CHECK, "with the public key, no conversation can be seen"),
-        Err(Trouble { why: Why::Silent | Why::Away, said }) => report.skipped(CHECK, said),
+        Err(Trouble { why: Why::Silent | Why::Away | Why::Key, said }) => report.skipped(CHECK, said),
         Err(_) => report.ok(CHECK, "with the public key, the table cannot be read"),
     }
 }

@@ -113,6 +113,10 @@ pub(super) fn create(path: &Path) -> Result<PathBuf> {
 
 /// Refuses a file of another program, before SQLite touches it and may change it by that.
 pub(super) fn refuse_foreign(path: &Path) -> Result<()> {
+    // To open a pipe would wait for whoever writes into it.
+    if std::fs::metadata(path).is_ok_and(|data| !data.is_file() && !data.is_dir()) {
+        return Err(unusable(path, "is no regular file; set another path"));
+    }
     // Where threadkeep has come across it before, it may be damaged: that is for SQLite to say.
     if Lock::is_beside(path) {
         return Ok(());

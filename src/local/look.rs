@@ -60,7 +60,15 @@ pub(crate) fn at_queue(path: &Path) -> Look {
 }
 
 fn look(path: &Path, role: Role) -> Look {
-    let Ok(path) = &path.canonicalize() else { return Look::Absent };
+    let path = &match path.canonicalize() {
+        Ok(path) => path,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Look::Absent,
+        Err(error) => {
+            return Look::Wrong(
+                file::unusable(path, "cannot be opened; set another path").with_source(error),
+            );
+        }
+    };
     if let Some(holder) = Lock::holder(path) {
         let contents = open(path, &Way::Beside).and_then(|connection| read(&connection, role));
         return Look::Held(holder, contents.ok());

@@ -77,7 +77,8 @@ fn locked(directory: &Path, path: &Path, is_there: bool) -> Option<String> {
 
 fn open_to_others(path: &Path) -> Vec<PathBuf> {
     let files = ["", "-wal", "-shm", ".lock"].map(|suffix| file::with_suffix(path, suffix));
-    files.into_iter().filter(|path| file::is_open_to_others(path)).collect()
+    // What is a directory or a device is none of a daemon's.
+    files.into_iter().filter(|path| path.is_file() && file::is_open_to_others(path)).collect()
 }
 
 fn aside(directory: &Path, path: &Path) -> Vec<PathBuf> {

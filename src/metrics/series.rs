@@ -48,8 +48,8 @@ const RECORDS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0];
 
 /// All series. No label ever carries a thread id, so their number is fixed.
 pub const SERIES: &[Series] = &[
-    counter("threadkeep_reads_total", "reads", "reads by where the answer came from").by(("outcome", READS)),
-    counter("threadkeep_writes_total", "writes", "puts, removes and updates by how they ended")
+    counter("threadkeep_reads_total", "reads", "gets by where the answer came from; what an update looks at is not counted").by(("outcome", READS)),
+    counter("threadkeep_writes_total", "writes", "puts, removes and updates by how they ended; what is refused as invalid input is not counted")
         .by(("outcome", WRITES)),
     Series {
         buckets: LATENCY,

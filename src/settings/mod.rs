@@ -210,7 +210,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         name: "CONVERSATION_WARM_THREADS",
         default: "10000",
-        what: "how many of the newest threads come into memory at the start, up to half of it; 0 for none",
+        what: "how many of the newest threads come into memory at the start, up to half of the memory; 0 for none",
         backend: Some(Backend::Supabase),
         set: |builder, text| {
             builder.warm_threads =

@@ -152,4 +152,9 @@ async fn whoever_has_the_public_key_is_kept_out_or_named() {
     let naked = "grant select on conversation_threads to anon; alter table conversation_threads disable row level security";
     let naked = patient.with(naked, &arguments).await;
     naked.only_fails("row level security", &["conversations can be read", "enable row level security"]);
+    // A key that is not taken, as one of another project, shows nothing, whatever stands open.
+    let other = format!("{}wrong", &keys.anon_jwt[..keys.anon_jwt.len() - 5]);
+    let open = "grant select on conversation_threads to anon; alter table conversation_threads disable row level security";
+    let told = patient.with(open, &["--anon-key", &other]).await;
+    told.only_fails("public access", &["--anon-key is not taken", "this project's anon"]);
 }

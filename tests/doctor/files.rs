@@ -239,3 +239,18 @@ async fn people_get_a_line_for_each_finding_and_what_to_do() {
     let help = Cli::new(&[]).ok(&["doctor", "--help"]).await.out;
     assert!(help.contains("Exit codes: 0") && help.contains("--anon-key"), "{help}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_is_no_regular_file_is_named_and_nobody_waits_for_it() {
+    let gateway = gateway().await;
+    let cli = patient(&gateway, &[]);
+    let made = std::process::Command::new("mkfifo").arg(cli.queue()).status().unwrap();
+    assert!(made.success());
+    Diagnosis::of(&cli).await.only_fails("file", &["no regular file", "set another path"]);
+    let error = Cache::builder().local(cli.queue()).open().await.unwrap_err();
+    assert!(error.to_string().contains("no regular file"), "{error}");
+    fs::remove_file(cli.queue()).unwrap();
+    std::os::unix::fs::symlink("threadkeep-queue.db", cli.queue()).unwrap();
+    let looped = Diagnosis::of(&cli).await;
+    looped.says("file", "failure", &["cannot be opened", "set another path"]);
+}

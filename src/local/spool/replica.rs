@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{COLUMNS, PERHAPS, Spool, State, Survives, bytes, number, record, text};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::record::{Key, Record};
 use crate::spool::{Copy, Tally};
 use crate::version::{Timestamp, Version};
@@ -19,6 +19,7 @@ impl Spool {
     /// acknowledged.
     pub(crate) async fn keep(&self, copies: Vec<Copy>) -> Vec<Option<Version>> {
         let (bound, moved) = (self.bounds.replica, self.clock.moved());
+        let has_own = copies.iter().any(|copy| copy.is_own || copy.record.value.is_none());
         let doubt = Arc::clone(&self.doubt);
         let work = move |connection: &Connection, state: &mut State| {
             let failures = doubt.failures();
@@ -35,6 +36,8 @@ impl Spool {
                 self.trust(failures);
                 replaced
             }
+            // After a shutdown: what was only read goes with the process.
+            Err(error) if error.kind() == ErrorKind::Closed && !has_own => Vec::new(),
             Err(error) => {
                 if self.doubt.raise() {
                     tracing::error!(%error, "a last known copy could not be written: none is handed out until one can be");

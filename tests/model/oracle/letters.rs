@@ -40,8 +40,15 @@ fn check_register(history: &History, dead: &Dead) -> Result<bool, String> {
     let earlier = |letter: &Op| {
         shown(history, dead).any(|op| op.life < letter.life && !history.rules.is_before(op, letter))
     };
+    // An update of the same handle that was made at once did not know of it.
+    let own =
+        |op: &&Op| op.handle == dead.handle && op.write().is_some_and(|write| write.what == What::Replace);
+    let at_once = |letter: &Op| {
+        let mut updates = shown(history, dead).filter(own).filter(|op| !std::ptr::eq(*op, letter));
+        updates.any(|op| !history.rules.is_before(op, letter) && !history.rules.is_before(letter, op))
+    };
     let by_others = |letter: &Op| others(history, dead).any(|op| may_have_won(history, op, letter));
-    Ok(letters.iter().any(|letter| by_others(letter) || earlier(letter)))
+    Ok(letters.iter().any(|letter| by_others(letter) || earlier(letter) || at_once(letter)))
 }
 
 fn is_letter(op: &Op, dead: &Dead) -> bool {

@@ -224,6 +224,10 @@ fn dead_letters_were_queued_and_lost_to_somebody_else() {
     history([write(0, 10, 20, Put, 1, Stored), later()])
         .dead(0, REGISTER, &[1])
         .assert_wrong("nobody queued");
+    // To an update of its own handle that was made at once, and that did not know of it; but to no later one.
+    let and_an_update = |at| [write(0, 10, 20, Put, 1, Queued), write(0, at, 40, Replace, 2, Stored)];
+    history(and_an_update(15)).dead(0, REGISTER, &[1]).ends(REGISTER, &[2]).assert_right();
+    history(and_an_update(30)).dead(0, REGISTER, &[1]).assert_wrong("nobody else wrote");
     // In an earlier life, while the order of the two is not known.
     let in_two_lives = |at| [write(0, 1, 8, Put, 1, Stored), in_life(1, write(0, at, 40, Put, 2, Queued))];
     history(in_two_lives(10)).dead(0, REGISTER, &[2]).ends(REGISTER, &[1]).assert_right();
