@@ -11,10 +11,13 @@ use crate::record::Key;
 use crate::spool::Waiting;
 use crate::version::{Clock, Timestamp, Version};
 
+type Marks = HashMap<Key, Mark, foldhash::fast::RandomState>;
+
 /// The marks of all queued writes. They change under the near cache's lock of the key, together with what that holds.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    marks: Mutex<HashMap<Key, Mark>>,
+    /// Asked by each read of a queued write from memory.
+    marks: Mutex<Marks>,
     /// Writes that are on their way into the source of truth, past the queue.
     passing: Mutex<Vec<(Key, Version)>>,
     /// How many have failed alone again and again, as replay last said.
@@ -212,7 +215,7 @@ impl Pending {
         self.passing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn marks(&self) -> MutexGuard<'_, HashMap<Key, Mark>> {
+    fn marks(&self) -> MutexGuard<'_, Marks> {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
