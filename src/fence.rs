@@ -100,9 +100,12 @@ impl Ticket {
         let floor = self.fences.state().floors.get(key).copied();
         floor.filter(|floor| floor.raised > self.number).map(|floor| floor.version)
     }
-}
 
-impl Ticket {
+    /// Whether a result of this call at this version is overtaken.
+    pub(crate) fn is_overtaken(&self, key: &Key, version: Version) -> bool {
+        self.floor(key).is_some_and(|floor| version < floor)
+    }
+
     /// What the source of truth was seen to hold since this call began, if anything.
     pub(crate) fn seen(&self, key: &Key) -> Option<Version> {
         let floor = self.fences.state().floors.get(key).copied();

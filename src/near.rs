@@ -219,7 +219,7 @@ impl Near {
                 learnt = Learnt::Behind;
                 return Op::Nop;
             }
-            if ticket.floor(key).is_some_and(|floor| version < floor) {
+            if ticket.is_overtaken(key, version) {
                 return Op::Nop;
             }
             self.fences.raise_seen(key, version);
@@ -331,7 +331,7 @@ impl Near {
         let confirmed = now.checked_sub(age).unwrap_or(now);
         let mut recalled = None;
         self.threads.entry_by_ref(&key).and_compute_with(|held| {
-            let is_overtaken = ticket.floor(&key).is_some_and(|floor| record.version < floor);
+            let is_overtaken = ticket.is_overtaken(&key, record.version);
             if is_overtaken || self.pending.current(&key).is_some() {
                 return Op::Nop;
             }

@@ -152,8 +152,7 @@ impl Stove {
             let confirmed_at = self.origin.clock().at(began);
             let copy =
                 |record: &Arc<Record>| Copy { record: Arc::clone(record), confirmed_at, is_own: false };
-            let is_news =
-                |record: &&Arc<Record>| ticket.floor(&record.key).is_none_or(|floor| record.version >= floor);
+            let is_news = |record: &&Arc<Record>| !ticket.is_overtaken(&record.key, record.version);
             spool.keep(records.iter().filter(is_news).map(copy).collect()).await;
         }
         // The oldest first, so that memory, where it runs short, parts with that first.

@@ -161,8 +161,7 @@ impl Inner {
         ticket: &Ticket,
         began: Instant,
     ) {
-        let is_news =
-            |record: &Arc<Record>| ticket.floor(&record.key).is_none_or(|floor| record.version >= floor);
+        let is_news = |record: &Arc<Record>| !ticket.is_overtaken(&record.key, record.version);
         self.keep_all(records.into_iter().filter(is_news), began).await;
     }
 
