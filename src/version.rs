@@ -242,10 +242,11 @@ impl Clock {
         self.moved.get().copied()
     }
 
-    /// By how many milliseconds this clock is ahead of the system's, which may have been set since it started; zero
-    /// within the [tolerance](TOLERANCE).
+    /// By how many milliseconds this clock was ahead of the system's before an answer [moved](Self::moved) it, where the
+    /// system's may have been set since it started; zero within the [tolerance](TOLERANCE).
     pub(crate) fn ahead_of_system(&self) -> i64 {
-        let ahead = self.now().0 - system_millis() - self.skew;
+        let unmoved = self.started_at.load(Relaxed) + self.elapsed(Instant::now());
+        let ahead = unmoved - system_millis() - self.skew;
         if ahead.abs() > millis(TOLERANCE) { ahead } else { 0 }
     }
 

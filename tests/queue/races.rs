@@ -182,17 +182,26 @@ impl Skewed {
 impl World {
     /// Starts with such a clock, cut off from the start or not, on a machine that was booted meanwhile.
     async fn open_skewed(&mut self, by: i64, cut: bool) -> Cache {
+        let skewed = Skewed(Arc::clone(&self.truth), Arc::new(threadkeep::Clock::skewed(by)));
+        self.open_booted(skewed, cut).await
+    }
+
+    async fn open_booted(&mut self, skewed: Skewed, cut: bool) -> Cache {
         let file = self.dir.path().join("q.db");
         if file.exists() {
             let file = rusqlite::Connection::open(file).unwrap();
             file.execute("delete from about where name = 'anchor'", []).unwrap();
         }
-        self.open_again(by, cut).await
+        self.open_on(skewed, cut).await
     }
 
     /// The same without a boot.
     async fn open_again(&mut self, by: i64, cut: bool) -> Cache {
         let skewed = Skewed(Arc::clone(&self.truth), Arc::new(threadkeep::Clock::skewed(by)));
+        self.open_on(skewed, cut).await
+    }
+
+    async fn open_on(&mut self, skewed: Skewed, cut: bool) -> Cache {
         let faulty = Faulty::new(skewed);
         self.faults = faulty.faults();
         if cut {
@@ -379,6 +388,30 @@ async fn the_first_answer_may_be_a_replays() {
     let builder = Cache::builder().store(Guard::new(faulty, DEADLINE)).queue(world.dir.path().join("q.db"));
     let cache = builder.open().await.unwrap();
     drained(&cache).await;
+}
+
+/// What a clock stamped that went on from the anchor is moved once more, where the next process heard of the source of truth
+/// before it opened the file.
+#[tokio::test]
+async fn what_a_clock_stamped_that_was_resumed_stays_right() {
+    const BEHIND: i64 = -60_000;
+    let mut world = World::new();
+    let cache = world.open_skewed(BEHIND, false).await;
+    assert_eq!(cache.put("k", &0).await.unwrap(), Durability::Stored);
+    drop(cache);
+    let cache = world.open_again(BEHIND, true).await;
+    assert_eq!(cache.put("k", &1).await.unwrap(), Durability::Queued);
+    drop(cache);
+    sleep(5).await;
+    let mut other = World::new();
+    other.truth = Arc::clone(&world.truth);
+    assert_eq!(other.open().await.put("k", &2).await.unwrap(), Durability::Stored);
+
+    let skewed = Skewed(Arc::clone(&world.truth), Arc::new(threadkeep::Clock::skewed(BEHIND)));
+    skewed.learn();
+    let cache = world.open_booted(skewed, false).await;
+    drained(&cache).await;
+    assert_eq!((world.stored("k").await.as_deref(), letters(&cache)), (Some("2"), 1));
 }
 
 /// A gateway that answers 404 to everything empties the queue into the dead letters.
