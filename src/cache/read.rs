@@ -63,12 +63,12 @@ impl Inner {
             }
             let mut load = match self.check_reachable().and_then(|()| self.load(key)) {
                 Ok(load) => load,
-                Err(e) => return self.at_hand(key).await.ok_or(e),
+                Err(e) => return self.at_hand(key).await.map(|(found, _)| found).ok_or(e),
             };
             let loaded = tokio::select! {
                 biased;
                 loaded = load.land() => loaded.and_then(|loaded| loaded),
-                Some(found) = self.at_hand_after_patience(key) => return Ok(found),
+                Some((found, _)) = self.at_hand_after_patience(key) => return Ok(found),
             };
             match loaded {
                 // It has expired on its way: whether somebody renewed it, only the source of truth knows.
@@ -86,7 +86,7 @@ impl Inner {
                     FromQueue::Nothing => continue,
                 },
                 // Whatever the error is, it tells nothing about the thread.
-                Err(e) => return self.at_hand(key).await.ok_or(e),
+                Err(e) => return self.at_hand(key).await.map(|(found, _)| found).ok_or(e),
             }
             // What overtook it may have been current while this get was under way.
             let is_current =
@@ -99,28 +99,30 @@ impl Inner {
 
     /// What was written while the source of truth could not be asked; else the copy in memory, or else the last known
     /// one on disk, if it has not expired. Looked up when it is handed out, not before, so that it is no older than what
-    /// was acknowledged meanwhile. `Some(None)` where a deletion waits in the queue.
-    async fn at_hand(&self, key: &Key) -> Option<Option<Found>> {
+    /// was acknowledged meanwhile. No thread where a deletion waits in the queue. With the version that it had when it was
+    /// looked up, as an update goes on from it.
+    async fn at_hand(&self, key: &Key) -> Option<(Option<Found>, Version)> {
+        let in_memory = || self.near.live(key).map(|entry| versioned(self.as_it_is(entry)));
         for _ in 0..LOOKS {
             match self.ask_queue(key).await {
-                Ok(FromQueue::Newest(entry, _)) => return Some(entry.map(Found::queued)),
+                Ok(FromQueue::Newest(entry, version)) => return Some((entry.map(Found::queued), version)),
                 Ok(FromQueue::Nothing) => {}
                 Ok(FromQueue::Expired(_)) | Err(_) => return None,
             }
-            if let Some(entry) = self.near.live(key) {
-                return Some(Some(self.as_it_is(entry)));
+            if let Some(found) = in_memory() {
+                return Some(found);
             }
             match self.last_known(key).await {
-                Known::Copy(found) => return Some(Some(found)),
+                Known::Copy(found) => return Some(versioned(found)),
                 // Something may have come into memory meanwhile.
-                Known::Nothing => return self.near.live(key).map(|entry| Some(self.as_it_is(entry))),
+                Known::Nothing => return in_memory(),
                 Known::Changed => tokio::time::sleep(LOOK_AGAIN).await,
             }
         }
         None
     }
 
-    async fn at_hand_after_patience(&self, key: &Key) -> Option<Option<Found>> {
+    async fn at_hand_after_patience(&self, key: &Key) -> Option<(Option<Found>, Version)> {
         tokio::time::sleep(self.limits.patience).await;
         self.at_hand(key).await
     }
@@ -134,7 +136,7 @@ impl Inner {
     ) -> Result<(Option<Found>, Version)> {
         loop {
             if may_trust_memory && let Some(entry) = self.near.fresh(key.as_str()) {
-                return Ok(self.base(Some(Found::fresh(entry)), Version::NONE));
+                return Ok(versioned(Found::fresh(entry)));
             }
             if may_trust_memory && let Some(version) = self.near.absent(key) {
                 return Ok((None, version));
@@ -147,14 +149,14 @@ impl Inner {
                     biased;
                     loaded = load.land() => loaded.and_then(|loaded| loaded),
                     Some(found) = self.at_hand_after_patience(key), if self.queueing().is_some() => {
-                        return Ok(self.base(found, self.pending.current(key).unwrap_or_default()));
+                        return Ok(found);
                     }
                 },
                 Err(e) => Err(e),
             };
             match loaded {
                 Ok(Learnt::Present(entry)) if !self.is_live(&entry) => {}
-                Ok(Learnt::Present(entry)) => return Ok(self.base(Some(Found::fresh(entry)), Version::NONE)),
+                Ok(Learnt::Present(entry)) => return Ok(versioned(Found::fresh(entry))),
                 Ok(Learnt::Absent(version)) => return Ok((None, version)),
                 Ok(Learnt::Overtaken) => may_trust_memory = true,
                 Ok(Learnt::Behind) => {
@@ -163,8 +165,7 @@ impl Inner {
                     }
                 }
                 Err(e) if self.queueing().is_some() && is_to_be_queued(&e) => {
-                    let found = self.at_hand(key).await.ok_or(e)?;
-                    return Ok(self.base(found, self.pending.current(key).unwrap_or_default()));
+                    return self.at_hand(key).await.ok_or(e);
                 }
                 Err(e) => return Err(e),
             }
@@ -174,15 +175,6 @@ impl Inner {
     /// Whether it has not expired while it was on its way.
     pub(super) fn is_live(&self, entry: &Entry) -> bool {
         entry.record.is_live(self.origin.clock().now())
-    }
-
-    /// What was found, and its version as it counts for an update; that of nothing is `absent`.
-    fn base(&self, found: Option<Found>, absent: Version) -> (Option<Found>, Version) {
-        let version = found.as_ref().map_or(absent, |found| match found.freshness() {
-            Freshness::Queued => self.pending.current(found.key()).unwrap_or(found.version()),
-            _ => found.version(),
-        });
-        (found, version)
     }
 
     fn load(self: &Arc<Self>, key: &Key) -> Result<crate::fill::Joined<Result<Learnt>>> {
@@ -225,4 +217,9 @@ impl Inner {
         }
         Ok(learnt)
     }
+}
+
+fn versioned(found: Found) -> (Option<Found>, Version) {
+    let version = found.version();
+    (Some(found), version)
 }
