@@ -1,9 +1,10 @@
 //! `Batched`: a store around a store that makes few large calls of many small ones.
 //!
 //! Nothing waits for company: a call goes at once while fewer than [`LANES`] of its kind are under way. What comes while
-//! all lanes are taken collects, and the next lane that gets free takes all of it, as in the group commit of databases
-//! (DeWitt et al., "Implementation Techniques for Main Memory Database Systems", 1984). So batches grow with the load and
-//! with nothing else.
+//! all lanes are taken collects, and the next lane that gets free takes its share of it, as in the group commit of
+//! databases (DeWitt et al., "Implementation Techniques for Main Memory Database Systems", 1984). So batches grow with the
+//! load and with nothing else. A share is what each lane would have if all that is under way or waits were spread evenly:
+//! were all of it taken, one lane would have nearly everything, and the others would go back and forth with crumbs.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -24,6 +25,8 @@ use crate::version::Clock;
 
 /// Calls of one kind under way at once: PostgREST's pool has 10 connections, and others use it too.
 const LANES: usize = 4;
+/// A share is no smaller than this: a few records more cost a call next to nothing.
+const LEAST: usize = 16;
 /// What one call carries at most, but for a single one that is larger.
 const RECORDS: usize = 500;
 const BYTES: usize = 1 << 20;
@@ -122,21 +125,29 @@ struct Lanes<S, E: Errand> {
 #[derive(Debug)]
 struct State<E: Errand> {
     taken: usize,
+    /// Records under way in all lanes.
+    sent: usize,
     waiting: VecDeque<Job<E>>,
+    /// Records and bytes that wait.
     records: usize,
     bytes: usize,
 }
 
-/// A lane is taken until this is dropped; then it goes on with what waits, also where its holder was given up.
-struct Lane<S: Store, E: Errand>(Arc<Lanes<S, E>>);
+/// A lane with so many records under way. It is taken until this is dropped; then it goes on with what waits, also where its
+/// holder was given up.
+struct Lane<S: Store, E: Errand> {
+    lanes: Arc<Lanes<S, E>>,
+    sent: usize,
+}
 
 impl<S: Store, E: Errand> Drop for Lane<S, E> {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let mut state = self.lanes.lock();
+        state.sent -= self.sent;
         match Handle::try_current() {
             Ok(runtime) if !state.waiting.is_empty() => {
                 drop(state);
-                _ = runtime.spawn(Lane(Arc::clone(&self.0)).work());
+                _ = runtime.spawn(Lane { lanes: Arc::clone(&self.lanes), sent: 0 }.work());
             }
             _ => state.taken -= 1,
         }
@@ -153,7 +164,7 @@ enum Way<S: Store, E: Errand> {
 
 impl<S: Store, E: Errand> Lanes<S, E> {
     fn new(store: Arc<S>) -> Arc<Self> {
-        let state = State { taken: 0, waiting: VecDeque::new(), records: 0, bytes: 0 };
+        let state = State { taken: 0, sent: 0, waiting: VecDeque::new(), records: 0, bytes: 0 };
         Arc::new(Self { store, state: Mutex::new(state), metrics: Metrics::new() })
     }
 
@@ -179,8 +190,8 @@ impl<S: Store, E: Errand> Lanes<S, E> {
     fn way(self: &Arc<Self>, items: &[E::Item]) -> Result<Way<S, E>> {
         let mut state = self.lock();
         if state.taken < LANES {
-            state.taken += 1;
-            return Ok(Way::Free(Lane(Arc::clone(self))));
+            (state.taken, state.sent) = (state.taken + 1, state.sent + items.len());
+            return Ok(Way::Free(Lane { lanes: Arc::clone(self), sent: items.len() }));
         }
         let bytes = items.iter().map(E::bytes).sum();
         state.check_room(items.len(), bytes)?;
@@ -209,9 +220,10 @@ impl<E: Errand> State<E> {
 
     /// What goes together into the next call, without those whose callers have gone.
     fn take(&mut self) -> Vec<Job<E>> {
+        let share = (self.sent + self.records).div_ceil(LANES).clamp(LEAST, RECORDS);
         let (mut batch, mut records, mut bytes) = (Vec::new(), 0, 0);
         while let Some(next) = self.waiting.front() {
-            let is_over = records + next.items.len() > RECORDS || bytes + next.bytes > BYTES;
+            let is_over = records + next.items.len() > share || bytes + next.bytes > BYTES;
             if is_over && !batch.is_empty() {
                 break;
             }
@@ -223,15 +235,21 @@ impl<E: Errand> State<E> {
                 batch.push(job);
             }
         }
+        self.sent += records;
         batch
     }
 }
 
 impl<S: Store, E: Errand> Lane<S, E> {
     /// Sends what waits, until nothing does.
-    async fn work(self) {
+    async fn work(mut self) {
         loop {
-            let batch = self.0.lock().take();
+            let batch = {
+                let mut state = self.lanes.lock();
+                state.sent -= self.sent;
+                state.take()
+            };
+            self.sent = batch.iter().map(|job| job.items.len()).sum();
             if batch.is_empty() {
                 return;
             }
@@ -245,7 +263,7 @@ impl<S: Store, E: Errand> Lane<S, E> {
         let mut batches = vec![batch];
         while let Some(mut batch) = batches.pop() {
             let items: Vec<E::Item> = batch.iter().flat_map(|job| job.items.iter().cloned()).collect();
-            match self.0.send(&items).await {
+            match self.lanes.send(&items).await {
                 Ok(answers) => give(batch, answers),
                 Err(error) if batch.len() > 1 && is_of_one(&error) => {
                     let later = batch.split_off(batch.len() / 2);

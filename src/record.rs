@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -129,9 +129,10 @@ impl Json {
 }
 
 impl Default for Json {
-    /// The empty object.
+    /// The empty object, which most metadata is.
     fn default() -> Self {
-        Self::trusted("{}")
+        static EMPTY: LazyLock<Json> = LazyLock::new(|| Json::trusted("{}"));
+        EMPTY.clone()
     }
 }
 

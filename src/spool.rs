@@ -301,7 +301,10 @@ pub(crate) mod without {
         pub(crate) async fn restamp(&self, _: &Key, _: Version, _: Version) -> Result<bool> {
             match *self {}
         }
-        pub(crate) async fn keep(&self, _: Vec<Copy>) -> Vec<Option<Version>> {
+        pub(crate) async fn keep(&self, _: Vec<Copy>) {
+            match *self {}
+        }
+        pub(crate) async fn keep_own(&self, _: Copy) -> Option<Version> {
             match *self {}
         }
         pub(crate) async fn confirm(&self, _: &Key, _: Version, _: Timestamp) {

@@ -15,6 +15,17 @@ use tokio::task::JoinHandle;
 const LANES: usize = 4;
 const SPAN: Duration = Duration::from_millis(50);
 
+/// Calls in which so many records that wait go: each takes a share of a quarter at least, or 16.
+fn calls_for(mut records: usize) -> std::ops::RangeInclusive<usize> {
+    let fewest = records.div_ceil(500).max(LANES);
+    let mut most = 0;
+    while records > 0 {
+        records -= records.div_ceil(LANES).clamp(16, 500).min(records);
+        most += 1;
+    }
+    fewest..=most
+}
+
 fn store() -> (Arc<Batched<Faulty<Memory>>>, Faults) {
     let faulty = Faulty::new(Memory::new());
     let faults = faulty.faults();
@@ -73,7 +84,8 @@ async fn what_comes_while_all_lanes_are_taken_goes_together() {
     for put in join_all(puts.into_iter().chain(lanes)).await {
         assert_eq!(put.unwrap().unwrap(), [Applied::Stored]);
     }
-    assert_eq!(faults.calls("apply"), LANES + 3, "500, 500 and 200");
+    let calls = faults.calls("apply") - LANES;
+    assert!(calls_for(1_200).contains(&calls), "{calls}");
     assert_eq!(faults.most_at_once("apply"), LANES);
     assert_eq!(value(&*store, "thread 1199").await.as_deref(), Some("\"1199\""));
     // Loads go by lanes of their own, and each caller gets what it asked for.
@@ -87,7 +99,8 @@ async fn what_comes_while_all_lanes_are_taken_goes_together() {
         assert_eq!(value, Some(format!("\"{at}\"")));
     }
     assert_eq!(faults.most_at_once("load"), LANES);
-    assert_eq!(faults.calls("load"), 1 + LANES + 3);
+    let calls = faults.calls("load") - 1 - LANES;
+    assert!(calls_for(1_200).contains(&calls), "{calls}");
 }
 
 #[tokio::test]
@@ -117,7 +130,8 @@ async fn a_record_that_is_refused_fails_alone() {
             }
         }
         join_all(lanes).await;
-        assert!(faults.calls("apply") < LANES + 20, "halves, not one by one: {}", faults.calls("apply"));
+        let calls = faults.calls("apply") - LANES;
+        assert!(calls < calls_for(100).end() + 15, "halves, not one by one: {calls}");
     }
 }
 
@@ -132,7 +146,8 @@ async fn an_outage_is_everybodys_and_splits_nothing() {
         assert!(error.is_outage() && error.outcome_unknown(), "{error:?}");
     }
     join_all(lanes).await;
-    assert_eq!(faults.calls("apply"), LANES + 1);
+    let calls = faults.calls("apply") - LANES;
+    assert!(calls_for(100).contains(&calls), "{calls}");
 }
 
 #[tokio::test]
@@ -168,7 +183,8 @@ async fn callers_who_outrun_the_store_are_told_so() {
     for put in join_all(results).await {
         assert_eq!(put.unwrap().unwrap(), [Applied::Stored]);
     }
-    assert_eq!(faults.calls("apply"), LANES + 40);
+    let calls = faults.calls("apply") - LANES;
+    assert!(calls_for(20_000).contains(&calls), "{calls}");
 }
 
 #[tokio::test]

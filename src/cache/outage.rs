@@ -185,8 +185,7 @@ impl Inner {
     pub(super) async fn keep_own(&self, record: &Arc<Record>, over: Option<Version>) -> Option<Version> {
         let spool = self.spool.as_ref()?;
         let confirmed_at = self.origin.clock().now();
-        let copy = Copy { record: Arc::clone(record), confirmed_at, is_own: over.is_none() };
-        spool.keep(vec![copy]).await.into_iter().next().flatten()
+        spool.keep_own(Copy { record: Arc::clone(record), confirmed_at, is_own: over.is_none() }).await
     }
 
     /// An attempt that took longer than its caller waited has put a queued write into the source of truth after all.

@@ -1,13 +1,13 @@
 //! An open file: one writer, a few readers, a lock.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::file::{self, Lock, Role};
-use super::writer::{Survives, Writer};
+use super::writer::{Survives, Writer, closed};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Reads at once: they are short, and each takes a thread and a connection.
@@ -20,7 +20,24 @@ pub(super) struct Database {
     reading: Semaphore,
     writer: Writer,
     // Declared last, so dropped last: nobody else may open the file before its writer is done.
-    lock: Mutex<Option<Lock>>,
+    lock: Holder,
+}
+
+/// Holds the lock until the file is closed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Holder(Arc<Mutex<Option<Lock>>>);
+
+impl Holder {
+    fn lock(&self) -> MutexGuard<'_, Option<Lock>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`Lock::note`]; asked under the lock, so that the last note says how things are.
+    pub(super) fn note(&self, is_doubtful: impl FnOnce() -> bool) {
+        if let Some(lock) = self.lock().as_mut() {
+            lock.note(is_doubtful());
+        }
+    }
 }
 
 /// A file that is locked and open for its one writer, which does not run yet.
@@ -90,7 +107,7 @@ impl Database {
             readers: Mutex::default(),
             reading: Semaphore::new(READERS),
             writer,
-            lock: Mutex::new(Some(lock)),
+            lock: Holder(Arc::new(Mutex::new(Some(lock)))),
         })
     }
 
@@ -104,8 +121,7 @@ impl Database {
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
         let this = Arc::clone(self);
-        let closed = |_| Error::new(ErrorKind::Closed, "the local file is closed");
-        let _turn = self.reading.acquire().await.map_err(closed)?;
+        let _turn = self.reading.acquire().await.map_err(|_| closed())?;
         unblock(move || {
             let idle = || this.readers.lock().unwrap_or_else(PoisonError::into_inner);
             let reader = idle().pop();
@@ -126,14 +142,15 @@ impl Database {
         self.writer.run(survives, work, |_| {}).await
     }
 
-    /// As [`write`](Self::write); `announce` is called before any later work is begun.
-    pub(super) async fn write_and_announce<T: Send + 'static>(
+    /// As [`write`](Self::write), but that it returns when the writer has the work, and answers to whoever waits. `announce`
+    /// is called before any later work is begun.
+    pub(super) async fn hand_over<T: Send + 'static>(
         &self,
         survives: Survives,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
-        announce: impl FnOnce(&T) + Send + 'static,
-    ) -> Result<T> {
-        self.writer.run(survives, work, announce).await
+        announce: impl FnOnce(&Result<T>) + Send + 'static,
+    ) -> Result<oneshot::Receiver<Result<T>>> {
+        self.writer.hand_over(survives, work, announce).await
     }
 
     /// Finishes the jobs that wait, and lets others open the file. What comes later is told that it is closed.
@@ -144,21 +161,19 @@ impl Database {
             // The writer last: it leaves one file behind, without a log.
             this.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
             this.writer.close();
-            drop(this.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+            drop(this.lock.lock().take());
         })
         .await
     }
 
-    /// See [`Lock::note`]; asked under the lock, so that the last note says how things are.
-    pub(super) fn note(&self, is_doubtful: impl FnOnce() -> bool) {
-        if let Some(lock) = self.lock.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            lock.note(is_doubtful());
-        }
+    /// Who holds the file's lock.
+    pub(super) fn holder(&self) -> Holder {
+        self.lock.clone()
     }
 
     /// See [`Lock::was_doubtful`].
     pub(super) fn was_doubtful(&self) -> bool {
-        self.lock.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(Lock::was_doubtful)
+        self.lock.lock().as_ref().is_some_and(Lock::was_doubtful)
     }
 }
 

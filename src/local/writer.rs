@@ -51,7 +51,7 @@ struct Work<F, T, A> {
 impl<F, T: Send, A> Job for Work<F, T, A>
 where
     F: FnOnce(&Connection) -> rusqlite::Result<T> + Send,
-    A: FnOnce(&T) + Send,
+    A: FnOnce(&Result<T>) + Send,
 {
     fn survives(&self) -> Survives {
         self.survives
@@ -74,9 +74,7 @@ where
             Some(Ok(done)) => committed.map(|()| done),
             None => Err(committed.err().unwrap_or_else(lost)),
         };
-        if let Ok(done) = &result {
-            announce(done);
-        }
+        announce(&result);
         // The caller may have gone; the work is done all the same.
         answer.send(result).ok();
     }
@@ -109,14 +107,23 @@ impl Writer {
         &self,
         survives: Survives,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
-        announce: impl FnOnce(&T) + Send + 'static,
+        announce: impl FnOnce(&Result<T>) + Send + 'static,
     ) -> Result<T> {
+        self.hand_over(survives, work, announce).await?.await.map_err(|_| closed())?
+    }
+
+    /// As [`run`](Self::run), but that it returns when the thread has the work, and answers to whoever waits.
+    pub(super) async fn hand_over<T: Send + 'static>(
+        &self,
+        survives: Survives,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        announce: impl FnOnce(&Result<T>) + Send + 'static,
+    ) -> Result<oneshot::Receiver<Result<T>>> {
         let (answer, answered) = oneshot::channel();
-        let closed = || Error::new(ErrorKind::Closed, "the local file is closed");
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)?;
         let job = Work { survives, work: Some(work), done: None, announce, answer };
         jobs.send(Box::new(job)).await.map_err(|_| closed())?;
-        answered.await.map_err(|_| closed())?
+        Ok(answered)
     }
 
     /// Ends the thread after the jobs that are already waiting. Blocks.
@@ -126,6 +133,10 @@ impl Writer {
             thread.join().ok();
         }
     }
+}
+
+pub(super) fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the local file is closed")
 }
 
 impl Drop for Writer {

@@ -35,6 +35,8 @@ pub(crate) use keyring::KeySource;
 /// What one request carries at most: PostgREST and its gateways like it small, a transaction short.
 const RECORDS: usize = 500;
 const BYTES: usize = 1024 * 1024;
+/// What an answer takes at most, but for a single record that is larger.
+const ANSWER: u64 = 16 << 20;
 /// See [`Supabase::stall_after`].
 const STALL: Duration = Duration::from_secs(5);
 /// The last millisecond that a version can hold, in the year 2109: a clock that shows more is not one.
@@ -93,6 +95,17 @@ impl Supabase {
         Ok(Self { client, functions, host, keys, clock: Arc::new(clock), stall: STALL })
     }
 
+    /// A client for a PostgREST server that stands alone at `url`, without Supabase's gateway and its `/rest/v1`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    #[cfg(feature = "testing")]
+    pub fn of_postgrest(url: &str, key: &str) -> Result<Self> {
+        let mut client = Self::new(url, key)?;
+        client.functions.set_path("/rpc");
+        Ok(client)
+    }
+
     /// How long it may take until an answer begins or goes on: 5 s unless set.
     #[must_use]
     pub fn stall_after(mut self, span: Duration) -> Self {
@@ -123,7 +136,7 @@ impl Supabase {
     async fn call<T>(
         &self,
         function: &str,
-        body: String,
+        body: Vec<u8>,
         read: impl FnOnce(Answer<'_>) -> Result<T>,
     ) -> Result<T> {
         let upload = body.len() >> 20;
@@ -143,7 +156,7 @@ impl Supabase {
     }
 
     /// A call of a function, as yet without a key.
-    fn request(&self, function: &str, body: String) -> Request {
+    fn request(&self, function: &str, body: Vec<u8>) -> Request {
         let mut url = self.functions.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.push(function);
@@ -187,7 +200,8 @@ impl Supabase {
         let sent = Instant::now();
         let mut response = self.within(self.stall + upload, self.client.execute(request)).await?;
         let (status, rest) = (response.status(), retry_after(response.headers()));
-        let mut body = Vec::new();
+        let expected = response.content_length().map_or(0, |bytes| bytes.min(ANSWER));
+        let mut body = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
         while let Some(chunk) = self.within(self.stall, response.chunk()).await? {
             body.extend_from_slice(&chunk);
         }

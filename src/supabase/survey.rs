@@ -111,7 +111,7 @@ impl Supabase {
         caller: Caller<'_>,
         (function, body): (&str, &str),
     ) -> Result<Pulse, Trouble> {
-        let mut request = self.request(function, body.to_owned());
+        let mut request = self.request(function, body.into());
         *request.headers_mut() = self.headers_of(caller);
         let exchange = self.exchange(request, Duration::ZERO).await?;
         let received = Instant::now();

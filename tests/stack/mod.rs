@@ -46,7 +46,12 @@ pub struct Stack {
 impl Stack {
     /// A stack of one's own, for tests that stop things.
     pub fn start(server: Server) -> Self {
-        Self::assemble(server, apply_migrations)
+        Self::assemble(server, Postgres::start(false), apply_migrations)
+    }
+
+    /// A stack whose commits are synced to disk, as those of Supabase are.
+    pub fn start_synced(server: Server) -> Self {
+        Self::assemble(server, Postgres::start(true), apply_migrations)
     }
 
     /// A stack without threadkeep's schema.
@@ -54,7 +59,7 @@ impl Stack {
     /// Lite sees what is created later only after a restart; postrust also by `notify pgrst, 'reload
     /// schema'`.
     pub fn start_without_migrations(server: Server) -> Self {
-        Self::assemble(server, |_| {})
+        Self::assemble(server, Postgres::start(false), |_| {})
     }
 
     /// The stack that the tests of this process share. They keep apart by their thread ids, and leave it
@@ -64,9 +69,7 @@ impl Stack {
         SHARED[server as usize].get_or_init(|| Self::start(server))
     }
 
-    fn assemble(server: Server, prepare: impl FnOnce(&Postgres)) -> Self {
-        server.check(); // before a second goes into a cluster
-        let postgres = Postgres::start();
+    fn assemble(server: Server, postgres: Postgres, prepare: impl FnOnce(&Postgres)) -> Self {
         prepare(&postgres);
         let rest = Rest::start(server, &postgres);
         Self { server, rest, postgres }
@@ -99,6 +102,16 @@ impl Stack {
     /// Where the superuser connects, for pgbench and the like.
     pub fn database_url(&self) -> String {
         self.postgres.url(SUPERUSER)
+    }
+
+    /// Where the REST server itself listens, which checks tokens and knows no `apikey`.
+    pub fn server_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.rest.port())
+    }
+
+    /// One of PostgreSQL's programs.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.postgres.program(name)
     }
 
     /// Ends PostgreSQL as a crash does; the REST server stays and reports an outage.

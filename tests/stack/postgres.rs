@@ -22,17 +22,18 @@ const SERVE: &str = r#"
     [ -e data/PG_VERSION ] ||
         "$1/initdb" -D data -U "$3" -A trust -E UTF8 --locale=C.UTF-8 --no-sync --no-instructions || exit
     exec "$1/postgres" -D data -p "$2" -k "$PWD" \
-        -c listen_addresses=127.0.0.1 -c max_connections=100 -c fsync=off -c full_page_writes=off
+        -c listen_addresses=127.0.0.1 -c max_connections=100 -c fsync="$4" -c full_page_writes="$4"
 "#;
 
 impl Postgres {
-    /// A running cluster with the roles of Supabase.
-    pub fn start() -> Self {
+    /// A running cluster with the roles of Supabase. One that syncs outlives a power cut, and is as slow as that is.
+    pub fn start(syncs: bool) -> Self {
         let binaries = binaries();
         let port = free_port();
         let directory = leash::directory("postgres");
         let mut command = unprivileged(&directory);
         command.args(["sh", "-c", SERVE, "sh"]).arg(&binaries).arg(port.to_string()).arg(SUPERUSER);
+        command.arg(if syncs { "on" } else { "off" });
         let leash = Leash::new(directory, Signal::Quit, &command);
         let postgres = Self { leash, binaries, port };
         postgres.resume();
@@ -61,6 +62,11 @@ impl Postgres {
         format!("postgres://{user}@127.0.0.1:{}/postgres", self.port)
     }
 
+    /// One of its programs.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.binaries.join(name)
+    }
+
     /// Runs psql, which must succeed, and returns its rows without decoration.
     pub fn psql(&self, user: &str, args: &[&str]) -> String {
         let settings = ["-XqtA", "-v", "ON_ERROR_STOP=1", "-d", "postgres", "-U", user];
@@ -71,7 +77,7 @@ impl Postgres {
     }
 
     fn run(&self, program: &str, args: &[&str]) -> Output {
-        let mut command = Command::new(self.binaries.join(program));
+        let mut command = Command::new(self.program(program));
         command.env_clear(); // the developer's PGOPTIONS are not meant
         command.args(["-h", "127.0.0.1", "-p", &self.port.to_string()]).args(args);
         command.output().unwrap_or_else(|error| panic!("{program} does not run: {error}; {MISSING}"))

@@ -16,10 +16,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, Row};
+use tokio::sync::oneshot;
 
 use super::database::{Database, Opened, unblock};
 use super::file::{self, Role};
-use super::writer::Survives;
+use super::writer::{Survives, closed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Json, Key, Record};
 use crate::spool::{Bounds, Holdings, Tally, Waiting};
@@ -27,7 +28,7 @@ use crate::version::{Clock, REMEMBERED, Timestamp, Version};
 
 use anchor::Anchor;
 pub(crate) use offline::{is_truth, retire};
-use replica::Doubt;
+use replica::{Doubt, UnderWay};
 pub(crate) use salvage::salvage;
 
 /// What a record costs beside its bytes: its row and the indexes.
@@ -88,6 +89,8 @@ pub(crate) struct Spool {
     clock: Arc<Clock>,
     bounds: Bounds,
     doubt: Arc<Doubt>,
+    /// Copies that the writing thread has, and the file may not have yet.
+    under_way: UnderWay,
 }
 
 impl fmt::Debug for Spool {
@@ -146,7 +149,8 @@ impl Spool {
             move || lock(&state).is_known = false
         };
         let database = Arc::new(Database::start(opened, forget)?);
-        Ok(Self { database, state, clock, bounds, doubt: Arc::default() })
+        let doubt = Arc::new(Doubt::new(database.holder()));
+        Ok(Self { database, state, clock, bounds, doubt, under_way: UnderWay::default() })
     }
 
     /// How many writes wait in a file that is not open, if there is one.
@@ -182,16 +186,17 @@ impl Spool {
         survives: Survives,
         work: impl FnOnce(&Connection, &mut State) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.write_and_announce(survives, work, |_| {}).await
+        self.hand_over(survives, work, |_| {}).await?.await.map_err(|_| closed())?
     }
 
-    /// As [`write`](Self::write); `announce` is called before any later work is begun.
-    async fn write_and_announce<T: Send + 'static>(
+    /// As [`write`](Self::write), but that it returns when the writing thread has the work, and answers to whoever waits.
+    /// `announce` is called before any later work is begun.
+    async fn hand_over<T: Send + 'static>(
         &self,
         survives: Survives,
         work: impl FnOnce(&Connection, &mut State) -> rusqlite::Result<T> + Send + 'static,
-        announce: impl FnOnce(&T) + Send + 'static,
-    ) -> Result<T> {
+        announce: impl FnOnce(&Result<T>) + Send + 'static,
+    ) -> Result<oneshot::Receiver<Result<T>>> {
         let (state, clock) = (Arc::clone(&self.state), Arc::clone(&self.clock));
         let work = move |connection: &Connection| {
             let mut state = lock(&state);
@@ -203,7 +208,7 @@ impl Spool {
             state.is_known = result.is_ok();
             result
         };
-        self.database.write_and_announce(survives, work, announce).await
+        self.database.hand_over(survives, work, announce).await
     }
 
     /// Gives pages that are free back to the file system, a few at a time.
@@ -254,6 +259,48 @@ fn heard_of(connection: &Connection, key: &Key, version: Version) -> rusqlite::R
 }
 
 const COLUMNS: &str = "key, version, value, expires_at, user, metadata";
+
+/// What stands in the file for a thread.
+struct Place<'a> {
+    record: &'a Record,
+    seq: i64,
+    at: Timestamp,
+    is_pending: bool,
+    base: Option<Version>,
+    chain: &'a str,
+    is_sent: bool,
+    skew: Option<i64>,
+    is_overtaken: bool,
+}
+
+/// Writes it over what stood there. The row stays where it lies: to delete it and insert another touches twice the pages.
+fn put_down(connection: &Connection, place: &Place<'_>) -> rusqlite::Result<()> {
+    let sql = "insert into records (key, version, value, expires_at, user, metadata, bytes, seq, at, pending, base, chain,
+                                    sent, skew, overtaken)
+               values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+               on conflict (key) do update set
+                   version = ?2, value = ?3, expires_at = ?4, user = ?5, metadata = ?6, bytes = ?7, seq = ?8, at = ?9,
+                   pending = ?10, base = ?11, chain = ?12, sent = ?13, skew = ?14, overtaken = ?15";
+    let Place { record, seq, at, is_pending, base, chain, is_sent, skew, is_overtaken } = place;
+    let values = rusqlite::params![
+        record.key.as_str(),
+        record.version.raw(),
+        text(record),
+        record.expires_at.0,
+        record.user,
+        record.metadata.as_str(),
+        number(bytes(record)),
+        seq,
+        at.0,
+        is_pending,
+        base.map(Version::raw),
+        chain,
+        is_sent,
+        skew,
+        is_overtaken,
+    ];
+    connection.prepare_cached(sql)?.execute(values).map(drop)
+}
 
 /// The record of a row that begins with [`COLUMNS`].
 fn record(row: &Row<'_>) -> rusqlite::Result<Record> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::dead::bury;
-use super::{COLUMNS, Spool, State, Survives, bytes, check_origin, number, record, text};
+use super::{COLUMNS, Place, Spool, State, Survives, bytes, check_origin, number, put_down, record, text};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::database::{Opened, unblock};
 use crate::local::file::{self, Lock, Role};
@@ -275,26 +275,18 @@ fn insert(connection: &Connection, state: &mut State, write: &QueuedWrite) -> ru
     let seq = state.next_seq();
     state.queued = seq;
     let chain: Vec<String> = write.chain.iter().map(Version::to_string).collect();
-    let sql = format!(
-        "insert or replace into records ({COLUMNS}, bytes, seq, at, pending, base, chain, sent, skew, overtaken)
-         values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1, ?10, ?11, ?12, ?13, ?14)"
-    );
-    connection.prepare_cached(&sql)?.execute(params![
-        record.key.as_str(),
-        record.version.raw(),
-        text(record),
-        record.expires_at.0,
-        record.user,
-        record.metadata.as_str(),
-        number(bytes(record)),
+    let place = Place {
+        record,
         seq,
-        write.queued_at.0,
-        write.base.map(Version::raw),
-        chain.join(" "),
-        write.is_sent,
-        write.is_unsure.then_some(0),
-        write.is_overtaken,
-    ])?;
+        at: write.queued_at,
+        is_pending: true,
+        base: write.base,
+        chain: &chain.join(" "),
+        is_sent: write.is_sent,
+        skew: write.is_unsure.then_some(0),
+        is_overtaken: write.is_overtaken,
+    };
+    put_down(connection, &place)?;
     state.holdings.queue.add(bytes(record));
     Ok(())
 }

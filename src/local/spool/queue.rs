@@ -2,7 +2,9 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{COLUMNS, PERHAPS, Spool, State, Survives, bytes, full, number, record, straight, text};
+use super::{
+    COLUMNS, PERHAPS, Place, Spool, State, Survives, bytes, closed, full, put_down, record, straight,
+};
 use crate::error::Result;
 use crate::local::versions;
 use crate::record::Key;
@@ -84,8 +86,13 @@ impl Spool {
         let work = move |connection: &Connection, state: &mut State| {
             enqueue(connection, state, &entry, &Moment { now, moved, skew }, bound)
         };
-        let announce = |enqueued: &Option<Enqueued>| enqueued.map_or((), announce);
-        let enqueued = self.write_and_announce(Survives::PowerCut, work, announce).await?;
+        let announce = |enqueued: &Result<Option<Enqueued>>| {
+            if let Ok(Some(enqueued)) = enqueued {
+                announce(*enqueued);
+            }
+        };
+        let answer = self.hand_over(Survives::PowerCut, work, announce).await?;
+        let enqueued = answer.await.map_err(|_| closed())??;
         enqueued.ok_or_else(|| full(self.path(), self.bounds, self.holdings()))
     }
 
@@ -332,25 +339,18 @@ fn enqueue(
     }
     let seq = state.next_seq();
     state.queued = seq;
-    let sql = format!(
-        "insert or replace into records ({COLUMNS}, bytes, seq, at, pending, base, chain, sent, skew)
-         values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1, ?10, ?11, ?12, ?13)"
-    );
-    connection.prepare_cached(&sql)?.execute(params![
-        record.key.as_str(),
-        record.version.raw(),
-        text(record),
-        record.expires_at.0,
-        record.user,
-        record.metadata.as_str(),
-        number(bytes(record)),
+    let place = Place {
+        record,
         seq,
-        moment.now.0,
-        base.map(Version::raw),
-        chain,
-        entry.is_sent,
-        moment.skew,
-    ])?;
+        at: moment.now,
+        is_pending: true,
+        base,
+        chain: &chain,
+        is_sent: entry.is_sent,
+        skew: moment.skew,
+        is_overtaken: false,
+    };
+    put_down(connection, &place)?;
     match held {
         Some(held) if held.is_pending => state.holdings.queue.sub(held.bytes),
         Some(held) => state.holdings.replica.sub(held.bytes),

@@ -1,23 +1,46 @@
 //! The replica: last known copies, for when the source of truth cannot be asked.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::oneshot;
 
-use super::{COLUMNS, PERHAPS, Spool, State, Survives, bytes, number, record, text};
-use crate::error::{ErrorKind, Result};
+use super::{COLUMNS, PERHAPS, Place, Spool, State, Survives, bytes, put_down, record};
+use crate::error::{Error, ErrorKind, Result};
+use crate::local::database::Holder;
 use crate::record::{Key, Record};
 use crate::spool::{Copy, Tally};
 use crate::version::{Timestamp, Version};
 
+/// Copies that take up to so much are not waited for.
+const LIGHT: usize = 16 * 1024;
+
 impl Spool {
-    /// Keeps copies of what the source of truth holds, in the file when this returns; a record without a value says that
-    /// there is no such thread, so that an older copy is not taken for it. Says which queued write each took the place of.
+    /// Keeps copies of what was read from the source of truth; a record without a value says that there is no such thread, so
+    /// that an older copy is not taken for it.
     ///
-    /// Where it cannot be written, no copy is handed out until all have been dropped: some may be older than what was
-    /// acknowledged.
-    pub(crate) async fn keep(&self, copies: Vec<Copy>) -> Vec<Option<Version>> {
+    /// Whatever asks the file from now on finds them there; but the file may have them only some milliseconds after this
+    /// returns. Where it cannot be written, no copy is handed out until all have been dropped: some may be older than what
+    /// was acknowledged.
+    pub(crate) async fn keep(&self, copies: Vec<Copy>) {
+        // What waits for the writing thread is bounded in number. Large ones are waited for, so that it is in bytes, too.
+        let is_light = copies.iter().map(|copy| copy.record.bytes()).sum::<usize>() <= LIGHT;
+        if let Some(kept) = self.hand_copies_over(copies).await
+            && !is_light
+        {
+            kept.await.ok();
+        }
+    }
+
+    /// As [`keep`](Self::keep), of a write of this handle: the file has it when this returns, so that whoever starts again
+    /// after a crash goes on from there. Says which queued write it took the place of.
+    pub(crate) async fn keep_own(&self, copy: Copy) -> Option<Version> {
+        let (replaced, _) = self.hand_copies_over(vec![copy]).await?.await.ok()?.ok()?;
+        replaced.into_iter().next().flatten()
+    }
+
+    async fn hand_copies_over(&self, copies: Vec<Copy>) -> Option<oneshot::Receiver<Result<Kept>>> {
         let (bound, moved) = (self.bounds.replica, self.clock.moved());
         let has_own = copies.iter().any(|copy| copy.is_own || copy.record.value.is_none());
         let doubt = Arc::clone(&self.doubt);
@@ -26,26 +49,32 @@ impl Spool {
             if doubt.is_there() {
                 drop_copies(connection, state)?;
             }
-            let replaced = copies.iter().map(|copy| keep(connection, state, copy, moved));
-            let replaced = replaced.collect::<rusqlite::Result<_>>()?;
+            let kept = copies.iter().map(|copy| keep(connection, state, copy, moved));
+            let kept = kept.collect::<rusqlite::Result<_>>()?;
             evict(connection, state, bound)?;
-            Ok((replaced, failures))
+            Ok((kept, failures))
         };
-        match self.write(Survives::Crash, work).await {
-            Ok((replaced, failures)) => {
-                self.trust(failures);
-                replaced
+        let passage = self.under_way.begin();
+        let doubt = Arc::clone(&self.doubt);
+        let announce = move |kept: &Result<Kept>| {
+            match kept {
+                Ok((_, failures)) => doubt.settle(*failures),
+                Err(error) => doubt.raise_for(error),
             }
+            drop(passage);
+        };
+        match self.hand_over(Survives::Crash, work, announce).await {
+            Ok(kept) => return Some(kept),
             // After a shutdown: what was only read goes with the process.
-            Err(error) if error.kind() == ErrorKind::Closed && !has_own => Vec::new(),
-            Err(error) => {
-                if self.doubt.raise() {
-                    tracing::error!(%error, "a last known copy could not be written: none is handed out until one can be");
-                }
-                self.database.note(|| self.doubt.is_there());
-                Vec::new()
-            }
+            Err(error) if error.kind() == ErrorKind::Closed && !has_own => {}
+            Err(error) => self.doubt.raise_for(&error),
         }
+        None
+    }
+
+    /// Waits until the file has what it was given to keep.
+    async fn settle_copies(&self) -> Result<()> {
+        if self.under_way.is_any() { self.write(Survives::Crash, |_, _| Ok(())).await } else { Ok(()) }
     }
 
     /// Notes that the source of truth still holds this version.
@@ -65,6 +94,7 @@ impl Spool {
         if self.doubt.is_there() {
             return Ok(None);
         }
+        self.settle_copies().await?;
         let key = key.clone();
         let read = move |connection: &Connection| {
             let sql = format!(
@@ -88,6 +118,7 @@ impl Spool {
         if self.doubt.is_there() {
             return Ok(Vec::new());
         }
+        self.settle_copies().await?;
         let read = move |connection: &Connection| {
             let sql = format!(
                 "select {COLUMNS}, seq, at from records where pending = 0 and value is not null and seq < ?1
@@ -106,26 +137,53 @@ impl Spool {
     pub(crate) async fn drop_copies(&self) -> Result<()> {
         let failures = self.doubt.failures();
         self.write(Survives::PowerCut, drop_copies).await?;
-        self.trust(failures);
+        self.doubt.settle(failures);
         Ok(())
     }
+}
 
-    fn trust(&self, failures: u64) {
-        if self.doubt.settle(failures) {
-            self.database.note(|| self.doubt.is_there());
-        }
+/// Which queued write each copy took the place of, and the failures after which all older ones were dropped.
+type Kept = (Vec<Option<Version>>, u64);
+
+/// Counts the copies that the file may not have yet.
+#[derive(Debug, Default)]
+pub(super) struct UnderWay(Arc<AtomicUsize>);
+
+/// One of them, until this is dropped.
+struct Passage(Arc<AtomicUsize>);
+
+impl UnderWay {
+    fn begin(&self) -> Passage {
+        self.0.fetch_add(1, SeqCst);
+        Passage(Arc::clone(&self.0))
+    }
+
+    fn is_any(&self) -> bool {
+        self.0.load(SeqCst) > 0
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
     }
 }
 
 /// Whether copies may be older than what was acknowledged, because one could not be written.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Doubt {
     failures: AtomicU64,
     /// The failures after which all copies have been dropped.
     settled: AtomicU64,
+    /// Tells the next process.
+    holder: Holder,
 }
 
 impl Doubt {
+    pub(super) fn new(holder: Holder) -> Self {
+        Self { failures: AtomicU64::new(0), settled: AtomicU64::new(0), holder }
+    }
+
     fn failures(&self) -> u64 {
         self.failures.load(SeqCst)
     }
@@ -140,9 +198,18 @@ impl Doubt {
         self.settled.load(SeqCst) == before
     }
 
-    /// Copies were dropped after so many failures; says whether that changes anything.
-    fn settle(&self, failures: u64) -> bool {
-        self.settled.fetch_max(failures, SeqCst) < failures
+    fn raise_for(&self, error: &Error) {
+        if self.raise() {
+            tracing::error!(%error, "a last known copy could not be written: none is handed out until one can be");
+        }
+        self.holder.note(|| self.is_there());
+    }
+
+    /// Copies were dropped after so many failures.
+    fn settle(&self, failures: u64) {
+        if self.settled.fetch_max(failures, SeqCst) < failures {
+            self.holder.note(|| self.is_there());
+        }
     }
 }
 
@@ -197,21 +264,18 @@ fn keep(
         }
         Some(_) => return Ok(None),
     };
-    let sql = format!(
-        "insert or replace into records ({COLUMNS}, bytes, seq, at, pending, base, chain, sent, skew)
-         values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, null, '', 0, null)"
-    );
-    connection.prepare_cached(&sql)?.execute(params![
-        record.key.as_str(),
-        record.version.raw(),
-        text(record),
-        record.expires_at.0,
-        record.user,
-        record.metadata.as_str(),
-        number(bytes(record)),
-        state.next_seq(),
-        confirmed_at.0,
-    ])?;
+    let place = Place {
+        record,
+        seq: state.next_seq(),
+        at: *confirmed_at,
+        is_pending: false,
+        base: None,
+        chain: "",
+        is_sent: false,
+        skew: None,
+        is_overtaken: false,
+    };
+    put_down(connection, &place)?;
     state.holdings.replica.add(bytes(record));
     Ok(replaced)
 }

@@ -9,13 +9,25 @@ pub enum Source<'a> {
     Write(&'a Op),
 }
 
+/// A clock that goes on from the anchor is off by no more than this before its first answer, and what it stamps stays off.
+/// One that is off by more is put right.
+const RESUMED_MS: i64 = 100;
+
+fn stays_off_ms(op: &Op) -> i64 {
+    let off = op.off_ms.abs();
+    if off < RESUMED_MS { off } else { 0 }
+}
+
 impl Rules {
     /// Whether `a` is surely older than `b`.
     pub fn is_before(&self, a: &Op, b: &Op) -> bool {
         let Some(end) = a.end else { return false };
         match (a.handle, a.life) == (b.handle, b.life) {
             true => end.tick < b.begin.tick,
-            false => end.ms + self.order_ms < b.begin.ms && end.tick < b.begin.tick,
+            false => {
+                let slack = self.order_ms + stays_off_ms(a) + stays_off_ms(b);
+                end.ms + slack < b.begin.ms && end.tick < b.begin.tick
+            }
         }
     }
 

@@ -216,6 +216,10 @@ fn dead_letters_were_queued_and_lost_to_somebody_else() {
     let later = || write(1, 30, 40, Put, 2, Stored);
     history(ops(later())).dead(0, REGISTER, &[1]).ends(REGISTER, &[2]).assert_right();
     history(ops(write(1, 1, 2, Put, 2, Stored))).dead(0, REGISTER, &[1]).assert_wrong("nobody else wrote");
+    // A clock that goes on from the anchor is off a little.
+    let off = |off_ms| Op { off_ms, ..write(1, 1, 2, Put, 2, Stored) };
+    history(ops(off(10))).dead(0, REGISTER, &[1]).ends(REGISTER, &[2]).assert_right();
+    history(ops(off(2))).dead(0, REGISTER, &[1]).assert_wrong("nobody else wrote");
     history(ops(write(0, 30, 40, Put, 2, Stored))).dead(0, REGISTER, &[1]).assert_wrong("nobody else wrote");
     history(ops(write(1, 30, 40, Put, 2, Failed(ErrorKind::Busy))))
         .dead(0, REGISTER, &[1])

@@ -1,0 +1,103 @@
+//! What is read and written, and by how many at once.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+/// As a chat daemon has them.
+pub type Conversation = Vec<Turn>;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Turn {
+    pub role: String,
+    pub content: String,
+}
+
+const SENTENCE: &str = "It was the best of times, it was the worst of times, it was the age of wisdom. ";
+
+/// A conversation that takes about so many bytes as JSON.
+pub fn conversation(key: &str, bytes: usize) -> Conversation {
+    let turn = |at: usize, content: String| Turn {
+        role: if at.is_multiple_of(2) { "user" } else { "assistant" }.into(),
+        content,
+    };
+    let body = bytes.saturating_sub(160) / 4;
+    let text = SENTENCE.repeat(body / SENTENCE.len() + 1);
+    (0..4).map(|at| turn(at, format!("{key}: {}", &text[..body]))).collect()
+}
+
+pub fn thread(at: usize) -> String {
+    format!("thread-{at:08}")
+}
+
+/// `count` calls by so many tasks at once; says how long they took together.
+pub async fn by_tasks<F: Future<Output = ()> + Send>(
+    tasks: usize,
+    count: usize,
+    call: impl Fn(usize) -> F + Clone + Send + 'static,
+) -> Duration {
+    let began = Instant::now();
+    let tasks = (0..tasks).map(|task| {
+        let call = call.clone();
+        tokio::spawn(async move {
+            for at in (task..count).step_by(tasks) {
+                call(at).await;
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    began.elapsed()
+}
+
+/// `count` calls one after the other; says how long each took, in the middle.
+pub async fn one_by_one(count: usize, mut call: impl AsyncFnMut(usize)) -> Duration {
+    let mut spans = Vec::with_capacity(count);
+    for at in 0..count {
+        let began = Instant::now();
+        call(at).await;
+        spans.push(began.elapsed());
+    }
+    spans.sort_unstable();
+    spans[count / 2]
+}
+
+/// Calls begun by the clock, `per_second` of them, whether those before have ended or not; the time that each took from when
+/// it was due, sorted.
+pub async fn at_a_rate<F: Future<Output = ()> + Send + 'static>(
+    per_second: u32,
+    span: Duration,
+    call: impl Fn(usize) -> F,
+) -> Vec<Duration> {
+    let (began, step) = (Instant::now(), Duration::from_secs(1) / per_second);
+    let mut calls = Vec::new();
+    let mut due = began;
+    while due < began + span {
+        tokio::time::sleep_until(due.into()).await;
+        // The timer's grain is a millisecond: what has become due meanwhile begins at once.
+        while due <= Instant::now() {
+            let (call, since) = (call(calls.len()), due);
+            calls.push(tokio::spawn(async move {
+                call.await;
+                since.elapsed()
+            }));
+            due += step;
+        }
+    }
+    let mut spans = Vec::with_capacity(calls.len());
+    for call in calls {
+        spans.push(call.await.unwrap());
+    }
+    spans.sort_unstable();
+    spans
+}
+
+/// What so much of the sorted spans does not exceed.
+pub fn percentile(spans: &[Duration], share: f64) -> Duration {
+    spans[((spans.len() - 1) as f64 * share) as usize]
+}
+
+pub fn per_second(count: usize, span: Duration) -> f64 {
+    count as f64 / span.as_secs_f64()
+}

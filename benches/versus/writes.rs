@@ -1,0 +1,127 @@
+//! Puts on the real stack.
+
+use std::time::Duration;
+
+use threadkeep::{Cache, Clock, Durability};
+
+use crate::pgbench;
+use crate::rest::{Rest, apply_body};
+use crate::table::Wanted::{AtLeast, AtMost};
+use crate::table::{Table, Unit};
+use crate::work::{
+    Conversation, at_a_rate, by_tasks, conversation, one_by_one, per_second, percentile, thread,
+};
+use crate::world::{KIB, World};
+
+pub const TASKS: usize = 256;
+pub const THREADS: usize = 10_000;
+/// Four lanes share what 256 tasks have under way.
+const BATCH: usize = TASKS / 4;
+
+pub async fn put(cache: &Cache, key: &str, value: &Conversation) {
+    assert_eq!(cache.put(key, value).await.unwrap(), Durability::Stored);
+}
+
+/// Each way writes the same threads over and over.
+fn key(at: usize) -> String {
+    thread(at % THREADS)
+}
+
+pub async fn by_many(world: &World) -> Table {
+    const BARE: &str = "bare reqwest, prebuilt batches of 64";
+    const POST: &str = "one POST per write";
+    const PGBENCH: &str = "pgbench, prepared upserts, 16 clients";
+    let mut table = Table::new(format!("Puts of 1 KiB, {TASKS} tasks, local file on"), Unit::Rate);
+    let cache = world.builder().open().await.unwrap();
+    let value = conversation("a conversation", KIB);
+    let (many, few) = (world.scale.of(30_000, 500), world.scale.of(6_000, 500));
+    for _ in 0..world.scale.rounds {
+        table.note("threadkeep", per_second(many, puts(&cache, many, &value).await));
+
+        let clock = Clock::new();
+        let batch = |first| apply_body(&clock, (first..first + BATCH).map(|at| (key(at), KIB)));
+        let bodies: Vec<String> = (0..many).step_by(BATCH).map(batch).collect();
+        let count = bodies.len() * BATCH;
+        let span = world.rest.call_all("threadkeep_apply", &bodies.into()).await;
+        table.note(BARE, per_second(count, span));
+
+        let (rest, one) = (world.rest.clone(), value.clone());
+        let post = move |at| {
+            let (rest, value) = (rest.clone(), one.clone());
+            async move { rest.upsert(&key(at), &value).await }
+        };
+        table.note(POST, per_second(few, by_tasks(TASKS, few, post).await));
+
+        let span = world.scale.span(Duration::from_secs(3));
+        table.note(PGBENCH, pgbench::upserts(world, THREADS, &value, span));
+    }
+    table.claim("threadkeep", AtLeast(0.8), BARE);
+    table.claim("threadkeep", AtLeast(5.0), POST);
+    table.claim("threadkeep", AtLeast(2.0), PGBENCH);
+    let _ = cache.shutdown(Duration::from_secs(60)).await.unwrap();
+    table
+}
+
+/// Puts by all tasks at once; says how long they took.
+pub async fn puts(cache: &Cache, count: usize, value: &Conversation) -> Duration {
+    let (cache, value) = (cache.clone(), value.clone());
+    let put_one = move |at| {
+        let (cache, value) = (cache.clone(), value.clone());
+        async move { put(&cache, &key(at), &value).await }
+    };
+    by_tasks(TASKS, count, put_one).await
+}
+
+pub async fn at_equal_load(world: &World) -> Table {
+    let mut table =
+        Table::new("Puts of 1 KiB, 1,000 a second are begun, whatever becomes of them", Unit::Span);
+    let cache = world.builder().open().await.unwrap();
+    let value = conversation("a conversation", KIB);
+    let span = world.scale.span(Duration::from_secs(4));
+    for _ in 0..world.scale.rounds {
+        let threadkeep = at_a_rate(1_000, span, |at| {
+            let (cache, value) = (cache.clone(), value.clone());
+            async move { put(&cache, &key(at), &value).await }
+        });
+        let threadkeep = threadkeep.await;
+        let post = at_a_rate(1_000, span, |at| {
+            let (rest, value) = (world.rest.clone(), value.clone());
+            async move { rest.upsert(&key(at), &value).await }
+        });
+        let post = post.await;
+        for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
+            table.note_span(&format!("threadkeep, {name}"), percentile(&threadkeep, share));
+            table.note_span(&format!("one POST per write, {name}"), percentile(&post, share));
+        }
+    }
+    for name in ["p50", "p99"] {
+        table.claim(&format!("threadkeep, {name}"), AtMost(1.0), &format!("one POST per write, {name}"));
+    }
+    let _ = cache.shutdown(Duration::from_secs(60)).await.unwrap();
+    table
+}
+
+/// One after the other, by one task.
+pub async fn alone(world: &World) -> Table {
+    const POST: &str = "one POST of the same function";
+    let mut table = Table::new("A lone put of 1 KiB", Unit::Span);
+    let cache = world.builder().open().await.unwrap();
+    let (value, count) = (conversation("a conversation", KIB), world.scale.of(1_000, 20));
+    for _ in 0..world.scale.rounds {
+        table
+            .note_span("threadkeep", one_by_one(count, async |at| put(&cache, &key(at), &value).await).await);
+        table.note_span(POST, one_by_one(count, posts(&world.rest, KIB)).await);
+    }
+    table.claim("threadkeep", AtMost(1.25), POST);
+    let _ = cache.shutdown(Duration::from_secs(60)).await.unwrap();
+    table
+}
+
+/// Calls of the function that threadkeep writes through, one record each.
+pub fn posts(rest: &Rest, bytes: usize) -> impl AsyncFnMut(usize) {
+    let clock = Clock::new();
+    async move |at| {
+        let body = apply_body(&clock, std::iter::once((key(at), bytes)));
+        rest.call("threadkeep_apply", body).await;
+    }
+}
