@@ -139,7 +139,7 @@ impl Database {
         survives: Survives,
         work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.writer.run(survives, work, |_| {}).await
+        self.hand_over(survives, work, |_| {}).await?.await.map_err(|_| closed())?
     }
 
     /// As [`write`](Self::write), but that it returns when the writer has the work, and answers to whoever waits. `announce`

@@ -101,18 +101,8 @@ impl Writer {
         Ok(Self { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)) })
     }
 
-    /// Runs `work` in a transaction shared with others; answers when it is committed. `announce` is called before any later
-    /// work is begun.
-    pub(super) async fn run<T: Send + 'static>(
-        &self,
-        survives: Survives,
-        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
-        announce: impl FnOnce(&Result<T>) + Send + 'static,
-    ) -> Result<T> {
-        self.hand_over(survives, work, announce).await?.await.map_err(|_| closed())?
-    }
-
-    /// As [`run`](Self::run), but that it returns when the thread has the work, and answers to whoever waits.
+    /// Has `work` run in a transaction shared with others; returns when the thread has it, and answers to whoever waits, once
+    /// that is committed. `announce` is called before any later work is begun.
     pub(super) async fn hand_over<T: Send + 'static>(
         &self,
         survives: Survives,

@@ -46,12 +46,12 @@ pub struct Stack {
 impl Stack {
     /// A stack of one's own, for tests that stop things.
     pub fn start(server: Server) -> Self {
-        Self::assemble(server, Postgres::start(false), apply_migrations)
+        Self::assemble(server, false, apply_migrations)
     }
 
     /// A stack whose commits are synced to disk, as those of Supabase are.
     pub fn start_synced(server: Server) -> Self {
-        Self::assemble(server, Postgres::start(true), apply_migrations)
+        Self::assemble(server, true, apply_migrations)
     }
 
     /// A stack without threadkeep's schema.
@@ -59,7 +59,7 @@ impl Stack {
     /// Lite sees what is created later only after a restart; postrust also by `notify pgrst, 'reload
     /// schema'`.
     pub fn start_without_migrations(server: Server) -> Self {
-        Self::assemble(server, Postgres::start(false), |_| {})
+        Self::assemble(server, false, |_| {})
     }
 
     /// The stack that the tests of this process share. They keep apart by their thread ids, and leave it
@@ -69,7 +69,9 @@ impl Stack {
         SHARED[server as usize].get_or_init(|| Self::start(server))
     }
 
-    fn assemble(server: Server, postgres: Postgres, prepare: impl FnOnce(&Postgres)) -> Self {
+    fn assemble(server: Server, syncs: bool, prepare: impl FnOnce(&Postgres)) -> Self {
+        server.check(); // before a second goes into a cluster
+        let postgres = Postgres::start(syncs);
         prepare(&postgres);
         let rest = Rest::start(server, &postgres);
         Self { server, rest, postgres }
