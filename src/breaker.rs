@@ -59,8 +59,30 @@ pub struct Breaker {
     lamp: Arc<Lamp>,
     /// Somebody wants a probe now.
     wanted: Notify,
-    /// Why it opened. Its lock also makes results be settled one at a time.
-    cause: Mutex<Option<Error>>,
+    /// Its lock also makes results be settled one at a time.
+    why: Mutex<Why>,
+}
+
+/// Why it opened, and what callers are told meanwhile: made once, since in an outage each read and write hears it.
+struct Why {
+    cause: Option<Error>,
+    refusal: Error,
+}
+
+impl Why {
+    fn new(cause: Option<Error>) -> Self {
+        let refused = |why: &str| {
+            let message = format!("the source of truth is unavailable (circuit breaker open){why}");
+            Error::new(ErrorKind::Unavailable, message)
+        };
+        let refusal = match &cause {
+            None => refused("").with_retry_after(SHORTEST_REST),
+            Some(cause) => refused(&format!(": {cause}"))
+                .with_retry_after(rest(Some(cause)).unwrap_or(SHORTEST_REST))
+                .with_source(cause.clone()),
+        };
+        Self { cause, refusal }
+    }
 }
 
 impl fmt::Debug for Breaker {
@@ -76,7 +98,7 @@ impl Breaker {
             machine: StateMachine::new(Recent::default(), Wire(Arc::clone(&lamp))),
             lamp,
             wanted: Notify::new(),
-            cause: Mutex::new(None),
+            why: Mutex::new(Why::new(None)),
         }
     }
 
@@ -91,7 +113,7 @@ impl Breaker {
     /// [`ErrorKind::Unavailable`] while it is open or half open: says why it opened, and carries what the source of
     /// truth asked for by `Retry-After`.
     pub fn check(&self) -> Result<()> {
-        if self.state() == State::Closed { Ok(()) } else { Err(self.refusal()) }
+        if self.state() == State::Closed { Ok(()) } else { Err(self.lock().refusal.clone()) }
     }
 
     /// Asks for the right to make a call.
@@ -102,12 +124,12 @@ impl Breaker {
 
     /// Takes note of how a call went.
     pub(crate) fn settle<T>(&self, permit: &Permit, result: &Result<T>) {
-        let mut cause = self.lock();
+        let mut why = self.lock();
         if permit.epoch != self.lamp.epoch.load(SeqCst) {
             return;
         }
         match result {
-            Err(e) if e.is_outage() => self.fail(&mut cause, e),
+            Err(e) if e.is_outage() => self.fail(&mut why, e),
             // An answer, but perhaps of a gateway that refuses the key: it says nothing about what is behind.
             Err(e) if e.kind() == ErrorKind::Denied => {}
             _ => self.succeed(),
@@ -116,9 +138,9 @@ impl Breaker {
 
     /// Opens at once: the very first contact failed, so that nothing is known about the other side.
     pub(crate) fn trip(&self, error: &Error) {
-        let mut cause = self.lock();
+        let mut why = self.lock();
         while self.state() == State::Closed {
-            self.fail(&mut cause, error);
+            self.fail(&mut why, error);
         }
     }
 
@@ -170,12 +192,12 @@ impl Breaker {
 
     /// Why it opened last.
     pub fn cause(&self) -> Option<Error> {
-        self.lock().clone()
+        self.lock().cause.clone()
     }
 
     /// How long the other side asked to be left alone when it last failed.
     pub(crate) fn rest(&self) -> Option<Duration> {
-        rest(self.lock().as_ref())
+        rest(self.lock().cause.as_ref())
     }
 
     /// Begins a probe: the state is half open until it ends.
@@ -196,9 +218,9 @@ impl Breaker {
         }
     }
 
-    fn fail(&self, cause: &mut Option<Error>, error: &Error) {
+    fn fail(&self, why: &mut Why, error: &Error) {
         let before = self.state();
-        *cause = Some(error.clone());
+        *why = Why::new(Some(error.clone()));
         self.machine.on_error();
         if before == State::Closed && self.state() == State::Open {
             tracing::warn!(cause = %error, "circuit breaker opened: the source of truth is unavailable");
@@ -213,21 +235,8 @@ impl Breaker {
         }
     }
 
-    fn refusal(&self) -> Error {
-        let refused = |why: &str| {
-            let message = format!("the source of truth is unavailable (circuit breaker open){why}");
-            Error::new(ErrorKind::Unavailable, message)
-        };
-        match self.cause() {
-            None => refused("").with_retry_after(SHORTEST_REST),
-            Some(cause) => refused(&format!(": {cause}"))
-                .with_retry_after(rest(Some(&cause)).unwrap_or(SHORTEST_REST))
-                .with_source(cause),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Error>> {
-        self.cause.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Why> {
+        self.why.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

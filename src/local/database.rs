@@ -137,7 +137,7 @@ impl Database {
     pub(super) async fn write<T: Send + 'static>(
         &self,
         survives: Survives,
-        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        work: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
         self.hand_over(survives, work, |_| {}).await?.await.map_err(|_| closed())?
     }
@@ -147,7 +147,7 @@ impl Database {
     pub(super) async fn hand_over<T: Send + 'static>(
         &self,
         survives: Survives,
-        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        work: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
         announce: impl FnOnce(&Result<T>) + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T>>> {
         self.writer.hand_over(survives, work, announce).await

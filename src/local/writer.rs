@@ -33,16 +33,14 @@ pub(super) enum Survives {
 /// Work inside a group's transaction, answered once it is known whether the group is committed.
 trait Job: Send {
     fn survives(&self) -> Survives;
-    /// Whether it succeeded; if not, what it did is undone.
+    /// Whether it succeeded. It may be run again, where what it did was undone.
     fn run(&mut self, connection: &Connection) -> bool;
-    /// Takes the error with which it failed, for the whole group.
-    fn take_error(&mut self) -> Option<rusqlite::Error>;
     fn answer(self: Box<Self>, committed: Result<()>, path: &Path);
 }
 
 struct Work<F, T, A> {
     survives: Survives,
-    work: Option<F>,
+    work: F,
     done: Option<rusqlite::Result<T>>,
     announce: A,
     answer: oneshot::Sender<Result<T>>,
@@ -50,7 +48,7 @@ struct Work<F, T, A> {
 
 impl<F, T: Send, A> Job for Work<F, T, A>
 where
-    F: FnOnce(&Connection) -> rusqlite::Result<T> + Send,
+    F: FnMut(&Connection) -> rusqlite::Result<T> + Send,
     A: FnOnce(&Result<T>) + Send,
 {
     fn survives(&self) -> Survives {
@@ -58,12 +56,7 @@ where
     }
 
     fn run(&mut self, connection: &Connection) -> bool {
-        self.done = self.work.take().map(|work| work(connection));
-        matches!(self.done, Some(Ok(_)))
-    }
-
-    fn take_error(&mut self) -> Option<rusqlite::Error> {
-        self.done.take_if(|done| done.is_err()).and_then(std::result::Result::err)
+        matches!(self.done.insert((self.work)(connection)), Ok(_))
     }
 
     fn answer(self: Box<Self>, committed: Result<()>, path: &Path) {
@@ -106,12 +99,12 @@ impl Writer {
     pub(super) async fn hand_over<T: Send + 'static>(
         &self,
         survives: Survives,
-        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        work: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
         announce: impl FnOnce(&Result<T>) + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T>>> {
         let (answer, answered) = oneshot::channel();
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)?;
-        let job = Work { survives, work: Some(work), done: None, announce, answer };
+        let job = Work { survives, work, done: None, announce, answer };
         jobs.send(Box::new(job)).await.map_err(|_| closed())?;
         Ok(answered)
     }
@@ -144,21 +137,55 @@ fn serve(
     let log = Log::watch(&mut connection, path);
     while let Some(first) = waiting.blocking_recv() {
         let more = std::iter::from_fn(|| waiting.try_recv().ok());
-        let mut group: Vec<_> = std::iter::once(first).chain(more).take(GROUP).collect();
-        let result = log.mend(&connection).and_then(|()| commit(&connection, &mut group));
-        let committed = result.map_err(|(error, reached_disk)| {
-            log.heed(&error);
-            let error = failure(path)(error);
-            if reached_disk { error.with_outcome_unknown() } else { error }
-        });
-        if let Err(error) = &committed {
-            tracing::error!(%error, jobs = group.len(), "a local commit failed");
-            connection.execute_batch("rollback").ok();
-            undone();
-        }
-        group.into_iter().for_each(|job| job.answer(committed.clone(), path));
+        let group: Vec<_> = std::iter::once(first).chain(more).take(GROUP).collect();
+        serve_group(&connection, group, &log, path, undone);
         // After the answers, so that no commit waits for it.
         log.copy(&connection);
+    }
+}
+
+/// Commits the jobs together and answers them. Where one of them fails, that is undone, and each is tried alone: savepoints
+/// between them would take a good part of the time in which nothing fails.
+fn serve_group(
+    connection: &Connection,
+    mut group: Vec<Box<dyn Job>>,
+    log: &Log,
+    path: &Path,
+    undone: &dyn Fn(),
+) {
+    let committed = log.mend(connection).and_then(|()| commit(connection, &mut group)).map_err(|failed| {
+        connection.execute_batch("rollback").ok();
+        undone();
+        let Failed::Transaction { error, reached_disk } = failed else { return None };
+        log.heed(&error);
+        let error = failure(path)(error);
+        tracing::error!(%error, jobs = group.len(), "a local commit failed");
+        Some(if reached_disk { error.with_outcome_unknown() } else { error })
+    });
+    match committed {
+        Err(None) if group.len() > 1 => {
+            group.into_iter().for_each(|job| serve_group(connection, vec![job], log, path, undone));
+        }
+        // A job that failed alone has an error of its own.
+        Ok(()) | Err(None) => group.into_iter().for_each(|job| job.answer(Ok(()), path)),
+        Err(Some(error)) => group.into_iter().for_each(|job| job.answer(Err(error.clone()), path)),
+    }
+}
+
+/// Why a group's transaction is to be undone.
+enum Failed {
+    /// One of its jobs failed.
+    Job,
+    Transaction {
+        error: rusqlite::Error,
+        /// Whether it may be there all the same.
+        reached_disk: bool,
+    },
+}
+
+impl Failed {
+    fn before_disk(error: rusqlite::Error) -> Self {
+        Self::Transaction { error, reached_disk: false }
     }
 }
 
@@ -206,9 +233,9 @@ impl Log {
     }
 
     /// After a sync that failed, writes all of the log into the file and syncs that, before anything builds on it.
-    fn mend(&self, connection: &Connection) -> Result<(), (rusqlite::Error, bool)> {
+    fn mend(&self, connection: &Connection) -> Result<(), Failed> {
         if self.is_torn.load(SeqCst) {
-            begin_log_anew(connection).map_err(|error| (error, false))?;
+            begin_log_anew(connection).map_err(Failed::before_disk)?;
             self.is_torn.store(false, SeqCst);
         }
         Ok(())
@@ -263,28 +290,15 @@ fn is_failed_sync(error: &rusqlite::Error) -> bool {
     matches!(code, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC))
 }
 
-/// Runs the jobs in one transaction; an error says whether it may have reached the disk all the same.
-fn commit(connection: &Connection, group: &mut [Box<dyn Job>]) -> Result<(), (rusqlite::Error, bool)> {
+/// Runs the jobs in one transaction.
+fn commit(connection: &Connection, group: &mut [Box<dyn Job>]) -> Result<(), Failed> {
     let survives = group.iter().map(|job| job.survives()).max().unwrap_or(Survives::PowerCut);
     let synchronous = if survives == Survives::PowerCut { "full" } else { "normal" };
-    let undone = |error| (error, false);
-    connection.pragma_update(None, "synchronous", synchronous).map_err(undone)?;
-    connection.execute_batch("begin immediate").map_err(undone)?;
-    group.iter_mut().try_for_each(|job| alone(connection, &mut **job)).map_err(undone)?;
-    connection.execute_batch("commit").map_err(|error| (error, true))
-}
-
-/// Runs one job so that its failure undoes nothing but itself.
-fn alone(connection: &Connection, job: &mut dyn Job) -> rusqlite::Result<()> {
-    connection.prepare_cached("savepoint job")?.execute([])?;
-    if !job.run(connection) {
-        // Where SQLite has given up the whole transaction (the disk is full), all jobs hear of it.
-        if connection.is_autocommit() {
-            let unknown = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_ABORT), None);
-            return Err(job.take_error().unwrap_or(unknown));
-        }
-        connection.prepare_cached("rollback to job")?.execute([])?;
+    connection.pragma_update(None, "synchronous", synchronous).map_err(Failed::before_disk)?;
+    connection.execute_batch("begin immediate").map_err(Failed::before_disk)?;
+    if !group.iter_mut().all(|job| job.run(connection)) {
+        return Err(Failed::Job);
     }
-    connection.prepare_cached("release job")?.execute([])?;
-    Ok(())
+    let failed = |error| Failed::Transaction { error, reached_disk: true };
+    connection.execute_batch("commit").map_err(failed)
 }

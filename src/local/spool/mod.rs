@@ -184,7 +184,7 @@ impl Spool {
     async fn write<T: Send + 'static>(
         &self,
         survives: Survives,
-        work: impl FnOnce(&Connection, &mut State) -> rusqlite::Result<T> + Send + 'static,
+        work: impl FnMut(&Connection, &mut State) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
         self.hand_over(survives, work, |_| {}).await?.await.map_err(|_| closed())?
     }
@@ -194,7 +194,7 @@ impl Spool {
     async fn hand_over<T: Send + 'static>(
         &self,
         survives: Survives,
-        work: impl FnOnce(&Connection, &mut State) -> rusqlite::Result<T> + Send + 'static,
+        mut work: impl FnMut(&Connection, &mut State) -> rusqlite::Result<T> + Send + 'static,
         announce: impl FnOnce(&Result<T>) + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T>>> {
         let (state, clock) = (Arc::clone(&self.state), Arc::clone(&self.clock));

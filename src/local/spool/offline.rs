@@ -118,7 +118,7 @@ impl Spool {
             let now = clock.now();
             let life = letter.record.expires_at.since(letter.record.version.at());
             let version = clock.stamp().version;
-            let record = Record { version, expires_at: now.plus(life), ..letter.record };
+            let record = Record { version, expires_at: now.plus(life), ..letter.record.clone() };
             insert(connection, state, &QueuedWrite::blind(record, now))?;
             *state = State::read(connection)?;
             Ok(true)
