@@ -232,6 +232,9 @@ async fn a_listing_reads_no_more_than_the_users_rows_and_the_warm_up_no_more_tha
         let of_all = hits(page);
         assert!(of_all < 200, "{of_all} of {pages} pages for {page}");
     }
+    // As the warm-up asks: what is guessed for 10 rows says nothing about 500. Each thread is looked up by its id.
+    let of_all = hits(r#"{"most": 500}"#);
+    assert!(of_all < 2_500 && pages > 3_000, "{of_all} hits for 500 threads, of {pages} pages");
 }
 
 /// Threads that take little room in the database and much on the way come in several answers.

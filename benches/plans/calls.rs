@@ -1,0 +1,158 @@
+//! The table, and the calls as the library makes them.
+
+use tokio_postgres::Client;
+
+use crate::stack::Stack;
+
+/// A call of a function.
+pub struct Call {
+    pub name: &'static str,
+    pub function: &'static str, // of $1, if it takes anything
+    /// The threads that it has to do with.
+    count: usize,
+    /// SQL that makes the argument, of :turn, :count and :threads.
+    argument: &'static str,
+}
+
+impl Call {
+    const fn new(name: &'static str, function: &'static str, count: usize, argument: &'static str) -> Self {
+        Self { name, function, count, argument }
+    }
+
+    pub async fn argument(&self, sql: &Client, turn: usize, threads: usize) -> String {
+        let numbers = [(":turn", turn), (":count", self.count), (":threads", threads)];
+        let text = numbers
+            .iter()
+            .fold(self.argument.to_owned(), |text, (name, number)| text.replace(name, &number.to_string()));
+        let rows = sql.query(&format!("select ({text})::text"), &[]).await;
+        rows.unwrap_or_else(|error| panic!("{text}: {error:?}"))[0].get(0)
+    }
+
+    pub fn is_on_the_table(&self) -> bool {
+        self.count > 0
+    }
+
+    /// The rows that any step of it may meet: some are expired that stand between those asked for.
+    pub fn allowed_rows(&self) -> u64 {
+        2 * self.count as u64 + 100
+    }
+}
+
+const LOAD: &str = "threadkeep_load($1::text::jsonb)";
+const APPLY: &str = "threadkeep_apply($1::text::jsonb)";
+const RECENT: &str = "threadkeep_recent($1::text::jsonb)";
+const TOUCH: &str = "threadkeep_touch($1::text::jsonb)";
+
+/// Each third is known, each seventh does not exist.
+const WANTS: &str = "select jsonb_agg(case when nth % 7 = 6 then jsonb_build_object('key', 'nobody-' || nth)
+        when nth % 3 = 2 then jsonb_build_object('key', thread_id, 'known', version::text)
+        else jsonb_build_object('key', thread_id) end)
+    from bench.some(:turn, :count, :threads)";
+const NEW: &str = "select jsonb_agg(bench.record('new-' || gen_random_uuid(), null, nth)) from generate_series(1, :count) as nth";
+const KNOWN: &str =
+    "select jsonb_agg(bench.record(thread_id, null, nth)) from bench.some(:turn, :count, :threads)";
+/// Each second is new, each eighth is a deletion, each fifth of what is known an update.
+const MIXED: &str = "select jsonb_agg(case when nth % 8 = 7 then bench.record(thread_id, null, nth) - 'value'
+        when nth % 2 = 0 then bench.record('new-' || gen_random_uuid(), null, nth)
+        else bench.record(thread_id, case when nth % 5 = 0 then version end, nth) end)
+    from bench.some(:turn, :count, :threads)";
+const FIRST_PAGE: &str = "select jsonb_build_object('most', :count)";
+/// After the page in the middle of those that are live.
+const LATE_PAGE: &str =
+    "select jsonb_build_object('most', :count, 'version', version::text, 'key', thread_id)
+    from (select version, thread_id from public.conversation_threads where expires_at > now()
+          order by version desc offset :threads / 2 + :turn limit 1) as row";
+/// After which there are no more.
+const LAST_PAGE: &str =
+    "select jsonb_build_object('most', :count, 'version', version::text, 'key', thread_id)
+    from (select version, thread_id from public.conversation_threads where expires_at > now()
+          order by version offset :count / 2 + :turn limit 1) as row";
+const USERS_PAGE: &str = "select jsonb_build_object('most', :count, 'user', 'user-' || :turn)";
+const BUSY_USERS_PAGE: &str = "select jsonb_build_object('most', :count, 'user', 'busy')";
+const BUSY_USERS_LATE_PAGE: &str =
+    "select jsonb_build_object('most', :count, 'user', 'busy', 'version', version::text, 'key', thread_id)
+    from (select version, thread_id from public.conversation_threads where expires_at > now() and user_id = 'busy'
+          order by version desc offset :threads / 25 + :turn limit 1) as row";
+const KEYS: &str = "select jsonb_agg(thread_id) from bench.some(:turn, :count, :threads)";
+/// As many as have expired since the one before.
+const MOST: &str = "select bench.expire(:turn, :count)";
+
+pub const CALLS: &[Call] = &[
+    Call::new("probe", "threadkeep_probe()", 0, "select ''"),
+    Call::new("load 1", LOAD, 1, WANTS),
+    Call::new("load 64", LOAD, 64, WANTS),
+    Call::new("load 500", LOAD, 500, WANTS),
+    Call::new("apply 1, new", APPLY, 1, NEW),
+    Call::new("apply 1, known", APPLY, 1, KNOWN),
+    Call::new("apply 64", APPLY, 64, MIXED),
+    Call::new("apply 500", APPLY, 500, MIXED),
+    Call::new("recent, first page", RECENT, 500, FIRST_PAGE),
+    Call::new("recent, late page", RECENT, 500, LATE_PAGE),
+    Call::new("recent, last page", RECENT, 500, LAST_PAGE),
+    Call::new("recent of a user", RECENT, 500, USERS_PAGE),
+    Call::new("recent of a busy user, first page", RECENT, 500, BUSY_USERS_PAGE),
+    Call::new("recent of a busy user, late page", RECENT, 500, BUSY_USERS_LATE_PAGE),
+    Call::new("touch 64", TOUCH, 64, KEYS),
+    Call::new("touch 500", TOUCH, 500, KEYS),
+    Call::new("purge 500", "threadkeep_purge($1::text::integer)", 500, MOST),
+];
+
+/// What the arguments are made of; the schema is none of the library's.
+const SUPPORT: &str = r#"
+    drop schema if exists bench cascade;
+    create schema bench;
+    create function bench.key(at bigint) returns text language sql immutable
+        as $$ select 'thread-' || lpad(at::text, 8, '0') $$;
+    -- 1 KiB of JSON.
+    create function bench.value(at bigint) returns jsonb language sql immutable as $$
+        select jsonb_build_array(
+            jsonb_build_object('role', 'user', 'content', repeat(md5(at::text) || ' ', 15)),
+            jsonb_build_object('role', 'assistant', 'content', repeat(md5((at + 1)::text) || ' ', 13))) $$;
+    create function bench.version(at timestamptz, nth bigint) returns bigint language sql immutable
+        as $$ select (floor(extract(epoch from at) * 1000)::bigint << 21) + nth % 2097152 $$;
+    -- Threads from all over the table, others at each turn.
+    create function bench.some(turn bigint, count bigint, threads bigint)
+        returns table (nth bigint, thread_id text, version bigint) language sql as $$
+        select nth, thread.thread_id, thread.version from generate_series(1, count) as nth
+        join public.conversation_threads as thread
+          on thread.thread_id = bench.key((turn * count + nth) * 104729 % threads) $$;
+    create function bench.record(key text, expect bigint, nth bigint) returns jsonb language sql as $$
+        select jsonb_strip_nulls(jsonb_build_object(
+            'key', key, 'version', bench.version(clock_timestamp(), nth)::text, 'expect', expect::text,
+            'expires', public.threadkeep_now() + 86400000, 'user', 'user of ' || key, 'metadata', '{}'::jsonb,
+            'value', bench.value(nth))) $$;
+    create function bench.expire(turn bigint, count bigint) returns bigint language plpgsql as $$
+    begin
+        insert into public.conversation_threads (thread_id, version, conversation_data, expires_at)
+        select 'gone-' || turn || '-' || nth, bench.version(now() - interval '10 days', nth), bench.value(nth),
+               now() - interval '9 days'
+        from generate_series(1, count) as nth;
+        return count;
+    end $$;
+"#;
+
+/// As threadkeep_apply would have written them in the last 24 h, in no order: live threads, of which each tenth is one
+/// user's and others have 18, and a fiftieth more that were deleted. Then as many as a fifth that have expired and wait
+/// for purge, half of them long enough.
+const FILL: &str = "
+    truncate public.conversation_threads;
+    insert into public.conversation_threads
+        (thread_id, version, conversation_data, created_at, accessed_at, expires_at, user_id, metadata)
+    select bench.key(at), bench.version(written, at), bench.value(at), written, written, written + interval '1 day',
+           case when at % 10 = 0 then 'busy' else 'user-' || at / 20 end, '{}'
+    from (select nth * 7919 % :threads as at, now() - random() * interval '23 hours' as written
+          from generate_series(1::bigint, :threads) as nth) as live;
+    insert into public.conversation_threads (thread_id, version, conversation_data, expires_at, user_id)
+    select 'deleted-' || at, bench.version(written, at), 'null', written, 'user-' || at
+    from (select at, now() - random() * interval '23 hours' as written
+          from generate_series(1, :threads / 50) as at) as deleted;
+    insert into public.conversation_threads (thread_id, version, conversation_data, expires_at, user_id)
+    select 'expired-' || at, bench.version(written, at), bench.value(at), written + interval '1 day', 'user-' || at / 20
+    from (select at, now() - interval '2 days' - at % 2 * interval '8 days' - random() * interval '5 days' as written
+          from generate_series(1, :threads / 5) as at) as expired";
+
+pub fn fill(stack: &Stack, threads: usize) {
+    stack.psql(SUPPORT);
+    stack.psql(&FILL.replace(":threads", &threads.to_string()));
+    stack.psql("vacuum analyze public.conversation_threads");
+}
