@@ -2,9 +2,9 @@
 //! `cargo bench --bench versus --features testing`. `-- --help` lists the parts; `-- puts hits` runs only those.
 //!
 //! PostgreSQL and postrust run on this machine (`tests/install` gets them), on one half of its cores; what competes has the
-//! other half, as the database is another machine in reality. Commits are synced. All ways take turns, round by round, and a ratio
-//! is the median of the ratios within the rounds. Without `--bench`, as `cargo test --benches` calls it, each part runs
-//! once and small: that shows that it runs, and nothing about speed.
+//! other half, as the database is another machine in reality, or all where that has nothing to do. Commits are synced. All ways
+//! take turns, round by round, and a ratio is the median of the ratios within the rounds. Without `--bench`, as
+//! `cargo test --benches` calls it, each part runs once and small: that shows that it runs, and nothing about speed.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 mod hits;
@@ -40,6 +40,9 @@ const PARTS: [(&str, &str); 13] = [
     ("large", "threads of 400 KB, beside one POST and one GET"),
 ];
 
+/// Those in which the stack has nothing to do while they are measured.
+const BY_ITSELF: [&str; 5] = ["hits", "hits-by-threads", "outage-hits", "queued-puts", "cold-gets-in-outage"];
+
 #[tokio::main(worker_threads = 2)]
 async fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -59,6 +62,7 @@ async fn main() {
     let mut missed = 0;
     for (name, _) in parts().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|arg| arg == name)) {
         eprintln!("{name} …");
+        world.share_cores(BY_ITSELF.contains(&name));
         missed += run(name, &world).await.iter().map(|table| table.print(!is_quick)).sum::<usize>();
     }
     if is_quick {

@@ -36,8 +36,7 @@ impl Scale {
     }
 }
 
-/// Keeps this process, and what it starts from now on, on one part of the machine's cores: in reality, the database is
-/// another machine, and what a client computes takes nothing from it. One core is shared.
+/// Keeps this process, and what it starts from now on, on one part of the machine's cores. One core is shared.
 fn stay_on(part: usize, parts: usize) {
     static CORES: OnceLock<usize> = OnceLock::new();
     let cores = CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from));
@@ -62,14 +61,18 @@ impl World {
     pub fn start(scale: Scale) -> Self {
         let stack = tokio::task::block_in_place(|| {
             stay_on(0, 2);
-            let stack = Stack::start_synced(Server::Postrust);
-            stay_on(1, 2);
-            stack
+            Stack::start_synced(Server::Postrust)
         });
         let (url, token) = (stack.server_url(), jwt("service_role"));
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let rest = Rest::new(&url, &token);
         Self { stack, rest, scale, url, token, dir, files: 0.into() }
+    }
+
+    /// In reality, the database is another machine, and what a client computes takes nothing from it: the two have one half of
+    /// the cores each. Where the database has nothing to do, a client has all.
+    pub fn share_cores(&self, is_by_itself: bool) {
+        tokio::task::block_in_place(|| if is_by_itself { stay_on(0, 1) } else { stay_on(1, 2) });
     }
 
     /// A file of its own, on a real disk.

@@ -18,10 +18,10 @@ use crate::version::Version;
 impl Cache {
     /// The thread with this id, or `None` where the source of truth says that there is none.
     ///
-    /// From memory, if the source of truth confirmed it within `fresh_for`; this neither parses nor copies, does no I/O
-    /// and takes no lock of ours, but a short one in an outage where writes are queued. Where a write of this daemon waits in
-    /// the queue, that is the answer. Otherwise one load serves all callers. Where the source of truth cannot be asked, a copy in memory or on the local disk that has not
-    /// expired is handed out and says how [stale](crate::Freshness::Stale) it is.
+    /// From memory, if the source of truth confirmed it within `fresh_for`; this neither parses nor copies, allocates nothing,
+    /// does no I/O and takes no lock of ours. Where a write of this daemon waits in the queue, that is the answer, for which a
+    /// short one is taken. Otherwise one load serves all callers. Where the source of truth cannot be asked, a copy in memory or
+    /// on the local disk that has not expired is handed out and says how [stale](crate::Freshness::Stale) it is.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] where nothing is known about the thread and the source of truth cannot be asked;
