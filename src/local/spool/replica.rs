@@ -13,8 +13,8 @@ use crate::record::{Key, Record};
 use crate::spool::{Copy, Tally};
 use crate::version::{Timestamp, Version};
 
-/// Copies that take up to so much are not waited for.
-const LIGHT: usize = 16 * 1024;
+/// While copies that the file may not have yet take up to so much, none of them is waited for.
+const UNAWAITED: usize = 8 << 20;
 
 impl Spool {
     /// Keeps copies of what was read from the source of truth; a record without a value says that there is no such thread, so
@@ -24,10 +24,8 @@ impl Spool {
     /// returns. Where it cannot be written, no copy is handed out until all have been dropped: some may be older than what
     /// was acknowledged.
     pub(crate) async fn keep(&self, copies: Vec<Copy>) {
-        // What waits for the writing thread is bounded in number. Large ones are waited for, so that it is in bytes, too.
-        let is_light = copies.iter().map(|copy| copy.record.bytes()).sum::<usize>() <= LIGHT;
         if let Some(kept) = self.hand_copies_over(copies).await
-            && !is_light
+            && self.under_way.bytes() > UNAWAITED
         {
             kept.await.ok();
         }
@@ -43,6 +41,7 @@ impl Spool {
     async fn hand_copies_over(&self, copies: Vec<Copy>) -> Option<oneshot::Receiver<Result<Kept>>> {
         let (bound, moved) = (self.bounds.replica, self.clock.moved());
         let has_own = copies.iter().any(|copy| copy.is_own || copy.record.value.is_none());
+        let passage = self.under_way.begin(copies.iter().map(|copy| copy.record.bytes()).sum());
         let doubt = Arc::clone(&self.doubt);
         let work = move |connection: &Connection, state: &mut State| {
             let failures = doubt.failures();
@@ -54,7 +53,6 @@ impl Spool {
             evict(connection, state, bound)?;
             Ok((kept, failures))
         };
-        let passage = self.under_way.begin();
         let doubt = Arc::clone(&self.doubt);
         let announce = move |kept: &Result<Kept>| {
             match kept {
@@ -74,7 +72,7 @@ impl Spool {
 
     /// Waits until the file has what it was given to keep.
     async fn settle_copies(&self) -> Result<()> {
-        if self.under_way.is_any() { self.write(Survives::Crash, |_, _| Ok(())).await } else { Ok(()) }
+        if self.under_way.bytes() > 0 { self.write(Survives::Crash, |_, _| Ok(())).await } else { Ok(()) }
     }
 
     /// Notes that the source of truth still holds this version.
@@ -145,27 +143,30 @@ impl Spool {
 /// Which queued write each copy took the place of, and the failures after which all older ones were dropped.
 type Kept = (Vec<Option<Version>>, u64);
 
-/// Counts the copies that the file may not have yet.
+/// How many bytes of copies the file may not have yet.
 #[derive(Debug, Default)]
 pub(super) struct UnderWay(Arc<AtomicUsize>);
 
-/// One of them, until this is dropped.
-struct Passage(Arc<AtomicUsize>);
+/// Some of them, until this is dropped.
+struct Passage {
+    under_way: Arc<AtomicUsize>,
+    bytes: usize,
+}
 
 impl UnderWay {
-    fn begin(&self) -> Passage {
-        self.0.fetch_add(1, SeqCst);
-        Passage(Arc::clone(&self.0))
+    fn begin(&self, bytes: usize) -> Passage {
+        self.0.fetch_add(bytes, SeqCst);
+        Passage { under_way: Arc::clone(&self.0), bytes }
     }
 
-    fn is_any(&self) -> bool {
-        self.0.load(SeqCst) > 0
+    fn bytes(&self) -> usize {
+        self.0.load(SeqCst)
     }
 }
 
 impl Drop for Passage {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
+        self.under_way.fetch_sub(self.bytes, SeqCst);
     }
 }
 
