@@ -22,11 +22,12 @@ use crate::store::{Applied, Store};
 use crate::trouble::{Call, Trouble};
 use crate::version::{TOLERANCE, Version};
 
-/// What one call carries at most.
+/// What one call carries at first and at least, and at most.
+const LEAST: usize = 32;
 const RECORDS: usize = 500;
 const BYTES: usize = 1 << 20;
 /// Batches under way at once; the live traffic goes on beside them.
-const BATCHES: usize = 3;
+const BATCHES: usize = 2;
 /// Records that are sent alone, because a batch with them failed, at once.
 const SUSPECTS: usize = 4;
 /// The pauses while the source of truth cannot be asked, though no breaker says so.
@@ -81,6 +82,32 @@ struct Landed {
     was_alone: bool,
     keys: Vec<(Key, Version)>,
     sent: Sent,
+    took: Duration,
+}
+
+/// How many records a batch has: twice as many as the one before, until that takes twice as long as the shortest, then half.
+/// So where the way is long, batches are large; where the database is what takes the time, they are small, and live traffic
+/// beside them waits for little. The two are told apart as by TCP Vegas (Brakmo, O'Malley, and Peterson, "TCP Vegas: New
+/// Techniques for Congestion Detection and Avoidance", 1994): by the shortest time so far.
+#[derive(Debug)]
+struct Pace {
+    records: usize,
+    shortest: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { records: LEAST, shortest: Duration::MAX }
+    }
+}
+
+impl Pace {
+    fn note(&mut self, took: Duration) {
+        self.shortest = self.shortest.min(took);
+        let is_longer = took > 2 * self.shortest;
+        let records = if is_longer { self.records / 2 } else { self.records * 2 };
+        self.records = records.clamp(LEAST, RECORDS);
+    }
 }
 
 /// How a replay goes on between two calls.
@@ -88,6 +115,7 @@ struct Landed {
 struct Round {
     under_way: JoinSet<Landed>,
     batches: usize,
+    pace: Pace,
     suspects: HashMap<Key, Suspect>,
     /// The queue has been read up to here.
     cursor: i64,
@@ -178,8 +206,12 @@ impl Replay {
                 None => _ = round.suspects.remove(&key),
             }
         }
+        if round.batches == 0 {
+            // The way may be another one by now.
+            round.pace = Pace::default();
+        }
         while round.batches < BATCHES {
-            let next = self.spool.next(round.cursor, RECORDS, BYTES).await?;
+            let next = self.spool.next(round.cursor, round.pace.records, BYTES).await?;
             let Some(last) = next.last() else { break };
             round.cursor = last.seq;
             let batch: Vec<Queued> = next.into_iter().filter(|queued| round.is_trusted(queued)).collect();
@@ -192,7 +224,7 @@ impl Replay {
 
     /// Takes note of how a batch went; says whether the source of truth answered.
     fn take_in(&self, round: &mut Round, sent: Result<Landed, tokio::task::JoinError>) -> bool {
-        let Landed { was_alone, keys, sent } = match sent {
+        let Landed { was_alone, keys, sent, took } = match sent {
             Ok(sent) => sent,
             Err(error) => {
                 // A panic: what it was about cannot be told, so all is looked at anew.
@@ -203,6 +235,9 @@ impl Replay {
         };
         if !was_alone {
             round.batches -= 1;
+            if keys.len() >= LEAST {
+                round.pace.note(took);
+            }
         }
         match sent {
             Sent::Settled(again) => {
@@ -381,7 +416,11 @@ impl Round {
         let replay = replay.clone();
         let keys = batch.iter().map(|queued| (queued.record.key.clone(), queued.record.version)).collect();
         let span = tracing::debug_span!("replay", records = batch.len());
-        let send = async move { Landed { was_alone, keys, sent: replay.send(batch).await } };
+        let send = async move {
+            let began = Instant::now();
+            let sent = replay.send(batch).await;
+            Landed { was_alone, keys, sent, took: began.elapsed() }
+        };
         self.under_way.spawn(send.instrument(span));
     }
 
@@ -527,5 +566,28 @@ fn fate(queued: &Queued, applied: Applied) -> Option<Fate> {
         ),
         Applied::TooOld => dead("older than 7 days", None),
         Applied::Ahead => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sizes of the batches that come to be where a call takes so long, and so much longer for each record.
+    fn sizes(way: Duration, each: Duration) -> impl Iterator<Item = usize> {
+        let mut pace = Pace::default();
+        std::iter::from_fn(move || {
+            let records = pace.records;
+            pace.note(way + each * u32::try_from(records).ok()?);
+            Some(records)
+        })
+    }
+
+    #[test]
+    fn batches_are_large_where_the_way_is_long_and_small_where_the_database_is_slow() {
+        let far = sizes(Duration::from_millis(50), Duration::from_micros(30));
+        assert_eq!(far.take(6).collect::<Vec<_>>(), [32, 64, 128, 256, 500, 500]);
+        let slow: Vec<_> = sizes(Duration::from_millis(1), Duration::from_micros(300)).take(40).collect();
+        assert!(slow.iter().all(|records| *records <= 4 * LEAST), "{slow:?}");
     }
 }
