@@ -1,7 +1,8 @@
 //! Draws an outage lived through: `cargo bench --bench chart --features testing` writes `benches/outage.svg`.
 //!
 //! The stack is real (PostgreSQL and postrust behind the tests' gateway; run `tests/install` first), the load is steady, and
-//! the settings are the defaults but for `fresh_for`. The outage is of the worst kind: nothing is refused, all hangs.
+//! the settings are the defaults but for `fresh_for`. The outage is of the worst kind: nothing is refused, all hangs. Without
+//! `--bench`, as `cargo test --benches` calls it, all is shorter, and the picture stays as it is.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 mod load;
@@ -24,9 +25,13 @@ const AFTER: Duration = Duration::from_secs(6);
 /// Short, so that one sees what is fresh become stale.
 const FRESH_FOR: Duration = Duration::from_secs(5);
 const PICTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/outage.svg");
+const QUICK_PICTURE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/outage.svg");
 
 #[tokio::main(worker_threads = 2)]
 async fn main() {
+    let is_quick = std::env::args().all(|arg| arg != "--bench");
+    // An outage has to be longer than the deadline of a call: only then does the breaker open.
+    let span = |span: Duration| if is_quick { span * 2 / 5 } else { span };
     let stack = tokio::task::block_in_place(|| Stack::start(Server::Postrust));
     let gateway = stack.gateway().await;
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -39,11 +44,11 @@ async fn main() {
     let load = Load::begin(&cache);
     tokio::time::sleep(FRESH_FOR).await; // so that what is re-read is spread over time
     let mut series = Series::begin(&load);
-    series.watch(&cache, &load, BEFORE).await;
+    series.watch(&cache, &load, span(BEFORE)).await;
 
     let began = series.now();
     gateway.always(Fault::Hang);
-    series.watch(&cache, &load, AWAY).await;
+    series.watch(&cache, &load, span(AWAY)).await;
     gateway.heal();
     let ended = series.now();
 
@@ -53,12 +58,16 @@ async fn main() {
         series.watch(&cache, &load, series::STEP).await;
     }
     let well = series.now();
-    series.watch(&cache, &load, AFTER).await;
+    series.watch(&cache, &load, span(AFTER)).await;
     load.end().await;
 
     let outage = Outage { began, ended, well };
-    std::fs::write(PICTURE, panels::draw(&series, &outage)).unwrap();
-    println!("{}\n\nwritten: benches/outage.svg", series.summary(&outage));
+    let picture = if is_quick { QUICK_PICTURE } else { PICTURE };
+    std::fs::write(picture, panels::draw(&series, &outage)).unwrap();
+    println!("{}", series.summary(&outage));
+    if !is_quick {
+        println!("\nwritten: benches/outage.svg");
+    }
 }
 
 fn is_well(cache: &Cache) -> bool {
