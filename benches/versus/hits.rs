@@ -99,19 +99,31 @@ pub async fn ten_thousand(world: &World) -> Table {
 
 /// How the cost of a hit grows with the number of threads.
 pub async fn by_threads(scale: Scale) -> Vec<Table> {
-    let mut tables = Vec::new();
-    for threads in [1_000, 10_000, 100_000, scale.of(1_000_000, 100_000)] {
+    const WAYS: [&str; 3] = ["threadkeep", SAME, AS_IT_COMES];
+    let sizes = [1_000, 10_000, 100_000, scale.of(1_000_000, 100_000)];
+    let (gets, rounds) = (scale.of(300_000, 1_000), scale.of(9, 2));
+    let (mut tables, mut spans) = (Vec::new(), Vec::new());
+    for threads in sizes {
         let mut table = Table::new(format!("Hits, {threads} threads of 1 KiB"), Unit::Span);
         let rivals = Rivals::new(threads).await;
-        let gets = scale.of(300_000, 1_000);
-        for _ in 0..scale.of(9, 2) {
-            table.note_span("threadkeep", rivals.threadkeep(gets));
-            table.note_span(SAME, rivals.same(gets));
-            table.note_span(AS_IT_COMES, rivals.as_it_comes(gets));
+        for _ in 0..rounds {
+            let round = [rivals.threadkeep(gets), rivals.same(gets), rivals.as_it_comes(gets)];
+            WAYS.iter().zip(round).for_each(|(way, span)| table.note_span(way, span));
+            spans.push(round);
         }
-        table.claim("threadkeep", AtMost(1.15), SAME);
-        table.claim("threadkeep", AtMost(1.0), AS_IT_COMES);
+        table.compare("threadkeep", SAME);
+        table.compare("threadkeep", AS_IT_COMES);
         tables.push(table);
     }
+    let title = format!("How much a hit grows from {} to {} threads", sizes[0], sizes[3]);
+    let mut growth = Table::new(title, Unit::Times);
+    for (few, many) in spans[..rounds].iter().zip(&spans[3 * rounds..]) {
+        for (at, way) in WAYS.iter().enumerate() {
+            growth.note(way, many[at].as_secs_f64() / few[at].as_secs_f64());
+        }
+    }
+    growth.claim("threadkeep", AtMost(1.0), SAME);
+    growth.claim("threadkeep", AtMost(1.0), AS_IT_COMES);
+    tables.push(growth);
     tables
 }

@@ -7,6 +7,7 @@
 //! `cargo test --benches` calls it, each part runs once and small: that shows that it runs, and nothing about speed.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
+mod choices;
 mod hits;
 mod large;
 mod outage;
@@ -24,8 +25,9 @@ mod writes;
 use table::Table;
 use world::{Scale, World};
 
-const PARTS: [(&str, &str); 13] = [
+const PARTS: [(&str, &str); 14] = [
     ("hits", "gets from memory beside raw moka and tower-sessions"),
+    ("choices", "the hasher, the eviction policy and the expiry of the near cache, beside others"),
     ("hits-by-threads", "the same for 1,000 to 1,000,000 threads"),
     ("outage-hits", "stale and queued gets beside fresh ones"),
     ("puts", "256 tasks, beside prebuilt batches, one POST each, and pgbench"),
@@ -41,7 +43,8 @@ const PARTS: [(&str, &str); 13] = [
 ];
 
 /// Those in which the stack has nothing to do while they are measured.
-const BY_ITSELF: [&str; 5] = ["hits", "hits-by-threads", "outage-hits", "queued-puts", "cold-gets-in-outage"];
+const BY_ITSELF: [&str; 6] =
+    ["hits", "choices", "hits-by-threads", "outage-hits", "queued-puts", "cold-gets-in-outage"];
 
 #[tokio::main(worker_threads = 2)]
 async fn main() {
@@ -75,6 +78,7 @@ async fn main() {
 async fn run(part: &str, world: &World) -> Vec<Table> {
     match part {
         "hits" => vec![hits::ten_thousand(world).await],
+        "choices" => vec![choices::gets(world.scale), choices::newcomers(world.scale)],
         "hits-by-threads" => hits::by_threads(world.scale).await,
         "outage-hits" => vec![outage::hits(world).await],
         "puts" => vec![writes::by_many(world).await],

@@ -24,6 +24,8 @@ pub enum Unit {
     /// So long for each.
     Span,
     Count,
+    /// So many times as much.
+    Times,
 }
 
 pub struct Table {
@@ -98,6 +100,7 @@ impl Table {
             Unit::Rate => format!("{value:.0}/s"),
             Unit::Span => format!("{:.3?}", Duration::from_secs_f64(value)),
             Unit::Count => format!("{value:.0}"),
+            Unit::Times => format!("{value:.1}"),
         }
     }
 }

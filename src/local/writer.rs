@@ -302,3 +302,44 @@ fn commit(connection: &Connection, group: &mut [Box<dyn Job>]) -> Result<(), Fai
     let failed = |error| Failed::Transaction { error, reached_disk: true };
     connection.execute_batch("commit").map_err(failed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_job_that_fails_takes_nothing_of_its_group_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file.db");
+        let connection = Connection::open(&path).unwrap();
+        connection.execute_batch("create table numbers (number integer primary key)").unwrap();
+        let writer = Writer::start(connection, path, || {}).unwrap();
+        // What comes while the thread is held up is one group.
+        let (go_on, held_up) = std::sync::mpsc::channel::<()>();
+        let hold_up = move |_: &Connection| Ok(held_up.recv().ok());
+        let _held_up = writer.hand_over(Survives::Crash, hold_up, |_| {}).await.unwrap();
+        let (runs, announced) = (Arc::new(AtomicI32::new(0)), Arc::new(AtomicI32::new(0)));
+        let mut answers = Vec::new();
+        for number in [1, 2, 2, 3] {
+            let (runs, announced) = (Arc::clone(&runs), Arc::clone(&announced));
+            let insert = move |connection: &Connection| {
+                runs.fetch_add(1, SeqCst);
+                connection.execute("insert into numbers values (?1)", [number])
+            };
+            let announce = move |_: &Result<usize>| _ = announced.fetch_add(1, SeqCst);
+            answers.push(writer.hand_over(Survives::Crash, insert, announce).await.unwrap());
+        }
+        drop(go_on);
+        let mut is_done = Vec::new();
+        for answer in answers {
+            is_done.push(answer.await.unwrap().is_ok());
+        }
+        assert_eq!(is_done, [true, true, false, true]);
+        assert_eq!(runs.load(SeqCst), 3 + 4, "all until the one that failed, then each alone");
+        assert_eq!(announced.load(SeqCst), 4);
+        let count =
+            |c: &Connection| c.query_row("select sum(number) from numbers", [], |row| row.get::<_, i32>(0));
+        let sum = writer.hand_over(Survives::Crash, count, |_| {}).await.unwrap().await.unwrap();
+        assert_eq!(sum.unwrap(), 1 + 2 + 3);
+    }
+}
