@@ -56,7 +56,7 @@ where
     }
 
     fn run(&mut self, connection: &Connection) -> bool {
-        matches!(self.done.insert((self.work)(connection)), Ok(_))
+        self.done.insert((self.work)(connection)).is_ok()
     }
 
     fn answer(self: Box<Self>, committed: Result<()>, path: &Path) {
