@@ -3,11 +3,12 @@
 -- replaces said. On a large table that is written to, make the two indexes beforehand with `create index concurrently`; this
 -- then finds them.
 
-create index if not exists conversation_threads_newest on public.conversation_threads (version, expires_at);
-create index if not exists conversation_threads_newest_of_user on public.conversation_threads (user_id, version);
--- What these two served, the ones above serve; each index costs every write.
+-- What these two served, the ones below serve; each index costs every write. They go first: to drop an index locks the table as
+-- nothing else does, and whoever already held a lesser lock by then could be waited for by those that he waits for.
 drop index if exists public.conversation_threads_version;
 drop index if exists public.conversation_threads_user_id_idx;
+create index if not exists conversation_threads_newest on public.conversation_threads (version, expires_at);
+create index if not exists conversation_threads_newest_of_user on public.conversation_threads (user_id, version);
 
 -- page: {"most", "user"?, "version"? and "key"?}. The newest live threads, of one user where one is named, before a given
 -- (version, key): at most `most` rows and about 16 MiB, and whether these are the `last`.

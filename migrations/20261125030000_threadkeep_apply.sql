@@ -62,6 +62,9 @@ begin
         from jsonb_array_elements(public.threadkeep_argument(records)) with ordinality as one(body, ord)
         order by one.body ->> 'key' collate "C", one.ord
     loop
+        if given.version is null then
+            raise exception 'a record without a version' using errcode = 'not_null_violation';
+        end if;
         gone := not given.body ? 'value';
         ends := to_timestamp((case when gone then (given.version >> 21)::text else given.body ->> 'expires' end)::numeric / 1000);
         if gone then

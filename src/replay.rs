@@ -26,6 +26,8 @@ use crate::version::{TOLERANCE, Version};
 const LEAST: usize = 32;
 const RECORDS: usize = 500;
 const BYTES: usize = 1 << 20;
+/// After so many batches the pace is found out anew.
+const MEASURED_ANEW: u32 = 64;
 /// Batches under way at once; the live traffic goes on beside them.
 const BATCHES: usize = 2;
 /// Records that are sent alone, because a batch with them failed, at once.
@@ -88,21 +90,28 @@ struct Landed {
 /// How many records a batch has: twice as many as the one before, until that takes twice as long as the shortest, then half.
 /// So where the way is long, batches are large; where the database is what takes the time, they are small, and live traffic
 /// beside them waits for little. The two are told apart as by TCP Vegas (Brakmo, O'Malley, and Peterson, "TCP Vegas: New
-/// Techniques for Congestion Detection and Avoidance", 1994): by the shortest time so far.
+/// Techniques for Congestion Detection and Avoidance", 1994): by the shortest time so far, which is found out anew now and then,
+/// for the way may have become a longer one.
 #[derive(Debug)]
 struct Pace {
     records: usize,
     shortest: Duration,
+    calls: u32,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { records: LEAST, shortest: Duration::MAX }
+        Self { records: LEAST, shortest: Duration::MAX, calls: 0 }
     }
 }
 
 impl Pace {
     fn note(&mut self, took: Duration) {
+        self.calls += 1;
+        if self.calls == MEASURED_ANEW {
+            *self = Self::default();
+            return;
+        }
         self.shortest = self.shortest.min(took);
         let is_longer = took > 2 * self.shortest;
         let records = if is_longer { self.records / 2 } else { self.records * 2 };
@@ -235,7 +244,7 @@ impl Replay {
         };
         if !was_alone {
             round.batches -= 1;
-            if keys.len() >= LEAST {
+            if matches!(sent, Sent::Settled(_)) && keys.len() >= LEAST {
                 round.pace.note(took);
             }
         }
@@ -587,6 +596,10 @@ mod tests {
     fn batches_are_large_where_the_way_is_long_and_small_where_the_database_is_slow() {
         let far = sizes(Duration::from_millis(50), Duration::from_micros(30));
         assert_eq!(far.take(6).collect::<Vec<_>>(), [32, 64, 128, 256, 500, 500]);
+        let mut pace = Pace::default();
+        (0..20).for_each(|_| pace.note(Duration::from_millis(40)));
+        (0..100).for_each(|_| pace.note(Duration::from_millis(100)));
+        assert_eq!(pace.records, RECORDS, "the way has become longer");
         let slow: Vec<_> = sizes(Duration::from_millis(1), Duration::from_micros(300)).take(40).collect();
         assert!(slow.iter().all(|records| *records <= 4 * LEAST), "{slow:?}");
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::table::Wanted::AtMost;
 use crate::table::{Table, Unit};
-use crate::work::{conversation, one_by_one, thread};
+use crate::work::{Conversation, conversation, one_by_one, thread};
 use crate::world::World;
 use crate::writes::put;
 
@@ -26,7 +26,8 @@ pub async fn puts_and_gets(world: &World) -> Table {
             cache.evict(key(at)).unwrap();
         }
         let get = async |at| {
-            assert!(cache.get(key(at)).await.unwrap().is_some());
+            let found = cache.get(key(at)).await.unwrap().unwrap();
+            assert_eq!(found.decode::<Conversation>().unwrap().len(), 4);
             cache.evict(key(at)).unwrap();
         };
         table.note_span("cold get", one_by_one(count, get).await);

@@ -9,14 +9,17 @@ use threadkeep::{Cache, Freshness};
 use crate::rest::load_body;
 use crate::table::Wanted::{AtLeast, AtMost};
 use crate::table::{Table, Unit};
-use crate::work::{by_tasks, per_second, thread};
+use crate::work::{Conversation, by_tasks, per_second, thread};
 use crate::world::{KIB, World};
 use crate::writes::{TASKS, THREADS};
 
 const BATCH: usize = TASKS / 4;
 
+/// As a daemon reads: it wants the conversation, not its JSON.
 async fn get(cache: &Cache, key: &str) {
-    assert_eq!(cache.get(key).await.unwrap().unwrap().freshness(), Freshness::Fresh);
+    let found = cache.get(key).await.unwrap().unwrap();
+    assert_eq!(found.freshness(), Freshness::Fresh);
+    assert_eq!(found.decode::<Conversation>().unwrap().len(), 4);
 }
 
 pub async fn cold(world: &World) -> Table {
@@ -57,6 +60,7 @@ pub async fn one_key(world: &World) -> Table {
     const CALLERS: usize = 1_000;
     let mut table = Table::new(format!("One cold key, {CALLERS} tasks at once"), Unit::Count);
     world.seed(1, KIB).await;
+    let mut most = 0;
     for _ in 0..world.scale.rounds {
         let (builder, faults) = world.cut_builder();
         let cache = builder.open().await.unwrap();
@@ -69,11 +73,12 @@ pub async fn one_key(world: &World) -> Table {
             }
         };
         by_tasks(CALLERS, CALLERS, load).await;
-        table.note("loads", faults.calls("load") as f64);
-        table.note("keys", 1.0);
+        most = most.max(faults.calls("load"));
         let _ = cache.shutdown(Duration::from_secs(60)).await.unwrap();
     }
-    table.claim("loads", AtMost(1.0), "keys");
+    table.note("the most loads in a round", most as f64);
+    table.note("keys", 1.0);
+    table.claim("the most loads in a round", AtMost(1.0), "keys");
     table
 }
 

@@ -61,6 +61,10 @@ impl Inner {
             if let FromQueue::Newest(entry, _) = self.ask_queue(key).await? {
                 return Ok(entry.map(Found::queued));
             }
+            // Another load may have landed since memory was asked.
+            if let Some(entry) = self.near.fresh(key.as_str()) {
+                return Ok(Some(Found::fresh(entry)));
+            }
             let mut load = match self.check_reachable().and_then(|()| self.load(key)) {
                 Ok(load) => load,
                 Err(e) => return self.at_hand(key).await.map(|(found, _)| found).ok_or(e),
@@ -188,7 +192,7 @@ impl Inner {
         let known = held.as_ref().map(|held| held.record.version);
         let loaded = self.origin.load(&[Want { key: key.clone(), known }]).await;
         let loaded = self.note(Call::Read, loaded)?.pop();
-        // The file comes before memory: what has been read once must not be older there.
+        // The file is given it before memory is: whoever asks the file for what was read once finds it there.
         let news = match (loaded, held) {
             (Some(Loaded::Found(record)), _) => {
                 self.keep([Arc::clone(&record)], ticket, began).await;
