@@ -208,6 +208,24 @@ async fn another_role_with_grants_can_write_plain_rows() {
     assert_eq!(row.trim(), "2|t|2");
 }
 
+/// threadkeep sends none such; whoever calls the function by hand must not be left hanging, nor others at the row.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_without_a_version_is_refused_at_once() {
+    let (stack, _, _) = shared(Server::Postrust).await;
+    let (sql, known) = (stack.sql().await, key("has a row"));
+    let insert =
+        "insert into conversation_threads (thread_id, conversation_data, expires_at) values ($1, '1', now())";
+    sql.execute(insert, &[&known]).await.unwrap();
+    sql.batch_execute("set statement_timeout = '5s'").await.unwrap();
+    for key in [known, key("has none")] {
+        for version in ["", r#""version": null, "#] {
+            let records = format!(r#"[{{"key": "{key}", {version}"expires": 4000000000000, "value": 1}}]"#);
+            let error = sql.query("select threadkeep_apply($1::text::jsonb)", &[&records]).await.unwrap_err();
+            assert_eq!(error.code().map(|code| code.code()), Some("23502"), "{error:?}");
+        }
+    }
+}
+
 /// With many rows of others, a user's listing still comes by an index, and does not read values that it does not send.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listing_reads_no_more_than_the_users_rows_and_the_warm_up_no_more_than_its_page() {
