@@ -111,6 +111,12 @@ impl Disk {
         lock(&self.state).syncs
     }
 
+    /// How often that file was synced.
+    pub fn syncs_of(&self, name: &str) -> usize {
+        let is_one = |change: &&Change| matches!(change, Change::Sync { file } if file == name);
+        lock(&self.state).changes.iter().filter(is_one).count()
+    }
+
     /// Lets writes to that file wait until what this returns is dropped.
     pub fn hold_writes(&self, file: &str) -> Hold<'_> {
         lock(&self.state).held = Some(file.to_owned());
