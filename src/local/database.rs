@@ -143,7 +143,7 @@ impl Database {
     }
 
     /// As [`write`](Self::write), but that it returns when the writer has the work, and answers to whoever waits. `announce`
-    /// is called before any later work is begun.
+    /// is called before anybody hears of this or of any later work.
     pub(super) async fn hand_over<T: Send + 'static>(
         &self,
         survives: Survives,

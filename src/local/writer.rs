@@ -1,8 +1,9 @@
-//! The one thread that writes, with group commit, and the one that copies its log into the file meanwhile.
+//! The one thread that writes, with group commit; the one that answers a group while the next is written; and the one that
+//! copies the log into the file meanwhile.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::mpsc::{SendError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -95,7 +96,7 @@ impl Writer {
     }
 
     /// Has `work` run in a transaction shared with others; returns when the thread has it, and answers to whoever waits, once
-    /// that is committed. `announce` is called before any later work is begun.
+    /// that is committed. `announce` is called before anybody hears of this or of any later work.
     pub(super) async fn hand_over<T: Send + 'static>(
         &self,
         survives: Survives,
@@ -135,24 +136,29 @@ fn serve(
     undone: &dyn Fn(),
 ) {
     let log = Log::watch(&mut connection, path);
+    let answers = Answers::start(path);
     while let Some(first) = waiting.blocking_recv() {
         let more = std::iter::from_fn(|| waiting.try_recv().ok());
         let group: Vec<_> = std::iter::once(first).chain(more).take(GROUP).collect();
-        serve_group(&connection, group, &log, path, undone);
+        for (group, committed) in serve_group(&connection, group, &log, path, undone) {
+            answers.give(group, committed, !waiting.is_empty());
+        }
         // After the answers, so that no commit waits for it.
         log.copy(&connection);
     }
 }
 
-/// Commits the jobs together and answers them. Where one of them fails, that is undone, and each is tried alone: savepoints
-/// between them would take a good part of the time in which nothing fails.
+type Group = Vec<Box<dyn Job>>;
+
+/// Commits the jobs together, and says what to answer them. Where one of them fails, that is undone, and each is tried alone:
+/// savepoints between them would take a good part of the time in which nothing fails.
 fn serve_group(
     connection: &Connection,
-    mut group: Vec<Box<dyn Job>>,
+    mut group: Group,
     log: &Log,
     path: &Path,
     undone: &dyn Fn(),
-) {
+) -> Vec<(Group, Result<()>)> {
     let committed = log.mend(connection).and_then(|()| commit(connection, &mut group)).map_err(|failed| {
         connection.execute_batch("rollback").ok();
         undone();
@@ -164,12 +170,64 @@ fn serve_group(
     });
     match committed {
         Err(None) if group.len() > 1 => {
-            group.into_iter().for_each(|job| serve_group(connection, vec![job], log, path, undone));
+            group.into_iter().flat_map(|job| serve_group(connection, vec![job], log, path, undone)).collect()
         }
         // A job that failed alone has an error of its own.
-        Ok(()) | Err(None) => group.into_iter().for_each(|job| job.answer(Ok(()), path)),
-        Err(Some(error)) => group.into_iter().for_each(|job| job.answer(Err(error.clone()), path)),
+        Ok(()) | Err(None) => vec![(group, Ok(()))],
+        Err(Some(error)) => vec![(group, Err(error))],
     }
+}
+
+/// Answers groups in the order in which they were written.
+struct Answers {
+    path: PathBuf,
+    groups: Option<SyncSender<(Group, Result<()>)>>,
+    /// How many the other thread has.
+    under_way: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Answers {
+    fn start(path: &Path) -> Self {
+        let (groups, given) = sync_channel::<(Group, Result<()>)>(1);
+        let (path, under_way) = (path.to_owned(), Arc::new(AtomicUsize::new(0)));
+        let (place, left) = (path.clone(), Arc::clone(&under_way));
+        let answers = move || {
+            for (group, committed) in given {
+                answer(group, &committed, &place);
+                left.fetch_sub(1, SeqCst);
+            }
+        };
+        let thread = std::thread::Builder::new().name("threadkeep-answer".into()).spawn(answers);
+        Self { path, groups: Some(groups), under_way, thread: thread.ok() }
+    }
+
+    /// On the other thread where more work waits for this one, and then after what it has already; else at once, because to
+    /// wake another thread would take longer.
+    fn give(&self, group: Group, committed: Result<()>, more_waits: bool) {
+        let is_elsewhere = more_waits || self.under_way.load(SeqCst) > 0;
+        let Some(groups) = self.groups.as_ref().filter(|_| is_elsewhere) else {
+            return answer(group, &committed, &self.path);
+        };
+        self.under_way.fetch_add(1, SeqCst);
+        // Where there is no such thread.
+        if let Err(SendError((group, committed))) = groups.send((group, committed)) {
+            answer(group, &committed, &self.path);
+        }
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        drop(self.groups.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+fn answer(group: Group, committed: &Result<()>, path: &Path) {
+    group.into_iter().for_each(|job| job.answer(committed.clone(), path));
 }
 
 /// Why a group's transaction is to be undone.
@@ -341,5 +399,56 @@ mod tests {
             |c: &Connection| c.query_row("select sum(number) from numbers", [], |row| row.get::<_, i32>(0));
         let sum = writer.hand_over(Survives::Crash, count, |_| {}).await.unwrap().await.unwrap();
         assert_eq!(sum.unwrap(), 1 + 2 + 3);
+    }
+    #[tokio::test]
+    async fn nobody_hears_of_later_work_before_earlier_work_is_announced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file.db");
+        let writer = Writer::start(Connection::open(&path).unwrap(), path, || {}).unwrap();
+        let (commit, held_up) = std::sync::mpsc::channel::<()>();
+        let (announce, not_announced) = std::sync::mpsc::channel::<()>();
+        let announced = Arc::new(Mutex::new(Vec::new()));
+        let note = |number: i32| {
+            let announced = Arc::clone(&announced);
+            move |_: &Result<i32>| announced.lock().unwrap().push(number)
+        };
+        let wait = move |_: &Connection| Ok(held_up.recv().map_or(0, |()| 0));
+        let first = note(0);
+        let slowly = move |result: &Result<i32>| {
+            not_announced.recv().ok();
+            first(result);
+        };
+        let mut answers = vec![writer.hand_over(Survives::Crash, wait, slowly).await.unwrap()];
+        let (tell, began) = std::sync::mpsc::channel();
+        for number in 1..=3 {
+            let tell = tell.clone();
+            let work = move |_: &Connection| Ok(tell.send(number).map_or(0, |()| number));
+            answers.push(writer.hand_over(Survives::Crash, work, note(number)).await.unwrap());
+        }
+        commit.send(()).unwrap();
+        assert_eq!(began.recv_timeout(std::time::Duration::from_secs(20)), Ok(1), "work goes on meanwhile");
+        let is_unheard = answers.iter_mut().all(|answer| answer.try_recv().is_err());
+        assert!(is_unheard && announced.lock().unwrap().is_empty());
+        announce.send(()).unwrap();
+        for (number, answer) in (0..).zip(answers) {
+            assert_eq!(answer.await.unwrap().unwrap(), number);
+        }
+        assert_eq!(*announced.lock().unwrap(), [0, 1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn what_was_handed_over_is_answered_before_the_file_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file.db");
+        let writer = Writer::start(Connection::open(&path).unwrap(), path, || {}).unwrap();
+        let mut answers = Vec::new();
+        for number in 0..500 {
+            let answer = writer.hand_over(Survives::Crash, move |_| Ok(number), |_| {}).await.unwrap();
+            answers.push(answer);
+        }
+        writer.close();
+        for (number, mut answer) in (0..).zip(answers) {
+            assert_eq!(answer.try_recv().unwrap().unwrap(), number);
+        }
     }
 }

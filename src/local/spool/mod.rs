@@ -48,6 +48,8 @@ struct State {
     /// Queued writes up to this one may have been sent.
     sent: i64,
     anchor: Anchor,
+    /// The failures after which all copies have been dropped.
+    dropped_after: u64,
 }
 
 impl State {
@@ -72,8 +74,8 @@ impl State {
         let (dead_letters, _) = tally("select count(*), coalesce(sum(bytes), 0), 0 from dead_letters")?;
         let sent = file::about(connection, "sent")?.and_then(|sent| sent.parse().ok()).unwrap_or(0);
         let holdings = Holdings { queue, replica, dead_letters };
-        let (seq, anchor) = (queued.max(kept).max(sent), Anchor::default());
-        Ok(Self { is_known: true, holdings, seq, queued, sent, anchor })
+        let seq = queued.max(kept).max(sent);
+        Ok(Self { is_known: true, holdings, seq, queued, sent, ..Self::default() })
     }
 
     fn next_seq(&mut self) -> i64 {
@@ -190,7 +192,7 @@ impl Spool {
     }
 
     /// As [`write`](Self::write), but that it returns when the writing thread has the work, and answers to whoever waits.
-    /// `announce` is called before any later work is begun.
+    /// `announce` is called before anybody hears of this or of any later work.
     async fn hand_over<T: Send + 'static>(
         &self,
         survives: Survives,

@@ -71,8 +71,8 @@ impl Held {
 }
 
 impl Spool {
-    /// Takes a write into the queue: it is synced to disk when this returns. `announce` is called before anything else
-    /// can happen to it, so that whoever settles it finds it announced.
+    /// Takes a write into the queue: it is synced to disk when this returns. `announce` is called before anybody hears of
+    /// what was done with it later, so that whoever settles it finds it announced.
     ///
     /// # Errors
     /// [`QueueFull`](crate::ErrorKind::QueueFull), and [`Local`](crate::ErrorKind::Local).

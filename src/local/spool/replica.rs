@@ -45,8 +45,10 @@ impl Spool {
         let doubt = Arc::clone(&self.doubt);
         let work = move |connection: &Connection, state: &mut State| {
             let failures = doubt.failures();
-            if doubt.is_there() {
+            // Once for a failure: that it was done is announced only when later work may have begun.
+            if doubt.is_there() && state.dropped_after < failures {
                 drop_copies(connection, state)?;
+                state.dropped_after = failures;
             }
             let kept = copies.iter().map(|copy| keep(connection, state, copy, moved));
             let kept = kept.collect::<rusqlite::Result<_>>()?;
