@@ -26,7 +26,18 @@ const UNTIL_PLANS_STAY: usize = 6;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
-    let is_quick = !std::env::args().any(|arg| arg == "--bench");
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(other) = args.iter().find(|arg| *arg != "--bench") {
+        println!(
+            "cargo bench --bench plans --features testing\n\nprints plans, and fails where one grows with the table"
+        );
+        return if ["--help", "-h"].contains(&other.as_str()) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::from(2)
+        };
+    }
+    let is_quick = args.is_empty();
     let (sizes, timed): (&[usize], _) = if is_quick { (&[20_000], 5) } else { (&[10_000, 1_000_000], 31) };
     let stack = tokio::task::block_in_place(|| Stack::start(Server::Postrust));
     let mut all = Vec::new();
