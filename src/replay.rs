@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
@@ -28,8 +29,10 @@ const RECORDS: usize = 500;
 const BYTES: usize = 1 << 20;
 /// After so many batches the pace is found out anew.
 const MEASURED_ANEW: u32 = 64;
-/// Batches under way at once; the live traffic goes on beside them.
+/// Batches under way at once: one is sent, and meanwhile the one before is settled, or the next one read …
 const BATCHES: usize = 2;
+/// … but beside a call that takes longer than this, the next one is sent, too.
+const BESIDE: Duration = Duration::from_millis(100);
 /// Records that are sent alone, because a batch with them failed, at once.
 const SUSPECTS: usize = 4;
 /// The pauses while the source of truth cannot be asked, though no breaker says so.
@@ -56,6 +59,8 @@ pub(crate) struct Replay {
     /// There may be no traffic that would tell of a refused key, or that it was mended.
     trouble: Arc<Trouble>,
     metrics: Arc<Metrics>,
+    /// Whose batch it is to be sent.
+    turns: Arc<Semaphore>,
 }
 
 /// A record that failed in a batch, and is sent alone from then on.
@@ -87,7 +92,7 @@ struct Landed {
     took: Duration,
 }
 
-/// How many records a batch has: twice as many as the one before, until that takes twice as long as the shortest, then half.
+/// How many records a batch has: twice as many as the one before, until that takes half as long again as the shortest, then half.
 /// So where the way is long, batches are large; where the database is what takes the time, they are small, and live traffic
 /// beside them waits for little. The two are told apart as by TCP Vegas (Brakmo, O'Malley, and Peterson, "TCP Vegas: New
 /// Techniques for Congestion Detection and Avoidance", 1994): by the shortest time so far, which is found out anew now and then,
@@ -113,7 +118,7 @@ impl Pace {
             return;
         }
         self.shortest = self.shortest.min(took);
-        let is_longer = took > 2 * self.shortest;
+        let is_longer = took > self.shortest * 3 / 2;
         let records = if is_longer { self.records / 2 } else { self.records * 2 };
         self.records = records.clamp(LEAST, RECORDS);
     }
@@ -140,7 +145,8 @@ impl Replay {
         pending: Arc<Pending>,
         trouble: Arc<Trouble>,
     ) -> Self {
-        Self { origin, spool, near, pending, trouble, metrics: Arc::new(Metrics::new()) }
+        let (metrics, turns) = (Arc::new(Metrics::new()), Arc::new(Semaphore::new(1)));
+        Self { origin, spool, near, pending, trouble, metrics, turns }
     }
 
     /// Replays for ever, whether or not there is traffic.
@@ -272,15 +278,30 @@ impl Replay {
         }
     }
 
-    /// Sends a batch, and settles what has found its end.
-    async fn send(&self, batch: Vec<Queued>) -> Sent {
+    /// Until it is dropped, no other batch is sent, unless it takes long.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        tokio::select! {
+            turn = self.turns.acquire() => turn.ok(),
+            () = tokio::time::sleep(BESIDE) => None,
+        }
+    }
+
+    /// Sends a batch, and settles what has found its end; says how long the sending took.
+    async fn send(&self, batch: Vec<Queued>, is_alone: bool) -> (Sent, Duration) {
+        let turn = if is_alone { None } else { self.turn().await };
         let began = Instant::now();
         let applied = self.apply(&batch).await;
+        let took = began.elapsed();
+        drop(turn);
         self.trouble.note(Call::Write, &applied);
-        let applied = match applied {
-            Ok(applied) => applied,
-            Err(error) => return self.examine(batch, error).await,
+        let sent = match applied {
+            Ok(applied) => self.conclude(batch, applied, began).await,
+            Err(error) => self.examine(batch, error).await,
         };
+        (sent, took)
+    }
+
+    async fn conclude(&self, batch: Vec<Queued>, applied: Vec<Applied>, began: Instant) -> Sent {
         let (mut settled, mut again) = (Vec::new(), Vec::new());
         for (queued, applied) in batch.into_iter().zip(applied) {
             let (key, version) = (queued.record.key.clone(), queued.record.version);
@@ -426,9 +447,8 @@ impl Round {
         let keys = batch.iter().map(|queued| (queued.record.key.clone(), queued.record.version)).collect();
         let span = tracing::debug_span!("replay", records = batch.len());
         let send = async move {
-            let began = Instant::now();
-            let sent = replay.send(batch).await;
-            Landed { was_alone, keys, sent, took: began.elapsed() }
+            let (sent, took) = replay.send(batch, was_alone).await;
+            Landed { was_alone, keys, sent, took }
         };
         self.under_way.spawn(send.instrument(span));
     }
@@ -601,6 +621,6 @@ mod tests {
         (0..100).for_each(|_| pace.note(Duration::from_millis(100)));
         assert_eq!(pace.records, RECORDS, "the way has become longer");
         let slow: Vec<_> = sizes(Duration::from_millis(1), Duration::from_micros(300)).take(40).collect();
-        assert!(slow.iter().all(|records| *records <= 4 * LEAST), "{slow:?}");
+        assert!(slow.iter().all(|records| *records <= 2 * LEAST), "{slow:?}");
     }
 }
