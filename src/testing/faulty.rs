@@ -239,7 +239,7 @@ impl<S: Store> Store for Faulty<S> {
     }
 
     async fn apply_on_trial(&self, writes: &[Write]) -> Result<Vec<Applied>> {
-        self.meet("apply", self.faults.next_for(writes, true), self.store.apply(writes)).await
+        self.meet("apply", self.faults.next_for(writes, true), self.store.apply_on_trial(writes)).await
     }
 
     async fn recent(&self, page: &Page) -> Result<Recent> {
