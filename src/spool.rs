@@ -304,7 +304,7 @@ pub(crate) mod without {
         pub(crate) async fn keep(&self, _: Vec<Copy>) {
             match *self {}
         }
-        pub(crate) async fn keep_own(&self, _: Copy) -> Option<Version> {
+        pub(crate) async fn keep_own(&self, _: Copy) -> Result<Option<Version>> {
             match *self {}
         }
         pub(crate) async fn confirm(&self, _: &Key, _: Version, _: Timestamp) {

@@ -197,7 +197,8 @@ impl Cache {
 
     /// Takes no more calls, waits until the writes under way are done and, while the source of truth can be reached, the
     /// queue is empty, at most for `deadline`. What is still queued is kept on disk for the next start. Calls that come
-    /// later get [`ErrorKind::Closed`], and the queue's file can be opened by another process.
+    /// later get [`ErrorKind::Closed`], as do writes that are stored only after the deadline, and the queue's file can be
+    /// opened by another process.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`] where it was shut down before.

@@ -182,10 +182,22 @@ impl Inner {
 
     /// Keeps a write of this handle that the source of truth has taken. One that does not go on from what was there takes
     /// the place of an older one in the queue; says which.
-    pub(super) async fn keep_own(&self, record: &Arc<Record>, over: Option<Version>) -> Option<Version> {
-        let spool = self.spool.as_ref()?;
+    ///
+    /// # Errors
+    /// [`ErrorKind::Closed`]: it came too late for the file, so that who starts next in an outage would not find it.
+    pub(super) async fn keep_own(
+        &self,
+        record: &Arc<Record>,
+        over: Option<Version>,
+    ) -> Result<Option<Version>> {
+        let Some(spool) = &self.spool else { return Ok(None) };
         let confirmed_at = self.origin.clock().now();
-        spool.keep_own(Copy { record: Arc::clone(record), confirmed_at, is_own: over.is_none() }).await
+        let copy = Copy { record: Arc::clone(record), confirmed_at, is_own: over.is_none() };
+        let too_late = |_| {
+            let message = format!("the cache was shut down while it wrote the thread {}", record.key);
+            Error::new(ErrorKind::Closed, message).with_outcome_unknown()
+        };
+        spool.keep_own(copy).await.map_err(too_late)
     }
 
     /// An attempt that took longer than its caller waited has put a queued write into the source of truth after all.

@@ -417,7 +417,7 @@ impl Inner {
         match applied {
             Applied::Stored => {
                 // The file comes before memory: what has been read once must not be older there.
-                let replaced = self.keep_own(record, expect).await;
+                let replaced = self.keep_own(record, expect).await?;
                 self.near.learn(key, ticket, began, News::from(Arc::clone(record)));
                 replaced.into_iter().for_each(|version| self.pending.settle(key, version));
                 Ok(Durability::Stored)

@@ -466,6 +466,25 @@ async fn a_shutdown_drains_the_queue_where_it_can() {
     assert_eq!(found(&again, "k").await.unwrap().0, "1", "the file is free for the next");
 }
 
+/// Who starts next in an outage would not find it.
+#[tokio::test]
+async fn what_is_stored_only_after_a_shutdown_is_not_acknowledged() {
+    let mut world = World::new();
+    let cache = world.builder().patience(10 * DEADLINE).open().await.unwrap();
+    assert_eq!(cache.put("k", &1).await.unwrap(), Durability::Stored);
+    world.faults.script([Fault::DelayAnswer(DEADLINE / 2)]);
+    let shutdown = async {
+        tokio::time::sleep(DEADLINE / 10).await;
+        cache.shutdown(Duration::ZERO).await.unwrap()
+    };
+    let (put, left) = tokio::join!(async { cache.put("k", &2).await }, shutdown);
+    let error = put.unwrap_err();
+    assert_eq!((error.kind(), error.outcome_unknown()), (ErrorKind::Closed, true), "{error}");
+    assert_eq!((left.unfinished, world.stored("k").await.as_deref()), (1, Some("2")));
+    let again = world.open_cut_off().await;
+    assert_eq!(found(&again, "k").await.unwrap().0, "1", "the last that was acknowledged");
+}
+
 #[tokio::test]
 async fn a_shutdown_asks_whether_the_source_of_truth_is_back() {
     let mut world = World::new();

@@ -93,6 +93,8 @@ pub(crate) struct Spool {
     doubt: Arc<Doubt>,
     /// Copies that the writing thread has, and the file may not have yet.
     under_way: UnderWay,
+    /// Writes that are on their way into the queue.
+    queueing: UnderWay,
 }
 
 impl fmt::Debug for Spool {
@@ -152,7 +154,15 @@ impl Spool {
         };
         let database = Arc::new(Database::start(opened, forget)?);
         let doubt = Arc::new(Doubt::new(database.holder()));
-        Ok(Self { database, state, clock, bounds, doubt, under_way: UnderWay::default() })
+        Ok(Self {
+            database,
+            state,
+            clock,
+            bounds,
+            doubt,
+            under_way: UnderWay::default(),
+            queueing: UnderWay::default(),
+        })
     }
 
     /// How many writes wait in a file that is not open, if there is one.

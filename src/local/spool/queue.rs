@@ -83,6 +83,7 @@ impl Spool {
     ) -> Result<Enqueued> {
         let (bound, moved, now) = (self.bounds.queue, self.clock.moved(), self.clock.now());
         let skew = if moved.is_none() { Some(self.clock.ahead_of_system()) } else { None };
+        let passage = self.queueing.begin(entry.record.bytes());
         let work = move |connection: &Connection, state: &mut State| {
             enqueue(connection, state, &entry, &Moment { now, moved, skew }, bound)
         };
@@ -90,6 +91,7 @@ impl Spool {
             if let Ok(Some(enqueued)) = enqueued {
                 announce(*enqueued);
             }
+            drop(passage);
         };
         let answer = self.hand_over(Survives::PowerCut, work, announce).await?;
         let enqueued = answer.await.map_err(|_| closed())??;

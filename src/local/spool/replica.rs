@@ -24,8 +24,9 @@ impl Spool {
     /// returns. Where it cannot be written, no copy is handed out until all have been dropped: some may be older than what
     /// was acknowledged.
     pub(crate) async fn keep(&self, copies: Vec<Copy>) {
-        if let Some(kept) = self.hand_copies_over(copies).await
-            && self.under_way.bytes() > UNAWAITED
+        // Who hears of what was read must not hear later that an older write was queued meanwhile.
+        if let Ok(Some(kept)) = self.hand_copies_over(copies).await
+            && (self.under_way.bytes() > UNAWAITED || self.queueing.is_any())
         {
             kept.await.ok();
         }
@@ -33,14 +34,19 @@ impl Spool {
 
     /// As [`keep`](Self::keep), of a write of this handle: the file has it when this returns, so that whoever starts again
     /// after a crash goes on from there. Says which queued write it took the place of.
-    pub(crate) async fn keep_own(&self, copy: Copy) -> Option<Version> {
-        let (replaced, _) = self.hand_copies_over(vec![copy]).await?.await.ok()?.ok()?;
-        replaced.into_iter().next().flatten()
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed): who starts after this process may not find it.
+    pub(crate) async fn keep_own(&self, copy: Copy) -> Result<Option<Version>> {
+        let Some(kept) = self.hand_copies_over(vec![copy]).await? else { return Ok(None) };
+        let kept = kept.await.ok().and_then(Result::ok);
+        Ok(kept.and_then(|(replaced, _)| replaced.into_iter().next().flatten()))
     }
 
-    async fn hand_copies_over(&self, copies: Vec<Copy>) -> Option<oneshot::Receiver<Result<Kept>>> {
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed) alone; what else fails puts all copies in doubt.
+    async fn hand_copies_over(&self, copies: Vec<Copy>) -> Result<Option<oneshot::Receiver<Result<Kept>>>> {
         let (bound, moved) = (self.bounds.replica, self.clock.moved());
-        let has_own = copies.iter().any(|copy| copy.is_own || copy.record.value.is_none());
         let passage = self.under_way.begin(copies.iter().map(|copy| copy.record.bytes()).sum());
         let doubt = Arc::clone(&self.doubt);
         let work = move |connection: &Connection, state: &mut State| {
@@ -64,17 +70,16 @@ impl Spool {
             drop(passage);
         };
         match self.hand_over(Survives::Crash, work, announce).await {
-            Ok(kept) => return Some(kept),
-            // After a shutdown: what was only read goes with the process.
-            Err(error) if error.kind() == ErrorKind::Closed && !has_own => {}
+            Ok(kept) => return Ok(Some(kept)),
+            Err(error) if error.kind() == ErrorKind::Closed => return Err(error),
             Err(error) => self.doubt.raise_for(&error),
         }
-        None
+        Ok(None)
     }
 
     /// Waits until the file has what it was given to keep.
     async fn settle_copies(&self) -> Result<()> {
-        if self.under_way.bytes() > 0 { self.write(Survives::Crash, |_, _| Ok(())).await } else { Ok(()) }
+        if self.under_way.is_any() { self.write(Survives::Crash, |_, _| Ok(())).await } else { Ok(()) }
     }
 
     /// Notes that the source of truth still holds this version.
@@ -145,20 +150,25 @@ impl Spool {
 /// Which queued write each copy took the place of, and the failures after which all older ones were dropped.
 type Kept = (Vec<Option<Version>>, u64);
 
-/// How many bytes of copies the file may not have yet.
+/// How many bytes the writing thread was given, and has not announced yet.
 #[derive(Debug, Default)]
 pub(super) struct UnderWay(Arc<AtomicUsize>);
 
 /// Some of them, until this is dropped.
-struct Passage {
+pub(super) struct Passage {
     under_way: Arc<AtomicUsize>,
     bytes: usize,
 }
 
 impl UnderWay {
-    fn begin(&self, bytes: usize) -> Passage {
+    pub(super) fn begin(&self, bytes: usize) -> Passage {
+        let bytes = bytes.max(1);
         self.0.fetch_add(bytes, SeqCst);
         Passage { under_way: Arc::clone(&self.0), bytes }
+    }
+
+    fn is_any(&self) -> bool {
+        self.bytes() > 0
     }
 
     fn bytes(&self) -> usize {
@@ -296,4 +306,48 @@ pub(super) fn evict(connection: &Connection, state: &mut State, bound: u64) -> r
         dropped.iter().for_each(|bytes| state.holdings.replica.sub(bytes.unsigned_abs()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::record::Json;
+    use crate::spool::{Bounds, Entry};
+    use crate::version::Clock;
+
+    fn written(clock: &Clock) -> Arc<Record> {
+        let (key, value) = (Key::new("k").unwrap(), Some(Json::trusted("1")));
+        let expires_at = clock.now().plus(Duration::from_secs(60));
+        Arc::new(Record { value, expires_at, ..Record::deletion(key, clock.stamp().version) })
+    }
+
+    #[tokio::test]
+    async fn what_was_read_is_told_only_after_the_writes_that_were_queued_before() {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), Arc::new(Clock::new()));
+        let bounds = Bounds { queue: 1 << 20, replica: 1 << 20 };
+        let path = dir.path().join("q.db");
+        let (spool, _) = Spool::open(&path, "here", bounds, Arc::clone(&clock)).await.unwrap();
+        let (stored, queued) = (written(&clock), written(&clock));
+        let (tell, told) = oneshot::channel();
+        let (go_on, held_up) = std::sync::mpsc::channel::<()>();
+        let announce = move |_| {
+            tell.send(()).unwrap();
+            held_up.recv().ok();
+        };
+        let enqueued = spool.enqueue(Entry { record: queued, over: None, is_sent: false }, announce);
+        let keep = async {
+            told.await.unwrap();
+            let copy = Copy { record: stored, confirmed_at: clock.now(), is_own: false };
+            let mut keep = std::pin::pin!(spool.keep(vec![copy]));
+            tokio::select! {
+                () = &mut keep => panic!("told before the queued write was announced"),
+                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+            }
+            go_on.send(()).unwrap();
+            keep.await;
+        };
+        tokio::join!(async { enqueued.await.unwrap() }, keep);
+    }
 }
