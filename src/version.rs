@@ -270,8 +270,8 @@ impl Clock {
         Timestamp(self.at(moment).0 + self.lead.load(Relaxed))
     }
 
-    /// Whether a stamp was given by a clock that has since been found wrong, be it that what that had seen had pushed the stamp
-    /// near the right time: what was queued by that clock is put right, and this must not come before it.
+    /// Whether a stamp was given by a clock that has since been found wrong; also where a version that it had seen pushed the
+    /// stamp near the right time: what that clock queued before is put right, and must not overtake this.
     pub(crate) fn misjudged(&self, stamp: &Stamp) -> bool {
         if stamp.is_blind && self.moved().is_some_and(|moved| moved != 0) {
             return true;

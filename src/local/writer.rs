@@ -141,7 +141,7 @@ fn serve(
         let more = std::iter::from_fn(|| waiting.try_recv().ok());
         let group: Vec<_> = std::iter::once(first).chain(more).take(GROUP).collect();
         for (group, committed) in serve_group(&connection, group, &log, path, undone) {
-            answers.give(group, committed, !waiting.is_empty());
+            answers.give(group, committed, path, !waiting.is_empty());
         }
         // After the answers, so that no commit waits for it.
         log.copy(&connection);
@@ -180,7 +180,6 @@ fn serve_group(
 
 /// Answers groups in the order in which they were written.
 struct Answers {
-    path: PathBuf,
     groups: Option<SyncSender<(Group, Result<()>)>>,
     /// How many the other thread has.
     under_way: Arc<AtomicUsize>,
@@ -190,29 +189,29 @@ struct Answers {
 impl Answers {
     fn start(path: &Path) -> Self {
         let (groups, given) = sync_channel::<(Group, Result<()>)>(1);
-        let (path, under_way) = (path.to_owned(), Arc::new(AtomicUsize::new(0)));
-        let (place, left) = (path.clone(), Arc::clone(&under_way));
+        let under_way = Arc::new(AtomicUsize::new(0));
+        let (path, left) = (path.to_owned(), Arc::clone(&under_way));
         let answers = move || {
             for (group, committed) in given {
-                answer(group, &committed, &place);
+                answer(group, &committed, &path);
                 left.fetch_sub(1, SeqCst);
             }
         };
         let thread = std::thread::Builder::new().name("threadkeep-answer".into()).spawn(answers);
-        Self { path, groups: Some(groups), under_way, thread: thread.ok() }
+        Self { groups: Some(groups), under_way, thread: thread.ok() }
     }
 
     /// On the other thread where more work waits for this one, and then after what it has already; else at once, because to
     /// wake another thread would take longer.
-    fn give(&self, group: Group, committed: Result<()>, more_waits: bool) {
+    fn give(&self, group: Group, committed: Result<()>, path: &Path, more_waits: bool) {
         let is_elsewhere = more_waits || self.under_way.load(SeqCst) > 0;
         let Some(groups) = self.groups.as_ref().filter(|_| is_elsewhere) else {
-            return answer(group, &committed, &self.path);
+            return answer(group, &committed, path);
         };
         self.under_way.fetch_add(1, SeqCst);
         // Where there is no such thread.
         if let Err(SendError((group, committed))) = groups.send((group, committed)) {
-            answer(group, &committed, &self.path);
+            answer(group, &committed, path);
         }
     }
 }
@@ -365,13 +364,18 @@ fn commit(connection: &Connection, group: &mut [Box<dyn Job>]) -> Result<(), Fai
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_job_that_fails_takes_nothing_of_its_group_with_it() {
+    /// On a file with a table of numbers.
+    fn started() -> (tempfile::TempDir, Writer) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file.db");
         let connection = Connection::open(&path).unwrap();
         connection.execute_batch("create table numbers (number integer primary key)").unwrap();
-        let writer = Writer::start(connection, path, || {}).unwrap();
+        (dir, Writer::start(connection, path, || {}).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_job_that_fails_takes_nothing_of_its_group_with_it() {
+        let (_dir, writer) = started();
         // What comes while the thread is held up is one group.
         let (go_on, held_up) = std::sync::mpsc::channel::<()>();
         let hold_up = move |_: &Connection| Ok(held_up.recv().ok());
@@ -400,11 +404,10 @@ mod tests {
         let sum = writer.hand_over(Survives::Crash, count, |_| {}).await.unwrap().await.unwrap();
         assert_eq!(sum.unwrap(), 1 + 2 + 3);
     }
+
     #[tokio::test]
     async fn nobody_hears_of_later_work_before_earlier_work_is_announced() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("file.db");
-        let writer = Writer::start(Connection::open(&path).unwrap(), path, || {}).unwrap();
+        let (_dir, writer) = started();
         let (commit, held_up) = std::sync::mpsc::channel::<()>();
         let (announce, not_announced) = std::sync::mpsc::channel::<()>();
         let announced = Arc::new(Mutex::new(Vec::new()));
@@ -438,9 +441,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_handed_over_is_answered_before_the_file_is_closed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("file.db");
-        let writer = Writer::start(Connection::open(&path).unwrap(), path, || {}).unwrap();
+        let (_dir, writer) = started();
         let mut answers = Vec::new();
         for number in 0..500 {
             let answer = writer.hand_over(Survives::Crash, move |_| Ok(number), |_| {}).await.unwrap();

@@ -82,7 +82,7 @@ async fn queue_many(cache: &Cache) {
     let mut puts = tokio::task::JoinSet::new();
     for at in 0..3_000 {
         let cache = cache.clone();
-        puts.spawn(async move { cache.put(Key::new(format!("t{at}")).unwrap().as_str(), &at).await });
+        puts.spawn(async move { cache.put(format!("t{at}"), &at).await });
     }
     while let Some(put) = puts.join_next().await {
         let _ = put.unwrap().unwrap();

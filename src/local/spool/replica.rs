@@ -162,7 +162,6 @@ pub(super) struct Passage {
 
 impl UnderWay {
     pub(super) fn begin(&self, bytes: usize) -> Passage {
-        let bytes = bytes.max(1);
         self.0.fetch_add(bytes, SeqCst);
         Passage { under_way: Arc::clone(&self.0), bytes }
     }
