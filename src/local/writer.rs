@@ -415,28 +415,41 @@ mod tests {
             let announced = Arc::clone(&announced);
             move |_: &Result<i32>| announced.lock().unwrap().push(number)
         };
-        let wait = move |_: &Connection| Ok(held_up.recv().map_or(0, |()| 0));
         let first = note(0);
         let slowly = move |result: &Result<i32>| {
             not_announced.recv().ok();
             first(result);
         };
-        let mut answers = vec![writer.hand_over(Survives::Crash, wait, slowly).await.unwrap()];
-        let (tell, began) = std::sync::mpsc::channel();
-        for number in 1..=3 {
+        let (tell, begun) = std::sync::mpsc::channel();
+        let work = |number: i32| {
             let tell = tell.clone();
-            let work = move |_: &Connection| Ok(tell.send(number).map_or(0, |()| number));
-            answers.push(writer.hand_over(Survives::Crash, work, note(number)).await.unwrap());
+            move |_: &Connection| Ok(tell.send(number).map_or(0, |()| number))
+        };
+        let begins = || begun.recv_timeout(std::time::Duration::from_secs(20));
+        let begin = work(0);
+        let wait = move |connection: &Connection| {
+            let number = begin(connection);
+            held_up.recv().ok();
+            number
+        };
+        let mut answers = vec![writer.hand_over(Survives::Crash, wait, slowly).await.unwrap()];
+        assert_eq!(begins(), Ok(0), "alone, so that the others are a group of their own");
+        for number in 1..=3 {
+            answers.push(writer.hand_over(Survives::Crash, work(number), note(number)).await.unwrap());
         }
         commit.send(()).unwrap();
-        assert_eq!(began.recv_timeout(std::time::Duration::from_secs(20)), Ok(1), "work goes on meanwhile");
+        assert_eq!([begins(), begins(), begins()], [Ok(1), Ok(2), Ok(3)], "work goes on meanwhile");
+        // Time enough for somebody to hear too early.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        answers.push(writer.hand_over(Survives::Crash, work(4), note(4)).await.unwrap());
+        assert_eq!(begins(), Ok(4), "what came before it is committed");
         let is_unheard = answers.iter_mut().all(|answer| answer.try_recv().is_err());
         assert!(is_unheard && announced.lock().unwrap().is_empty());
         announce.send(()).unwrap();
         for (number, answer) in (0..).zip(answers) {
             assert_eq!(answer.await.unwrap().unwrap(), number);
         }
-        assert_eq!(*announced.lock().unwrap(), [0, 1, 2, 3]);
+        assert_eq!(*announced.lock().unwrap(), [0, 1, 2, 3, 4]);
     }
 
     #[tokio::test]
