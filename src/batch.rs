@@ -30,6 +30,8 @@ const LEAST: usize = 16;
 /// What one call carries at most, but for a single one that is larger.
 const RECORDS: usize = 500;
 const BYTES: usize = 1 << 20;
+/// So many callers that fail alike show that no record of theirs is at fault.
+const SEVERAL: usize = 3;
 /// What may wait for a lane. One more is told [`ErrorKind::Busy`].
 const MOST_RECORDS: usize = 20_000;
 const MOST_BYTES: usize = 64 << 20;
@@ -258,21 +260,59 @@ impl<S: Store, E: Errand> Lane<S, E> {
         }
     }
 
-    /// Sends a batch; one that is refused is sent in halves, in their order.
+    /// Sends a batch. One that fails for perhaps a single record is sent in halves, in their order. If several callers in a
+    /// row fail with the same error, and it is no verdict on their records, the others get it unsent.
     async fn send(&self, batch: Vec<Job<E>>) {
-        let mut batches = vec![batch];
+        let (mut batches, mut alike) = (vec![batch], Alike::default());
         while let Some(mut batch) = batches.pop() {
+            if let Some(error) = alike.common() {
+                refuse(batch, error);
+                continue;
+            }
             let items: Vec<E::Item> = batch.iter().flat_map(|job| job.items.iter().cloned()).collect();
             match self.lanes.send(&items).await {
-                Ok(answers) => give(batch, answers),
-                Err(error) if batch.len() > 1 && is_of_one(&error) => {
+                Ok(answers) => {
+                    alike = Alike::default();
+                    give(batch, answers);
+                }
+                Err(error) if batch.len() > 1 && error.may_be_of_one() => {
                     let later = batch.split_off(batch.len() / 2);
                     batches.extend([later, batch]);
                 }
-                Err(error) => batch.into_iter().for_each(|job| _ = job.answer.send(Err(error.clone()))),
+                Err(error) => {
+                    alike.note(&error);
+                    refuse(batch, &error);
+                }
             }
         }
     }
+}
+
+/// Callers of one batch who failed alone, one after the other, with the same error.
+#[derive(Default)]
+struct Alike {
+    last: Option<Error>,
+    count: usize,
+}
+
+impl Alike {
+    fn note(&mut self, error: &Error) {
+        let is_same = |last: &Error| (last.kind(), last.code()) == (error.kind(), error.code());
+        self.count = if self.last.as_ref().is_some_and(is_same) { self.count + 1 } else { 1 };
+        self.last = Some(error.clone());
+    }
+
+    fn common(&self) -> Option<&Error> {
+        let is_verdict = |error: &Error| {
+            matches!(error.kind(), ErrorKind::Refused | ErrorKind::Invalid | ErrorKind::Busy)
+                && error.may_be_of_one()
+        };
+        self.last.as_ref().filter(|error| self.count >= SEVERAL && !is_verdict(error))
+    }
+}
+
+fn refuse<E: Errand>(batch: Vec<Job<E>>, error: &Error) {
+    batch.into_iter().for_each(|job| _ = job.answer.send(Err(error.clone())));
 }
 
 /// Gives each caller its own; where the store gave too few, those without learn it.
@@ -281,16 +321,6 @@ fn give<E: Errand>(batch: Vec<Job<E>>, answers: Vec<E::Answer>) {
     for job in batch {
         let own: Vec<E::Answer> = answers.by_ref().take(job.items.len()).collect();
         job.answer.send(Ok(own)).ok();
-    }
-}
-
-/// Whether a batch may have failed for one of its records alone: something about it is wrong, or its row is locked. Where
-/// the store has no room for one more call, that is nobody's fault.
-fn is_of_one(error: &Error) -> bool {
-    match error.kind() {
-        ErrorKind::Refused | ErrorKind::Invalid => true,
-        ErrorKind::Busy => error.retry_after().is_none(),
-        _ => false,
     }
 }
 

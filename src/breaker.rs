@@ -129,9 +129,9 @@ impl Breaker {
             return;
         }
         match result {
-            Err(e) if e.is_outage() => self.fail(&mut why, e),
-            // An answer, but perhaps of a gateway that refuses the key: it says nothing about what is behind.
-            Err(e) if e.kind() == ErrorKind::Denied => {}
+            Err(e) if e.counts_as_outage() => self.fail(&mut why, e),
+            // An answer, but perhaps of a gateway that refuses the key or the body: it says nothing about what is behind.
+            Err(e) if e.is_outage() || e.kind() == ErrorKind::Denied => {}
             _ => self.succeed(),
         }
     }
@@ -213,7 +213,7 @@ impl Breaker {
     /// Ends a probe: any timely answer closes the breaker, also one that denies; an outage opens it again.
     pub(crate) fn end_probe(&self, permit: &Permit, result: &Result<()>) {
         match result {
-            Err(e) if e.kind() == ErrorKind::Denied => self.settle(permit, &Ok(())),
+            Err(e) if !e.counts_as_outage() => self.settle(permit, &Ok(())),
             _ => self.settle(permit, result),
         }
     }

@@ -27,7 +27,7 @@ pub enum ErrorKind {
     Invalid,
     /// The source of truth answered, and refuses this request for good.
     Refused,
-    /// The database lacks the table or the functions, or has old ones: apply the migrations.
+    /// The database lacks the table or the functions, or has old ones: apply the migrations. A write is queued.
     Schema,
     /// The local file cannot be opened, read or written.
     Local,
@@ -65,6 +65,19 @@ impl ErrorKind {
     }
 }
 
+/// How far the cause of a failure reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Every call fails.
+    Everything,
+    /// Every write fails, though reads may work: a full disk, a read-only database.
+    Writes,
+    /// Perhaps this request alone fails: other bodies or rows may pass.
+    Request,
+    /// The store does not say.
+    Unknown,
+}
+
 /// An error with a kind, a sentence for people, and its cause as [`source`](StdError::source).
 ///
 /// It is cheap to clone (all callers who waited for one load get the same error) and never contains a secret.
@@ -74,6 +87,10 @@ pub struct Error(Arc<Inner>);
 #[derive(Clone)]
 struct Inner {
     kind: ErrorKind,
+    scope: Scope,
+    /// The SQLSTATE or the code of PostgREST, if the answer had one.
+    code: Option<Box<str>>,
+    needs_operator: bool,
     message: String,
     retry_after: Option<Duration>,
     outcome_unknown: bool,
@@ -83,8 +100,20 @@ struct Inner {
 impl Error {
     /// An error of a kind. `message` says in lower case, without a full stop, what happened and what to do.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        let message = message.into();
-        Self(Arc::new(Inner { kind, message, retry_after: None, outcome_unknown: false, source: None }))
+        Self(Arc::new(Inner {
+            kind,
+            scope: match kind {
+                ErrorKind::Refused | ErrorKind::Invalid | ErrorKind::Busy => Scope::Request,
+                ErrorKind::Denied | ErrorKind::Schema => Scope::Unknown,
+                _ => Scope::Everything,
+            },
+            code: None,
+            needs_operator: false,
+            message: message.into(),
+            retry_after: None,
+            outcome_unknown: false,
+            source: None,
+        }))
     }
 
     /// The closure of an `update` declines with this, so that nothing is written.
@@ -108,6 +137,26 @@ impl Error {
     #[must_use]
     pub fn with_outcome_unknown(self) -> Self {
         self.with(|inner| inner.outcome_unknown = true)
+    }
+
+    pub(crate) fn with_scope(self, scope: Scope) -> Self {
+        self.with(|inner| inner.scope = scope)
+    }
+
+    pub(crate) fn with_code(self, code: &str) -> Self {
+        self.with(|inner| inner.code = (!code.is_empty()).then(|| code.into()))
+    }
+
+    /// The same error, which does not mend itself.
+    pub(crate) fn with_operator(self) -> Self {
+        self.with(|inner| inner.needs_operator = true)
+    }
+
+    /// The same failure of a probe or of several records in a row: the store takes no writes at all.
+    pub(crate) fn of_all_writes(self) -> Self {
+        let message = format!("the store takes no writes: {}", self.0.message);
+        let error = self.saying(message).with_scope(Scope::Writes).with_operator();
+        error.with(|inner| inner.kind = ErrorKind::Unavailable)
     }
 
     /// The same error for a call that writes nothing.
@@ -134,6 +183,46 @@ impl Error {
     /// stale reads and refused writes all go by.
     pub fn is_outage(&self) -> bool {
         self.0.kind == ErrorKind::Unavailable
+    }
+
+    /// Whether this failure counts against the store in the [breaker](crate::Breaker). A store that answers reads stays
+    /// reachable, even if it refuses writes.
+    pub(crate) fn counts_as_outage(&self) -> bool {
+        self.is_outage() && matches!(self.0.scope, Scope::Everything | Scope::Unknown)
+    }
+
+    /// Whether other records of the same call might pass without this one.
+    pub(crate) fn may_be_of_one(&self) -> bool {
+        match self.0.kind {
+            // The store has no room for one more call: no record is at fault.
+            ErrorKind::Busy => self.0.retry_after.is_none(),
+            ErrorKind::Closed | ErrorKind::Local | ErrorKind::Config | ErrorKind::InUse => false,
+            _ => matches!(self.0.scope, Scope::Request | Scope::Unknown),
+        }
+    }
+
+    /// Whether the answer is a verdict on the record that was sent. Only a few SQLSTATE classes can be a record's own
+    /// fault; the error of a trigger or of a missing object is not.
+    pub(crate) fn is_own_fault(&self) -> bool {
+        let is_of_class =
+            |code: &str| matches!(code.get(..2), Some("21" | "22" | "23" | "54")) || code == "PGRST102";
+        matches!(self.0.kind, ErrorKind::Refused | ErrorKind::Invalid) && self.code().is_none_or(is_of_class)
+    }
+
+    /// How far the cause reaches.
+    pub(crate) fn scope(&self) -> Scope {
+        self.0.scope
+    }
+
+    /// The SQLSTATE or the code of PostgREST.
+    pub(crate) fn code(&self) -> Option<&str> {
+        self.0.code.as_deref()
+    }
+
+    /// Whether somebody has to do something before this ends.
+    pub(crate) fn needs_operator(&self) -> bool {
+        self.0.needs_operator
+            || matches!(self.0.kind, ErrorKind::Denied | ErrorKind::Schema | ErrorKind::Local)
     }
 
     /// How long the other side asked to be left alone, or when the next probe is due.

@@ -25,6 +25,11 @@ const MIB: Duration = Duration::from_secs(1);
 const MOST_BYTES: usize = 16 << 20;
 /// The pause before the one retry is drawn from up to this. The queue of callers is the real retry.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The first contact is tried so often if the key is refused or the migrations seem to be missing: a gateway and PostgREST
+/// may disagree for a moment about the time, or about a schema that was just changed.
+const CONTACTS: usize = 4;
+const FIRST_CONTACT_PAUSE: Duration = Duration::from_millis(500);
+const LAST_CONTACT_PAUSE: Duration = Duration::from_secs(2);
 /// Probes wait up to this at first, and up to the second in a long outage.
 const FIRST_PROBE: Duration = Duration::from_millis(500);
 const LAST_PROBE: Duration = Duration::from_secs(30);
@@ -78,18 +83,44 @@ impl<S: Store> Guard<S> {
     }
 
     /// Makes the first contact, so that the store's clock is known before anything is written. In an outage the breaker
-    /// opens, and that first contact is the background task's.
+    /// opens, and that first contact is the background task's. A refused key and missing migrations are asked about again
+    /// for some seconds. A store that answers reads and refuses writes is no error: writes are queued.
     ///
     /// # Errors
-    /// What the store says, if that is not an outage: a wrong key, missing migrations.
+    /// [`Denied`](ErrorKind::Denied) and [`Schema`](ErrorKind::Schema): a wrong key, missing migrations.
     pub async fn connect(&self) -> Result<()> {
-        match self.shared.timed(Operation::Probe, self.shared.deadline, self.shared.store.probe()).await {
-            Err(e) if e.is_outage() => {
-                self.shared.breaker.trip(&e);
-                Ok(())
+        self.first_contact().await.map(drop)
+    }
+
+    /// As [`connect`](Self::connect); returns why the store takes no writes, if it answers and takes none.
+    pub(crate) async fn first_contact(&self) -> Result<Option<Error>> {
+        let mut pauses = Backoff::new(FIRST_CONTACT_PAUSE, LAST_CONTACT_PAUSE);
+        for left in (0..CONTACTS).rev() {
+            match self.shared.ask().await {
+                Ok(()) => break,
+                Err(e) if e.counts_as_outage() => {
+                    self.shared.breaker.trip(&e);
+                    break;
+                }
+                Err(e) if e.is_outage() => return Ok(Some(e)),
+                Err(e) if left == 0 => {
+                    return self.reads().await.map(|()| Some(e.clone().of_all_writes())).map_err(|_| e);
+                }
+                Err(error) => {
+                    let pause = pauses.next().unwrap_or(LAST_CONTACT_PAUSE);
+                    tracing::debug!(%error, ?pause, "the first contact was refused");
+                    tokio::time::sleep(pause).await;
+                }
             }
-            answer => answer,
         }
+        Ok(None)
+    }
+
+    /// Whether the store answers reads.
+    async fn reads(&self) -> Result<()> {
+        let nobody = Want::from(Key::new("threadkeep probe")?);
+        let load = self.shared.store.load(std::slice::from_ref(&nobody));
+        self.shared.timed(Operation::Load, self.shared.deadline, load).await.map(drop)
     }
 
     async fn call<T, F: Future<Output = Result<T>>>(
@@ -100,7 +131,7 @@ impl<S: Store> Guard<S> {
     ) -> Result<T> {
         let deadline = self.shared.deadline_for(bytes);
         let lost = match self.shared.attempt(operation, deadline, || call(false)).await {
-            Err(e) if e.is_outage() && e.retry_after().is_none() => e,
+            Err(e) if e.counts_as_outage() && e.retry_after().is_none() => e,
             other => return other,
         };
         tokio::time::sleep(Backoff::new(PAUSE, PAUSE).next().unwrap_or(PAUSE)).await;
@@ -174,17 +205,30 @@ impl<S: Store> Shared<S> {
         result
     }
 
+    /// Probes the store. A probe writes no record that could be at fault: its refusal is one of all writes.
+    async fn ask(&self) -> Result<()> {
+        self.timed(Operation::Probe, self.deadline, probe_writes(&self.store)).await
+    }
+
     async fn probe(self: &Arc<Self>) {
         let _one = self.probing.lock().await;
         let permit = self.breaker.begin_probe();
         let shared = Arc::clone(self);
         // In a task of its own: a store that panics must not end the probing.
-        let probe =
-            async move { shared.timed(Operation::Probe, shared.deadline, shared.store.probe()).await };
+        let probe = async move { shared.ask().await };
         let panicked = |e| Err(Error::new(ErrorKind::Unavailable, "the probe panicked").with_source(e));
         let result = tokio::spawn(probe).await.unwrap_or_else(panicked);
         self.breaker.end_probe(&permit, &result);
     }
+}
+
+async fn probe_writes<S: Store>(store: &S) -> Result<()> {
+    store.probe().await.map_err(|error| match error.kind() {
+        ErrorKind::Refused | ErrorKind::Invalid => error.of_all_writes(),
+        ErrorKind::Busy if error.may_be_of_one() => error.of_all_writes(),
+        ErrorKind::Unavailable if error.may_be_of_one() => error.of_all_writes(),
+        _ => error,
+    })
 }
 
 async fn probe_while_open<S: Store>(shared: Arc<Shared<S>>) {
@@ -255,6 +299,6 @@ impl<S: Store> Store for Guard<S> {
 
     async fn probe(&self) -> Result<()> {
         let _one = self.shared.probing.lock().await;
-        self.read(Operation::Probe, || self.shared.store.probe()).await
+        self.read(Operation::Probe, || probe_writes(&self.shared.store)).await
     }
 }

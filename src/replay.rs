@@ -37,9 +37,11 @@ const BESIDE: Duration = Duration::from_millis(100);
 const SUSPECTS: usize = 4;
 /// The pauses while the source of truth cannot be asked, though no breaker says so.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LAST_PAUSE: Duration = Duration::from_secs(30);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
+/// The most that a source of truth may ask for by `Retry-After`.
+const LONGEST_REST: Duration = Duration::from_secs(60);
 /// A record that fails alone waits for a second, then two, and so on up to this.
-const LONGEST_PARKING: Duration = Duration::from_secs(600);
+const LONGEST_PARKING: Duration = Duration::from_secs(60);
 /// From this failure on the record counts as parked, which is said once.
 const PARKED: u32 = 3;
 /// When to look again whether a newer write of this handle has taken the place of one.
@@ -70,6 +72,26 @@ struct Suspect {
     failures: u32,
     due: Instant,
     is_under_way: bool,
+    /// How many writes the source of truth had accepted when this one came under suspicion.
+    accepted: u64,
+    /// Whether it was refused alone by its own fault.
+    was_refused: bool,
+}
+
+impl Suspect {
+    fn is_untried(&self) -> bool {
+        self.failures == 0 && !self.was_refused
+    }
+}
+
+/// How queued writes are sent.
+#[derive(Debug, Clone, Copy)]
+enum Trial {
+    Together,
+    /// If it was refused before: how many writes had been accepted when it came under suspicion.
+    Alone {
+        refused_since: Option<u64>,
+    },
 }
 
 /// What became of a batch.
@@ -155,6 +177,7 @@ impl Replay {
         let mut changes = self.pending.watch();
         loop {
             changes.borrow_and_update();
+            let mended = self.trouble.mended();
             report.tell(self.pending.len());
             self.reachable().await;
             if let Err(error) = self.first_contact(&round).await {
@@ -166,10 +189,16 @@ impl Replay {
             if round.under_way.is_empty()
                 && let Some(error) = round.away.take()
             {
-                let pause = pauses.next().max(error.retry_after()).unwrap_or(LAST_PAUSE).min(2 * LAST_PAUSE);
+                let pause = pauses.next().max(error.retry_after()).unwrap_or(LAST_PAUSE).min(LONGEST_REST);
                 tracing::debug!(%error, ?pause, "replay waits");
-                tokio::time::sleep(pause).await;
+                // A live write that is accepted ends the wait, but not more often than every first pause.
+                tokio::time::sleep(pause.min(FIRST_PAUSE)).await;
+                tokio::select! {
+                    () = tokio::time::sleep(pause.saturating_sub(FIRST_PAUSE)) => {}
+                    () = mended => {}
+                }
                 round.cursor = 0;
+                round.retry_all();
                 continue;
             }
             self.pending.set_parked(round.parked());
@@ -198,7 +227,7 @@ impl Replay {
             return Ok(());
         }
         let probed = self.origin.probe().await;
-        self.trouble.note(Call::Read, &probed);
+        self.trouble.note(Call::Probe, &probed);
         probed
     }
 
@@ -256,9 +285,13 @@ impl Replay {
         }
         match sent {
             Sent::Settled(again) => {
+                if was_alone && keys.iter().any(|(key, _)| round.has_failed(key)) {
+                    // The cause of its failures is mended, and perhaps that of the others.
+                    round.retry_all();
+                }
                 keys.iter().filter(|_| was_alone).for_each(|(key, _)| round.look_again(key));
                 for (key, version, wait) in again {
-                    round.suspect(key, version, wait);
+                    round.suspect(key, version, wait, self.trouble.accepted());
                 }
                 true
             }
@@ -268,11 +301,14 @@ impl Replay {
                 false
             }
             Sent::Failed(error) if was_alone => {
-                round.strike(&keys[0].0, &error);
+                keys.iter().for_each(|(key, _)| round.strike(key, &error));
                 true
             }
             Sent::Failed(_) => {
-                keys.into_iter().for_each(|(key, version)| round.suspect(key, version, Duration::ZERO));
+                let accepted = self.trouble.accepted();
+                for (key, version) in keys {
+                    round.suspect(key, version, Duration::ZERO, accepted);
+                }
                 true
             }
         }
@@ -287,16 +323,21 @@ impl Replay {
     }
 
     /// Sends a batch, and settles what has found its end; says how long the sending took.
-    async fn send(&self, batch: Vec<Queued>, is_alone: bool) -> (Sent, Duration) {
-        let turn = if is_alone { None } else { self.turn().await };
+    async fn send(&self, batch: Vec<Queued>, trial: Trial) -> (Sent, Duration) {
+        let turn = match trial {
+            Trial::Together => self.turn().await,
+            Trial::Alone { .. } => None,
+        };
         let began = Instant::now();
         let applied = self.apply(&batch).await;
         let took = began.elapsed();
         drop(turn);
-        self.trouble.note(Call::Write, &applied);
         let sent = match applied {
-            Ok(applied) => self.conclude(batch, applied, began).await,
-            Err(error) => self.examine(batch, error).await,
+            Ok(applied) => {
+                let applied = self.noted(applied);
+                self.conclude(batch, applied, began).await
+            }
+            Err(error) => self.examine(batch, error, trial).await,
         };
         (sent, took)
     }
@@ -348,26 +389,48 @@ impl Replay {
         Err(Error::new(ErrorKind::Schema, "the store did not answer for all records"))
     }
 
-    /// Finds out whether a batch failed by itself or because the source of truth cannot be asked.
-    async fn examine(&self, batch: Vec<Queued>, error: Error) -> Sent {
-        // Whatever it was: a gateway that refuses everything must not cost the queue.
+    fn noted(&self, applied: Vec<Applied>) -> Vec<Applied> {
+        let applied = Ok(applied);
+        self.trouble.wrote(&applied);
+        applied.unwrap_or_default()
+    }
+
+    /// Finds out whether a batch failed because of a record in it, or because the source of truth takes no writes. Only a
+    /// record that was refused alone, by its own fault, twice, is given up.
+    async fn examine(&self, batch: Vec<Queued>, error: Error, trial: Trial) -> Sent {
+        let is_about_records = error.is_outage() || error.may_be_of_one() || error.needs_operator();
+        if !is_about_records || error.kind() == ErrorKind::Local {
+            return Sent::Away(error);
+        }
         if let Err(away) = self.origin.probe().await {
+            self.trouble.note::<()>(Call::Probe, &Err(away.clone()));
             return Sent::Away(away);
         }
-        match error.kind() {
-            // No room for one more call: that is not the records' fault.
-            ErrorKind::Busy if error.retry_after().is_some() => Sent::Away(error),
-            ErrorKind::Unavailable | ErrorKind::Busy => Sent::Failed(error),
-            ErrorKind::Refused | ErrorKind::Invalid if batch.len() == 1 => {
-                let reason = Reason { text: format!("refused: {error}"), newer: None };
-                let settled = batch.into_iter().map(|queued| (queued, Fate::Dead(reason.clone()))).collect();
-                match self.settle(settled, Instant::now()).await {
-                    Ok(()) => Sent::Settled(Vec::new()),
-                    Err(error) => Sent::Away(error),
-                }
-            }
-            ErrorKind::Refused | ErrorKind::Invalid => Sent::Failed(error),
-            _ => Sent::Away(error),
+        let (Trial::Alone { refused_since }, Some(queued)) = (trial, batch.first()) else {
+            return Sent::Failed(error);
+        };
+        if error.is_own_fault() && self.is_proven(&error, refused_since) {
+            return self.give_up(batch, &error).await;
+        }
+        match self.trouble.is_common(&queued.record.key, &error) {
+            Some(common) => Sent::Away(common),
+            None => Sent::Failed(error),
+        }
+    }
+
+    /// Whether a record that is refused again is at fault: the source of truth has accepted other writes since it came under
+    /// suspicion. A probe that passed is proof as well, but for a constraint: a probe has neither document nor user.
+    fn is_proven(&self, error: &Error, refused_since: Option<u64>) -> bool {
+        let is_constraint = error.code().is_some_and(|code| code.starts_with("23"));
+        refused_since.is_some_and(|accepted| !is_constraint || self.trouble.accepted() > accepted)
+    }
+
+    async fn give_up(&self, batch: Vec<Queued>, error: &Error) -> Sent {
+        let reason = Reason { text: format!("refused: {error}"), newer: None };
+        let settled = batch.into_iter().map(|queued| (queued, Fate::Dead(reason.clone()))).collect();
+        match self.settle(settled, Instant::now()).await {
+            Ok(()) => Sent::Settled(Vec::new()),
+            Err(error) => Sent::Away(error),
         }
     }
 
@@ -431,23 +494,25 @@ impl Round {
 
     fn send(&mut self, replay: &Replay, batch: Vec<Queued>) {
         self.batches += 1;
-        self.spawn(replay, batch, false);
+        self.spawn(replay, batch, Trial::Together);
     }
 
     fn send_alone(&mut self, replay: &Replay, queued: Queued) {
         if let Some(suspect) = self.suspects.get_mut(&queued.record.key) {
             suspect.is_under_way = true;
             suspect.version = queued.record.version;
-            self.spawn(replay, vec![queued], true);
+            let refused_since = suspect.was_refused.then_some(suspect.accepted);
+            self.spawn(replay, vec![queued], Trial::Alone { refused_since });
         }
     }
 
-    fn spawn(&mut self, replay: &Replay, batch: Vec<Queued>, was_alone: bool) {
+    fn spawn(&mut self, replay: &Replay, batch: Vec<Queued>, trial: Trial) {
+        let was_alone = matches!(trial, Trial::Alone { .. });
         let replay = replay.clone();
         let keys = batch.iter().map(|queued| (queued.record.key.clone(), queued.record.version)).collect();
         let span = tracing::debug_span!("replay", records = batch.len());
         let send = async move {
-            let (sent, took) = replay.send(batch, was_alone).await;
+            let (sent, took) = replay.send(batch, trial).await;
             Landed { was_alone, keys, sent, took }
         };
         self.under_way.spawn(send.instrument(span));
@@ -455,11 +520,21 @@ impl Round {
 
     /// The suspects whose time has come, as many as there is room for.
     fn due(&self) -> Vec<Key> {
-        let under_way = self.suspects.values().filter(|suspect| suspect.is_under_way).count();
         let now = Instant::now();
-        let is_due = |suspect: &Suspect| !suspect.is_under_way && suspect.due <= now;
-        let due = self.suspects.iter().filter(|(_, suspect)| is_due(suspect)).map(|(key, _)| key.clone());
-        due.take(SUSPECTS.saturating_sub(under_way)).collect()
+        let due = self.idle().filter(|(_, suspect)| suspect.due <= now).map(|(key, _)| key.clone());
+        due.take(SUSPECTS.saturating_sub(self.sent_alone())).collect()
+    }
+
+    /// The suspects that may be sent now or later. One that was refused waits until all have been tried: if the others are
+    /// refused as well, the fault is not its own.
+    fn idle(&self) -> impl Iterator<Item = (&Key, &Suspect)> {
+        let are_all_tried = !self.suspects.values().any(Suspect::is_untried);
+        let may_go = move |suspect: &Suspect| are_all_tried || !suspect.was_refused;
+        self.suspects.iter().filter(move |(_, suspect)| !suspect.is_under_way && may_go(suspect))
+    }
+
+    fn sent_alone(&self) -> usize {
+        self.suspects.values().filter(|suspect| suspect.is_under_way).count()
     }
 
     /// Those that wait long. One that was settled, or written anew, is forgotten when its time comes.
@@ -468,16 +543,27 @@ impl Round {
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let under_way = self.suspects.values().filter(|suspect| suspect.is_under_way).count();
-        if under_way >= SUSPECTS || self.away.is_some() {
+        if self.sent_alone() >= SUSPECTS || self.away.is_some() {
             return None;
         }
-        self.suspects.values().filter(|suspect| !suspect.is_under_way).map(|suspect| suspect.due).min()
+        self.idle().map(|(_, suspect)| suspect.due).min()
     }
 
-    fn suspect(&mut self, key: Key, version: Version, wait: Duration) {
+    fn suspect(&mut self, key: Key, version: Version, wait: Duration, accepted: u64) {
         let due = Instant::now() + wait;
-        self.suspects.insert(key, Suspect { version, failures: 0, due, is_under_way: false });
+        let suspect =
+            Suspect { version, failures: 0, due, is_under_way: false, accepted, was_refused: false };
+        self.suspects.insert(key, suspect);
+    }
+
+    fn has_failed(&self, key: &Key) -> bool {
+        self.suspects.get(key).is_some_and(|suspect| suspect.failures > 0)
+    }
+
+    /// The source of truth was away, or takes writes that it did not take before: nothing waits any longer.
+    fn retry_all(&mut self) {
+        let now = Instant::now();
+        self.suspects.values_mut().for_each(|suspect| (suspect.failures, suspect.due) = (0, now));
     }
 
     /// Something newer may have come while it was sent alone, and have been passed over.
@@ -493,16 +579,20 @@ impl Round {
         }
     }
 
-    /// A record that fails alone waits longer each time. It stays in the queue, where it can be exported.
+    /// A record that fails alone waits longer each time. It stays in the queue, and can be exported. One that is refused for
+    /// the first time is looked at again when all others have been tried.
     fn strike(&mut self, key: &Key, error: &Error) {
-        if let Some(suspect) = self.suspects.get_mut(key) {
-            suspect.is_under_way = false;
-            suspect.failures += 1;
-            suspect.due =
-                Instant::now() + Duration::from_secs(1 << suspect.failures.min(12)).min(LONGEST_PARKING);
-            if suspect.failures == PARKED {
-                tracing::error!(thread = %key, %error, "a queued write fails again and again: it is parked");
-            }
+        let Some(suspect) = self.suspects.get_mut(key) else { return };
+        suspect.is_under_way = false;
+        if error.is_own_fault() && !suspect.was_refused {
+            (suspect.was_refused, suspect.due) = (true, Instant::now() + SOON);
+            return;
+        }
+        suspect.failures += 1;
+        suspect.due =
+            Instant::now() + Duration::from_secs(1 << suspect.failures.min(12)).min(LONGEST_PARKING);
+        if suspect.failures == PARKED {
+            tracing::error!(thread = %key, %error, "a queued write fails again and again: it is parked");
         }
     }
 

@@ -73,7 +73,8 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// As for [`load`](Self::load).
     async fn purge(&self, most: usize) -> Result<usize>;
 
-    /// Asks whether the store is there and fit for use, as cheaply as possible.
+    /// Asks whether the store is there and takes writes, as cheaply as possible. A store that can answer reads while it
+    /// takes no writes has to write something, which need not stay.
     ///
     /// # Errors
     /// As for [`load`](Self::load); [`Schema`](crate::ErrorKind::Schema) where the migrations are missing.

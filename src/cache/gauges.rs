@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::Inner;
+use crate::error::Error;
 use crate::metrics::{Levels, TROUBLES};
 
 /// What is shown is at most so old. Whoever scrapes comes by less often.
@@ -52,7 +53,8 @@ impl Inner {
         levels.set("threadkeep_queue_oldest_seconds", oldest.as_secs_f64());
         let offset = self.origin.clock().ahead_of_system();
         levels.set("threadkeep_clock_offset_seconds", offset as f64 / 1_000.0);
-        let trouble = self.trouble.get().map(|trouble| trouble.kind().as_str());
+        let alert = self.trouble.get().or(health.cause).filter(Error::needs_operator);
+        let trouble = alert.map(|alert| alert.kind().as_str());
         for kind in TROUBLES {
             levels.show_trouble(kind, trouble == Some(*kind));
         }

@@ -220,6 +220,11 @@ impl Cache {
         Ok(Shutdown { unfinished, still_queued: self.0.pending.len() })
     }
 
+    /// Takes note of why the origin took no writes when it was contacted first.
+    pub(crate) fn note_first_contact(&self, failure: Error) {
+        self.0.trouble.note::<()>(Call::Probe, &Err(failure));
+    }
+
     /// Drops a thread from memory, as memory itself may at any time.
     ///
     /// # Errors

@@ -318,7 +318,8 @@ fn overtaken_on_its_way(key: &Key, over: Option<Version>) -> Result<Durability> 
     }
 }
 
-/// Whether a write that ended so may go into the queue: the source of truth could not be asked, or refuses the key.
+/// Whether a write that failed so may go into the queue: the failure says nothing about the record. The source of truth
+/// could not be asked, refuses the key, or lacks the migrations.
 pub(super) fn is_to_be_queued(error: &Error) -> bool {
-    error.is_outage() || error.kind() == ErrorKind::Denied
+    error.is_outage() || matches!(error.kind(), ErrorKind::Denied | ErrorKind::Schema)
 }

@@ -25,7 +25,7 @@ impl Inner {
     /// Where the origin needed an operator, asks whether it has got one: there may be no traffic that would tell.
     async fn ask_again(&self) {
         if self.trouble.get().is_some() && self.is_reachable() {
-            self.note(Call::Read, self.origin.probe().await).ok();
+            self.note(Call::Probe, self.origin.probe().await).ok();
         }
     }
 

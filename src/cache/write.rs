@@ -12,7 +12,7 @@ use tracing::Instrument;
 
 use super::outage::is_to_be_queued;
 use super::turns::Turn;
-use super::{Cache, Call, Inner, Spool};
+use super::{Cache, Inner, Spool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
 use crate::metrics::Wrote;
@@ -387,13 +387,16 @@ impl Inner {
 
     async fn apply(&self, record: &Arc<Record>, expect: Option<Version>) -> Result<Applied> {
         let write = Write { record: Arc::clone(record), expect, again: false };
-        let applied = match self.note(Call::Write, self.origin.apply(&[write]).await) {
+        let applied = self.origin.apply(&[write]).await;
+        self.trouble.wrote(&applied);
+        let applied = match applied {
             Ok(applied) => applied.first().copied(),
             Err(e) => {
                 if e.outcome_unknown() {
                     self.near.doubt(&record.key, record.version);
                 }
-                return Err(e);
+                let common = e.may_be_of_one().then(|| self.trouble.is_common(&record.key, &e));
+                return Err(common.flatten().unwrap_or(e));
             }
         };
         let message = || format!("the store gave no answer for the thread {}", record.key);

@@ -36,7 +36,7 @@ const GATHERED: &[&str] = &["load", "apply"];
 const STATES: &[&str] = &["closed", "open", "half_open"];
 /// Kinds of error; the last stands for all others.
 const FAILURES: &[&str] = &["unavailable", "denied", "busy", "refused", "schema", "other"];
-pub(crate) const TROUBLES: &[&str] = &["denied", "schema", "local"];
+pub(crate) const TROUBLES: &[&str] = &["denied", "schema", "local", "unavailable"];
 
 /// Where the answer to a read came from.
 #[derive(Debug, Clone, Copy)]

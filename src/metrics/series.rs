@@ -73,7 +73,7 @@ pub const SERIES: &[Series] = &[
     },
     counter("threadkeep_failures_total", "calls", "failed calls to the source of truth by kind of error")
         .by(("kind", FAILURES)),
-    gauge("threadkeep_trouble", "caches", "1 while an operator has to mend this: a refused key, missing migrations, a file")
+    gauge("threadkeep_trouble", "caches", "1 while an operator has to mend this: a refused key, missing migrations, a file, a store that takes no writes")
         .by(("kind", TROUBLES)),
     gauge("threadkeep_breaker_state", "state", "0 closed, 1 open, 2 half open (a probe is under way)"),
     counter("threadkeep_breaker_transitions_total", "transitions", "breaker transitions by the state entered")

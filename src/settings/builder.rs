@@ -368,9 +368,11 @@ impl Builder {
                 };
                 // The guard comes second: what Supabase notices itself can be said more exactly.
                 let guard = Guard::new(client.stall_after(self.deadline), self.deadline + SECOND / 4);
-                guard.connect().await?;
+                let failure = guard.first_contact().await?;
                 tracing::info!(%host, "conversations are kept in Supabase");
-                Ok(Cache::over(Arc::new(Batched::new(guard)), "supabase", self.limits, spool))
+                let cache = Cache::over(Arc::new(Batched::new(guard)), "supabase", self.limits, spool);
+                failure.into_iter().for_each(|failure| cache.note_first_contact(failure));
+                Ok(cache)
             }
         }
     }

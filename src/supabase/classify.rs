@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use serde::Deserialize;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Scope};
 
 /// What PostgREST says of an error. Gateways may say something else, or nothing.
 #[derive(Debug, Default, Deserialize)]
@@ -28,7 +28,7 @@ enum Trace {
 
 /// What an answer with an error status says, in words: `HTTP 403 42501: permission denied …`.
 pub(super) struct Said {
-    /// The SQLSTATE, or PostgREST's own code; empty where there is none.
+    /// The SQLSTATE, or PostgREST's own code; empty if there is none that can be used.
     pub(super) code: String,
     pub(super) what: String,
 }
@@ -37,42 +37,83 @@ impl Said {
     pub(super) fn of(status: StatusCode, body: &[u8]) -> Self {
         let Body { code, message, hint } = serde_json::from_slice(body).unwrap_or_default();
         let code = code.unwrap_or_default();
-        let said = [message, hint].into_iter().flatten().collect::<Vec<_>>().join("; ");
+        let said = [message, hint]
+            .into_iter()
+            .flatten()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join("; ");
         let said = if said.is_empty() { "no reason given".into() } else { said };
-        let shown = if code.is_empty() { String::new() } else { format!(" {code}") };
-        Self { what: format!("HTTP {}{shown}: {said:.500}", status.as_u16()), code }
+        let shown = if code.is_empty() { String::new() } else { format!(" {code:.60}") };
+        Self { what: format!("HTTP {}{shown}: {said:.500}", status.as_u16()), code: usable(code) }
     }
 
     /// Which kind of failure it is.
     #[cfg(feature = "cli")]
     pub(super) fn kind(&self, status: StatusCode) -> ErrorKind {
-        by_code(&self.code).unwrap_or_else(|| by_status(status)).0
+        judge(status, &self.code, &[]).kind
     }
 }
 
 /// An answer with an error status.
 pub(super) fn answer(status: StatusCode, retry_after: Option<Duration>, body: &[u8], hint: &str) -> Error {
     let Said { code, what } = Said::of(status, body);
-    let (kind, trace) = by_code(&code).unwrap_or_else(|| by_status(status));
-    let error = Error::new(
-        kind,
-        match kind {
-            ErrorKind::Unavailable => format!("Supabase is unavailable ({what})"),
-            ErrorKind::Denied => format!("Supabase refuses the key ({what}); {hint}"),
-            ErrorKind::Schema => missing_migrations(&what),
-            _ if status == StatusCode::NOT_FOUND || status.is_redirection() => {
-                format!(
-                    "SUPABASE_URL does not lead to a Supabase REST API ({what}); it should read like https://PROJECT.supabase.co"
-                )
-            }
-            _ => format!("Supabase refuses the request ({what})"),
-        },
-    );
-    let error = if let Some(wait) = retry_after { error.with_retry_after(wait) } else { error };
+    let Verdict { kind, scope, trace, needs_operator } = judge(status, &code, body);
+    let mut error =
+        Error::new(kind, explain(kind, scope, status, &code, &what, hint)).with_scope(scope).with_code(&code);
+    if needs_operator {
+        error = error.with_operator();
+    }
+    if let Some(wait) = retry_after {
+        error = error.with_retry_after(wait);
+    }
     match trace {
         Trace::None => error,
         Trace::Unknown => error.with_outcome_unknown(),
     }
+}
+
+/// What happened, and what to do.
+fn explain(kind: ErrorKind, scope: Scope, status: StatusCode, code: &str, what: &str, hint: &str) -> String {
+    match kind {
+        ErrorKind::Denied if code.is_empty() && scope == Scope::Request => {
+            format!("a gateway before Supabase refuses the request ({what}); look at its rules")
+        }
+        ErrorKind::Denied if code == "42501" => {
+            format!(
+                "the database denies the request ({what}); apply the migrations, or grant what a trigger needs; {hint}"
+            )
+        }
+        ErrorKind::Denied => format!("Supabase refuses the key ({what}); {hint}"),
+        ErrorKind::Schema => missing_migrations(what),
+        ErrorKind::Refused | ErrorKind::Busy => format!("Supabase refuses the request ({what})"),
+        _ if scope == Scope::Writes => {
+            format!(
+                "the database takes no writes ({what}); look at its disk and whether it is read-only or a standby"
+            )
+        }
+        _ if scope == Scope::Request && !code.is_empty() => format!(
+            "the database cannot carry out the request ({what}); look at the triggers and columns that were added to \
+             conversation_threads"
+        ),
+        _ if scope == Scope::Request => {
+            format!("a gateway before Supabase takes no body of this size ({what})")
+        }
+        _ if is_elsewhere(status, code) => format!(
+            "SUPABASE_URL does not lead to a Supabase REST API ({what}); it should read like \
+             https://PROJECT.supabase.co, and no proxy or portal may answer in its place"
+        ),
+        _ if code.starts_with("PGRST1") || code.starts_with("PGRST2") => format!(
+            "PostgREST is set up for something else ({what}); expose the schema `public`, and drop other functions \
+             that are called threadkeep_…"
+        ),
+        _ => format!("Supabase is unavailable ({what})"),
+    }
+}
+
+fn is_elsewhere(status: StatusCode, code: &str) -> bool {
+    code.is_empty()
+        && (status.is_redirection() || matches!(status.as_u16(), 404 | 405 | 406 | 407 | 410 | 421))
 }
 
 /// The one remedy for all that is missing in the database.
@@ -83,39 +124,111 @@ pub(super) fn missing_migrations(what: &str) -> String {
     )
 }
 
-fn by_code(code: &str) -> Option<(ErrorKind, Trace)> {
-    use ErrorKind::{Denied, Refused, Schema, Unavailable};
-    Some(match code {
-        // PostgREST could not get at the database.
-        "PGRST000" | "PGRST002" | "PGRST003" => (Unavailable, Trace::None),
-        // The connection to it broke, perhaps after the commit was sent.
-        "PGRST001" | "40003" => (Unavailable, Trace::Unknown),
-        "PGRST300" | "PGRST301" | "PGRST302" | "PGRST303" | "42501" => (Denied, Trace::None),
-        "PGRST202" | "PGRST205" | "42P01" | "42883" | "42703" => (Schema, Trace::None),
-        "53400" => (Refused, Trace::None),
-        // Cancelled, or gave way to another transaction: rolled back. Read-only: the disk is full, or a failover.
-        "57014" | "25006" => (Unavailable, Trace::None),
-        // Somebody keeps this row locked: a timely answer, and no reason to cut off all other threads.
-        "55P03" => (ErrorKind::Busy, Trace::None),
-        "57P01" | "57P02" | "57P03" => (Unavailable, Trace::Unknown),
-        _ if code.len() != 5 => return None,
-        _ => match &code[..2] {
-            "08" | "58" => (Unavailable, Trace::Unknown),
-            "53" | "40" => (Unavailable, Trace::None),
-            "21" | "22" | "23" | "42" | "54" => (Refused, Trace::None),
-            _ => return None,
-        },
-    })
+/// What an answer means.
+struct Verdict {
+    kind: ErrorKind,
+    scope: Scope,
+    trace: Trace,
+    needs_operator: bool,
 }
 
-fn by_status(status: StatusCode) -> (ErrorKind, Trace) {
-    use ErrorKind::{Denied, Refused, Unavailable};
+const fn verdict(kind: ErrorKind, scope: Scope, trace: Trace) -> Verdict {
+    Verdict { kind, scope, trace, needs_operator: false }
+}
+
+impl Verdict {
+    const fn by_operator(self) -> Self {
+        Self { needs_operator: true, ..self }
+    }
+}
+
+fn judge(status: StatusCode, code: &str, body: &[u8]) -> Verdict {
+    match code {
+        "" => by_status(status, body),
+        code if code.starts_with("PGRST") => by_postgrest(code),
+        code => by_sqlstate(code),
+    }
+}
+
+/// A code that says something about the request. When PostgreSQL dies under a request, PostgREST answers with an empty
+/// one; a gateway makes up its own.
+fn usable(code: String) -> String {
+    let is_sqlstate = |code: &str| {
+        code.len() == 5
+            && code != "00000"
+            && code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
+    };
+    if is_sqlstate(&code) || code.starts_with("PGRST") { code } else { String::new() }
+}
+
+fn by_postgrest(code: &str) -> Verdict {
+    use ErrorKind::{Denied, Refused, Schema, Unavailable};
+    use Scope::{Everything, Request};
+    match code {
+        // PostgREST could not get at the database.
+        "PGRST000" | "PGRST002" | "PGRST003" => verdict(Unavailable, Everything, Trace::None),
+        // The connection to it broke, perhaps after the commit was sent.
+        "PGRST001" => verdict(Unavailable, Everything, Trace::Unknown),
+        // The body, which holds the record, cannot be read.
+        "PGRST102" => verdict(Refused, Request, Trace::None),
+        "PGRST202" | "PGRST204" | "PGRST205" => verdict(Schema, Everything, Trace::None),
+        "PGRST300" | "PGRST301" | "PGRST302" | "PGRST303" => verdict(Denied, Everything, Trace::None),
+        // PostgREST itself failed.
+        code if code.starts_with("PGRSTX") => verdict(Unavailable, Everything, Trace::Unknown),
+        // PostgREST is configured for something else, or an overloaded function is in the way.
+        _ => verdict(Unavailable, Everything, Trace::None).by_operator(),
+    }
+}
+
+fn by_sqlstate(code: &str) -> Verdict {
+    use ErrorKind::{Busy, Denied, Refused, Schema, Unavailable};
+    use Scope::{Everything, Request, Writes};
+    match code {
+        "40003" => return verdict(Unavailable, Everything, Trace::Unknown),
+        // A role lacks a grant: on a function, or inside a trigger for some rows only.
+        "42501" => return verdict(Denied, Request, Trace::None),
+        // An object is missing: the migrations', or one that a trigger uses.
+        "42P01" | "42883" | "42703" => return verdict(Schema, Request, Trace::None),
+        // Somebody keeps this row locked: a timely answer, and no reason to cut off all other threads.
+        "55P03" => return verdict(Busy, Request, Trace::None),
+        // The database answers reads: it is read-only, a standby, or its disk is full.
+        "25006" | "0A000" | "53100" => return verdict(Unavailable, Writes, Trace::None).by_operator(),
+        // A limit of the configuration.
+        "53400" => return verdict(Refused, Request, Trace::None),
+        // Cancelled: rolled back.
+        "57014" => return verdict(Unavailable, Everything, Trace::None),
+        _ => {}
+    }
+    match &code[..2] {
+        "08" | "57" | "58" => verdict(Unavailable, Everything, Trace::Unknown),
+        "53" | "40" => verdict(Unavailable, Everything, Trace::None),
+        // PostgREST itself cannot log in.
+        "28" | "3D" | "F0" => verdict(Unavailable, Everything, Trace::None).by_operator(),
+        // Whatever is wrong in the database, it is not the record: a trigger, a dropped schema, a damaged row.
+        "0L" | "25" | "3F" | "42" | "55" | "HV" | "XX" => {
+            verdict(Unavailable, Request, Trace::None).by_operator()
+        }
+        // The record's own fault, or what a trigger says of it.
+        _ => verdict(Refused, Request, Trace::None),
+    }
+}
+
+/// An answer without a usable code is not PostgREST's verdict on this request.
+fn by_status(status: StatusCode, body: &[u8]) -> Verdict {
+    use ErrorKind::{Denied, Unavailable};
+    use Scope::{Everything, Request};
+    let is_page = body.trim_ascii_start().starts_with(b"<");
     match status.as_u16() {
-        401 | 403 => (Denied, Trace::None),
-        // 402: the project is restricted; 540: it is paused.
-        402 | 429 | 540 => (Unavailable, Trace::None),
-        408 | 500.. => (Unavailable, Trace::Unknown),
-        _ => (Refused, Trace::None),
+        // A firewall in between dislikes this body; a gateway that refuses the key answers JSON, or nothing.
+        403 if is_page => verdict(Denied, Request, Trace::None),
+        401 | 403 => verdict(Denied, Everything, Trace::None),
+        // Too large for a gateway in between.
+        413 | 414 | 431 => verdict(Unavailable, Request, Trace::None),
+        429 => verdict(Unavailable, Everything, Trace::None),
+        // 402: the project is restricted; 540: it is paused. The others: a portal, a proxy, or a wrong URL.
+        300..400 | 402 | 404..408 | 540 => verdict(Unavailable, Everything, Trace::None).by_operator(),
+        400 | 408 | 425 | 500.. => verdict(Unavailable, Everything, Trace::Unknown),
+        _ => verdict(Unavailable, Everything, Trace::Unknown).by_operator(),
     }
 }
 
@@ -168,6 +281,13 @@ mod tests {
             ("PGRST001", (Unavailable, true)),
             ("PGRST003", (Unavailable, false)),
             ("25006", (Unavailable, false)),
+            ("3F000", (Unavailable, false)),
+            ("XX001", (Unavailable, false)),
+            ("P0001", (Refused, false)),
+            ("PGRSTX00", (Unavailable, true)),
+            ("PGRST106", (Unavailable, false)),
+            ("PGRST203", (Unavailable, false)),
+            ("PGRST102", (Refused, false)),
             ("40003", (Unavailable, true)),
             ("08006", (Unavailable, true)),
             ("53300", (Unavailable, false)),
@@ -180,7 +300,7 @@ mod tests {
             ("21000", (Refused, false)),
             ("22P05", (Refused, false)),
             ("23505", (Refused, false)),
-            ("42601", (Refused, false)),
+            ("42601", (Unavailable, false)),
             ("54000", (Refused, false)),
             ("PGRST301", (Denied, false)),
             ("42501", (Denied, false)),
@@ -194,18 +314,60 @@ mod tests {
     }
 
     #[test]
-    fn without_a_sqlstate_the_status_decides() {
-        use ErrorKind::{Denied, Refused, Unavailable};
-        for status in [500, 502, 503, 504, 520, 522, 527, 530, 544] {
-            assert_eq!(kind(status, "<html>"), (Unavailable, true), "{status}");
-        }
-        for status in [402, 429, 540] {
-            assert_eq!(kind(status, ""), (Unavailable, false), "{status}");
+    fn an_answer_without_a_usable_code_is_an_outage() {
+        use ErrorKind::{Denied, Unavailable};
+        for body in [
+            "",
+            "{}",
+            "<html>",
+            r#"{"code":"","details":null,"hint":null,"message":""}"#,
+            r#"{"code":"nginx"}"#,
+        ] {
+            for status in [400, 408, 409, 422, 500, 502, 503, 504, 520, 522, 527, 530, 544] {
+                assert_eq!(kind(status, body), (Unavailable, true), "{status} {body}");
+            }
+            for status in [300, 302, 402, 404, 405, 406, 407, 413, 414, 429, 431, 540] {
+                assert_eq!(kind(status, body), (Unavailable, false), "{status} {body}");
+            }
+            for status in [401, 403] {
+                assert_eq!(kind(status, body), (Denied, false), "{status} {body}");
+            }
         }
         assert_eq!(kind(401, r#"{"message":"Invalid API key"}"#), (Denied, false));
-        assert_eq!(kind(403, ""), (Denied, false));
-        for status in [400, 404, 409, 413, 414, 422] {
-            assert_eq!(kind(status, "{}"), (Refused, false), "{status}");
+    }
+
+    #[test]
+    fn only_four_classes_are_a_records_own_fault() {
+        let is_own = |code: &str| {
+            let body = format!(r#"{{"code":"{code}","message":"m"}}"#);
+            answer(StatusCode::BAD_REQUEST, None, body.as_bytes(), "").is_own_fault()
+        };
+        for code in ["21000", "22P05", "22001", "23502", "23505", "23514", "54000", "PGRST102"] {
+            assert!(is_own(code), "{code}");
+        }
+        for code in [
+            "", "3F000", "42501", "42601", "42883", "P0001", "XX001", "0A000", "53400", "PGRST106",
+            "PGRST202",
+        ] {
+            assert!(!is_own(code), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_store_that_answers_reads_does_not_count_as_away() {
+        let counts = |status: u16, code: &str| {
+            let body = format!(r#"{{"code":"{code}","message":"m"}}"#);
+            answer(StatusCode::from_u16(status).unwrap(), None, body.as_bytes(), "").counts_as_outage()
+        };
+        for (status, code) in
+            [(500, "53100"), (405, "25006"), (400, "3F000"), (413, ""), (500, "XX001"), (401, "")]
+        {
+            assert!(!counts(status, code), "{status} {code}");
+        }
+        for (status, code) in
+            [(400, ""), (404, ""), (406, "PGRST106"), (300, "PGRST203"), (500, "57014"), (503, "PGRST002")]
+        {
+            assert!(counts(status, code), "{status} {code}");
         }
     }
 }

@@ -176,11 +176,11 @@ fn why(status: StatusCode, said: &Said) -> Why {
     match (said.kind(status), status.as_u16()) {
         (_, 540) => Why::Paused,
         (_, 402) => Why::Restricted,
+        (ErrorKind::Unavailable, 300..400 | 404..408) if said.code.is_empty() => Why::Elsewhere,
         (ErrorKind::Unavailable, _) => Why::Away,
         (ErrorKind::Denied, _) if said.code == "42501" => Why::Grant,
         (ErrorKind::Denied, _) => Why::Key,
         (ErrorKind::Schema, _) => Why::Missing,
-        (_, 404 | 405 | 300..400) => Why::Elsewhere,
         _ => Why::Refused,
     }
 }
@@ -205,7 +205,8 @@ mod tests {
             (404, r#"{"code":"PGRST202"}"#, Why::Missing),
             (404, r#"{"message":"no Route"}"#, Why::Elsewhere),
             (301, "", Why::Elsewhere),
-            (400, "{}", Why::Refused),
+            (400, "{}", Why::Away),
+            (400, r#"{"code":"22P05"}"#, Why::Refused),
         ] {
             assert_eq!(why(status, body), expected, "{status} {body}");
         }

@@ -34,6 +34,11 @@ impl Fault {
         Self::status(status, "application/json; charset=utf-8", body)
     }
 
+    /// An answer with this body, and perhaps none.
+    pub fn answer(status: u16, body: &str) -> Self {
+        Self::status(status, "application/json", body.to_owned())
+    }
+
     /// The page of an edge that could not reach its origin.
     pub fn html(status: u16) -> Self {
         Self::status(status, "text/html; charset=UTF-8", Reply::page(status))
