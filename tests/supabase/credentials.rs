@@ -246,8 +246,13 @@ async fn missing_migrations(server: Server) {
 async fn wrong_places(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let keys = gateway.keys();
-    let error = refused(&format!("{}/somewhere/else", gateway.url()), &keys.secret).await;
-    assert_says(&error, ErrorKind::Refused, &["SUPABASE_URL", "404", "https://PROJECT.supabase.co"]);
+    // A gateway that knows no such route may be the one that is wrong: the daemon starts, as in any outage.
+    let elsewhere = format!("{}/somewhere/else", gateway.url());
+    let elsewhere =
+        Cache::builder().supabase(&elsewhere, &keys.secret).queue(queue_path()).open().await.unwrap();
+    assert_eq!(elsewhere.put("t", "1").await.unwrap(), threadkeep::Durability::Queued);
+    let cause = elsewhere.health().cause.unwrap();
+    assert_says(&cause, ErrorKind::Unavailable, &["SUPABASE_URL", "404", "https://PROJECT.supabase.co"]);
     // With the path of the REST API it is the same place.
     let with_path = Cache::builder().supabase(&format!("{}/rest/v1/", gateway.url()), &keys.secret);
     with_path.queue(queue_path()).open().await.unwrap();

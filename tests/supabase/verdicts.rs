@@ -327,36 +327,36 @@ impl Drop for Trigger<'_> {
 
 async fn a_record_that_fails_alone_delays_no_other(server: Server) {
     let (stack, ..) = shared(server).await;
-    for sqlstate in
-        ["22023", "23514", "42501", "42883", "3F000", "25006", "53100", "P0001", "XX000", "57014", "55P03"]
-    {
-        let gateway = stack.gateway().await;
-        let cache = patient(&gateway).open().await.unwrap();
-        let keys = queue_some(&gateway, &cache, 20).await;
-        let denied = &keys[7];
-        let trigger = Trigger::raising(stack, &format!("new.thread_id = '{denied}'"), sqlstate);
-        gateway.heal();
-        eventually(&format!("{sqlstate}: all others are stored"), async || {
-            let queue = cache.health().queue.unwrap();
-            queue.records + queue.dead_letters == 1
-        })
-        .await;
-        for key in keys.iter().filter(|key| *key != denied) {
-            assert_eq!(get(&cache, key).await.unwrap().freshness(), Freshness::Fresh, "{sqlstate}");
-        }
-        if ["22023", "23514"].contains(&sqlstate) && !hides(server, sqlstate) {
-            eventually(sqlstate, async || cache.health().queue.unwrap().dead_letters == 1).await;
-            assert_eq!(cache.dead_letters().await.unwrap()[0].record.key.as_str(), denied);
-        } else {
-            eventually(&format!("{sqlstate}: it is parked"), async || {
-                cache.health().queue.unwrap().parked == 1
-            })
+    let sqlstates =
+        ["22023", "23514", "42501", "42883", "3F000", "25006", "53100", "P0001", "XX000", "57014", "55P03"];
+    join_all(sqlstates.map(|sqlstate| fails_alone(server, stack, sqlstate))).await;
+}
+
+async fn fails_alone(server: Server, stack: &Stack, sqlstate: &str) {
+    let gateway = stack.gateway().await;
+    let cache = patient(&gateway).open().await.unwrap();
+    let keys = queue_some(&gateway, &cache, 20).await;
+    let denied = &keys[7];
+    let trigger = Trigger::raising(stack, &format!("new.thread_id = '{denied}'"), sqlstate);
+    gateway.heal();
+    eventually(&format!("{sqlstate}: all others are stored"), async || {
+        let queue = cache.health().queue.unwrap();
+        queue.records + queue.dead_letters == 1
+    })
+    .await;
+    for key in keys.iter().filter(|key| *key != denied) {
+        assert_eq!(get(&cache, key).await.unwrap().freshness(), Freshness::Fresh, "{sqlstate}");
+    }
+    if ["22023", "23514"].contains(&sqlstate) && !hides(server, sqlstate) {
+        eventually(sqlstate, async || cache.health().queue.unwrap().dead_letters == 1).await;
+        assert_eq!(cache.dead_letters().await.unwrap()[0].record.key.as_str(), denied);
+    } else {
+        eventually(&format!("{sqlstate}: it is parked"), async || cache.health().queue.unwrap().parked == 1)
             .await;
-            assert!(cache.health().is_available(), "{sqlstate}: {:?}", cache.health());
-            assert_eq!(get(&cache, denied).await.unwrap().freshness(), Freshness::Queued, "{sqlstate}");
-            drop(trigger);
-            drained(sqlstate, &cache).await;
-        }
+        assert!(cache.health().is_available(), "{sqlstate}: {:?}", cache.health());
+        assert_eq!(get(&cache, denied).await.unwrap().freshness(), Freshness::Queued, "{sqlstate}");
+        drop(trigger);
+        drained(sqlstate, &cache).await;
     }
 }
 
