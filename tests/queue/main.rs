@@ -372,6 +372,35 @@ async fn a_poison_record_delays_no_other_and_opens_no_breaker() {
     assert_eq!(world.stored("t7").await.as_deref(), Some("7"));
 }
 
+/// A constraint that an operator added, say: two callers hear of it, then it is the store's fault.
+#[tokio::test]
+async fn a_refusal_of_several_threads_in_a_row_is_the_stores() {
+    let mut world = World::new();
+    let cache = world.open().await;
+    for at in 0..6 {
+        world.faults.poison(format!("t{at}"), Fault::Fail(ErrorKind::Refused));
+    }
+    for at in 0..2 {
+        assert_eq!(cache.put(format!("t{at}"), &at).await.unwrap_err().kind(), ErrorKind::Refused);
+        // Again the same thread: that shows nothing about others.
+        assert_eq!(cache.put(format!("t{at}"), &at).await.unwrap_err().kind(), ErrorKind::Refused);
+    }
+    assert!(cache.health().is_available());
+    for at in 2..6 {
+        assert_eq!(cache.put(format!("t{at}"), &at).await.unwrap(), Durability::Queued);
+    }
+    let cause = cache.health().cause.unwrap();
+    assert!(cause.to_string().contains("takes no writes"), "{cause}");
+    sleep(1_500).await;
+    assert_eq!((queued(&cache), cache.health().queue.unwrap().dead_letters), (4, 0));
+    world.faults.antidote();
+    // A live write that is stored wakes the replay, whose own pause may be ten seconds by now.
+    assert_eq!(cache.put("t0", &0).await.unwrap(), Durability::Stored);
+    assert!(cache.health().is_available());
+    drained(&cache).await;
+    assert_eq!(world.stored("t5").await.as_deref(), Some("5"));
+}
+
 #[tokio::test]
 async fn reject_takes_nothing_but_still_drains_what_was_queued() {
     let mut world = World::new();
