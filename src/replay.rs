@@ -72,25 +72,20 @@ struct Suspect {
     failures: u32,
     due: Instant,
     is_under_way: bool,
-    /// How many writes the source of truth had accepted when this one came under suspicion.
+    /// Whether it failed alone before.
+    was_tried: bool,
+    /// How many writes the source of truth had accepted when this one came under suspicion, or when replay last stopped.
     accepted: u64,
-    /// Whether it was refused alone by its own fault.
-    was_refused: bool,
-}
-
-impl Suspect {
-    fn is_untried(&self) -> bool {
-        self.failures == 0 && !self.was_refused
-    }
 }
 
 /// How queued writes are sent.
 #[derive(Debug, Clone, Copy)]
 enum Trial {
     Together,
-    /// If it was refused before: how many writes had been accepted when it came under suspicion.
+    /// One suspect; see [`Suspect`].
     Alone {
-        refused_since: Option<u64>,
+        was_tried: bool,
+        accepted: u64,
     },
 }
 
@@ -189,6 +184,7 @@ impl Replay {
             if round.under_way.is_empty()
                 && let Some(error) = round.away.take()
             {
+                let accepted = self.trouble.accepted();
                 let pause = pauses.next().max(error.retry_after()).unwrap_or(LAST_PAUSE).min(LONGEST_REST);
                 tracing::debug!(%error, ?pause, "replay waits");
                 // A live write that is accepted ends the wait, but not more often than every first pause.
@@ -197,8 +193,7 @@ impl Replay {
                     () = tokio::time::sleep(pause.saturating_sub(FIRST_PAUSE)) => {}
                     () = mended => {}
                 }
-                round.cursor = 0;
-                round.retry_all();
+                round.begin_again(accepted);
                 continue;
             }
             self.pending.set_parked(round.parked());
@@ -406,23 +401,21 @@ impl Replay {
             self.trouble.note::<()>(Call::Probe, &Err(away.clone()));
             return Sent::Away(away);
         }
-        let (Trial::Alone { refused_since }, Some(queued)) = (trial, batch.first()) else {
+        let (Trial::Alone { was_tried, accepted }, Some(queued)) = (trial, batch.first()) else {
             return Sent::Failed(error);
         };
-        if error.is_own_fault() && self.is_proven(&error, refused_since) {
-            return self.give_up(batch, &error).await;
+        let is_own_fault = was_tried && error.is_own_fault();
+        let others_pass = was_tried && self.trouble.accepted() > accepted;
+        if others_pass {
+            return if is_own_fault { self.give_up(batch, &error).await } else { Sent::Failed(error) };
         }
+        // The probe has neither document nor user: that it passed shows nothing about a constraint.
+        let is_constraint = error.code().is_some_and(|code| code.starts_with("23"));
         match self.trouble.is_common(&queued.record.key, &error) {
             Some(common) => Sent::Away(common),
+            None if is_own_fault && !is_constraint => self.give_up(batch, &error).await,
             None => Sent::Failed(error),
         }
-    }
-
-    /// Whether a record that is refused again is at fault: the source of truth has accepted other writes since it came under
-    /// suspicion. A probe that passed is proof as well, but for a constraint: a probe has neither document nor user.
-    fn is_proven(&self, error: &Error, refused_since: Option<u64>) -> bool {
-        let is_constraint = error.code().is_some_and(|code| code.starts_with("23"));
-        refused_since.is_some_and(|accepted| !is_constraint || self.trouble.accepted() > accepted)
     }
 
     async fn give_up(&self, batch: Vec<Queued>, error: &Error) -> Sent {
@@ -501,8 +494,8 @@ impl Round {
         if let Some(suspect) = self.suspects.get_mut(&queued.record.key) {
             suspect.is_under_way = true;
             suspect.version = queued.record.version;
-            let refused_since = suspect.was_refused.then_some(suspect.accepted);
-            self.spawn(replay, vec![queued], Trial::Alone { refused_since });
+            let Suspect { was_tried, accepted, .. } = *suspect;
+            self.spawn(replay, vec![queued], Trial::Alone { was_tried, accepted });
         }
     }
 
@@ -525,11 +518,11 @@ impl Round {
         due.take(SUSPECTS.saturating_sub(self.sent_alone())).collect()
     }
 
-    /// The suspects that may be sent now or later. One that was refused waits until all have been tried: if the others are
-    /// refused as well, the fault is not its own.
+    /// The suspects that may be sent now or later. One that failed waits until all have been tried: if the others fail as
+    /// well, the fault is not its own.
     fn idle(&self) -> impl Iterator<Item = (&Key, &Suspect)> {
-        let are_all_tried = !self.suspects.values().any(Suspect::is_untried);
-        let may_go = move |suspect: &Suspect| are_all_tried || !suspect.was_refused;
+        let are_all_tried = self.suspects.values().all(|suspect| suspect.was_tried);
+        let may_go = move |suspect: &Suspect| are_all_tried || !suspect.was_tried;
         self.suspects.iter().filter(move |(_, suspect)| !suspect.is_under_way && may_go(suspect))
     }
 
@@ -551,8 +544,7 @@ impl Round {
 
     fn suspect(&mut self, key: Key, version: Version, wait: Duration, accepted: u64) {
         let due = Instant::now() + wait;
-        let suspect =
-            Suspect { version, failures: 0, due, is_under_way: false, accepted, was_refused: false };
+        let suspect = Suspect { version, failures: 0, due, is_under_way: false, accepted, was_tried: false };
         self.suspects.insert(key, suspect);
     }
 
@@ -560,10 +552,17 @@ impl Round {
         self.suspects.get(key).is_some_and(|suspect| suspect.failures > 0)
     }
 
-    /// The source of truth was away, or takes writes that it did not take before: nothing waits any longer.
+    /// The source of truth takes writes that it did not take before: nothing waits any longer.
     fn retry_all(&mut self) {
         let now = Instant::now();
         self.suspects.values_mut().for_each(|suspect| (suspect.failures, suspect.due) = (0, now));
+    }
+
+    /// Replay stopped when the source of truth had accepted so many writes: those say nothing any more.
+    fn begin_again(&mut self, accepted: u64) {
+        self.cursor = 0;
+        self.retry_all();
+        self.suspects.values_mut().for_each(|suspect| suspect.accepted = accepted);
     }
 
     /// Something newer may have come while it was sent alone, and have been passed over.
@@ -584,8 +583,8 @@ impl Round {
     fn strike(&mut self, key: &Key, error: &Error) {
         let Some(suspect) = self.suspects.get_mut(key) else { return };
         suspect.is_under_way = false;
-        if error.is_own_fault() && !suspect.was_refused {
-            (suspect.was_refused, suspect.due) = (true, Instant::now() + SOON);
+        if !std::mem::replace(&mut suspect.was_tried, true) && error.is_own_fault() {
+            suspect.due = Instant::now() + SOON;
             return;
         }
         suspect.failures += 1;
