@@ -25,6 +25,8 @@ const MIB: Duration = Duration::from_secs(1);
 const MOST_BYTES: usize = 16 << 20;
 /// The pause before the one retry is drawn from up to this. The queue of callers is the real retry.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long until the clock of the breaker has moved for sure.
+const TICK: Duration = Duration::from_millis(1);
 /// Probes wait up to this at first, and up to the second in a long outage.
 const FIRST_PROBE: Duration = Duration::from_millis(500);
 const LAST_PROBE: Duration = Duration::from_secs(30);
@@ -125,7 +127,7 @@ impl<S: Store> Guard<S> {
 impl<S: Store> Shared<S> {
     /// What a call that moves so many bytes gets.
     fn deadline_for(&self, bytes: usize) -> Duration {
-        self.deadline + MIB.mul_f64(bytes.min(MOST_BYTES) as f64 / f64::from(1 << 20))
+        self.deadline.saturating_add(MIB.mul_f64(bytes.min(MOST_BYTES) as f64 / f64::from(1 << 20)))
     }
 
     async fn attempt<T, F: Future<Output = Result<T>>>(
@@ -176,7 +178,9 @@ impl<S: Store> Shared<S> {
 
     async fn probe(self: &Arc<Self>) {
         let _one = self.probing.lock().await;
-        let permit = self.breaker.begin_probe();
+        let Some(permit) = self.breaker.begin_probe() else {
+            return tokio::time::sleep(TICK).await;
+        };
         let shared = Arc::clone(self);
         // In a task of its own: a store that panics must not end the probing.
         let probe =
