@@ -32,6 +32,7 @@
 mod error;
 mod backoff;
 mod version;
+mod json;
 mod record;
 pub mod metrics;
 mod breaker;

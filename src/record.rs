@@ -90,9 +90,10 @@ impl Json {
     /// The JSON of a value.
     ///
     /// # Errors
-    /// As [`Json::new`]; also where `value` cannot be written as JSON, such as a map whose keys are no strings.
+    /// As [`Json::new`]; also where `value` cannot be written as JSON: it has a float that is not finite, or a map whose keys
+    /// are no strings.
     pub fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self> {
-        let text = serde_json::to_string(value).map_err(|e| {
+        let text = crate::json::text(value).map_err(|e| {
             Error::new(ErrorKind::Invalid, format!("the value cannot be written as JSON: {e}"))
         })?;
         Self::known(text.into())

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tracing::Instrument;
 
@@ -15,6 +16,7 @@ use super::turns::Turn;
 use super::{Cache, Call, Inner, Spool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
+use crate::json::Untouched;
 use crate::metrics::Wrote;
 use crate::near::News;
 use crate::pending::Passing;
@@ -68,7 +70,9 @@ pub struct Remove {
 impl Cache {
     /// Stores a conversation under a thread id, whatever was there before.
     ///
-    /// The value is anything that serde can write as JSON (a `&RawValue` goes as it is). Time to live, user and metadata
+    /// The value is anything that serde can write as JSON (a `&RawValue` goes as it is). It reads back as its type, if serde_json
+    /// reads what that type writes. A float that is not finite is refused, since JSON has none. [`Found::json`](super::Found::json)
+    /// says what `jsonb` does to the text. Time to live, user and metadata
     /// can be added before the put is awaited; without them it is the default, nobody, and `{}`.
     ///
     /// # Errors
@@ -187,6 +191,19 @@ impl Inner {
     /// The JSON of a value, if it is not too large.
     pub(super) fn value<T: Serialize + ?Sized>(&self, value: &T) -> Result<Json> {
         let json = Json::of(value)?;
+        self.check_size("the value", &json)?;
+        Ok(json)
+    }
+
+    /// The same after a change, with the digits of the numbers that it left alone.
+    pub(super) fn changed_value<T: Serialize + DeserializeOwned>(
+        &self,
+        value: &T,
+        untouched: Option<&Untouched<'_>>,
+    ) -> Result<Json> {
+        let json = Json::of(value)?;
+        let restored = untouched.and_then(|untouched| untouched.restore::<T>(json.as_str()));
+        let json = restored.and_then(|text| Json::new(text).ok()).unwrap_or(json);
         self.check_size("the value", &json)?;
         Ok(json)
     }
