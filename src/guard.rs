@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 use tracing::Instrument;
 
+use crate::background;
 use crate::backoff::Backoff;
 use crate::breaker::{Breaker, State};
 use crate::error::{Error, ErrorKind, Result};
@@ -62,9 +63,7 @@ impl<S: Store> Guard<S> {
     /// Guards a store; `deadline` is for a small call. Each MiB that is written adds a second, up to 16; what is read may
     /// be large, and gets these 16 always. So a store that can be slow to begin should notice that itself, as
     /// [`Supabase`](crate::Supabase) does.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime.
+    /// The probe runs on a runtime of this process's own, whatever becomes of the caller's.
     pub fn new(store: S, deadline: Duration) -> Self {
         let (breaker, slots) = (Breaker::new(), Semaphore::new(IN_FLIGHT));
         let shared = Arc::new(Shared {
@@ -75,7 +74,7 @@ impl<S: Store> Guard<S> {
             deadline,
             metrics: Metrics::new(),
         });
-        let prober = tokio::spawn(probe_while_open(Arc::clone(&shared))).abort_handle();
+        let prober = background::spawn_for_good(probe_while_open(Arc::clone(&shared))).abort_handle();
         Self { shared, prober }
     }
 

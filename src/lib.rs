@@ -30,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod background;
 mod backoff;
 mod version;
 mod json;

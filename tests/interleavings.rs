@@ -361,6 +361,8 @@ async fn operate(handle: usize, subject: &dyn Subject, history: &History, key: &
 
 /// A store in memory that fails by plan, and what reaches it through the gates by clocks that are off by so much.
 fn stores<const COUNT: usize>(gates: &Gates, off: [i64; COUNT]) -> ([Gated<Faulty<Memory>>; COUNT], Faults) {
+    // On one thread a seed gives the same schedule again.
+    threadkeep::testing::stay_on_this_thread();
     let faulty = Faulty::new(Memory::new());
     let faults = faulty.faults();
     let faulty = Arc::new(faulty);

@@ -14,6 +14,7 @@ use tracing::Instrument;
 use super::outage::is_to_be_queued;
 use super::turns::Turn;
 use super::{Cache, Call, Inner, Spool};
+use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
 use crate::json::Untouched;
@@ -248,7 +249,7 @@ impl Inner {
             inner.carry_out(draft, answer).await;
             drop((room, writing));
         };
-        let work = tokio::spawn(work.in_current_span());
+        let work = background::spawn(work.in_current_span());
         match answered.await {
             Ok(result) => result,
             Err(_) => {

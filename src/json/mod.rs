@@ -143,7 +143,7 @@ mod tests {
         let raw =
             RawValue::from_string("{ \"digits\": [1.10, 1e5, 18446744073709551617] }".to_owned()).unwrap();
         assert_eq!(text(&raw).unwrap(), raw.get());
-        assert_eq!(text(&serde_json::json!({"raw": raw})).is_ok(), true);
+        assert!(text(&serde_json::json!({"raw": raw})).is_ok());
     }
 
     #[test]
@@ -161,7 +161,7 @@ mod tests {
                 assert_eq!(serde_json::from_str::<f32>(&text).unwrap().to_bits(), narrow.to_bits(), "{text}");
             }
         }
-        for float in [1e16, -1e16, 12_345_678_901_234_567_890.0, 9_007_199_254_740_993.0e3] {
+        for float in [1e16, -1e16, 12_345_678_901_234_567_000.0, 9.5e18] {
             let text = text(&float).unwrap();
             assert!(text.ends_with(".0"), "an integer to jsonb: {text}");
             let value: serde_json::Value = serde_json::from_str(&text).unwrap();

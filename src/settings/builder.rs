@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Backend, SETTINGS, Setting, dotenv, key};
+use crate::background;
 use crate::batch::Batched;
 use crate::cache::{Cache, Limits, OnOutage};
 use crate::error::{Error, ErrorKind, Result};
@@ -354,8 +355,10 @@ impl Builder {
         self
     }
 
-    /// Opens the cache. Its background work, the probe of the breaker among it, lives on the runtime on which this is
-    /// called: a cache must not outlive that.
+    /// Opens the cache. Its background work (the probe of the breaker, the replay, the warm-up, the chores) runs on a runtime of
+    /// this process's own with two threads. So it goes on while a runtime of one thread stands still between two calls of
+    /// `block_on`, and a cache may outlive the runtime on which it was opened. Loads and writes that are under way end with the
+    /// caller's runtime, if that has workers.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] with all problems of the settings together; [`ErrorKind::Local`] where the file cannot be
@@ -371,10 +374,10 @@ impl Builder {
                 false => None,
             };
             // The first answer sets the clock; without one, the first write does.
-            if let Err(error) = store.probe().await
-                && !error.is_outage()
-            {
-                return Err(error);
+            let probed = Arc::clone(&store);
+            match background::run(async move { probed.probe().await }).await? {
+                Err(error) if !error.is_outage() => return Err(error),
+                _ => {}
             }
             return Ok(Cache::over(store, "custom", self.limits, spool));
         }
@@ -401,7 +404,7 @@ impl Builder {
                 };
                 // The guard comes second: what Supabase notices itself can be said more exactly.
                 let guard = Guard::new(client.stall_after(self.deadline), self.deadline + SECOND / 4);
-                guard.connect().await?;
+                let guard = background::run(async move { guard.connect().await.map(|()| guard) }).await??;
                 tracing::info!(%host, "conversations are kept in Supabase");
                 Ok(Cache::over(Arc::new(Batched::new(guard)), "supabase", self.limits, spool))
             }

@@ -103,7 +103,7 @@ impl Supabase {
     pub(crate) async fn greet(&self) -> Result<(), Trouble> {
         let mut url = self.functions.clone();
         url.set_path("/");
-        Ok(self.ask(Request::new(Method::GET, url)).await.map(drop)?)
+        self.ask(Request::new(Method::GET, url)).await.map(drop)
     }
 
     /// Calls one of [`FUNCTIONS`] with its idle arguments.

@@ -134,7 +134,7 @@ async fn a_float_that_is_not_finite_is_refused_and_changes_nothing() {
 #[serde(tag = "type", rename_all = "lowercase")]
 enum Turn {
     Said { text: String, at: u64, score: f64 },
-    Rated { by: HashMap<i64, f32>, flags: Vec<Option<bool>>, initial: char },
+    Rated { by: HashMap<String, f32>, flags: Vec<Option<bool>>, initial: char },
     Ended,
 }
 
@@ -144,7 +144,7 @@ async fn a_conversation_reads_back_as_the_type_that_it_was() {
     let turns = vec![
         Turn::Said { text: "\u{1F600}\n".into(), at: u64::MAX, score: 0.1 + 0.2 },
         Turn::Rated {
-            by: HashMap::from([(-1, 0.1), (i64::MIN, f32::MAX)]),
+            by: HashMap::from([("a".into(), 0.1), ("b".into(), f32::MAX)]),
             flags: vec![None, Some(true)],
             initial: '\u{e9}',
         },

@@ -80,10 +80,9 @@ pub fn canonical(text: &str, as_decimals: bool) -> String {
     match text.as_bytes()[0] {
         b'{' => {
             let all: BTreeMap<String, Box<RawValue>> = serde_json::from_str(text).unwrap();
-            let member = |(key, value): (&String, &Box<RawValue>)| {
-                format!("{key:?}:{}", canonical(value.get(), as_decimals))
-            };
-            format!("{{{}}}", all.iter().map(member).collect::<Vec<_>>().join(","))
+            let members =
+                all.iter().map(|(key, value)| format!("{key:?}:{}", canonical(value.get(), as_decimals)));
+            format!("{{{}}}", members.collect::<Vec<_>>().join(","))
         }
         b'[' => {
             let all: Vec<Box<RawValue>> = serde_json::from_str(text).unwrap();
