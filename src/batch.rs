@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
+use crate::background;
 use crate::breaker::Breaker;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, Operation};
@@ -140,19 +140,24 @@ struct State<E: Errand> {
 struct Lane<S: Store, E: Errand> {
     lanes: Arc<Lanes<S, E>>,
     sent: usize,
+    /// Whether it has gone on already. If it is dropped then, its runtime ends.
+    has_gone_on: bool,
 }
 
 impl<S: Store, E: Errand> Drop for Lane<S, E> {
     fn drop(&mut self) {
         let mut state = self.lanes.lock();
         state.sent -= self.sent;
-        match Handle::try_current() {
-            Ok(runtime) if !state.waiting.is_empty() => {
-                drop(state);
-                _ = runtime.spawn(Lane { lanes: Arc::clone(&self.lanes), sent: 0 }.work());
-            }
-            _ => state.taken -= 1,
+        if state.waiting.is_empty() {
+            state.taken -= 1;
+            return;
         }
+        drop(state);
+        let next = Lane { lanes: Arc::clone(&self.lanes), sent: 0, has_gone_on: true }.work();
+        match self.has_gone_on {
+            true => background::spawn_for_good(next),
+            false => background::spawn(next),
+        };
     }
 }
 
@@ -193,7 +198,7 @@ impl<S: Store, E: Errand> Lanes<S, E> {
         let mut state = self.lock();
         if state.taken < LANES {
             (state.taken, state.sent) = (state.taken + 1, state.sent + items.len());
-            return Ok(Way::Free(Lane { lanes: Arc::clone(self), sent: items.len() }));
+            return Ok(Way::Free(Lane { lanes: Arc::clone(self), sent: items.len(), has_gone_on: false }));
         }
         let bytes = items.iter().map(E::bytes).sum();
         state.check_room(items.len(), bytes)?;

@@ -200,14 +200,16 @@ impl Breaker {
         rest(self.lock().cause.as_ref())
     }
 
-    /// Begins a probe: the state is half open until it ends.
-    pub(crate) fn begin_probe(&self) -> Permit {
+    /// Begins a probe: the state is half open until it ends. `None` if the breaker opened at this very moment: the pause
+    /// between probes is the probing task's, and failsafe's own is zero, but it ends only when failsafe's clock moves.
+    pub(crate) fn begin_probe(&self) -> Option<Permit> {
         let _one_at_a_time = self.lock();
-        // The pause between probes is the probing task's; failsafe's own is zero, and over once its clock has moved.
-        while !self.machine.is_call_permitted() {
-            std::hint::spin_loop();
+        if self.machine.is_call_permitted() {
+            return Some(Permit { epoch: self.lamp.epoch.load(SeqCst) });
         }
-        Permit { epoch: self.lamp.epoch.load(SeqCst) }
+        // The next probe must not wait for its turn.
+        self.wanted.notify_one();
+        None
     }
 
     /// Ends a probe: any timely answer closes the breaker, also one that denies; an outage opens it again.
@@ -362,6 +364,11 @@ mod tests {
         breaker
     }
 
+    /// Begins a probe once failsafe's clock has moved.
+    fn begin(breaker: &Breaker) -> Permit {
+        (0..1_000_000).find_map(|_| breaker.begin_probe()).unwrap()
+    }
+
     #[test]
     fn opens_on_failures_on_end_but_not_on_other_answers() {
         let breaker = Breaker::new();
@@ -393,7 +400,7 @@ mod tests {
         breaker.trip(&outage().unwrap_err());
         breaker.settle(&late_success, &Ok(()));
         assert_eq!(breaker.state(), State::Open);
-        let probe = breaker.begin_probe();
+        let probe = begin(&breaker);
         assert_eq!(breaker.state(), State::HalfOpen);
         assert!(breaker.admit().is_err(), "half open admits no caller");
         breaker.settle(&late_success, &Ok(()));
@@ -407,10 +414,10 @@ mod tests {
     #[test]
     fn a_probe_that_fails_opens_it_again_and_one_that_is_denied_closes_it() {
         let breaker = open();
-        let probe = breaker.begin_probe();
+        let probe = begin(&breaker);
         breaker.end_probe(&probe, &outage());
         assert_eq!(breaker.state(), State::Open);
-        let probe = breaker.begin_probe();
+        let probe = begin(&breaker);
         breaker.end_probe(&probe, &Err(Error::new(ErrorKind::Denied, "wrong key")));
         assert_eq!(breaker.state(), State::Closed);
     }

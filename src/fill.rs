@@ -8,6 +8,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tracing::Instrument;
 
+use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::{Fences, Ticket};
 use crate::record::Key;
@@ -73,7 +74,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
             drop(entry);
             land.send_replace(Some(result));
         };
-        tokio::spawn(flight.in_current_span());
+        background::spawn(flight.in_current_span());
         Ok(Joined { landing, began })
     }
 }

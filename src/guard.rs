@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 use tracing::Instrument;
 
+use crate::background;
 use crate::backoff::Backoff;
 use crate::breaker::{Breaker, State};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,6 +31,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const CONTACTS: usize = 4;
 const FIRST_CONTACT_PAUSE: Duration = Duration::from_millis(500);
 const LAST_CONTACT_PAUSE: Duration = Duration::from_secs(2);
+/// How long until the clock of the breaker has moved for sure.
+const TICK: Duration = Duration::from_millis(1);
 /// Probes wait up to this at first, and up to the second in a long outage.
 const FIRST_PROBE: Duration = Duration::from_millis(500);
 const LAST_PROBE: Duration = Duration::from_secs(30);
@@ -65,9 +68,7 @@ impl<S: Store> Guard<S> {
     /// Guards a store; `deadline` is for a small call. Each MiB that is written adds a second, up to 16; what is read may
     /// be large, and gets these 16 always. So a store that can be slow to begin should notice that itself, as
     /// [`Supabase`](crate::Supabase) does.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime.
+    /// The probe runs on a runtime of this process's own, whatever becomes of the caller's.
     pub fn new(store: S, deadline: Duration) -> Self {
         let (breaker, slots) = (Breaker::new(), Semaphore::new(IN_FLIGHT));
         let shared = Arc::new(Shared {
@@ -78,7 +79,7 @@ impl<S: Store> Guard<S> {
             deadline,
             metrics: Metrics::new(),
         });
-        let prober = tokio::spawn(probe_while_open(Arc::clone(&shared))).abort_handle();
+        let prober = background::spawn_for_good(probe_while_open(Arc::clone(&shared))).abort_handle();
         Self { shared, prober }
     }
 
@@ -156,7 +157,7 @@ impl<S: Store> Guard<S> {
 impl<S: Store> Shared<S> {
     /// What a call that moves so many bytes gets.
     fn deadline_for(&self, bytes: usize) -> Duration {
-        self.deadline + MIB.mul_f64(bytes.min(MOST_BYTES) as f64 / f64::from(1 << 20))
+        self.deadline.saturating_add(MIB.mul_f64(bytes.min(MOST_BYTES) as f64 / f64::from(1 << 20)))
     }
 
     async fn attempt<T, F: Future<Output = Result<T>>>(
@@ -212,7 +213,9 @@ impl<S: Store> Shared<S> {
 
     async fn probe(self: &Arc<Self>) {
         let _one = self.probing.lock().await;
-        let permit = self.breaker.begin_probe();
+        let Some(permit) = self.breaker.begin_probe() else {
+            return tokio::time::sleep(TICK).await;
+        };
         let shared = Arc::clone(self);
         // In a task of its own: a store that panics must not end the probing.
         let probe = async move { shared.ask().await };

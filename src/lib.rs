@@ -30,8 +30,10 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod background;
 mod backoff;
 mod version;
+mod json;
 mod record;
 pub mod metrics;
 mod breaker;

@@ -220,7 +220,11 @@ impl Near {
                 return Op::Nop;
             }
             if ticket.is_overtaken(key, version) {
-                return Op::Nop;
+                // The floor may come from a write of a clock that was ahead, which never was stored: what is held can be
+                // older than these news all the same, and they may be an acknowledged write.
+                self.absences.iter().for_each(|absences| absences.invalidate(key));
+                let is_older = |held: &Arc<Entry>| !held.is_queued && held.record.version < version;
+                return if held.as_ref().is_some_and(is_older) { Op::Remove } else { Op::Nop };
             }
             self.fences.raise_seen(key, version);
             match news {

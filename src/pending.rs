@@ -1,6 +1,7 @@
 //! Which threads have a write in the queue: an index in memory, so that a read knows without asking the disk.
 
-use std::collections::HashMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,7 +12,8 @@ use crate::record::Key;
 use crate::spool::Waiting;
 use crate::version::{Clock, Timestamp, Version};
 
-type Marks = HashMap<Key, Mark, foldhash::fast::RandomState>;
+type ByKey = HashMap<Key, Mark, foldhash::fast::RandomState>;
+type UnderWay = HashSet<(Key, Version), foldhash::fast::RandomState>;
 
 /// The marks of all queued writes. They change under the near cache's lock of the key, together with what that holds.
 #[derive(Debug)]
@@ -19,7 +21,7 @@ pub(crate) struct Pending {
     /// Asked by each read of a queued write from memory.
     marks: Mutex<Marks>,
     /// Writes that are on their way into the source of truth, past the queue.
-    passing: Mutex<Vec<(Key, Version)>>,
+    passing: Mutex<UnderWay>,
     /// How many have failed alone again and again, as replay last said.
     parked: AtomicUsize,
     clock: Arc<Clock>,
@@ -31,12 +33,46 @@ pub(crate) struct Pending {
 #[derive(Debug)]
 pub(crate) struct Passing {
     pending: Arc<Pending>,
-    version: Version,
+    write: (Key, Version),
 }
 
 impl Drop for Passing {
     fn drop(&mut self) {
-        self.pending.passing().retain(|(_, version)| *version != self.version);
+        self.pending.passing().remove(&self.write);
+    }
+}
+
+/// The marks by key, and how many of them were queued at which moment, so that the oldest is known without a scan.
+#[derive(Debug, Default)]
+struct Marks {
+    by_key: ByKey,
+    ages: BTreeMap<Timestamp, usize>,
+}
+
+impl Marks {
+    fn get(&self, key: &str) -> Option<&Mark> {
+        self.by_key.get(key)
+    }
+
+    /// Puts a mark in the place of the one that the key has.
+    fn insert(&mut self, key: Key, mark: Mark) {
+        *self.ages.entry(mark.queued_at).or_default() += 1;
+        let replaced = self.by_key.insert(key, mark);
+        replaced.iter().for_each(|replaced| self.forget_age(replaced));
+    }
+
+    fn remove(&mut self, key: &Key) {
+        let removed = self.by_key.remove(key);
+        removed.iter().for_each(|removed| self.forget_age(removed));
+    }
+
+    fn forget_age(&mut self, mark: &Mark) {
+        if let Entry::Occupied(mut count) = self.ages.entry(mark.queued_at) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 }
 
@@ -71,19 +107,20 @@ impl Mark {
 
 impl Pending {
     pub(crate) fn new(waiting: Vec<Waiting>, clock: Arc<Clock>) -> Self {
-        let marks = waiting.into_iter().map(|one| {
-            let Waiting { key, version, is_unsure, queued_at, is_overtaken, is_doubtful } = one;
+        let mut marks = Marks::default();
+        for Waiting { key, version, is_unsure, queued_at, is_overtaken, is_doubtful } in waiting {
             clock.observe(version);
-            (key, Mark { is_overtaken, is_doubtful, ..Mark::new(version, is_unsure, queued_at) })
-        });
-        let (marks, passing) = (Mutex::new(marks.collect()), Mutex::default());
+            let mark = Mark::new(version, is_unsure, queued_at);
+            marks.insert(key, Mark { is_overtaken, is_doubtful, ..mark });
+        }
+        let (marks, passing) = (Mutex::new(marks), Mutex::default());
         Self { marks, passing, parked: AtomicUsize::new(0), clock, changes: watch::Sender::new(0) }
     }
 
     /// The version of the queued write that is the newest of its thread, as far as is known.
     pub(crate) fn current(&self, key: &Key) -> Option<Version> {
         let marks = self.marks();
-        let mark = marks.get(key).filter(|mark| mark.is_newest())?;
+        let mark = marks.get(key.as_str()).filter(|mark| mark.is_newest())?;
         Some(mark.straight(&self.clock))
     }
 
@@ -101,19 +138,21 @@ impl Pending {
 
     /// Whether a write of this thread waits, also one that is overtaken.
     pub(crate) fn contains(&self, key: &Key) -> bool {
-        self.marks().contains_key(key)
+        self.marks().by_key.contains_key(key)
     }
 
     /// To be called before a write is sent past the queue, in which an older one of its thread may wait, and to be kept
     /// until the file knows what became of it.
     pub(crate) fn passing_by(self: &Arc<Self>, key: &Key, version: Version) -> Passing {
-        self.passing().push((key.clone(), version));
-        Passing { pending: Arc::clone(self), version }
+        // A handle gives no version twice, so a set does.
+        let write = (key.clone(), version);
+        self.passing().insert(write.clone());
+        Passing { pending: Arc::clone(self), write }
     }
 
     /// Whether this is a write of this handle of which the file does not know yet what became of it.
     pub(crate) fn passes(&self, key: &Key, version: Version) -> bool {
-        self.passing().iter().any(|(one, at)| one == key && *at == version)
+        self.passing().contains(&(key.clone(), version))
     }
 
     /// Marks a write, unless a newer one is marked.
@@ -124,7 +163,7 @@ impl Pending {
         let is_blind = is_unsure && self.clock.moved().is_none();
         let is_comparable = |held: &&Mark| held.is_unsure || !is_blind;
         let is_newer = |held: &Mark| held.straight(&self.clock) > mark.straight(&self.clock);
-        if marks.get(key).filter(is_comparable).is_some_and(is_newer) {
+        if marks.get(key.as_str()).filter(is_comparable).is_some_and(is_newer) {
             return false;
         }
         marks.insert(key.clone(), mark);
@@ -136,7 +175,7 @@ impl Pending {
     /// The source of truth holds this version. Where what is queued is newer, says so; else that is read no more.
     pub(crate) fn meet(&self, key: &Key, version: Version) -> Option<Version> {
         let mut marks = self.marks();
-        let mark = marks.get_mut(key)?;
+        let mark = marks.by_key.get_mut(key)?;
         let queued = mark.straight(&self.clock);
         if !mark.is_overtaken && queued > version {
             mark.is_doubtful = false;
@@ -149,7 +188,7 @@ impl Pending {
     /// A queued write has found its end.
     pub(crate) fn settle(&self, key: &Key, version: Version) {
         let mut marks = self.marks();
-        if marks.get(key).is_some_and(|mark| mark.straight(&self.clock) == version) {
+        if marks.get(key.as_str()).is_some_and(|mark| mark.straight(&self.clock) == version) {
             marks.remove(key);
             drop(marks);
             self.changed();
@@ -161,25 +200,26 @@ impl Pending {
         if self.clock.moved().is_none() {
             return;
         }
-        for mark in self.marks().values_mut() {
+        for mark in self.marks().by_key.values_mut() {
             *mark = Mark { version: mark.straight(&self.clock), is_unsure: false, ..*mark };
         }
     }
 
     /// A queued write got another version.
     pub(crate) fn restamp(&self, key: &Key, from: Version, to: Version) {
-        if let Some(mark) = self.marks().get_mut(key).filter(|mark| mark.straight(&self.clock) == from) {
+        if let Some(mark) = self.marks().by_key.get_mut(key).filter(|mark| mark.straight(&self.clock) == from)
+        {
             *mark = Mark { version: to, is_unsure: false, ..*mark };
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.marks().len()
+        self.marks().by_key.len()
     }
 
     /// How long the oldest one has been waiting.
     pub(crate) fn oldest(&self) -> Option<Duration> {
-        let oldest = self.marks().values().map(|mark| mark.queued_at).min()?;
+        let oldest = *self.marks().ages.first_key_value()?.0;
         Some(self.clock.now().since(oldest))
     }
 
@@ -211,7 +251,7 @@ impl Pending {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    fn passing(&self) -> MutexGuard<'_, Vec<(Key, Version)>> {
+    fn passing(&self) -> MutexGuard<'_, UnderWay> {
         self.passing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -225,6 +265,48 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+
+    fn pending() -> Arc<Pending> {
+        Arc::new(Pending::new(Vec::new(), Arc::new(Clock::new())))
+    }
+
+    fn key(of: usize) -> Key {
+        Key::new(format!("k{of}")).unwrap()
+    }
+
+    #[test]
+    fn many_writes_under_way_are_noted_in_linear_time() {
+        const MANY: usize = 200_000;
+        let pending = pending();
+        let version = |of: usize| Version::from_raw(i64::try_from(of).unwrap());
+        let began = Instant::now();
+        let all: Vec<Passing> = (0..MANY).map(|of| pending.passing_by(&key(of), version(of))).collect();
+        assert!((0..MANY).all(|of| pending.passes(&key(of), version(of))));
+        drop(all);
+        assert!((0..MANY).all(|of| !pending.passes(&key(of), version(of))));
+        // A scan for each of them would take 40 thousand million steps.
+        assert!(began.elapsed() < Duration::from_secs(20), "took {:?}", began.elapsed());
+    }
+
+    #[test]
+    fn the_oldest_mark_is_known_without_a_scan() {
+        const MANY: usize = 100_000;
+        let pending = pending();
+        let (clock, now) = (Clock::new(), Clock::new().now());
+        let queued_at = |of: usize| now.minus(Duration::from_millis(u64::try_from(of).unwrap()));
+        let versions: Vec<Version> = (0..MANY).map(|_| clock.stamp().version).collect();
+        for (of, version) in versions.iter().enumerate() {
+            assert!(pending.insert(&key(of), *version, false, queued_at(of)));
+        }
+        let began = Instant::now();
+        for (of, version) in versions.iter().enumerate().rev() {
+            assert!(pending.oldest().unwrap() >= Duration::from_millis(u64::try_from(of).unwrap()));
+            pending.settle(&key(of), *version);
+        }
+        assert_eq!((pending.oldest(), pending.marks().ages.len()), (None, 0));
+        // A scan of all marks for each look would take 5 thousand million steps.
+        assert!(began.elapsed() < Duration::from_secs(20), "took {:?}", began.elapsed());
+    }
 
     #[test]
     fn what_a_wrong_clock_stamped_is_compared_as_a_right_one_would_have_stamped_it() {

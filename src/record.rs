@@ -13,10 +13,12 @@ use crate::version::{Timestamp, Version};
 
 const MAX_KEY: usize = 512;
 const MAX_USER: usize = 512;
+/// What a value may take at most, and its metadata, whatever the settings say.
+pub(crate) const LARGEST: usize = 64 << 20;
 /// What serde_json parses: beyond it a thread could be put, but neither decoded nor updated.
 const MAX_DEPTH: usize = 127;
 /// What numbers may take beyond their text when `jsonb` writes them out: 1e100000 becomes 100,001 digits.
-const MAX_EXPANSION: u64 = 8 << 20;
+pub(crate) const EXPANSION: usize = 8 << 20;
 /// What PostgreSQL's `numeric` holds before and after the decimal point.
 const MAX_WHOLE: i64 = 131_072;
 const MAX_FRACTION: i64 = 16_383;
@@ -88,9 +90,10 @@ impl Json {
     /// The JSON of a value.
     ///
     /// # Errors
-    /// As [`Json::new`]; also where `value` cannot be written as JSON, such as a map whose keys are no strings.
+    /// As [`Json::new`]; also where `value` cannot be written as JSON: it has a float that is not finite, or a map whose keys
+    /// are no strings.
     pub fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self> {
-        let text = serde_json::to_string(value).map_err(|e| {
+        let text = crate::json::text(value).map_err(|e| {
             Error::new(ErrorKind::Invalid, format!("the value cannot be written as JSON: {e}"))
         })?;
         Self::known(text.into())
@@ -158,7 +161,7 @@ fn unstorable(text: &[u8]) -> Option<&'static str> {
                     return Some("a number outside PostgreSQL's numeric");
                 };
                 expansion += digits;
-                if expansion > MAX_EXPANSION {
+                if expansion > EXPANSION as u64 {
                     return Some("numbers that take more than 8 MiB when they are written out");
                 }
                 len

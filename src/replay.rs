@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tracing::Instrument;
+use tracing::instrument::WithSubscriber;
 
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
@@ -508,7 +509,7 @@ impl Round {
             let (sent, took) = replay.send(batch, trial).await;
             Landed { was_alone, keys, sent, took }
         };
-        self.under_way.spawn(send.instrument(span));
+        self.under_way.spawn(send.instrument(span).with_current_subscriber());
     }
 
     /// The suspects whose time has come, as many as there is room for.

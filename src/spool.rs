@@ -167,6 +167,8 @@ pub struct QueuedWrite {
     pub is_unsure: bool,
     /// Whether the source of truth was seen to hold something newer, so that it is replayed, but read no more.
     pub is_overtaken: bool,
+    /// Whether the source of truth may hold something newer: it is replayed, and read only once that is known not to be so.
+    pub is_doubtful: bool,
     /// When it was queued.
     pub queued_at: Timestamp,
     /// Its number in the file: the order in which they were queued.

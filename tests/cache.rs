@@ -196,7 +196,7 @@ async fn a_write_whose_answer_is_lost_leaves_nothing_stale_behind() {
 #[tokio::test]
 async fn an_abandoned_put_is_completed_and_updates_memory() {
     let (cache, faults) = bare(|cache| cache).await;
-    faults.script([Fault::Delay(Duration::from_millis(100))]);
+    faults.script([Fault::Delay(SECOND)]);
     tokio::select! {
         biased;
         _ = cache.put("t", &1).into_future() => panic!("the put is delayed"),

@@ -155,6 +155,77 @@ async fn the_builder_takes_what_the_environment_takes() {
     assert!(error.to_string().contains("2 settings are wrong"), "{error}");
 }
 
+async fn ttl_of(builder: Builder, span: Duration) -> Duration {
+    let cache = builder.memory().ttl(span).open().await.unwrap();
+    let before = chrono::Utc::now();
+    let _ = cache.put("t", &1).await.unwrap();
+    let Some(found) = cache.get("t").await.unwrap() else { return Duration::ZERO };
+    (found.expires_at() - before).to_std().unwrap()
+}
+
+#[tokio::test]
+async fn a_setter_takes_a_span_as_it_is() {
+    let short = Duration::from_millis(1);
+    assert!(ttl_of(Cache::builder(), short).await < Duration::from_secs(60));
+    let long = Duration::from_secs(100 * 366 * 86_400);
+    assert!(ttl_of(Cache::builder(), long).await > long - Duration::from_secs(60));
+    // 86400 seconds in hours, and back, are 86400 seconds; so is any other span.
+    for millis in [2, 3, 7, 999, 1_001, 3_599_999, 86_400_001] {
+        let span = Duration::from_millis(millis);
+        let builder = Cache::builder().ttl(span).fresh_for(Duration::from_nanos(1)).patience(Duration::ZERO);
+        builder.timeout(Duration::from_millis(50)).memory().open().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_setter_that_is_out_of_range_is_named_with_its_range() {
+    let nano = Duration::from_nanos(1);
+    let day = Duration::from_secs(86_400);
+    for (name, builder, words) in [
+        ("CONVERSATION_TIMEOUT_HOURS", Cache::builder().ttl(Duration::ZERO), ["0ns", "1ms"]),
+        ("CONVERSATION_TIMEOUT_HOURS", Cache::builder().ttl(Duration::from_micros(999)), ["999µs", "1ms"]),
+        ("CONVERSATION_TIMEOUT_HOURS", Cache::builder().ttl(Duration::MAX), ["s is not possible", "1ms"]),
+        ("CONVERSATION_TIMEOUT_HOURS", Cache::builder().ttl(36_600 * day + nano), ["00001s", "3162240000s"]),
+        ("CONVERSATION_FRESH_SECONDS", Cache::builder().fresh_for(day + nano), ["00001s", "86400s"]),
+        ("CONVERSATION_FRESH_SECONDS", Cache::builder().fresh_for(Duration::MAX), ["not possible", "86400s"]),
+        ("CONVERSATION_PATIENCE_SECONDS", Cache::builder().patience(Duration::MAX), ["not possible", "60s"]),
+        ("SUPABASE_TIMEOUT_SECONDS", Cache::builder().timeout(Duration::ZERO), ["0ns", "50ms"]),
+        ("SUPABASE_TIMEOUT_SECONDS", Cache::builder().timeout(Duration::MAX), ["not possible", "300s"]),
+        ("CONVERSATION_MAX_BYTES", Cache::builder().max_bytes(0), ["at least 1", "67108864"]),
+        ("CONVERSATION_MAX_BYTES", Cache::builder().max_bytes(usize::MAX), ["at least 1", "67108864"]),
+    ] {
+        let error = builder.supabase("http://127.0.0.1:1", "sb_secret_x").open().await.unwrap_err();
+        let text = error.to_string();
+        assert!(error.kind() == ErrorKind::Config && text.contains(&format!("{name}: ")), "{text}");
+        assert!(words.iter().all(|word| text.contains(word)), "{words:?}: {text}");
+    }
+    let any = Cache::builder().cache_bytes(usize::MAX).queue_bytes(usize::MAX).replica_bytes(usize::MAX);
+    let any = any.cache_bytes(0).cache_bytes(usize::MAX).warm_threads(usize::MAX).upkeep_every(Duration::MAX);
+    let cache = any.memory().open().await.unwrap();
+    let _ = cache.put("t", &1).ttl(Duration::from_millis(1)).await.unwrap();
+    assert_eq!(cache.put("t", &1).ttl(Duration::MAX).await.unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+/// A file of settings, or of a key, may be anything, such as a device without an end.
+#[tokio::test]
+async fn a_file_without_end_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = dir.path().join("large");
+    std::fs::write(&large, "# a comment that is too long\n".repeat(1 << 16)).unwrap();
+    let endless = std::path::PathBuf::from("/dev/zero");
+    for file in [Some(large), endless.exists().then_some(endless)].into_iter().flatten() {
+        let error = Builder::from_env_and_file(&file).memory().open().await.unwrap_err().to_string();
+        assert!(error.contains("it is larger than 1 MiB"), "{error}");
+        let vars = [
+            ("CONVERSATION_STORAGE_BACKEND", "supabase"),
+            ("SUPABASE_URL", "http://127.0.0.1:1"),
+            ("SUPABASE_KEY_FILE", file.to_str().unwrap()),
+        ];
+        let error = open(&vars).await.unwrap_err().to_string();
+        assert!(error.contains("SUPABASE_KEY_FILE: the file is larger than any key"), "{error}");
+    }
+}
+
 #[tokio::test]
 async fn a_file_that_cannot_be_read_is_named_but_not_repeated() {
     let dir = tempfile::tempdir().unwrap();

@@ -41,14 +41,18 @@ impl Found {
         &self.entry.record.key
     }
 
-    /// The conversation as JSON text: the writer's own while it is in memory, and what `jsonb` made of it (order of
-    /// keys, spaces) after a reload. The two are equal as JSON.
+    /// The conversation as JSON text: the writer's own while it is in memory, and what `jsonb` made of it after a reload from
+    /// Supabase. `jsonb` orders keys, sets spaces, keeps the last of two members of one name, writes exponents out (`1e5`
+    /// becomes `100000`), and drops the sign of a zero. It keeps all digits, those behind the point included.
     pub fn json(&self) -> &str {
         // What is found has a value; a deletion is news of an absence.
         self.entry.record.value.as_ref().map_or("null", |value| value.as_str())
     }
 
-    /// The conversation, parsed.
+    /// The conversation, parsed. Floats read back to the last bit.
+    ///
+    /// A `T` may hold less than the text: `serde_json::Value` has integers of 64 bits and reads larger ones as floats, unless
+    /// the daemon turns on serde_json's feature `arbitrary_precision`. A `Box<RawValue>` holds all of it.
     ///
     /// # Errors
     /// [`ErrorKind::Mismatch`] where the JSON is not a `T`.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::write::Sending;
 use super::{Cache, Call, Found};
+use crate::background;
 use crate::error::Result;
 use crate::near::{Learnt, News};
 use crate::record::{Key, user};
@@ -82,7 +83,9 @@ impl Cache {
         let inner = &self.0;
         inner.check_reachable()?;
         let (ticket, began) = (inner.fences.begin(), Instant::now());
-        let Recent { records, is_last } = inner.note(Call::Read, inner.origin.recent(page).await)?;
+        let (origin, wanted) = (Arc::clone(&inner.origin), page.clone());
+        let recent = background::run(async move { origin.recent(&wanted).await }).await;
+        let Recent { records, is_last } = inner.note(Call::Read, recent?)?;
         let end = records.last().map(|record| (record.version, record.key.clone()));
         let records: Vec<_> = records.into_iter().map(Arc::new).collect();
         inner.keep(records.iter().cloned(), &ticket, began).await;

@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 
+use crate::background;
 use crate::breaker::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fences;
@@ -144,7 +145,7 @@ impl Cache {
             let (origin, spool) = (Arc::clone(&origin), Arc::clone(spool));
             let replay =
                 Replay::new(origin, spool, Arc::clone(&near), Arc::clone(&pending), Arc::clone(&trouble));
-            tokio::spawn(replay.run()).abort_handle()
+            background::spawn_for_good(replay.run()).abort_handle()
         });
         let (progress, warm_up) = watch::channel(WarmUp::default());
         let stove = Stove {
@@ -156,7 +157,7 @@ impl Cache {
             most_bytes: limits.memory_bytes / 2,
             progress,
         };
-        let warming = tokio::spawn(stove.run()).abort_handle();
+        let warming = background::spawn_for_good(stove.run()).abort_handle();
         let room = Arc::new(Semaphore::new(limits.in_flight_bytes / write::KIB));
         let inner = Arc::new(Inner {
             backend,
@@ -178,8 +179,8 @@ impl Cache {
             metrics,
             limits,
         });
-        tokio::spawn(gauges::follow(&inner));
-        tokio::spawn(upkeep::keep_up(Arc::downgrade(&inner), inner.limits.upkeep_every));
+        background::spawn_for_good(gauges::follow(&inner));
+        background::spawn_for_good(upkeep::keep_up(Arc::downgrade(&inner), inner.limits.upkeep_every));
         Self(inner)
     }
 
@@ -209,7 +210,8 @@ impl Cache {
         let mut writing = self.0.writing.subscribe();
         let all_done = async {
             writing.wait_for(|count| *count == 0).await.ok();
-            self.0.report_accesses().await;
+            let inner = Arc::clone(&self.0);
+            background::run(async move { inner.report_accesses().await }).await.ok();
             self.0.drain().await;
         };
         let unfinished = tokio::select! {
@@ -217,6 +219,8 @@ impl Cache {
             () = tokio::time::sleep(deadline) => *self.0.writing.borrow(),
         };
         self.0.close_spool().await;
+        // Callers on this thread hear of their writes before this returns.
+        tokio::task::yield_now().await;
         Ok(Shutdown { unfinished, still_queued: self.0.pending.len() })
     }
 

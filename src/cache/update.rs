@@ -14,6 +14,7 @@ use super::write::{Draft, Options};
 use super::{Cache, Found};
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
+use crate::json::Untouched;
 use crate::record::{Durability, Json, Key};
 
 /// How often an update is tried before it gives up with [`ErrorKind::Conflict`].
@@ -35,6 +36,9 @@ impl Cache {
     /// Changes a thread by what it is: `change` gets the present value (`None` where there is no thread) and returns the
     /// next (`None` to remove it). It is called again where another writer came between, so it should do nothing else.
     /// No change of anybody is lost, also through lost answers: a change that was made is recognised as one's own.
+    ///
+    /// A number that `change` leaves alone keeps its digits, also where `T` cannot hold them: an integer beyond 64 bits stays
+    /// one through `Value`. What else `T` does not know, such as a field, is not in the next value.
     ///
     /// User and metadata stay as they are unless set; the time to live starts anew.
     ///
@@ -103,8 +107,11 @@ where
         let Self { cache, key, mut change, options, .. } = self;
         Box::pin(async move {
             let value = |found: Option<&Found>| {
-                let next = change(found.map(Found::decode).transpose()?)?;
-                next.map(|next| cache.0.value(&next)).transpose()
+                let current: Option<T> = found.map(Found::decode).transpose()?;
+                let untouched = found.zip(current.as_ref());
+                let untouched = untouched.and_then(|(found, current)| Untouched::of(found.json(), current));
+                let next = change(current)?;
+                next.map(|next| cache.0.changed_value(&next, untouched.as_ref())).transpose()
             };
             let key = key?;
             let span = tracing::debug_span!("update", thread = %key);

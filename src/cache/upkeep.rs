@@ -1,6 +1,6 @@
 //! What is done now and then in the background: accesses are reported, what is long expired is forgotten.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::{Call, Inner};
@@ -31,7 +31,10 @@ impl Inner {
 
     /// Reports what was read. What cannot be reported now is not reported later: it is a hint, no more.
     pub(super) async fn report_accesses(&self) {
-        for keys in self.near.take_accessed().chunks(PORTION) {
+        // It looks at all of memory.
+        let near = Arc::clone(&self.near);
+        let accessed = tokio::task::spawn_blocking(move || near.take_accessed()).await.unwrap_or_default();
+        for keys in accessed.chunks(PORTION) {
             if !self.is_reachable() {
                 return;
             }

@@ -7,14 +7,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tracing::Instrument;
 
 use super::outage::is_to_be_queued;
 use super::turns::Turn;
 use super::{Cache, Inner, Spool};
+use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
+use crate::json::Untouched;
 use crate::metrics::Wrote;
 use crate::near::News;
 use crate::pending::Passing;
@@ -68,7 +71,9 @@ pub struct Remove {
 impl Cache {
     /// Stores a conversation under a thread id, whatever was there before.
     ///
-    /// The value is anything that serde can write as JSON (a `&RawValue` goes as it is). Time to live, user and metadata
+    /// The value is anything that serde can write as JSON (a `&RawValue` goes as it is). It reads back as its type, if serde_json
+    /// reads what that type writes. A float that is not finite is refused, since JSON has none. [`Found::json`](super::Found::json)
+    /// says what `jsonb` does to the text. Time to live, user and metadata
     /// can be added before the put is awaited; without them it is the default, nobody, and `{}`.
     ///
     /// # Errors
@@ -191,6 +196,19 @@ impl Inner {
         Ok(json)
     }
 
+    /// The same after a change, with the digits of the numbers that it left alone.
+    pub(super) fn changed_value<T: Serialize + DeserializeOwned>(
+        &self,
+        value: &T,
+        untouched: Option<&Untouched<'_>>,
+    ) -> Result<Json> {
+        let json = Json::of(value)?;
+        let restored = untouched.and_then(|untouched| untouched.restore::<T>(json.as_str()));
+        let json = restored.and_then(|text| Json::new(text).ok()).unwrap_or(json);
+        self.check_size("the value", &json)?;
+        Ok(json)
+    }
+
     fn check_size(&self, what: &str, json: &Json) -> Result<()> {
         let (len, most) = (json.len(), self.limits.value_bytes);
         if len <= most {
@@ -231,7 +249,7 @@ impl Inner {
             inner.carry_out(draft, answer).await;
             drop((room, writing));
         };
-        let work = tokio::spawn(work.in_current_span());
+        let work = background::spawn(work.in_current_span());
         match answered.await {
             Ok(result) => result,
             Err(_) => {

@@ -46,6 +46,9 @@ struct Line<'a> {
     unsure: bool,
     #[serde(default, skip_serializing_if = "is_false")]
     overtaken: bool,
+    /// Perhaps overtaken: nobody had verified it yet.
+    #[serde(default, skip_serializing_if = "is_false")]
+    doubtful: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     died_at: Option<i64>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
@@ -93,6 +96,7 @@ impl<'a> Line<'a> {
             sent: false,
             unsure: false,
             overtaken: false,
+            doubtful: false,
             died_at: None,
             reason: None,
             newer: None,
@@ -137,6 +141,7 @@ pub(super) fn of_write(write: &QueuedWrite, origin: Option<&str>) -> Result<Stri
         sent: write.is_sent,
         unsure: write.is_unsure,
         overtaken: write.is_overtaken,
+        doubtful: write.is_doubtful,
         ..Line::of(Kind::Queued, &write.record, write.queued_at, origin)?
     }
     .text()
@@ -170,6 +175,7 @@ pub(super) fn parse(text: &str, now: Timestamp) -> Result<(Incoming, Option<Stri
             is_sent: line.sent,
             is_unsure: line.unsure,
             is_overtaken: line.overtaken,
+            is_doubtful: line.doubtful,
             queued_at,
             seq: 0,
         }),
@@ -219,6 +225,7 @@ mod tests {
             is_sent: true,
             is_unsure: true,
             is_overtaken: true,
+            is_doubtful: true,
             queued_at: Timestamp(3),
             seq: 9,
         }
@@ -244,7 +251,7 @@ mod tests {
                 (write.record.user, write.record.expires_at)
             );
             assert_eq!((read.base, read.chain, read.queued_at), (write.base, write.chain, write.queued_at));
-            assert!(read.is_sent && read.is_unsure && read.is_overtaken);
+            assert!(read.is_sent && read.is_unsure && read.is_overtaken && read.is_doubtful);
         }
     }
 

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Backend, SETTINGS, Setting, dotenv, key};
+use crate::background;
 use crate::batch::Batched;
 use crate::cache::{Cache, Limits, OnOutage};
 use crate::error::{Error, ErrorKind, Result};
@@ -176,6 +178,30 @@ impl Builder {
         }
     }
 
+    /// Takes a span in that a setter was given, as it is.
+    fn span(
+        mut self,
+        name: &str,
+        span: Duration,
+        range: &RangeInclusive<Duration>,
+        place: impl FnOnce(&mut Self) -> &mut Duration,
+    ) -> Self {
+        if range.contains(&span) {
+            *place(&mut self) = span;
+            return self;
+        }
+        let (least, most) = (range.start(), range.end());
+        self.refuse(name, &format!("{span:?} is not possible; use a time from {least:?} to {most:?}"));
+        self
+    }
+
+    /// Notes that a setting is wrong.
+    fn refuse(&mut self, name: &str, remedy: &str) {
+        let backend =
+            SETTINGS.iter().find(|setting| setting.name == name).and_then(|setting| setting.backend);
+        self.problems.push((backend, format!("{name}: {remedy}")));
+    }
+
     fn set(mut self, name: &str, text: &str) -> Self {
         if let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) {
             self.take(setting, text);
@@ -222,25 +248,30 @@ impl Builder {
     /// How long a thread lives, unless a write says otherwise.
     #[must_use]
     pub fn ttl(self, ttl: Duration) -> Self {
-        self.set("CONVERSATION_TIMEOUT_HOURS", &(ttl.as_secs_f64() / 3600.0).to_string())
+        self.span("CONVERSATION_TIMEOUT_HOURS", ttl, &super::TTL, |builder| &mut builder.limits.ttl)
     }
 
     /// The largest conversation, in bytes of JSON.
     #[must_use]
-    pub fn max_bytes(self, bytes: usize) -> Self {
-        self.set("CONVERSATION_MAX_BYTES", &bytes.to_string())
+    pub fn max_bytes(mut self, bytes: usize) -> Self {
+        match super::VALUE_BYTES.contains(&bytes) {
+            true => self.limits.value_bytes = bytes,
+            false => self.refuse("CONVERSATION_MAX_BYTES", &super::wrong_bytes(&super::VALUE_BYTES)),
+        }
+        self
     }
 
     /// Bytes of threads in memory.
     #[must_use]
-    pub fn cache_bytes(self, bytes: usize) -> Self {
-        self.set("CONVERSATION_CACHE_BYTES", &bytes.to_string())
+    pub fn cache_bytes(mut self, bytes: usize) -> Self {
+        self.limits.memory_bytes = bytes as u64;
+        self
     }
 
     /// How long a thread in memory is handed out before the source of truth is asked about it.
     #[must_use]
     pub fn fresh_for(self, span: Duration) -> Self {
-        self.set("CONVERSATION_FRESH_SECONDS", &span.as_secs_f64().to_string())
+        self.span("CONVERSATION_FRESH_SECONDS", span, &super::FRESH_FOR, |builder| &mut builder.fresh_for)
     }
 
     /// How many of the newest threads come into memory at the start, in the background and up to half of the memory. A
@@ -270,14 +301,16 @@ impl Builder {
 
     /// Bytes of queued writes and dead letters on disk.
     #[must_use]
-    pub fn queue_bytes(self, bytes: usize) -> Self {
-        self.set("CONVERSATION_QUEUE_BYTES", &bytes.to_string())
+    pub fn queue_bytes(mut self, bytes: usize) -> Self {
+        self.spool.queue = bytes as u64;
+        self
     }
 
     /// Bytes of last known copies on disk.
     #[must_use]
-    pub fn replica_bytes(self, bytes: usize) -> Self {
-        self.set("CONVERSATION_REPLICA_BYTES", &bytes.to_string())
+    pub fn replica_bytes(mut self, bytes: usize) -> Self {
+        self.spool.replica = bytes as u64;
+        self
     }
 
     /// What becomes of a write while the source of truth cannot take it.
@@ -290,13 +323,14 @@ impl Builder {
     /// How long a read that has a stale copy waits for the source of truth, and a write before it is queued.
     #[must_use]
     pub fn patience(self, span: Duration) -> Self {
-        self.set("CONVERSATION_PATIENCE_SECONDS", &span.as_secs_f64().to_string())
+        let range = &super::PATIENCE;
+        self.span("CONVERSATION_PATIENCE_SECONDS", span, range, |builder| &mut builder.limits.patience)
     }
 
     /// How long one small request to Supabase may take.
     #[must_use]
     pub fn timeout(self, span: Duration) -> Self {
-        self.set("SUPABASE_TIMEOUT_SECONDS", &span.as_secs_f64().to_string())
+        self.span("SUPABASE_TIMEOUT_SECONDS", span, &super::DEADLINE, |builder| &mut builder.deadline)
     }
 
     /// Makes missing credentials an error.
@@ -306,10 +340,10 @@ impl Builder {
         self
     }
 
-    /// How often accesses are reported and expired records forgotten: a minute unless set, 10 ms at least.
+    /// How often accesses are reported and expired records forgotten: a minute unless set, 10 ms at least, a day at most.
     #[must_use]
     pub fn upkeep_every(mut self, period: Duration) -> Self {
-        self.limits.upkeep_every = period.max(Duration::from_millis(10));
+        self.limits.upkeep_every = period.clamp(Duration::from_millis(10), Duration::from_secs(86_400));
         self
     }
 
@@ -321,8 +355,10 @@ impl Builder {
         self
     }
 
-    /// Opens the cache. Its background work, the probe of the breaker among it, lives on the runtime on which this is
-    /// called: a cache must not outlive that.
+    /// Opens the cache. Its background work (the probe of the breaker, the replay, the warm-up, the chores) runs on a runtime of
+    /// this process's own with two threads. So it goes on while a runtime of one thread stands still between two calls of
+    /// `block_on`, and a cache may outlive the runtime on which it was opened. Loads and writes that are under way end with the
+    /// caller's runtime, if that has workers.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] with all problems of the settings together; [`ErrorKind::Local`] where the file cannot be
@@ -338,10 +374,10 @@ impl Builder {
                 false => None,
             };
             // The first answer sets the clock; without one, the first write does.
-            if let Err(error) = store.probe().await
-                && !error.is_outage()
-            {
-                return Err(error);
+            let probed = Arc::clone(&store);
+            match background::run(async move { probed.probe().await }).await? {
+                Err(error) if !error.is_outage() => return Err(error),
+                _ => {}
             }
             return Ok(Cache::over(store, "custom", self.limits, spool));
         }
@@ -368,7 +404,8 @@ impl Builder {
                 };
                 // The guard comes second: what Supabase notices itself can be said more exactly.
                 let guard = Guard::new(client.stall_after(self.deadline), self.deadline + SECOND / 4);
-                let failure = guard.first_contact().await?;
+                let contact = async move { guard.first_contact().await.map(|failure| (guard, failure)) };
+                let (guard, failure) = background::run(contact).await??;
                 tracing::info!(%host, "conversations are kept in Supabase");
                 let cache = Cache::over(Arc::new(Batched::new(guard)), "supabase", self.limits, spool);
                 failure.into_iter().for_each(|failure| cache.note_first_contact(failure));

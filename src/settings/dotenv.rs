@@ -1,19 +1,33 @@
 //! A file such as `.env`: what is wrong with it is said with the line's number, and without the line, which may hold a secret.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::rc::Rc;
 
+/// No file of settings is as long: what is longer is another file, or has no end.
+const MOST: u64 = 1 << 20;
+
 /// The variables in the file, in their order; none where there is no file.
 pub(super) fn read(path: &Path) -> Result<Vec<(String, String)>, String> {
-    let read = match std::fs::read(path) {
+    let read = match read_some(path, MOST + 1) {
+        Ok(bytes) if bytes.len() as u64 > MOST => {
+            Err("it is larger than 1 MiB; use a file of settings".into())
+        }
         Ok(bytes) => parse(&bytes),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(_) if path.is_dir() => Err("it is a directory; use a file with lines NAME=value".into()),
         Err(e) => Err(format!("the file cannot be read: {e}")),
     };
     read.map_err(|wrong| format!("{}: {wrong}", path.display()))
+}
+
+/// The first bytes of a file, as many as there are and at most so many.
+pub(super) fn read_some(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<(String, String)>, String> {

@@ -1,7 +1,5 @@
 //! The Supabase key where it comes from a file: it is read anew when Supabase refuses it.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::dotenv;
@@ -37,9 +35,10 @@ fn lasting(path: &Path) -> PathBuf {
 
 /// What is not UTF-8 is no key; its replacement characters tell whoever parses it.
 fn read(path: &Path) -> Result<String, String> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MOST).read_to_end(&mut bytes))
+    let bytes = dotenv::read_some(path, MOST + 1)
         .map_err(|e| format!("the file cannot be read ({e}); use one that holds the key"))?;
+    if bytes.len() as u64 > MOST {
+        return Err("the file is larger than any key; use one that holds the key alone".into());
+    }
     Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
 }

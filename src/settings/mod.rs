@@ -9,9 +9,11 @@ mod key;
 #[cfg(feature = "cli")]
 mod plan;
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::cache::OnOutage;
+use crate::record::LARGEST;
 use crate::supabase;
 
 pub use builder::Builder;
@@ -45,6 +47,15 @@ pub struct Setting {
     set: fn(&mut Builder, &str) -> Result<(), String>,
 }
 
+/// What each span may be, whether it comes as text or by a setter.
+const TTL: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(100 * 366 * 86_400);
+const DEADLINE: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(300);
+const FRESH_FOR: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
+const PATIENCE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
+/// The same for bytes.
+const VALUE_BYTES: RangeInclusive<usize> = 1..=LARGEST;
+const ANY_BYTES: RangeInclusive<usize> = 0..=usize::MAX;
+
 /// All settings.
 pub const SETTINGS: &[Setting] = &[
     Setting {
@@ -69,8 +80,7 @@ pub const SETTINGS: &[Setting] = &[
         backend: None,
         set: |builder, text| {
             let hours: f64 = text.parse().unwrap_or(f64::NAN);
-            let is_possible = hours * 3_600_000.0 >= 1.0 && hours <= 100.0 * 366.0 * 24.0;
-            let span = is_possible.then(|| Duration::from_secs_f64(hours * 3600.0));
+            let span = Duration::try_from_secs_f64(hours * 3600.0).ok().filter(|span| TTL.contains(span));
             builder.limits.ttl =
                 span.ok_or("use a number of hours above 0 and up to 100 years, such as 24 or 0.5")?;
             Ok(())
@@ -101,14 +111,14 @@ pub const SETTINGS: &[Setting] = &[
         default: "256MiB",
         what: "queued writes and dead letters in that file: bytes, or KiB, MiB or GiB; beyond it writes are refused",
         backend: Some(Backend::Supabase),
-        set: |builder, text| bytes(text, 0, usize::MAX).map(|bytes| builder.spool.queue = bytes as u64),
+        set: |builder, text| bytes(text, &ANY_BYTES).map(|bytes| builder.spool.queue = bytes as u64),
     },
     Setting {
         name: "CONVERSATION_REPLICA_BYTES",
         default: "256MiB",
         what: "last known copies in that file: bytes, or KiB, MiB or GiB; those written first go first",
         backend: Some(Backend::Supabase),
-        set: |builder, text| bytes(text, 0, usize::MAX).map(|bytes| builder.spool.replica = bytes as u64),
+        set: |builder, text| bytes(text, &ANY_BYTES).map(|bytes| builder.spool.replica = bytes as u64),
     },
     Setting {
         name: "CONVERSATION_ON_OUTAGE",
@@ -179,7 +189,7 @@ pub const SETTINGS: &[Setting] = &[
         default: "5",
         what: "how long one small request may take; large ones get more",
         backend: Some(Backend::Supabase),
-        set: |builder, text| seconds(text, 0.05, 300.0).map(|span| builder.deadline = span),
+        set: |builder, text| seconds(text, &DEADLINE).map(|span| builder.deadline = span),
     },
     Setting {
         name: "CONVERSATION_STRICT",
@@ -196,16 +206,14 @@ pub const SETTINGS: &[Setting] = &[
         default: "8MiB",
         what: "the largest conversation, as JSON: bytes, or KiB or MiB",
         backend: None,
-        set: |builder, text| bytes(text, 1, 64 << 20).map(|bytes| builder.limits.value_bytes = bytes),
+        set: |builder, text| bytes(text, &VALUE_BYTES).map(|bytes| builder.limits.value_bytes = bytes),
     },
     Setting {
         name: "CONVERSATION_CACHE_BYTES",
         default: "256MiB",
         what: "threads in memory: bytes, or KiB, MiB or GiB; the least recently used go first",
         backend: None,
-        set: |builder, text| {
-            bytes(text, 0, usize::MAX).map(|bytes| builder.limits.memory_bytes = bytes as u64)
-        },
+        set: |builder, text| bytes(text, &ANY_BYTES).map(|bytes| builder.limits.memory_bytes = bytes as u64),
     },
     Setting {
         name: "CONVERSATION_WARM_THREADS",
@@ -223,26 +231,27 @@ pub const SETTINGS: &[Setting] = &[
         default: "30",
         what: "how long a thread in memory is handed out before Supabase is asked whether another daemon changed it",
         backend: Some(Backend::Supabase),
-        set: |builder, text| seconds(text, 0.0, 86_400.0).map(|span| builder.fresh_for = span),
+        set: |builder, text| seconds(text, &FRESH_FOR).map(|span| builder.fresh_for = span),
     },
     Setting {
         name: "CONVERSATION_PATIENCE_SECONDS",
         default: "1",
         what: "how long a read that has a stale copy waits for Supabase, and a write before it is queued",
         backend: None,
-        set: |builder, text| seconds(text, 0.0, 60.0).map(|span| builder.limits.patience = span),
+        set: |builder, text| seconds(text, &PATIENCE).map(|span| builder.limits.patience = span),
     },
 ];
 
-fn seconds(text: &str, least: f64, most: f64) -> Result<Duration, String> {
+fn seconds(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, String> {
     let seconds: f64 = text.parse().unwrap_or(f64::NAN);
-    if (least..=most).contains(&seconds) {
-        return Ok(Duration::from_secs_f64(seconds));
-    }
-    Err(format!("use a number of seconds from {least} to {most}"))
+    let span = Duration::try_from_secs_f64(seconds).ok().filter(|span| range.contains(span));
+    span.ok_or_else(|| {
+        let (least, most) = (range.start().as_secs_f64(), range.end().as_secs_f64());
+        format!("use a number of seconds from {least} to {most}")
+    })
 }
 
-fn bytes(text: &str, least: usize, most: usize) -> Result<usize, String> {
+fn bytes(text: &str, range: &RangeInclusive<usize>) -> Result<usize, String> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let unit = match unit.trim() {
         "" => Some(1_usize),
@@ -253,8 +262,11 @@ fn bytes(text: &str, least: usize, most: usize) -> Result<usize, String> {
     };
     let bytes =
         unit.zip(digits.parse().ok()).and_then(|(unit, count): (usize, usize)| count.checked_mul(unit));
-    bytes.filter(|bytes| (least..=most).contains(bytes)).ok_or_else(|| {
-        let most = if most == usize::MAX { String::new() } else { format!(", at most {most}") };
-        format!("use a number of bytes of at least {least}{most}, such as 1048576 or 1MiB")
-    })
+    bytes.filter(|bytes| range.contains(bytes)).ok_or_else(|| wrong_bytes(range))
+}
+
+fn wrong_bytes(range: &RangeInclusive<usize>) -> String {
+    let (least, most) = (range.start(), range.end());
+    let most = if *most == usize::MAX { String::new() } else { format!(", at most {most}") };
+    format!("use a number of bytes of at least {least}{most}, such as 1048576 or 1MiB")
 }

@@ -256,9 +256,23 @@ fn root_cause(error: &reqwest::Error) -> String {
     cause.to_string()
 }
 
+/// A successful status, with a body that is longer than any answer of the functions.
+pub(super) fn too_large(host: &str, body: &[u8]) -> Error {
+    let what = format!(
+        "Supabase at {host} sent an answer that no function of threadkeep gives: given up after {} KiB that begin with {:?}…",
+        body.len() >> 10,
+        start(body)
+    );
+    Error::new(ErrorKind::Unavailable, what).with_outcome_unknown()
+}
+
+fn start(body: &[u8]) -> String {
+    String::from_utf8_lossy(&body[..body.len().min(40)]).into_owned()
+}
+
 /// A successful status, with a body that is not what the functions of the migrations return.
 pub(super) fn not_ours(host: &str, body: &[u8], error: serde_json::Error) -> Error {
-    let start = String::from_utf8_lossy(&body[..body.len().min(40)]).into_owned();
+    let start = start(body);
     let what = format!("Supabase at {host} answered with something else than threadkeep's JSON: {start:?}…");
     Error::new(ErrorKind::Unavailable, what).with_outcome_unknown().with_source(error)
 }

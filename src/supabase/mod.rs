@@ -3,6 +3,7 @@
 //! Only this module knows HTTP. Every operation is one POST to a function of the migrations, with a batch in and one
 //! JSON value out: table endpoints cannot express "only where newer", and PostgREST cuts sets at `max-rows`.
 
+mod body;
 mod classify;
 mod key;
 mod keyring;
@@ -24,6 +25,7 @@ use crate::record::{Key, Want, Write};
 use crate::store::{Applied, Loaded, Page, Recent, Store};
 use crate::version::{Clock, Timestamp};
 
+use body::Body;
 use key::ApiKey;
 use keyring::Keyring;
 use wire::{Answer, Row};
@@ -35,8 +37,6 @@ pub(crate) use keyring::KeySource;
 /// What one request carries at most: PostgREST and its gateways like it small, a transaction short.
 const RECORDS: usize = 500;
 const BYTES: usize = 1024 * 1024;
-/// What an answer takes at most, but for a single record that is larger.
-const ANSWER: u64 = 16 << 20;
 /// See [`Supabase::stall_after`].
 const STALL: Duration = Duration::from_secs(5);
 /// The last millisecond that a version can hold, in the year 2109: a clock that shows more is not one.
@@ -135,15 +135,16 @@ impl Supabase {
 
     async fn call<T>(
         &self,
-        function: &str,
+        (function, most): (&str, usize),
         body: Vec<u8>,
         read: impl FnOnce(Answer<'_>) -> Result<T>,
     ) -> Result<T> {
         let upload = body.len() >> 20;
         let request = self.request(function, body);
-        let (sent, body) = self.send(request, Duration::from_secs(upload as u64)).await?;
-        let not_ours = |error| classify::not_ours(&self.host, &body, error);
-        let answer: Answer<'_> = serde_json::from_slice(&body).map_err(not_ours)?;
+        let (sent, body) = self.send(request, Duration::from_secs(upload as u64), most).await?;
+        let body = body.bytes();
+        let not_ours = |error| classify::not_ours(&self.host, body, error);
+        let answer: Answer<'_> = serde_json::from_slice(body).map_err(not_ours)?;
         self.clock.correct(sent, Instant::now(), Timestamp(answer.now.clamp(0, END_OF_TIME)));
         let read = if answer.schema >= SCHEMA {
             read(answer)
@@ -168,16 +169,16 @@ impl Supabase {
 
     /// Sends a request, and once more where Supabase refuses the key and there is another one meanwhile: nothing came
     /// of what was refused. Returns when it was sent, and the answer.
-    async fn send(&self, request: Request, upload: Duration) -> Result<(Instant, Vec<u8>)> {
+    async fn send(&self, request: Request, upload: Duration, most: usize) -> Result<(Instant, Body)> {
         let key = self.keys.current();
         // The copies share the body.
         let again = request.try_clone();
-        let refusal = match self.send_with(&key, request, upload).await {
+        let refusal = match self.send_with(&key, request, upload, most).await {
             Err(e) if e.kind() == ErrorKind::Denied => e,
             other => return other,
         };
         match again.zip(self.keys.other_than(&key, self.stall / 2).await) {
-            Some((again, key)) => self.send_with(&key, again, upload).await,
+            Some((again, key)) => self.send_with(&key, again, upload, most).await,
             None => Err(refusal),
         }
     }
@@ -187,23 +188,29 @@ impl Supabase {
         key: &ApiKey,
         mut request: Request,
         upload: Duration,
-    ) -> Result<(Instant, Vec<u8>)> {
+        most: usize,
+    ) -> Result<(Instant, Body)> {
         *request.headers_mut() = key.headers().clone();
-        let Exchange { sent, status, rest, body } = self.exchange(request, upload).await?;
-        if status.is_success() {
-            return Ok((sent, body));
+        let Exchange { sent, status, rest, body } = self.exchange(request, upload, most).await?;
+        match (status.is_success(), body.is_whole()) {
+            (true, true) => Ok((sent, body)),
+            (true, false) => Err(classify::too_large(&self.host, body.bytes())),
+            (false, _) => Err(classify::answer(status, rest, body.bytes(), key.advice())),
         }
-        Err(classify::answer(status, rest, &body, key.advice()))
     }
 
-    async fn exchange(&self, request: Request, upload: Duration) -> Result<Exchange> {
+    /// Sends a request, and takes in at most so many bytes of an answer. The connection of one that is longer is closed.
+    async fn exchange(&self, request: Request, upload: Duration, most: usize) -> Result<Exchange> {
         let sent = Instant::now();
-        let mut response = self.within(self.stall + upload, self.client.execute(request)).await?;
+        let mut response =
+            self.within(self.stall.saturating_add(upload), self.client.execute(request)).await?;
         let (status, rest) = (response.status(), retry_after(response.headers()));
-        let expected = response.content_length().map_or(0, |bytes| bytes.min(ANSWER));
-        let mut body = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
-        while let Some(chunk) = self.within(self.stall, response.chunk()).await? {
-            body.extend_from_slice(&chunk);
+        let most = if status.is_success() { most } else { body::ERROR };
+        let mut body = Body::new(most, response.content_length());
+        while let Some(part) = self.within(self.stall, response.chunk()).await? {
+            if !body.take(&part) {
+                break;
+            }
         }
         Ok(Exchange { sent, status, rest, body })
     }
@@ -225,7 +232,7 @@ impl Supabase {
             let rows = expect(wants.len(), answer)?;
             rows.zip(wants).map(|(row, want)| row.loaded(&want.key)).collect()
         };
-        self.call("threadkeep_load", wire::load(wants)?, read).await
+        self.call(("threadkeep_load", body::RECORDS), wire::load(wants)?, read).await
     }
 }
 
@@ -234,7 +241,7 @@ struct Exchange {
     sent: Instant,
     status: StatusCode,
     rest: Option<Duration>,
-    body: Vec<u8>,
+    body: Body,
 }
 
 /// The rows of an answer, which must be as many as there were questions.
@@ -355,7 +362,7 @@ impl Store for Supabase {
         for portion in portions(writes) {
             let read = |answer: Answer<'_>| expect(portion.len(), answer)?.map(Row::applied).collect();
             let applied: Result<Vec<Applied>> =
-                self.call("threadkeep_apply", wire::apply(portion)?, read).await;
+                self.call(("threadkeep_apply", body::VERDICTS), wire::apply(portion)?, read).await;
             // Earlier portions are committed, whatever becomes of this one.
             all.extend(applied.map_err(|e| if all.is_empty() { e } else { e.with_outcome_unknown() })?);
         }
@@ -368,21 +375,21 @@ impl Store for Supabase {
             let records = answer.rows.into_iter().map(Row::record).collect::<Result<_>>()?;
             Ok(Recent { records, is_last })
         };
-        self.call("threadkeep_recent", wire::recent(page)?, read).await
+        self.call(("threadkeep_recent", body::RECORDS), wire::recent(page)?, read).await
     }
 
     async fn touch(&self, keys: &[Key]) -> Result<()> {
         for portion in keys.chunks(RECORDS) {
-            self.call("threadkeep_touch", wire::touch(portion)?, |_| Ok(())).await?;
+            self.call(("threadkeep_touch", body::VERDICTS), wire::touch(portion)?, |_| Ok(())).await?;
         }
         Ok(())
     }
 
     async fn purge(&self, most: usize) -> Result<usize> {
-        self.call("threadkeep_purge", wire::purge(most)?, |answer| Ok(answer.count)).await
+        self.call(("threadkeep_purge", body::VERDICTS), wire::purge(most)?, |answer| Ok(answer.count)).await
     }
 
     async fn probe(&self) -> Result<()> {
-        self.call("threadkeep_probe", "{}".into(), |_| Ok(())).await
+        self.call(("threadkeep_probe", body::VERDICTS), "{}".into(), |_| Ok(())).await
     }
 }

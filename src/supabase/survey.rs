@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, Request, StatusCode};
 
+use super::body;
 use super::classify::{self, Said};
 use super::key::ApiKey;
 use super::wire::Answer;
@@ -102,7 +103,7 @@ impl Supabase {
     pub(crate) async fn greet(&self) -> Result<(), Trouble> {
         let mut url = self.functions.clone();
         url.set_path("/");
-        Ok(self.exchange(Request::new(Method::GET, url), Duration::ZERO).await.map(drop)?)
+        self.ask(Request::new(Method::GET, url)).await.map(drop)
     }
 
     /// Calls one of [`FUNCTIONS`] with its idle arguments.
@@ -113,9 +114,9 @@ impl Supabase {
     ) -> Result<Pulse, Trouble> {
         let mut request = self.request(function, body.into());
         *request.headers_mut() = self.headers_of(caller);
-        let exchange = self.exchange(request, Duration::ZERO).await?;
+        let exchange = self.ask(request).await?;
         let received = Instant::now();
-        let body = judged(&exchange)?;
+        let body = self.judged(&exchange)?;
         let answer: Answer<'_> = serde_json::from_slice(body).map_err(|e| self.not_ours(body, e))?;
         let shown = Timestamp(answer.now.clamp(0, END_OF_TIME));
         self.clock.correct(exchange.sent, received, shown);
@@ -125,7 +126,7 @@ impl Supabase {
     /// Whether this caller sees the thread's row in the table itself.
     pub(crate) async fn sees_row(&self, caller: Caller<'_>, key: &Key) -> Result<bool, Trouble> {
         let exchange = self.ask_table(Method::GET, caller, key).await?;
-        let body = judged(&exchange)?;
+        let body = self.judged(&exchange)?;
         let rows: Vec<serde_json::Value> =
             serde_json::from_slice(body).map_err(|e| self.not_ours(body, e))?;
         Ok(!rows.is_empty())
@@ -133,7 +134,7 @@ impl Supabase {
 
     /// Deletes the thread's row itself, with the version by which a deletion is remembered: nobody writes it late.
     pub(crate) async fn forget(&self, key: &Key) -> Result<(), Trouble> {
-        judged(&self.ask_table(Method::DELETE, Caller::Daemon, key).await?).map(drop)
+        self.judged(&self.ask_table(Method::DELETE, Caller::Daemon, key).await?).map(drop)
     }
 
     async fn ask_table(&self, method: Method, caller: Caller<'_>, key: &Key) -> Result<Exchange, Trouble> {
@@ -146,7 +147,19 @@ impl Supabase {
         let mut request = Request::new(method, url);
         *request.headers_mut() = self.headers_of(caller);
         request.headers_mut().insert("accept-profile", HeaderValue::from_static("public"));
-        Ok(self.exchange(request, Duration::ZERO).await?)
+        self.ask(request).await
+    }
+
+    /// Sends a request whose answer is small. Once that has begun, it may take no longer than it took to begin.
+    async fn ask(&self, request: Request) -> Result<Exchange, Trouble> {
+        let span = self.stall.saturating_mul(2);
+        tokio::select! {
+            exchange = self.exchange(request, Duration::ZERO, body::VERDICTS) => Ok(exchange?),
+            () = tokio::time::sleep(span) => {
+                let said = format!("Supabase at {} did not end its answer within {span:.1?}", self.host);
+                Err(Trouble { why: Why::Silent, said })
+            }
+        }
     }
 
     fn headers_of(&self, caller: Caller<'_>) -> HeaderMap {
@@ -158,18 +171,24 @@ impl Supabase {
         }
     }
 
+    /// The body of a good answer.
+    fn judged<'a>(&self, Exchange { status, body, .. }: &'a Exchange) -> Result<&'a [u8], Trouble> {
+        match (status.is_success(), body.is_whole()) {
+            (true, true) => Ok(body.bytes()),
+            (true, false) => {
+                let said = classify::too_large(&self.host, body.bytes()).to_string();
+                Err(Trouble { why: Why::Elsewhere, said })
+            }
+            (false, _) => {
+                let said = Said::of(*status, body.bytes());
+                Err(Trouble { why: why(*status, &said), said: said.what })
+            }
+        }
+    }
+
     fn not_ours(&self, body: &[u8], error: serde_json::Error) -> Trouble {
         Trouble { why: Why::Elsewhere, said: classify::not_ours(&self.host, body, error).to_string() }
     }
-}
-
-/// The body of a good answer.
-fn judged(Exchange { status, body, .. }: &Exchange) -> Result<&[u8], Trouble> {
-    if status.is_success() {
-        return Ok(body);
-    }
-    let said = Said::of(*status, body);
-    Err(Trouble { why: why(*status, &said), said: said.what })
 }
 
 fn why(status: StatusCode, said: &Said) -> Why {

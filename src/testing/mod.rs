@@ -25,5 +25,6 @@
 mod conformance;
 mod faulty;
 
+pub use crate::background::stay_on_this_thread;
 pub use conformance::{conformance, conformance_without_digits};
 pub use faulty::{Fault, Faults, Faulty};

@@ -37,6 +37,8 @@ fn turn() -> MutexGuard<'static, ()> {
 }
 
 fn runtime() -> Runtime {
+    // What the background does is counted, too.
+    threadkeep::testing::stay_on_this_thread();
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use threadkeep::testing::{Fault, Faulty};
-use threadkeep::{Cache, Durability, ErrorKind, Freshness, Guard, Key, Loaded, Memory, Store, Want};
+use threadkeep::{
+    Cache, Durability, ErrorKind, Freshness, Guard, Key, Loaded, Memory, QueueFile, Store, Want,
+};
 
 use super::{DEADLINE, World, cut_off, drained, found, sleep};
 
@@ -612,4 +614,43 @@ async fn what_a_clock_that_was_behind_a_little_stamped_lives_as_long_as_it_was_t
     assert_eq!(found(&cache, "k").await, Some(("0".into(), Freshness::Queued)));
     sleep(1_300).await; // until it has expired
     assert_eq!(found(&cache, "k").await, None);
+}
+
+/// A write of which nobody knows whether it was overtaken is exported as such, and read again once that is known.
+#[tokio::test]
+async fn an_export_tells_a_doubtful_write_from_a_superseded_one() {
+    let mut world = World::new();
+    let cache = world.open_cut_off().await;
+    for key in ["sound", "doubtful", "superseded"] {
+        assert_eq!(cache.put(key, key).await.unwrap(), Durability::Queued);
+    }
+    cache.shutdown(Duration::ZERO).await.unwrap();
+    let path = world.dir.path().join("q.db");
+    let sql = "update records set overtaken = 2 where key = 'doubtful';
+               update records set overtaken = 1 where key = 'superseded';";
+    rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+    let file = QueueFile::open(&path).await.unwrap();
+    let writes = file.queued(None).await.unwrap();
+    let said: Vec<_> = writes.iter().map(|write| (write.is_doubtful, write.is_overtaken)).collect();
+    assert_eq!(said, [(false, false), (true, false), (false, true)]);
+    let lines: Vec<String> = writes.iter().map(|write| file.export_write(write).unwrap()).collect();
+    file.close().await.unwrap();
+
+    let mut other = World::new();
+    let file = QueueFile::open_for(other.dir.path().join("q.db"), "custom").await.unwrap();
+    assert_eq!(file.import(&lines, false).await.unwrap().0.queued, 3);
+    let again = file.queued(None).await.unwrap();
+    let again: Vec<String> = again.iter().map(|write| file.export_write(write).unwrap()).collect();
+    assert_eq!(again, lines, "nothing of it is lost on the way");
+    file.close().await.unwrap();
+    let cache = other.open_cut_off().await;
+    assert_eq!(cache.get("sound").await.unwrap().unwrap().freshness(), Freshness::Queued);
+    for key in ["doubtful", "superseded"] {
+        assert!(cache.get(key).await.unwrap_err().is_outage(), "{key} is not read yet");
+    }
+    other.faults.heal();
+    drained(&cache).await;
+    for key in ["sound", "doubtful", "superseded"] {
+        assert_eq!(other.stored(key).await.unwrap(), format!("{key:?}"));
+    }
 }

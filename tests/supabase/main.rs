@@ -22,8 +22,11 @@ mod contract;
 mod credentials;
 mod database;
 mod outages;
+#[path = "../values/random.rs"]
+mod random;
 #[path = "../stack/mod.rs"]
 mod stack;
+mod values;
 mod verdicts;
 mod writes;
 

@@ -17,6 +17,8 @@ const LINES: usize = 500;
 const BYTES: usize = 8 << 20;
 /// What is looked at to tell an export from a queue's file: more than the first page, which may be destroyed.
 const HEAD: u64 = 64 << 10;
+/// No line of an export is as long: a conversation and its metadata have 64 MiB each.
+const LINE: u64 = 256 << 20;
 /// What Windows puts before UTF-8.
 const BOM: &[u8] = "\u{feff}".as_bytes();
 
@@ -84,10 +86,16 @@ async fn import_lines(
         let (mut lines, mut numbers, mut bytes) = (Vec::new(), Vec::new(), 0);
         while is_more && lines.len() < LINES && bytes < BYTES {
             let mut line = Vec::new();
-            let read = from.read_until(b'\n', &mut line);
+            let read = from.by_ref().take(LINE).read_until(b'\n', &mut line);
             is_more = read.map_err(|e| Failure::Other(format!("the lines cannot be read: {e}")))? > 0;
             number += 1;
             bytes += line.len();
+            if line.len() as u64 == LINE {
+                let size = size(LINE);
+                return Err(Failure::Other(format!(
+                    "line {number} has {size} or more: no line of an export has"
+                )));
+            }
             if number == 1 && line.starts_with(BOM) {
                 line.drain(..BOM.len());
             }

@@ -1,5 +1,6 @@
 //! `get`, `put`, `remove` and `list`: by the settings, beside a daemon where the backend is Supabase.
 
+use std::io::Read as _;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -9,10 +10,12 @@ use threadkeep::{Backend, Builder, Cache, Durability, Found, Freshness};
 
 use crate::arguments::{Get, List, Put, Remove};
 use crate::failure::{Failure, Outcome, tell};
-use crate::output::{Output, moment, raw, shown};
+use crate::output::{Output, moment, raw, shown, size};
 
 /// What is left to do when a command has ended is next to nothing.
 const GRACE: Duration = Duration::from_secs(5);
+/// No conversation is as large; spaces between its parts are read, too.
+const MOST: u64 = 256 << 20;
 /// A person can wait longer than a daemon's caller.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -115,7 +118,16 @@ pub async fn list(settings: Builder, list: &List, out: &mut Output) -> Result<Ou
 /// What was given, or comes by standard input.
 fn argument(text: &str) -> Result<String, Failure> {
     let failed = |e| Failure::Other(format!("standard input cannot be read: {e}"));
-    if text == "-" { std::io::read_to_string(std::io::stdin()).map_err(failed) } else { Ok(text.to_owned()) }
+    if text != "-" {
+        return Ok(text.to_owned());
+    }
+    let text = std::io::read_to_string(std::io::stdin().take(MOST)).map_err(failed)?;
+    match text.len() as u64 {
+        MOST => {
+            Err(Failure::Other(format!("standard input has {} or more: too much to be stored", size(MOST))))
+        }
+        _ => Ok(text),
+    }
 }
 
 fn parsed(text: &str, what: &str) -> Result<Box<RawValue>, Failure> {

@@ -282,7 +282,8 @@ struct Place<'a> {
     chain: &'a str,
     is_sent: bool,
     skew: Option<i64>,
-    is_overtaken: bool,
+    /// As in the schema: 1, or [`PERHAPS`], or 0.
+    overtaken: i64,
 }
 
 /// Writes it over what stood there. The row stays where it lies: to delete it and insert another touches twice the pages.
@@ -293,7 +294,7 @@ fn put_down(connection: &Connection, place: &Place<'_>) -> rusqlite::Result<()> 
                on conflict (key) do update set
                    version = ?2, value = ?3, expires_at = ?4, user = ?5, metadata = ?6, bytes = ?7, seq = ?8, at = ?9,
                    pending = ?10, base = ?11, chain = ?12, sent = ?13, skew = ?14, overtaken = ?15";
-    let Place { record, seq, at, is_pending, base, chain, is_sent, skew, is_overtaken } = place;
+    let Place { record, seq, at, is_pending, base, chain, is_sent, skew, overtaken } = place;
     let values = rusqlite::params![
         record.key.as_str(),
         record.version.raw(),
@@ -309,7 +310,7 @@ fn put_down(connection: &Connection, place: &Place<'_>) -> rusqlite::Result<()> 
         chain,
         is_sent,
         skew,
-        is_overtaken,
+        overtaken,
     ];
     connection.prepare_cached(sql)?.execute(values).map(drop)
 }

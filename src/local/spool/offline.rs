@@ -7,7 +7,9 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::dead::bury;
-use super::{COLUMNS, Place, Spool, State, Survives, bytes, check_origin, number, put_down, record, text};
+use super::{
+    COLUMNS, PERHAPS, Place, Spool, State, Survives, bytes, check_origin, number, put_down, record, text,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::database::{Opened, unblock};
 use crate::local::file::{self, Lock, Role};
@@ -72,14 +74,15 @@ impl Spool {
     /// Queued writes after the one numbered `after`, in their order: at most so many, and, but for the first, so many
     /// bytes.
     pub(crate) async fn page(&self, after: i64, most: usize, most_bytes: usize) -> Result<Vec<QueuedWrite>> {
-        let sent = super::lock(&self.state).sent;
+        let (sent, is_doubtful) = (super::lock(&self.state).sent, self.database.was_doubtful());
         let read = move |connection: &Connection| {
             let sql = format!("{} where pending = 1 and seq > ?2 order by seq limit ?3", select());
             let most = i64::try_from(most).unwrap_or(i64::MAX);
             let mut find = connection.prepare_cached(&sql)?;
             let (mut all, mut bytes) = (Vec::new(), 0);
             for found in find.query_map(params![sent, after, most], queued_write)? {
-                let found = found?;
+                let mut found = found?;
+                found.is_doubtful |= is_doubtful && !found.is_overtaken;
                 bytes += found.record.bytes();
                 if bytes > most_bytes && !all.is_empty() {
                     break;
@@ -137,6 +140,7 @@ impl QueuedWrite {
             is_sent: false,
             is_unsure: true,
             is_overtaken: false,
+            is_doubtful: false,
             queued_at,
             seq: 0,
         }
@@ -168,6 +172,7 @@ pub(super) fn select() -> String {
 
 /// A row of [`select`].
 pub(super) fn queued_write(row: &Row<'_>) -> rusqlite::Result<QueuedWrite> {
+    let overtaken: i64 = row.get(12)?;
     Ok(QueuedWrite {
         record: record(row)?,
         base: row.get::<_, Option<i64>>(6)?.map(Version::from_raw),
@@ -176,7 +181,8 @@ pub(super) fn queued_write(row: &Row<'_>) -> rusqlite::Result<QueuedWrite> {
         seq: row.get(9)?,
         is_unsure: row.get::<_, Option<i64>>(10)?.is_some(),
         queued_at: Timestamp(row.get(11)?),
-        is_overtaken: row.get(12)?,
+        is_overtaken: overtaken == 1,
+        is_doubtful: overtaken == PERHAPS,
     })
 }
 
@@ -284,11 +290,20 @@ fn insert(connection: &Connection, state: &mut State, write: &QueuedWrite) -> ru
         chain: &chain.join(" "),
         is_sent: write.is_sent,
         skew: write.is_unsure.then_some(0),
-        is_overtaken: write.is_overtaken,
+        overtaken: overtaken(write),
     };
     put_down(connection, &place)?;
     state.holdings.queue.add(bytes(record));
     Ok(())
+}
+
+/// The column of that name.
+fn overtaken(write: &QueuedWrite) -> i64 {
+    match (write.is_overtaken, write.is_doubtful) {
+        (true, _) => 1,
+        (false, true) => PERHAPS,
+        (false, false) => 0,
+    }
 }
 
 /// Adds a dead letter, unless there is one of the same write.

@@ -350,7 +350,7 @@ fn enqueue(
         chain: &chain,
         is_sent: entry.is_sent,
         skew: moment.skew,
-        is_overtaken: false,
+        overtaken: 0,
     };
     put_down(connection, &place)?;
     match held {

@@ -285,7 +285,7 @@ fn keep(
         chain: "",
         is_sent: false,
         skew: None,
-        is_overtaken: false,
+        overtaken: 0,
     };
     put_down(connection, &place)?;
     state.holdings.replica.add(bytes(record));
