@@ -1,4 +1,4 @@
-//! What can be wrong in the database, on both servers.
+//! What can be wrong in the database, on each server.
 
 use crate::patient::{Diagnosis, patient};
 use crate::process::Cli;
@@ -38,7 +38,7 @@ impl Patient {
     }
 }
 
-on_both_servers!(
+on_each_server!(
     a_healthy_stack_is_well_and_each_fault_in_the_database_is_named,
     the_probe_thread_is_removed_whatever_fails,
     missing_migrations_are_named,

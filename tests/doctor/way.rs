@@ -101,11 +101,7 @@ async fn a_hosted_project_without_a_name_is_perhaps_paused() {
         .only_fails("dns", &["x.supabase.co cannot be resolved", "paused", "dashboard"]);
 }
 
-on_both_servers!(
-    a_key_that_is_none_of_a_daemons_is_named,
-    a_gateway_in_trouble_is_named,
-    a_slow_way_is_named
-);
+on_each_server!(a_key_that_is_none_of_a_daemons_is_named, a_gateway_in_trouble_is_named, a_slow_way_is_named);
 
 async fn a_key_that_is_none_of_a_daemons_is_named(server: Server) {
     let gateway = shared(server).await;
