@@ -75,12 +75,14 @@ pub(super) fn answer(status: StatusCode, retry_after: Option<Duration>, body: &[
     }
 }
 
-/// The one remedy for all that is missing in the database.
+/// The one remedy for all that is missing in the database. `supabase db push` reads `supabase/migrations` alone, and reports
+/// success if that folder has nothing for it.
+pub(crate) const MIGRATE: &str = "apply the migrations: `threadkeep migrations --dir supabase/migrations` (or `cp migrations/*.sql \
+     supabase/migrations/`) and then `supabase db push --include-all`, or `psql -f` for each file in migrations/; right after that, \
+     PostgREST may need `notify pgrst, 'reload schema'`";
+
 pub(super) fn missing_migrations(what: &str) -> String {
-    format!(
-        "the database lacks threadkeep's table or functions ({what}); apply the migrations with `supabase db push` or \
-         `psql -f` for each file in migrations/; right after that, PostgREST may need `notify pgrst, 'reload schema'`"
-    )
+    format!("the database lacks threadkeep's table or functions ({what}); {MIGRATE}")
 }
 
 fn by_code(code: &str) -> Option<(ErrorKind, Trace)> {

@@ -44,7 +44,8 @@ on_each_server!(
     missing_migrations_are_named,
 );
 
-const MIGRATE: [&str; 2] = ["supabase db push", "psql -f"];
+const MIGRATE: [&str; 2] =
+    ["threadkeep migrations --dir supabase/migrations", "supabase db push --include-all"];
 
 async fn a_healthy_stack_is_well_and_each_fault_in_the_database_is_named(server: Server) {
     let patient = Patient::new(server).await;
