@@ -7,6 +7,7 @@ mod stack;
 
 mod damage;
 mod files;
+mod migrations;
 #[path = "../disk/mount.rs"]
 mod mount;
 mod process;
