@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 pub use gateway::{Fault, Gateway, Keys, Seen, jwt};
 pub use prometheus::{Prometheus, promtool};
-pub use server::Server;
+pub use server::{Server, python};
 
 use postgres::{Postgres, SUPERUSER};
 use server::Rest;

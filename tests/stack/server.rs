@@ -105,6 +105,13 @@ pub(super) fn stack_directory() -> PathBuf {
     directory.expect("HOME or THREADKEEP_STACK_DIR is set")
 }
 
+/// Python with `supabase-py`, as `tests/install` sets it up.
+pub fn python() -> PathBuf {
+    let program = stack_directory().join("python/bin/python");
+    assert!(program.exists(), "supabase-py is not installed (no {}): {MISSING}", program.display());
+    program
+}
+
 /// A running server, which ends with the value or with the process.
 pub struct Rest {
     leash: Leash,
