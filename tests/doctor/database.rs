@@ -128,10 +128,16 @@ async fn missing_migrations_are_named(server: Server) {
     diagnosis.says("thread", "skipped", &["because migrations failed"]).says("api", "ok", &[]);
 }
 
-/// Lite knows no roles, so only postrust can keep the public key out.
+/// Lite knows no roles, so only the others can keep the public key out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_has_the_public_key_is_kept_out_or_named() {
-    let patient = Patient::new(Server::Postrust).await;
+    for server in Server::installed().filter(|server| *server != Server::Lite) {
+        keep_out_whoever_has_the_public_key(server).await;
+    }
+}
+
+async fn keep_out_whoever_has_the_public_key(server: Server) {
+    let patient = Patient::new(server).await;
     let keys = patient.gateway.keys();
     for key in [&keys.publishable, &keys.anon_jwt] {
         let ended = patient.cli.run(&["doctor", "--json", "--anon-key", key]).await;

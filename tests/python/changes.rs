@@ -8,7 +8,7 @@ use crate::stack::Fault;
 
 on_each_server!(
     without_on_conflict_the_second_write_fails,
-    without_a_look_at_the_expiry_deleted_conversations_are_listed,
+    without_the_expiry_deleted_conversations_are_listed,
     a_put_replaces_user_and_metadata_and_an_upsert_keeps_them,
 );
 
@@ -37,7 +37,7 @@ async fn without_on_conflict_the_second_write_fails(server: Server) {
 }
 
 /// Change 3.
-async fn without_a_look_at_the_expiry_deleted_conversations_are_listed(server: Server) {
+async fn without_the_expiry_deleted_conversations_are_listed(server: Server) {
     let gateway = shared(server).await.gateway().await;
     let (cache, mut planned) = (daemon(&gateway).await, Python::planned(&gateway, &gateway.keys().secret));
     let (key, user) = (key("gone"), key("user"));

@@ -40,7 +40,7 @@ impl Server {
     /// output, past the capture of the test harness. A missing postrust or lite fails the test later, in
     /// [`check`](Self::check).
     pub fn is_installed(self) -> bool {
-        let is_installed = self != Self::Postgrest || postgrest().is_some();
+        let is_installed = self != Self::Postgrest || find_postgrest().is_some();
         if !is_installed {
             let test = std::thread::current().name().unwrap_or_default().to_owned();
             let note = format!(
@@ -62,7 +62,7 @@ impl Server {
         match self {
             Self::Postrust => stack_directory().join("postrust/bin/postrust"),
             Self::Lite => stack_directory().join("lite/node_modules/.bin/lite"),
-            Self::Postgrest => postgrest().unwrap_or_else(|| "postgrest".into()),
+            Self::Postgrest => find_postgrest().unwrap_or_else(|| "postgrest".into()),
         }
     }
 
@@ -78,7 +78,7 @@ impl Server {
 /// The program of PostgREST: the one that `POSTGREST_BIN` names, else `postgrest` on the PATH.
 ///
 /// Panics if the variable names no program, because the caller meant to test with PostgREST.
-fn postgrest() -> Option<PathBuf> {
+fn find_postgrest() -> Option<PathBuf> {
     let named = std::env::var_os(POSTGREST_BIN).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(program) = named {
         assert!(
@@ -126,7 +126,7 @@ impl Rest {
         let command = match server {
             Server::Postrust => postrust(port, postgres),
             Server::Lite => lite(port, postgres, &directory),
-            Server::Postgrest => real_postgrest(port, postgres),
+            Server::Postgrest => postgrest(port, postgres),
         };
         let leash = Leash::new(directory, Signal::Kill, &command);
         let rest = Self { leash, server, port };
@@ -217,7 +217,7 @@ fn postrust(port: u16, postgres: &Postgres) -> Command {
 }
 
 /// Configured as PostgREST documents it. The settings of roles, such as `statement_timeout`, come from the roles.
-fn real_postgrest(port: u16, postgres: &Postgres) -> Command {
+fn postgrest(port: u16, postgres: &Postgres) -> Command {
     let mut command = Command::new(Server::Postgrest.program());
     command
         .env("PGRST_DB_URI", postgres.url("authenticator"))
