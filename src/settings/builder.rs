@@ -180,6 +180,13 @@ impl Builder {
         }
     }
 
+    fn set(mut self, name: &str, text: &str) -> Self {
+        if let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) {
+            self.take(setting, text);
+        }
+        self
+    }
+
     pub(super) fn set_key(&mut self, name: &'static str, key: &str, file: Option<KeySource>) {
         (self.key_name, self.key, self.key_file) = (name, Some(Secret(key.into())), file);
     }
@@ -200,13 +207,6 @@ impl Builder {
             self.doubt(format!("{used} and {name} hold different keys: the one of {used} is used"));
         }
         Ok(())
-    }
-
-    fn set(mut self, name: &str, text: &str) -> Self {
-        if let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) {
-            self.take(setting, text);
-        }
-        self
     }
 
     /// Keeps conversations in a SQLite file.

@@ -225,7 +225,7 @@ fn postgrest(port: u16, postgres: &Postgres) -> Command {
         .env("PGRST_DB_ANON_ROLE", "anon")
         .env("PGRST_DB_CHANNEL_ENABLED", "true") // `notify pgrst, 'reload schema'`
         .env("PGRST_DB_POOL", "10")
-        .env("PGRST_DB_POOL_ACQUISITION_TIMEOUT", "2")
+        .env("PGRST_DB_POOL_ACQUISITION_TIMEOUT", "10")
         .env("PGRST_JWT_SECRET", gateway::JWT_SECRET) // at least 32 characters, or PostgREST does not start
         .env("PGRST_SERVER_HOST", "127.0.0.1") // or it listens on all interfaces
         .env("PGRST_SERVER_PORT", port.to_string())
