@@ -28,6 +28,8 @@ async fn junk_in_any_setting_is_named_with_a_remedy() {
         ("SUPABASE_KEY", "two\nlines"),
         ("SUPABASE_KEY_FILE", "/no/such/file"),
         ("SUPABASE_KEY_FILE", "/"),
+        ("SUPABASE_SECRET_KEY", "two\nlines"),
+        ("SUPABASE_SERVICE_ROLE_KEY", "two\nlines"),
         ("SUPABASE_TIMEOUT_SECONDS", "0"),
         ("CONVERSATION_STRICT", "yes"),
         ("CONVERSATION_MAX_BYTES", "0"),
@@ -76,6 +78,11 @@ async fn supabase_without_credentials_falls_back_to_memory_and_fails_in_strict_m
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains("not set"), "{error}");
     }
+    // The message about a missing key has all the names that it can have.
+    let error = open(&[asked, ("CONVERSATION_STRICT", "true")]).await.unwrap_err().to_string();
+    for name in ["SUPABASE_KEY", "SUPABASE_KEY_FILE", "SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY"] {
+        assert!(error.contains(name), "{name} is missing in {error}");
+    }
     // An empty variable counts as unset.
     let empty = [asked, ("SUPABASE_URL", " "), ("SUPABASE_KEY", "")];
     assert_eq!(open(&empty).await.unwrap().health().backend, "memory");
@@ -117,6 +124,29 @@ async fn a_file_may_hold_the_key_and_nothing_else() {
     // Another backend does not need it.
     let idle = open(&[("CONVERSATION_STORAGE_BACKEND", "memory"), in_file[2]]).await;
     assert_eq!(idle.unwrap().health().backend, "memory");
+}
+
+/// The names that Supabase itself gives the key are taken, each after those that are threadkeep's own.
+#[tokio::test]
+async fn keys_under_the_names_of_supabase_are_taken_in_their_order() {
+    let of_supabase = [
+        ("CONVERSATION_STORAGE_BACKEND", "supabase"),
+        ("SUPABASE_URL", "http://127.0.0.1:1"),
+        ("CONVERSATION_STRICT", "true"),
+    ];
+    for name in ["SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY"] {
+        let cache = open(&[&of_supabase[..], &[(name, "sb_secret_of_supabase")]].concat()).await.unwrap();
+        assert_eq!(cache.health().backend, "supabase", "{name}");
+    }
+    // A value that is not used may be wrong.
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("key");
+    std::fs::write(&file, "sb_secret_in_a_file").unwrap();
+    let (own, in_file) = (("SUPABASE_KEY", "sb_secret_own"), ("SUPABASE_KEY_FILE", file.to_str().unwrap()));
+    for used in [own, in_file, ("SUPABASE_SECRET_KEY", "sb_secret_own")] {
+        let junk = ("SUPABASE_SERVICE_ROLE_KEY", "two\nlines");
+        open(&[&of_supabase[..], &[used, junk]].concat()).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -141,6 +141,22 @@ fn documents_name_files_that_are_there() {
     }
 }
 
+/// `supabase db push` reads one folder, and reports success if that has nothing for it.
+#[test]
+fn documents_that_name_db_push_say_what_it_needs() {
+    let guide = fs::read_dir(root("src/guide")).unwrap().map(|entry| entry.unwrap().path());
+    let of_root =
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "OPERATIONS.md", ".env.example"].map(root);
+    for file in guide.chain(of_root).chain(rust_files(&root("src"))) {
+        let text = fs::read_to_string(&file).unwrap();
+        let needed = ["migrations --dir supabase/migrations", "supabase db push --include-all"];
+        let says = !text.contains("supabase db push") || needed.iter().all(|part| text.contains(part));
+        // The command itself is told of its folder by an argument.
+        let is_command = file.ends_with("src/bin/threadkeep/migrations.rs");
+        assert!(says || is_command, "{} does not say all of {needed:?}", file.display());
+    }
+}
+
 #[test]
 fn every_direct_dependency_is_justified() {
     let manifest = fs::read_to_string(root("Cargo.toml")).unwrap();

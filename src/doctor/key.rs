@@ -19,29 +19,29 @@ pub(super) const REMEDY: &str =
 pub(super) fn examine(plan: &Plan, report: &mut Report<'_>) -> Result<String, Failed> {
     let Some(key) = plan.key() else { return Err("settings") };
     report.begins(CHECK);
-    let facts = KeyFacts::of(key);
+    let (facts, setting) = (KeyFacts::of(key), plan.key_name);
     if facts.is_public {
-        let what = format!("SUPABASE_KEY is {}: that is the anon key, which everybody may know", facts.name);
+        let what = format!("{setting} is {}: that is the anon key, which everybody may know", facts.name);
         return Err(report.failure(CHECK, what, REMEDY));
     }
     let now = Clock::new().now();
     if let Some(end) = facts.expires_at.filter(|end| *end <= now) {
-        let what = format!("SUPABASE_KEY is {}, and expired on {}", facts.name, day(end));
+        let what = format!("{setting} is {}, and expired on {}", facts.name, day(end));
         return Err(report.failure(CHECK, what, REMEDY));
     }
     if let Some((own, other)) =
         project(plan).zip(facts.project.as_deref()).filter(|(own, other)| own != other)
     {
-        let what = format!("SUPABASE_KEY is a key of the project {other}, and SUPABASE_URL leads to {own}");
+        let what = format!("{setting} is a key of the project {other}, and SUPABASE_URL leads to {own}");
         return Err(report.failure(CHECK, what, REMEDY));
     }
     if let Some(end) = facts.expires_at.filter(|end| end.since(now) < SOON) {
-        report.warning(CHECK, format!("SUPABASE_KEY expires on {}", day(end)), REMEDY);
+        report.warning(CHECK, format!("{setting} expires on {}", day(end)), REMEDY);
     }
     if !facts.is_secret {
         report.warning(
             CHECK,
-            format!("SUPABASE_KEY is {}, not known to be a secret (service_role) one", facts.name),
+            format!("{setting} is {}, not known to be a secret (service_role) one", facts.name),
             REMEDY,
         );
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::report::{Failed, Report};
 use super::{key, network, thread};
 use crate::settings::Plan;
-use crate::supabase::Supabase;
 use crate::supabase::survey::{Caller, FUNCTIONS, Pulse, SCHEMA, Trouble, Why};
+use crate::supabase::{MIGRATE, Supabase};
 use crate::version::{Clock, TOLERANCE};
 
 /// Each rests on those before it.
@@ -17,8 +17,6 @@ const ROUNDS: usize = 5;
 /// A clock that is off by more is no matter of milliseconds any more.
 const FAR_OFF: Duration = Duration::from_secs(300);
 
-const MIGRATE: &str = "apply the migrations: `supabase db push`, or `psql -f` for each file in migrations/; right after \
-                       that, PostgREST may need `notify pgrst, 'reload schema'`";
 pub(super) const GRANT: &str =
     "apply the migrations again, which grant what service_role needs and nobody else anything";
 
@@ -29,7 +27,7 @@ pub(super) async fn examine(plan: &Plan, public_key: Option<&str>, report: &mut 
         && !report.has(key::CHECK)
     {
         let why =
-            format!("SUPABASE_KEY is {name}; whether it is taken is not known, because {failed} failed");
+            format!("{} is {name}; whether it is taken is not known, because {failed} failed", plan.key_name);
         report.skipped(key::CHECK, why);
     }
     for check in CHAIN {
@@ -52,7 +50,7 @@ async fn chain(
     let system = Clock::new();
     network::examine(&project, report).await?;
     let name = key?;
-    let pulse = answer(&project, &name, report).await?;
+    let pulse = answer(&project, plan, &name, report).await?;
     let is_migrated = migrations(&pulse, report);
     let pulses = round_trip(&project, plan, report).await?;
     clock(&system, &pulses, report);
@@ -63,7 +61,12 @@ async fn chain(
 }
 
 /// The first answer, which says at once whether the key is taken.
-async fn answer(project: &Supabase, key: &str, report: &mut Report<'_>) -> Result<Pulse, Failed> {
+async fn answer(
+    project: &Supabase,
+    plan: &Plan,
+    key: &str,
+    report: &mut Report<'_>,
+) -> Result<Pulse, Failed> {
     report.begins("api");
     let trouble = match project.pulse(Caller::Daemon, FUNCTIONS[0]).await {
         Ok(pulse) => {
@@ -76,7 +79,7 @@ async fn answer(project: &Supabase, key: &str, report: &mut Report<'_>) -> Resul
     let remedy = match trouble.why {
         Why::Key => {
             report.ok("api", format!("{} answers", project.host()));
-            let what = format!("Supabase refuses SUPABASE_KEY, {key}: {}", trouble.said);
+            let what = format!("Supabase refuses {}, {key}: {}", plan.key_name, trouble.said);
             let remedy = format!("{}; this one may have been revoked, or be another project's", key::REMEDY);
             return Err(report.failure(key::CHECK, what, remedy));
         }

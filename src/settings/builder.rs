@@ -22,7 +22,7 @@ use crate::queue_file::QueueFile;
 use crate::spool::without::Spool;
 use crate::spool::{Bounds, Waiting};
 use crate::store::Store;
-use crate::supabase::{KeySource, Supabase};
+use crate::supabase::{self, KeySource, Supabase};
 use crate::version::Clock;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -53,6 +53,8 @@ pub struct Builder {
     pub(super) url: Option<String>,
     pub(super) project: Option<String>,
     pub(super) key: Option<Secret>,
+    /// The setting that the key is from.
+    pub(super) key_name: &'static str,
     /// The file that the key is from.
     pub(super) key_file: Option<KeySource>,
     key_source: Option<KeySource>,
@@ -93,6 +95,7 @@ impl Default for Builder {
             url: None,
             project: None,
             key: None,
+            key_name: key::NAME,
             key_file: None,
             key_source: None,
             deadline: Duration::ZERO,
@@ -127,16 +130,17 @@ impl Builder {
     /// The settings of the process's environment and, for what is not set there, of a file such as `.env`. There need
     /// not be one. The environment itself is left as it is. In the file, `$NAME` or `${NAME}` in a value stands for that
     /// variable of the environment or of a line above, or for nothing; in single quotes it stands for itself. If
-    /// SUPABASE_KEY is set there, the file is read again when Supabase refuses the key.
+    /// the key is set there, the file is read again when Supabase refuses the key.
     pub fn from_env_and_file(path: impl AsRef<Path>) -> Self {
         let (vars, problem) = match dotenv::read(path.as_ref()) {
             Ok(vars) => (vars, None),
             Err(problem) => (Vec::new(), Some(problem)),
         };
-        let from_env: Vec<_> = environment().filter(|(_, value)| !value.is_empty()).collect();
-        let key_is_ours = from_env.iter().all(|(name, _)| name != "SUPABASE_KEY");
-        let mut builder = Self::from_vars(vars.into_iter().chain(from_env));
-        builder.key_file = builder.key_file.or_else(|| key_is_ours.then(|| key::of_dotenv(path.as_ref())));
+        let from_env: BTreeMap<_, _> = environment().filter(|(_, value)| !value.is_empty()).collect();
+        let mut builder = Self::from_vars(vars.into_iter().chain(from_env.clone()));
+        let (name, key_is_ours) = (builder.key_name, !from_env.contains_key(builder.key_name));
+        builder.key_file =
+            builder.key_file.or_else(|| key_is_ours.then(|| key::of_dotenv(path.as_ref(), name)));
         builder.problems.extend(problem.map(|problem| (None, problem)));
         builder
     }
@@ -152,7 +156,7 @@ impl Builder {
             }
         }
         let is_set = |name: &str| vars.get(name).is_some_and(|text| !text.trim().is_empty());
-        let key = ["SUPABASE_KEY", "SUPABASE_KEY_FILE"].into_iter().find(|name| is_set(name));
+        let key = key::NAMES.into_iter().find(|name| is_set(name));
         if let Some(key) = key.filter(|_| !is_set("CONVERSATION_STORAGE_BACKEND")) {
             builder.doubt(format!(
                 "{key} is set, but CONVERSATION_STORAGE_BACKEND is not: the backend is `local`"
@@ -207,6 +211,28 @@ impl Builder {
             self.take(setting, text);
         }
         self
+    }
+
+    pub(super) fn set_key(&mut self, name: &'static str, key: &str, file: Option<KeySource>) {
+        (self.key_name, self.key, self.key_file) = (name, Some(Secret(key.into())), file);
+    }
+
+    /// Takes the key by a name that Supabase gives it, unless a setting of threadkeep's own has given one.
+    pub(super) fn take_key_of_supabase(
+        &mut self,
+        name: &'static str,
+        key: &str,
+    ) -> std::result::Result<(), String> {
+        let Some(held) = &self.key else {
+            supabase::check_key(key)?;
+            self.set_key(name, key, None);
+            return Ok(());
+        };
+        if held.0 != key && self.backend == Backend::Supabase {
+            let used = self.key_name;
+            self.doubt(format!("{used} and {name} hold different keys: the one of {used} is used"));
+        }
+        Ok(())
     }
 
     /// Keeps conversations in a SQLite file.
@@ -503,9 +529,11 @@ impl Builder {
         // What is set but wrong is not missing.
         let is_wrong = |name: &str| self.problems.iter().any(|(_, problem)| problem.starts_with(name));
         let no_url = self.url.is_none() && !is_wrong("SUPABASE_URL") && !is_wrong("SUPABASE_PROJECT_ID");
-        let no_key = self.key.is_none() && !is_wrong("SUPABASE_KEY");
+        let no_key = self.key.is_none() && !key::NAMES.into_iter().any(is_wrong);
         let url = no_url.then_some("SUPABASE_URL (or SUPABASE_PROJECT_ID) is");
-        let key = no_key.then_some("SUPABASE_KEY (or SUPABASE_KEY_FILE) is");
+        let key = no_key.then_some(
+            "SUPABASE_KEY (or SUPABASE_KEY_FILE, SUPABASE_SECRET_KEY or SUPABASE_SERVICE_ROLE_KEY) is",
+        );
         [url, key].into_iter().flatten().filter(|_| is_asked).collect()
     }
 }

@@ -5,6 +5,14 @@ use std::path::{Path, PathBuf};
 use super::dotenv;
 use crate::supabase::KeySource;
 
+/// The settings that a key can come from, in the order in which they are taken. The last two are names that Supabase
+/// itself gives it.
+pub(super) const NAMES: [&str; 4] = [NAME, FILE, SECRET, SERVICE_ROLE];
+pub(super) const NAME: &str = "SUPABASE_KEY";
+pub(super) const FILE: &str = "SUPABASE_KEY_FILE";
+pub(super) const SECRET: &str = "SUPABASE_SECRET_KEY";
+pub(super) const SERVICE_ROLE: &str = "SUPABASE_SERVICE_ROLE_KEY";
+
 /// No key is as long.
 const MOST: u64 = 16 << 10;
 
@@ -17,10 +25,10 @@ pub(super) fn of_file(path: &str) -> Result<(String, KeySource), String> {
     Ok((key, KeySource::new(move || read(&path).inspect_err(warn).ok())))
 }
 
-/// How to read SUPABASE_KEY anew from a file such as `.env`. One that is gone counts as empty.
-pub(super) fn of_dotenv(path: &Path) -> KeySource {
+/// How to read the key of that name anew from a file such as `.env`. One that is gone counts as empty.
+pub(super) fn of_dotenv(path: &Path, name: &'static str) -> KeySource {
     let path = lasting(path);
-    let key = |vars: Vec<(String, String)>| vars.into_iter().rfind(|(name, _)| name == "SUPABASE_KEY");
+    let key = move |vars: Vec<(String, String)>| vars.into_iter().rfind(|(set, _)| set == name);
     let warn = |wrong: &String| tracing::warn!("no new key from the file of settings: {wrong}");
     KeySource::new(move || {
         let vars = dotenv::read(&path).inspect_err(warn).ok()?;

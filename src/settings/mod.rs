@@ -17,7 +17,6 @@ use crate::record::LARGEST;
 use crate::supabase;
 
 pub use builder::Builder;
-use builder::Secret;
 #[cfg(feature = "cli")]
 pub(crate) use plan::Plan;
 
@@ -159,18 +158,18 @@ pub const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
-        name: "SUPABASE_KEY",
+        name: key::NAME,
         default: "",
         what: "the secret (service role) key, `sb_secret_…` or the legacy JWT; not the anon key, which is public",
         backend: Some(Backend::Supabase),
         set: |builder, text| {
             supabase::check_key(text)?;
-            (builder.key, builder.key_file) = (Some(Secret(text.into())), None);
+            builder.set_key(key::NAME, text, None);
             Ok(())
         },
     },
     Setting {
-        name: "SUPABASE_KEY_FILE",
+        name: key::FILE,
         default: "",
         what: "a file that holds the key, instead of SUPABASE_KEY; read again when Supabase refuses the key",
         backend: Some(Backend::Supabase),
@@ -178,11 +177,25 @@ pub const SETTINGS: &[Setting] = &[
             if builder.key.is_some() {
                 return Err("SUPABASE_KEY is set as well; use one of them".into());
             }
-            let (key, file) = key::of_file(text)?;
-            supabase::check_key(&key)?;
-            (builder.key, builder.key_file) = (Some(Secret(key)), Some(file));
+            let (found, file) = key::of_file(text)?;
+            supabase::check_key(&found)?;
+            builder.set_key(key::FILE, &found, Some(file));
             Ok(())
         },
+    },
+    Setting {
+        name: key::SECRET,
+        default: "",
+        what: "Supabase's own name for the key, `sb_secret_…`; taken if neither SUPABASE_KEY nor SUPABASE_KEY_FILE is set",
+        backend: Some(Backend::Supabase),
+        set: |builder, text| builder.take_key_of_supabase(key::SECRET, text),
+    },
+    Setting {
+        name: key::SERVICE_ROLE,
+        default: "",
+        what: "Supabase's own name for the legacy key; taken if none of the three above is set",
+        backend: Some(Backend::Supabase),
+        set: |builder, text| builder.take_key_of_supabase(key::SERVICE_ROLE, text),
     },
     Setting {
         name: "SUPABASE_TIMEOUT_SECONDS",

@@ -27,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) doubts: Vec<String>,
     pub(crate) url: Option<String>,
     key: Option<Secret>,
+    /// The setting that the key is from.
+    pub(crate) key_name: &'static str,
     pub(crate) local_path: PathBuf,
     pub(crate) queue_path: PathBuf,
     pub(crate) bounds: Bounds,
@@ -60,6 +62,7 @@ impl Builder {
             doubts: self.doubts,
             url: self.url,
             key: self.key,
+            key_name: self.key_name,
             local_path: self.local_path,
             queue_path: self.queue_path,
             bounds: self.spool,

@@ -116,12 +116,14 @@ fn is_elsewhere(status: StatusCode, code: &str) -> bool {
         && (status.is_redirection() || matches!(status.as_u16(), 404 | 405 | 406 | 407 | 410 | 421))
 }
 
-/// The one remedy for all that is missing in the database.
+/// The one remedy for all that is missing in the database. `supabase db push` reads `supabase/migrations` alone, and reports
+/// success if that folder has nothing for it.
+pub(crate) const MIGRATE: &str = "apply the migrations: `threadkeep migrations --dir supabase/migrations` (or `cp migrations/*.sql \
+     supabase/migrations/`) and then `supabase db push --include-all`, or `psql -f` for each file in migrations/; right after that, \
+     PostgREST may need `notify pgrst, 'reload schema'`";
+
 pub(super) fn missing_migrations(what: &str) -> String {
-    format!(
-        "the database lacks threadkeep's table or functions ({what}); apply the migrations with `supabase db push` or \
-         `psql -f` for each file in migrations/; right after that, PostgREST may need `notify pgrst, 'reload schema'`"
-    )
+    format!("the database lacks threadkeep's table or functions ({what}); {MIGRATE}")
 }
 
 /// What an answer means.

@@ -31,6 +31,8 @@ use keyring::Keyring;
 use wire::{Answer, Row};
 
 #[cfg(feature = "cli")]
+pub(crate) use classify::MIGRATE;
+#[cfg(feature = "cli")]
 pub(crate) use key::KeyFacts;
 pub(crate) use keyring::KeySource;
 

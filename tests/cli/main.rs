@@ -1,12 +1,15 @@
 //! The command line, run as people run it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
+#[macro_use]
+#[path = "../stack/mod.rs"]
+mod stack;
+
 mod damage;
 mod files;
+mod migrations;
 #[path = "../disk/mount.rs"]
 mod mount;
 mod process;
-#[path = "../stack/mod.rs"]
-mod stack;
 mod supabase;
 mod usage;

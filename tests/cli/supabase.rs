@@ -10,23 +10,7 @@ use crate::stack::{Fault, Gateway, Server, Stack};
 
 const DAY: i64 = 86_400_000;
 
-/// Makes two tests of each function that takes a server.
-macro_rules! on_both_servers {
-    ($($test:ident),* $(,)?) => { $(
-        mod $test {
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn postrust() {
-                super::$test(crate::stack::Server::Postrust).await;
-            }
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn lite() {
-                super::$test(crate::stack::Server::Lite).await;
-            }
-        }
-    )* };
-}
-
-on_both_servers!(
+on_each_server!(
     threads_are_put_got_listed_and_removed_beside_a_daemon,
     a_replay_in_an_outage_says_what_is_left_and_why,
     conversations_of_a_local_file_are_moved,

@@ -17,6 +17,7 @@ async fn every_command_says_what_it_does() {
         ("remove", ["Deletes a conversation", "beside a running daemon"]),
         ("list", ["user's conversations", "--limit"]),
         ("doctor", ["what is wrong and what to do", "--anon-key"]),
+        ("migrations", ["supabase db push --include-all", "secret key first"]),
         ("queue", ["while Supabase is away", "its metrics"]),
         ("queue status", ["what the file holds", "--file"]),
         ("queue list", ["in the order", "--file"]),
@@ -43,6 +44,7 @@ async fn wrong_arguments_are_2_and_failures_are_1() {
         &["nonsense"],
         &["get"],
         &["put", "k", "1", "--ttl", "soon"],
+        &["migrations", "--overwrite"],
         &["queue", "dead", "--forget"],
         &["queue", "dead", "--all", "--requeue", "k"],
     ] {

@@ -1,9 +1,11 @@
 //! The daemon as a process: started, killed, started again.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
-mod process;
+#[macro_use]
 #[path = "../stack/mod.rs"]
 mod stack;
+
+mod process;
 
 use std::time::Duration;
 
@@ -41,15 +43,7 @@ async fn with_no_configuration_a_conversation_outlives_sigterm_and_sigkill() {
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600, "for the owner's eyes only");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_planned_end_to_end_test_on_postrust() {
-    end_to_end(Server::Postrust).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_planned_end_to_end_test_on_lite() {
-    end_to_end(Server::Lite).await;
-}
+on_each_server!(the_planned_end_to_end_test);
 
 async fn on_supabase(gateway: &Gateway, more: &[(&str, &str)]) -> Daemon {
     let (url, key) = (gateway.url(), gateway.keys().secret);
@@ -59,7 +53,7 @@ async fn on_supabase(gateway: &Gateway, more: &[(&str, &str)]) -> Daemon {
 }
 
 /// Start a chat, take its continuation_id, kill the daemon, start it, go on, and read the row with SQL.
-async fn end_to_end(server: Server) {
+async fn the_planned_end_to_end_test(server: Server) {
     let stack = tokio::task::block_in_place(|| Stack::shared(server));
     let gateway = stack.gateway().await;
     let mut daemon = on_supabase(&gateway, &[]).await;

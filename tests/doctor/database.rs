@@ -1,4 +1,4 @@
-//! What can be wrong in the database, on both servers.
+//! What can be wrong in the database, on each server.
 
 use crate::patient::{Diagnosis, patient};
 use crate::process::Cli;
@@ -38,13 +38,14 @@ impl Patient {
     }
 }
 
-on_both_servers!(
+on_each_server!(
     a_healthy_stack_is_well_and_each_fault_in_the_database_is_named,
     the_probe_thread_is_removed_whatever_fails,
     missing_migrations_are_named,
 );
 
-const MIGRATE: [&str; 2] = ["supabase db push", "psql -f"];
+const MIGRATE: [&str; 2] =
+    ["threadkeep migrations --dir supabase/migrations", "supabase db push --include-all"];
 
 async fn a_healthy_stack_is_well_and_each_fault_in_the_database_is_named(server: Server) {
     let patient = Patient::new(server).await;
@@ -127,10 +128,16 @@ async fn missing_migrations_are_named(server: Server) {
     diagnosis.says("thread", "skipped", &["because migrations failed"]).says("api", "ok", &[]);
 }
 
-/// Lite knows no roles, so only postrust can keep the public key out.
+/// Lite knows no roles, so only the others can keep the public key out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_has_the_public_key_is_kept_out_or_named() {
-    let patient = Patient::new(Server::Postrust).await;
+    for server in Server::installed().filter(|server| *server != Server::Lite) {
+        keep_out_whoever_has_the_public_key(server).await;
+    }
+}
+
+async fn keep_out_whoever_has_the_public_key(server: Server) {
+    let patient = Patient::new(server).await;
     let keys = patient.gateway.keys();
     for key in [&keys.publishable, &keys.anon_jwt] {
         let ended = patient.cli.run(&["doctor", "--json", "--anon-key", key]).await;

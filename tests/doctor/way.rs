@@ -54,6 +54,14 @@ async fn every_problem_of_the_settings_is_named() {
         "warning",
         &["lost when the daemon restarts"],
     );
+    let two = |other| {
+        let (url, key) = (("SUPABASE_URL", "http://127.0.0.1:1"), ("SUPABASE_KEY", "sb_secret_nobodys"));
+        Cli::new(&[bare[0], url, key, ("SUPABASE_SERVICE_ROLE_KEY", other)])
+    };
+    let doubt =
+        "SUPABASE_KEY and SUPABASE_SERVICE_ROLE_KEY hold different keys: the one of SUPABASE_KEY is used";
+    Diagnosis::of(&two("hunter2")).await.says("settings", "warning", &[doubt]);
+    Diagnosis::of(&two("sb_secret_nobodys")).await.says("settings", "ok", &["all can be used"]);
     let forgotten = Cli::new(&[("SUPABASE_KEY", "sb_secret_nobodys")]);
     Diagnosis::of(&forgotten).await.says("settings", "warning", &["CONVERSATION_STORAGE_BACKEND is not"]);
 }
@@ -101,11 +109,7 @@ async fn a_hosted_project_without_a_name_is_perhaps_paused() {
         .only_fails("dns", &["x.supabase.co cannot be resolved", "paused", "dashboard"]);
 }
 
-on_both_servers!(
-    a_key_that_is_none_of_a_daemons_is_named,
-    a_gateway_in_trouble_is_named,
-    a_slow_way_is_named
-);
+on_each_server!(a_key_that_is_none_of_a_daemons_is_named, a_gateway_in_trouble_is_named, a_slow_way_is_named);
 
 async fn a_key_that_is_none_of_a_daemons_is_named(server: Server) {
     let gateway = shared(server).await;
@@ -126,6 +130,10 @@ async fn a_key_that_is_none_of_a_daemons_is_named(server: Server) {
         .says("api", "skipped", &["because key failed"]);
     let expired = legacy(r#"{"role":"service_role","exp":1700000000}"#);
     Diagnosis::of(&with(&expired)).await.only_fails("key", &["expired on 2023-11-14", advice]);
+    let of_supabase = [("SUPABASE_KEY", ""), ("SUPABASE_SECRET_KEY", &*keys.publishable)];
+    Diagnosis::of(&patient(&gateway, &of_supabase))
+        .await
+        .only_fails("key", &["SUPABASE_SECRET_KEY is a pub"]);
     let odd = Diagnosis::of(&with("hunter2")).await;
     odd.only_fails("key", &["refuses"]).says("key", "warning", &["not known to be a secret", advice]);
     let others = legacy(r#"{"role":"service_role","ref":"abcdef","exp":4102444800}"#);

@@ -11,6 +11,10 @@
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+#[macro_use]
+#[path = "../stack/mod.rs"]
+mod stack;
+
 mod daemon;
 mod history;
 mod oracle;
@@ -19,8 +23,6 @@ mod planted;
 mod queue;
 mod remote;
 mod run;
-#[path = "../stack/mod.rs"]
-mod stack;
 mod supabase;
 mod world;
 
@@ -131,7 +133,7 @@ where
 }
 
 /// Some schedules on real PostgreSQL, through the gateways of two daemons.
-async fn on_postgresql(server: Server) {
+async fn nor_does_one_on_postgresql(server: Server) {
     let first = setting("MODEL_SEED").map_or_else(|| fastrand::u64(..1 << 40), |seed| seed as u64);
     println!("seeds {first} to {} on {server:?}", first + WORLDS_ON_POSTGRESQL - 1);
     let worlds = (first..).take(WORLDS_ON_POSTGRESQL as usize).map(|seed| async move {
@@ -141,15 +143,7 @@ async fn on_postgresql(server: Server) {
     judge(worlds).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nor_does_one_on_postgresql_behind_postrust() {
-    on_postgresql(Server::Postrust).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nor_does_one_on_postgresql_behind_lite() {
-    on_postgresql(Server::Lite).await;
-}
+on_each_server!(nor_does_one_on_postgresql);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_planted_bug_is_noticed() {

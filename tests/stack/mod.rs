@@ -3,11 +3,12 @@
 //!
 //! [`Stack`] starts the processes, [`Gateway`] stands where Supabase's edge stands. Two servers that were
 //! written independently run the same tests, since each is wrong somewhere: what passes on both is probably
-//! right. Nothing outlives the test process (see [`leash`]), and a missing server fails the test instead of
-//! skipping it.
+//! right. PostgREST itself is a third one, if this machine has it. Nothing outlives the test process (see
+//! [`leash`]), and a missing server fails the test instead of skipping it; only PostgREST may be missing, and
+//! then each of its tests says so.
 
 // Each test binary compiles this module for itself and uses a part of it.
-#![allow(dead_code, unused_imports)]
+#![allow(dead_code, unused_imports, unused_macros)]
 // The environment and deadlines are legal here, and so is a panic: it is how a test says what is wrong.
 #![allow(clippy::disallowed_methods, clippy::expect_used)]
 
@@ -26,10 +27,32 @@ use std::time::{Duration, Instant};
 
 pub use gateway::{Fault, Gateway, Keys, Seen, jwt};
 pub use prometheus::{Prometheus, promtool};
-pub use server::Server;
+pub use server::{Server, python};
 
 use postgres::{Postgres, SUPERUSER};
 use server::Rest;
+
+/// Makes a test on each server of each function that takes a server.
+macro_rules! on_each_server {
+    ($($test:ident),* $(,)?) => { $(
+        mod $test {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postrust() {
+                super::$test(crate::stack::Server::Postrust).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn lite() {
+                super::$test(crate::stack::Server::Lite).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgrest() {
+                if crate::stack::Server::Postgrest.is_installed() {
+                    super::$test(crate::stack::Server::Postgrest).await;
+                }
+            }
+        }
+    )* };
+}
 
 /// What to do about a server that is not there.
 const MISSING: &str = "run tests/install";
@@ -56,8 +79,8 @@ impl Stack {
 
     /// A stack without threadkeep's schema.
     ///
-    /// Lite sees what is created later only after a restart; postrust also by `notify pgrst, 'reload
-    /// schema'`.
+    /// Lite sees what is created later only after a restart; postrust and PostgREST also by `notify pgrst,
+    /// 'reload schema'`.
     pub fn start_without_migrations(server: Server) -> Self {
         Self::assemble(server, false, |_| {})
     }
@@ -178,7 +201,11 @@ pub fn free_port() -> u16 {
 
 /// Waits for a process that says nothing when it is ready.
 fn wait_until(ready: impl Fn() -> bool, failure: impl Fn() -> String) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    wait_until_within(Duration::from_secs(60), ready, failure);
+}
+
+fn wait_until_within(limit: Duration, ready: impl Fn() -> bool, failure: impl Fn() -> String) {
+    let deadline = Instant::now() + limit;
     while !ready() {
         assert!(Instant::now() < deadline, "{}", failure());
         std::thread::sleep(Duration::from_millis(10));

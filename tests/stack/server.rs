@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -9,40 +10,91 @@ use std::time::Duration;
 use super::gateway;
 use super::leash::{self, Leash, Signal};
 use super::postgres::Postgres;
-use super::{MISSING, free_port, wait_until};
+use super::{MISSING, free_port, wait_until, wait_until_within};
 
-/// Which server stands in for Supabase's PostgREST.
+/// Which server speaks REST for the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Server {
     /// A rewrite of PostgREST in Rust.
     Postrust,
     /// @supabase/lite, in TypeScript.
     Lite,
+    /// PostgREST itself, which no package registry has. Tests use it if this machine has one.
+    Postgrest,
 }
 
-impl Server {
-    pub const ALL: [Self; 2] = [Self::Postrust, Self::Lite];
+/// Names the program of PostgREST; without it, `postgrest` on the PATH is taken.
+const POSTGREST_BIN: &str = "POSTGREST_BIN";
+/// PostgREST tries a database that was away after 1, 2, 4 … and at most 32 s, and needs a moment to read the schema.
+const POSTGREST_RETRY: Duration = Duration::from_secs(120);
 
-    /// Panics where the server is not installed: a test that skips itself proves nothing.
+impl Server {
+    pub const ALL: [Self; 3] = [Self::Postrust, Self::Lite, Self::Postgrest];
+
+    /// The servers that tests run on: all but a PostgREST that this machine does not have.
+    pub fn installed() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|server| server.is_installed())
+    }
+
+    /// Tells whether to run a test on this server. Only PostgREST may be missing: then this says so on standard
+    /// output, past the capture of the test harness. A missing postrust or lite fails the test later, in
+    /// [`check`](Self::check).
+    pub fn is_installed(self) -> bool {
+        let is_installed = self != Self::Postgrest || find_postgrest().is_some();
+        if !is_installed {
+            let test = std::thread::current().name().unwrap_or_default().to_owned();
+            let note = format!(
+                "{test}: PostgREST was not found, so nothing ran on it: set {POSTGREST_BIN} to its program, or put \
+                 `postgrest` on the PATH\n"
+            );
+            std::io::stdout().write_all(note.as_bytes()).expect("standard output is open");
+        }
+        is_installed
+    }
+
+    /// Panics if the server is not installed: a test that skips itself proves nothing.
     pub fn check(self) {
         let program = self.program();
         assert!(program.exists(), "{self:?} is not installed (no {}): {MISSING}", program.display());
     }
 
     fn program(self) -> PathBuf {
-        stack_directory().join(match self {
-            Self::Postrust => "postrust/bin/postrust",
-            Self::Lite => "lite/node_modules/.bin/lite",
-        })
+        match self {
+            Self::Postrust => stack_directory().join("postrust/bin/postrust"),
+            Self::Lite => stack_directory().join("lite/node_modules/.bin/lite"),
+            Self::Postgrest => find_postgrest().unwrap_or_else(|| "postgrest".into()),
+        }
     }
 
     /// The path under which it serves what Supabase serves under `/rest/v1`.
     pub fn prefix(self) -> &'static str {
         match self {
-            Self::Postrust => "",
+            Self::Postrust | Self::Postgrest => "",
             Self::Lite => "/rest/v1",
         }
     }
+}
+
+/// The program of PostgREST: the one that `POSTGREST_BIN` names, else `postgrest` on the PATH.
+///
+/// Panics if the variable names no program, because the caller meant to test with PostgREST.
+fn find_postgrest() -> Option<PathBuf> {
+    let named = std::env::var_os(POSTGREST_BIN).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(program) = named {
+        assert!(
+            is_program(&program),
+            "{POSTGREST_BIN} is {}, which is no program that can be run: set it to the path of postgrest, or unset it",
+            program.display()
+        );
+        // The server runs in a directory of its own.
+        return Some(std::path::absolute(program).expect("a path that is not empty"));
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join("postgrest")).find(|program| is_program(program))
+}
+
+fn is_program(path: &Path) -> bool {
+    path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
 }
 
 /// Where `tests/install` puts the servers; the two must agree.
@@ -51,6 +103,13 @@ pub(super) fn stack_directory() -> PathBuf {
     let cache = || path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")));
     let directory = path("THREADKEEP_STACK_DIR").or_else(|| Some(cache()?.join("threadkeep-stack")));
     directory.expect("HOME or THREADKEEP_STACK_DIR is set")
+}
+
+/// Python with `supabase-py`, as `tests/install` sets it up.
+pub fn python() -> PathBuf {
+    let program = stack_directory().join("python/bin/python");
+    assert!(program.exists(), "supabase-py is not installed (no {}): {MISSING}", program.display());
+    program
 }
 
 /// A running server, which ends with the value or with the process.
@@ -67,6 +126,7 @@ impl Rest {
         let command = match server {
             Server::Postrust => postrust(port, postgres),
             Server::Lite => lite(port, postgres, &directory),
+            Server::Postgrest => postgrest(port, postgres),
         };
         let leash = Leash::new(directory, Signal::Kill, &command);
         let rest = Self { leash, server, port };
@@ -84,12 +144,25 @@ impl Rest {
         self.leash.stop();
     }
 
-    /// Gets over an outage of PostgreSQL. Lite needs help: it ends itself when that goes away under a
-    /// request, and otherwise waits up to 20 s before it connects again.
+    /// Gets over an outage of PostgreSQL. Postrust connects again at the next request.
+    ///
+    /// Lite needs help: it ends itself when PostgreSQL goes away under a request, and otherwise waits up to 20 s before
+    /// it connects again. PostgREST needs time. It answers 400 with an empty code for each pooled connection that died,
+    /// and 503 until it has read the schema again.
     pub fn recover(&self) {
-        if self.server == Server::Lite && self.leash.is_running() {
-            self.kill();
-            self.resume();
+        if !self.leash.is_running() {
+            return;
+        }
+        match self.server {
+            Server::Postrust => {}
+            Server::Lite => {
+                self.kill();
+                self.resume();
+            }
+            Server::Postgrest => {
+                let failure = || format!("PostgREST does not get over an outage:\n{}", self.leash.log());
+                wait_until_within(POSTGREST_RETRY, || self.answers(), failure);
+            }
         }
     }
 
@@ -140,6 +213,23 @@ fn postrust(port: u16, postgres: &Postgres) -> Command {
         .env("PGRST_MAX_BODY_SIZE", (64 << 20).to_string())
         // PostgREST reads these from the roles; postrust has to be told.
         .env("PGRST_ROLE_SETTINGS", r#"{"anon":{"statement_timeout":3000}}"#);
+    command
+}
+
+/// Configured as PostgREST documents it. The settings of roles, such as `statement_timeout`, come from the roles.
+fn postgrest(port: u16, postgres: &Postgres) -> Command {
+    let mut command = Command::new(Server::Postgrest.program());
+    command
+        .env("PGRST_DB_URI", postgres.url("authenticator"))
+        .env("PGRST_DB_SCHEMAS", "public,stack")
+        .env("PGRST_DB_ANON_ROLE", "anon")
+        .env("PGRST_DB_CHANNEL_ENABLED", "true") // `notify pgrst, 'reload schema'`
+        .env("PGRST_DB_POOL", "10")
+        .env("PGRST_DB_POOL_ACQUISITION_TIMEOUT", "10")
+        .env("PGRST_JWT_SECRET", gateway::JWT_SECRET) // at least 32 characters, or PostgREST does not start
+        .env("PGRST_SERVER_HOST", "127.0.0.1") // or it listens on all interfaces
+        .env("PGRST_SERVER_PORT", port.to_string())
+        .env("LANG", "C.UTF-8"); // or a log line beyond ASCII could not be written
     command
 }
 

@@ -9,7 +9,7 @@ use crate::{answer, echoing, said, say};
 
 #[tokio::test]
 async fn a_reset_reaches_the_client_and_not_the_server() {
-    for server in Server::ALL {
+    for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         gateway.script([Fault::Reset]);
         let error = say(&gateway, "reset").send().await.expect_err("no answer");
@@ -21,7 +21,7 @@ async fn a_reset_reaches_the_client_and_not_the_server() {
 
 #[tokio::test]
 async fn answers_of_gateways_are_given_in_the_order_of_the_script() {
-    for server in Server::ALL {
+    for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         gateway.script([
             Fault::json_error(500, "57P01"),
@@ -61,7 +61,7 @@ async fn scripts_and_rules_choose_their_requests() {
 
 #[tokio::test]
 async fn a_hanging_request_is_carried_out_when_released() {
-    for server in Server::ALL {
+    for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         gateway.script([Fault::Hang, Fault::Hang]);
         let release = async {
@@ -90,7 +90,7 @@ async fn a_slow_request_takes_its_time() {
 
 #[tokio::test]
 async fn what_a_client_gives_up_arrives_late() {
-    for server in Server::ALL {
+    for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         gateway.script([Fault::Hang]);
         let impatient = say(&gateway, "late").timeout(Duration::from_millis(50));
@@ -105,7 +105,7 @@ async fn what_a_client_gives_up_arrives_late() {
 
 #[tokio::test]
 async fn an_answer_is_lost_or_cut_after_the_commit() {
-    for server in Server::ALL {
+    for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         gateway.script([Fault::LoseAnswer, Fault::Truncate]);
         let error = say(&gateway, "lost").send().await.expect_err("no answer");
@@ -120,7 +120,7 @@ async fn an_answer_is_lost_or_cut_after_the_commit() {
 
 #[tokio::test]
 async fn an_answer_hangs_after_the_commit() {
-    for server in Server::ALL {
+    for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         gateway.script([Fault::HangAfter]);
         let release = async {
@@ -136,7 +136,7 @@ async fn an_answer_hangs_after_the_commit() {
 
 #[tokio::test]
 async fn a_refusing_gateway_ends_connections_and_opens_again() {
-    for server in Server::ALL {
+    for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         gateway.always(Fault::Hang);
         let refuse = async {

@@ -28,7 +28,7 @@ const ECHO: &str = "
 
 /// The shared stack of that kind, able to echo.
 fn echoing(server: Server) -> &'static Stack {
-    static READY: [OnceLock<()>; 2] = [const { OnceLock::new() }; 2];
+    static READY: [OnceLock<()>; Server::ALL.len()] = [const { OnceLock::new() }; Server::ALL.len()];
     let stack = Stack::shared(server);
     READY[server as usize].get_or_init(|| teach(stack));
     stack
@@ -36,7 +36,7 @@ fn echoing(server: Server) -> &'static Stack {
 
 fn teach(stack: &Stack) {
     stack.psql(ECHO);
-    // Both servers learn of new functions when they start, one of them only then.
+    // Each server learns of new functions when it starts, lite only then.
     stack.kill_server();
     stack.start_server();
 }

@@ -8,13 +8,14 @@ use crate::{answer, bare, echoing, say};
 
 #[tokio::test]
 async fn a_healthy_stack_answers_as_service_role() {
-    for server in Server::ALL {
+    for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         let (status, body) = answer(say(&gateway, "healthy")).await;
         assert_eq!(status, 200, "{server:?}: {body}");
-        for part in [r#""said":"healthy""#, r#""user":"service_role""#, r#""timeout":"8s""#] {
-            assert!(body.contains(part), "{server:?}: {body}");
-        }
+        // Parsed, since PostgREST hands on PostgreSQL's spaces.
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let expected = serde_json::json!({"said": "healthy", "user": "service_role", "timeout": "8s"});
+        assert_eq!(body, expected, "{server:?}");
         let seen = gateway.seen().remove(0);
         assert_eq!((seen.number, seen.carried_out, &*seen.body), (0, Some(200), r#"{"said":"healthy"}"#));
     }
@@ -22,7 +23,7 @@ async fn a_healthy_stack_answers_as_service_role() {
 
 #[tokio::test]
 async fn keys_are_checked_as_on_supabase() {
-    for server in Server::ALL {
+    for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         let keys = gateway.keys();
         let check = async |headers: &[(&str, &str)], status: u16, part: &str| {
@@ -35,7 +36,7 @@ async fn keys_are_checked_as_on_supabase() {
         };
         let (service, anon) = (format!("Bearer {}", keys.service_jwt), format!("Bearer {}", keys.anon_jwt));
         let (secret, user) = (format!("Bearer {}", keys.secret), format!("Bearer {}", jwt("authenticated")));
-        let status_of_users = if server == Server::Lite { 403 } else { 401 }; // PostgREST: 403
+        let status_of_users = if server == Server::Postrust { 401 } else { 403 };
 
         check(&[], 401, "No API key found in request").await;
         check(&[("authorization", &service)], 401, "No API key found in request").await;
@@ -60,7 +61,7 @@ async fn keys_are_checked_as_on_supabase() {
 
 #[tokio::test]
 async fn only_rest_v1_is_routed_and_long_heads_are_refused() {
-    for server in Server::ALL {
+    for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         let get = |path: &str| {
             reqwest::Client::new().get(gateway.url() + path).header("apikey", gateway.keys().secret)
@@ -75,7 +76,7 @@ async fn only_rest_v1_is_routed_and_long_heads_are_refused() {
 
 #[tokio::test]
 async fn large_bodies_arrive() {
-    for server in Server::ALL {
+    for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         let large = "x".repeat(16 << 20);
         let (status, body) = answer(say(&gateway, &large)).await;

@@ -7,7 +7,7 @@ use threadkeep::Durability;
 use crate::stack::{Fault, Server};
 use crate::{SECOND, builder, drained, get, key, row, shared};
 
-on_both_servers!(
+on_each_server!(
     a_daemon_five_minutes_off_neither_pins_nor_loses,
     a_clock_found_wrong_while_running_is_corrected
 );

@@ -9,7 +9,7 @@ use threadkeep::{Cache, Durability, Guard, Supabase};
 use crate::stack::{Server, Stack};
 use crate::{SECOND, get, key, row, shared};
 
-on_both_servers!(
+on_each_server!(
     the_store_conforms,
     the_guarded_store_conforms_with_a_legacy_key,
     the_planned_tests,
@@ -18,7 +18,7 @@ on_both_servers!(
 
 async fn conforms(server: Server, store: Arc<dyn threadkeep::Store>) {
     match server {
-        Server::Postrust => conformance(store).await,
+        Server::Postrust | Server::Postgrest => conformance(store).await,
         // Numbers pass through JavaScript there.
         Server::Lite => conformance_without_digits(store).await,
     }

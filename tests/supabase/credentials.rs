@@ -10,12 +10,13 @@ use threadkeep::{Builder, Cache, Error, ErrorKind, Freshness, OnOutage, State};
 use crate::stack::{Fault, Gateway, Keys, Server, Stack};
 use crate::{SECOND, eventually, get, key, queue_path, rejecting, shared};
 
-on_both_servers!(
+on_each_server!(
     keys_that_are_refused,
     requests_in_flight_outlive_a_rotation,
     a_rotation_goes_unnoticed_under_traffic,
     a_key_file_that_is_late_or_junk_heals,
     a_key_in_dotenv_is_read_again,
+    the_first_of_several_keys_is_used,
     a_source_of_the_embedder_is_asked,
     missing_migrations,
     wrong_places,
@@ -42,7 +43,7 @@ async fn keys_that_are_refused(server: Server) {
     let forged = format!("{}x", keys.service_jwt);
     assert_says(&refused(&gateway.url(), &forged).await, ErrorKind::Denied, &["SUPABASE_KEY"]);
     // Lite knows no roles, so only its keys can be wrong.
-    if server == Server::Postrust {
+    if server != Server::Lite {
         for public in [&keys.anon_jwt, &keys.publishable] {
             let error = refused(&gateway.url(), public).await;
             assert_says(&error, ErrorKind::Denied, &["anon", "public", "secret (service_role) key instead"]);
@@ -202,21 +203,37 @@ async fn a_key_in_dotenv_is_read_again(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join(".env");
-    let write = |key: &str| {
+    let write = |name: &str, key: &str| {
         let (backend, url) = ("CONVERSATION_STORAGE_BACKEND=supabase", gateway.url());
-        std::fs::write(&file, format!("{backend}\nSUPABASE_URL={url}\nSUPABASE_KEY='{key}' # secret\n"))
-            .unwrap();
+        std::fs::write(&file, format!("{backend}\nSUPABASE_URL={url}\n{name}='{key}' # secret\n")).unwrap();
     };
-    write(&gateway.keys().secret);
-    let cache = Builder::from_env_and_file(&file).queue(queue_path()).open().await.unwrap();
-    let _ = cache.put(key("dotenv"), "before").await.unwrap();
-    gateway.rotate_secret();
-    write(&next_key());
-    let _ = cache.put(key("dotenv"), "after").await.unwrap();
+    for name in ["SUPABASE_KEY", "SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY"] {
+        write(name, &gateway.keys().secret);
+        let cache = Builder::from_env_and_file(&file).queue(queue_path()).open().await.unwrap();
+        let _ = cache.put(key("dotenv"), "before").await.unwrap();
+        write(name, &gateway.rotate_secret());
+        let _ = cache.put(key("dotenv"), "after").await.unwrap();
+    }
     // A key that is set by hand is not the file's.
     let by_hand =
         Builder::from_env_and_file(&file).queue(queue_path()).supabase(&gateway.url(), "sb_secret_by_hand");
     assert_eq!(by_hand.open().await.unwrap_err().kind(), ErrorKind::Denied);
+}
+
+/// The right key is the one that is to be used; the others would be refused.
+async fn the_first_of_several_keys_is_used(server: Server) {
+    let (_, gateway, _) = shared(server).await;
+    let (url, right) = (gateway.url(), gateway.keys().secret);
+    let names = ["SUPABASE_KEY", "SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY"];
+    for first in 0..names.len() {
+        let keys = names[first..].iter().enumerate().map(|(at, name)| {
+            (*name, if at == 0 { right.clone() } else { "sb_secret_of_another_project".to_owned() })
+        });
+        let fixed = [("CONVERSATION_STORAGE_BACKEND", "supabase".to_owned()), ("SUPABASE_URL", url.clone())];
+        let vars = fixed.into_iter().chain(keys).map(|(name, value)| (name.to_owned(), value));
+        let cache = Builder::from_vars(vars).queue(queue_path()).warm_threads(0).open().await.unwrap();
+        let _ = cache.put(key("several keys"), "1").await.unwrap();
+    }
 }
 
 async fn a_source_of_the_embedder_is_asked(server: Server) {
@@ -240,7 +257,9 @@ async fn missing_migrations(server: Server) {
     let stack = tokio::task::spawn_blocking(move || Stack::start_without_migrations(server)).await.unwrap();
     let gateway = stack.gateway().await;
     let error = refused(&gateway.url(), &gateway.keys().secret).await;
-    assert_says(&error, ErrorKind::Schema, &["apply the migrations", "supabase db push", "psql"]);
+    let remedy =
+        ["threadkeep migrations --dir supabase/migrations", "supabase db push --include-all", "psql"];
+    assert_says(&error, ErrorKind::Schema, &[&remedy[..], &["apply the migrations"]].concat());
 }
 
 async fn wrong_places(server: Server) {
@@ -325,7 +344,7 @@ async fn no_secret_shows(server: Server) {
     for secret in [&keys.secret, &keys.service_jwt] {
         let setup = Cache::builder()
             .supabase(&gateway.url(), secret)
-            .timeout(SECOND / 5)
+            .timeout(SECOND)
             .fresh_for(std::time::Duration::ZERO);
         shown += &format!("{setup:?}");
         let cache = setup.queue(queue_path()).on_outage(OnOutage::Reject).open().await.unwrap();

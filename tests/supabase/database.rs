@@ -8,7 +8,7 @@ use threadkeep::{Durability, Store as _, Supabase};
 use crate::stack::{Server, Stack};
 use crate::{SECOND, builder, eventually, get, key, rejecting, row, shared};
 
-on_both_servers!(
+on_each_server!(
     plain_rows_of_others_are_versioned,
     accesses_reach_the_database,
     what_is_long_expired_is_purged

@@ -1,21 +1,9 @@
-//! threadkeep on real stacks: PostgreSQL behind two PostgREST-compatible servers, and a gateway that injects faults.
+//! threadkeep on real stacks: PostgreSQL behind PostgREST-compatible servers, and a gateway that injects faults.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-/// Makes two tests of each function that takes a server.
-macro_rules! on_both_servers {
-    ($($test:ident),* $(,)?) => { $(
-        mod $test {
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn postrust() {
-                super::$test(crate::stack::Server::Postrust).await;
-            }
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn lite() {
-                super::$test(crate::stack::Server::Lite).await;
-            }
-        }
-    )* };
-}
+#[macro_use]
+#[path = "../stack/mod.rs"]
+mod stack;
 
 mod clocks;
 mod contract;
@@ -24,8 +12,6 @@ mod database;
 mod outages;
 #[path = "../values/random.rs"]
 mod random;
-#[path = "../stack/mod.rs"]
-mod stack;
 mod values;
 mod verdicts;
 mod writes;

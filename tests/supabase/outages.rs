@@ -8,7 +8,7 @@ use threadkeep::{Cache, Durability, ErrorKind, Freshness, State};
 use crate::stack::{Fault, Gateway, Server, Stack};
 use crate::{SECOND, builder, daemon, drained, eventually, get, key, shared};
 
-on_both_servers!(
+on_each_server!(
     killed_postgresql,
     killed_server,
     faults_of_the_gateway,

@@ -6,7 +6,7 @@ use threadkeep::{Builder, Cache, Durability, ErrorKind, Freshness, OnOutage};
 use crate::stack::{Fault, Gateway, Server, Stack};
 use crate::{SECOND, builder, drained, eventually, get, key, shared};
 
-on_both_servers![
+on_each_server![
     a_live_write_is_refused_for_its_own_fault_alone,
     a_refusal_of_every_write_costs_no_queued_write,
     a_start_is_ended_by_a_wrong_key_and_missing_migrations_alone,

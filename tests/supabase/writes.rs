@@ -5,7 +5,7 @@ use threadkeep::{Cache, Durability, ErrorKind};
 use crate::stack::{Fault, Server};
 use crate::{SECOND, builder, daemon, drained, get, key, rejecting, row, shared};
 
-on_both_servers!(
+on_each_server!(
     updates_are_each_applied_once_though_answers_are_lost,
     a_lost_answer_is_recognised_as_success,
     a_put_that_times_out_after_the_commit_leaves_memory_and_database_agreeing,

@@ -64,6 +64,33 @@ Run it where the daemon runs, as its user and with its settings.
 Exit codes: 0 nothing failed (there may be warnings), 1 something failed, 2 the arguments are wrong. With --json it prints one \
 object: {\"ok\", \"findings\": [{\"check\", \"verdict\", \"what\", \"remedy\"}]}.")]
     Doctor(Doctor),
+    /// Writes the SQL files that the database needs to a folder, or to standard output
+    #[command(after_help = "\
+With the Supabase CLI, in the folder that has supabase/:
+
+  threadkeep migrations --dir supabase/migrations
+  supabase db push --include-all
+
+`supabase db push` reads supabase/migrations and no other folder. Without --include-all it refuses files that are older than the \
+newest applied one. Without the Supabase CLI:
+
+  threadkeep migrations | psql -v ON_ERROR_STOP=1 \"$DATABASE_URL\"
+
+The files remove the rights of the anon key. A program that uses the table with that key needs the secret key first.
+
+The files can be applied again. A file in the folder that differs is replaced with --overwrite only: otherwise nothing is \
+written, and the exit code is 1.")]
+    Migrations(Migrations),
+}
+
+#[derive(Debug, Args)]
+pub struct Migrations {
+    /// Where to, such as supabase/migrations; created if it does not exist
+    #[arg(long, value_name = "FOLDER")]
+    pub dir: Option<PathBuf>,
+    /// Replaces files that differ
+    #[arg(long, requires = "dir")]
+    pub overwrite: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,10 +1,11 @@
-//! The command line: conversations, the queue that keeps writes while Supabase is away, and a diagnosis.
+//! The command line: conversations, the queue that keeps writes while Supabase is away, a diagnosis, and the migrations.
 
 mod arguments;
 mod dead;
 mod doctor;
 mod failure;
 mod import;
+mod migrations;
 mod output;
 mod progress;
 mod queue;
@@ -62,6 +63,7 @@ async fn run(command: Command, out: &mut Output) -> Result<Outcome, Failure> {
         Command::Remove(remove) => threads::remove(settings, &remove, out).await,
         Command::List(list) => threads::list(settings, &list, out).await,
         Command::Queue(queue) => run_queue(settings, queue, out).await,
+        Command::Migrations(migrations) => migrations::migrations(&migrations, out),
     }
 }
 

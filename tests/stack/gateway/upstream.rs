@@ -13,7 +13,7 @@ const DATABASE_AWAY: (u16, &str) = (503, r#"{"code":"PGRST001","message":"Databa
 const TOO_SLOW: (u16, &str) = (500, r#"{"code":"57014","message":"canceling statement"}"#);
 
 /// Failures by what a server says of them, and what PostgREST says. Only those of the weather, not of the
-/// request: a client must not have to know that neither server has PostgREST's words for it.
+/// request: a client must not have to know that neither postrust nor lite has PostgREST's words for it.
 const CORRECTIONS: [(&str, (u16, &str)); 4] = [
     (r#""code":"PGRST500""#, DATABASE_AWAY),
     ("connect ECONNREFUSED", DATABASE_AWAY),
@@ -48,7 +48,7 @@ impl Upstream {
     /// answer, this is Cloudflare's: 521 if it could not connect, else 520.
     pub async fn forward(&self, request: &Request, path: &str, caller: Caller) -> Reply {
         match self.ask(request, path, caller).await {
-            Ok(reply) if reply.status >= 500 => corrected(reply),
+            Ok(reply) if reply.status >= 500 && self.server != Server::Postgrest => corrected(reply),
             Ok(reply) => reply,
             Err(error) if error.is_connect() => Reply::html(521),
             Err(_) => Reply::html(520),
@@ -73,14 +73,14 @@ impl Upstream {
         })
     }
 
-    /// The two servers know the caller by different marks, and neither by those of Supabase.
+    /// The servers know the caller by different marks, and none by those of Supabase.
     fn credentials(&self, caller: Caller) -> Vec<(String, String)> {
         let apikey = |key: &str| ("apikey".to_owned(), key.to_owned());
         let bearer = |token: String| ("authorization".to_owned(), format!("Bearer {token}"));
         match (self.server, caller) {
-            (Server::Postrust, Caller::Service) => vec![bearer(jwt("service_role"))],
-            (Server::Postrust, Caller::Anon) => vec![],
-            (Server::Postrust, Caller::Bearer(token)) => vec![bearer(token)],
+            (Server::Postrust | Server::Postgrest, Caller::Service) => vec![bearer(jwt("service_role"))],
+            (Server::Postrust | Server::Postgrest, Caller::Anon) => vec![],
+            (Server::Postrust | Server::Postgrest, Caller::Bearer(token)) => vec![bearer(token)],
             (Server::Lite, Caller::Service) => vec![apikey(LITE_SECRET)],
             (Server::Lite, Caller::Anon) => vec![apikey(LITE_PUBLISHABLE)],
             (Server::Lite, Caller::Bearer(token)) => vec![apikey(LITE_PUBLISHABLE), bearer(token)],
