@@ -13,7 +13,7 @@ mod wire;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
@@ -22,7 +22,7 @@ use reqwest::{Client, Method, Request, StatusCode, Url, redirect, retry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Key, Want, Write};
 use crate::store::{Applied, Loaded, Page, Recent, Store};
-use crate::version::{Clock, Timestamp};
+use crate::version::{Clock, Moment, Timestamp};
 
 use key::ApiKey;
 use keyring::Keyring;
@@ -144,7 +144,7 @@ impl Supabase {
         let (sent, body) = self.send(request, Duration::from_secs(upload as u64)).await?;
         let not_ours = |error| classify::not_ours(&self.host, &body, error);
         let answer: Answer<'_> = serde_json::from_slice(&body).map_err(not_ours)?;
-        self.clock.correct(sent, Instant::now(), Timestamp(answer.now.clamp(0, END_OF_TIME)));
+        self.clock.correct(sent, Moment::now(), Timestamp(answer.now.clamp(0, END_OF_TIME)));
         let read = if answer.schema >= SCHEMA {
             read(answer)
         } else {
@@ -168,7 +168,7 @@ impl Supabase {
 
     /// Sends a request, and once more where Supabase refuses the key and there is another one meanwhile: nothing came
     /// of what was refused. Returns when it was sent, and the answer.
-    async fn send(&self, request: Request, upload: Duration) -> Result<(Instant, Vec<u8>)> {
+    async fn send(&self, request: Request, upload: Duration) -> Result<(Moment, Vec<u8>)> {
         let key = self.keys.current();
         // The copies share the body.
         let again = request.try_clone();
@@ -187,7 +187,7 @@ impl Supabase {
         key: &ApiKey,
         mut request: Request,
         upload: Duration,
-    ) -> Result<(Instant, Vec<u8>)> {
+    ) -> Result<(Moment, Vec<u8>)> {
         *request.headers_mut() = key.headers().clone();
         let Exchange { sent, status, rest, body } = self.exchange(request, upload).await?;
         if status.is_success() {
@@ -197,7 +197,7 @@ impl Supabase {
     }
 
     async fn exchange(&self, request: Request, upload: Duration) -> Result<Exchange> {
-        let sent = Instant::now();
+        let sent = Moment::now();
         let mut response = self.within(self.stall + upload, self.client.execute(request)).await?;
         let (status, rest) = (response.status(), retry_after(response.headers()));
         let expected = response.content_length().map_or(0, |bytes| bytes.min(ANSWER));
@@ -231,7 +231,7 @@ impl Supabase {
 
 /// An answer, whatever it says.
 struct Exchange {
-    sent: Instant,
+    sent: Moment,
     status: StatusCode,
     rest: Option<Duration>,
     body: Vec<u8>,
