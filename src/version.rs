@@ -184,6 +184,8 @@ struct Corrections {
     moved: VecDeque<i64>,
     /// How many are not remembered any more.
     forgotten: u32,
+    /// What the monotonic clock had missed by the last jump.
+    missed: i64,
 }
 
 impl Corrections {
@@ -205,6 +207,13 @@ impl Corrections {
             self.forgotten = self.forgotten.saturating_add(1);
         }
     }
+}
+
+/// How much of the time that was `missed`, by the system's clock, has not passed: all of it, if it was the system's clock that
+/// was wrong, and is right now. A known clock shows `shown` if it has passed.
+pub(crate) fn not_passed(shown: i64, system: i64, missed: i64) -> i64 {
+    let is_off = |by: i64| by.abs() > millis(TOLERANCE);
+    if is_off(shown - system) && !is_off(shown - missed - system) { missed } else { 0 }
 }
 
 impl Default for Clock {
@@ -233,20 +242,22 @@ impl Clock {
     /// A clock that starts `by_millis` ahead of the system's (behind, where negative), as on a machine whose clock is
     /// wrong.
     pub fn skewed(by_millis: i64) -> Self {
-        Self::at_first(Moment::now(), system_millis(), by_millis)
-    }
-
-    fn at_first(now: Moment, system: i64, skew: i64) -> Self {
-        let truth = system.saturating_add(skew).saturating_sub(now.millis());
+        let Sight { moment, missed, .. } = look();
+        let truth = system_millis().saturating_add(by_millis).saturating_sub(moment.millis());
         Self {
             truth: truth.into(),
             floor: i64::MIN.into(),
             last: 0.into(),
-            skew,
+            skew: by_millis,
             is_systems: false,
-            jumps: now.jumps().into(),
+            jumps: moment.jumps().into(),
             blind: 1.into(),
-            corrections: Mutex::new(Corrections { assumed: truth, moved: VecDeque::new(), forgotten: 0 }),
+            corrections: Mutex::new(Corrections {
+                assumed: truth,
+                moved: VecDeque::new(),
+                forgotten: 0,
+                missed,
+            }),
             jumped: Notify::new(),
         }
     }
@@ -258,28 +269,31 @@ impl Clock {
         sight.moment
     }
 
-    fn notice(&self, Sight { moment, wall }: Sight, precisely: impl Fn() -> (Moment, i64)) {
-        if moment.jumps() != self.jumps.load(Relaxed) {
-            self.jump(moment.jumps());
+    fn notice(&self, sight: Sight, precisely: impl Fn() -> (Moment, i64)) {
+        if sight.moment.jumps() != self.jumps.load(Relaxed) {
+            self.jump(sight);
         }
-        if self.is_systems && (wall - self.at(moment).0).unsigned_abs() > DRIFT {
+        if self.is_systems && (sight.wall - self.at(sight.moment).0).unsigned_abs() > DRIFT {
             self.follow(precisely());
         }
     }
 
     /// From now on it is blind, unless it is so already: what it goes by stays the same.
     #[cold]
-    fn jump(&self, jumps: u32) {
+    fn jump(&self, Sight { moment, wall, missed }: Sight) {
         let mut corrections = self.corrections();
-        if jumps <= self.jumps.load(Relaxed) {
+        if moment.jumps() <= self.jumps.load(Relaxed) {
             return;
         }
-        self.jumps.store(jumps, Release);
+        self.jumps.store(moment.jumps(), Release);
+        let missed = missed - std::mem::replace(&mut corrections.missed, missed);
         if self.is_systems {
             return;
         }
         if self.blind.load(Relaxed) == 0 {
-            corrections.assumed = self.truth.load(Relaxed);
+            let truth = self.truth.load(Relaxed);
+            corrections.assumed = truth - not_passed(truth + moment.millis(), wall, missed);
+            self.truth.store(corrections.assumed, Relaxed);
             self.blind.store(corrections.ended() + 1, Release);
         }
         self.jumped.notify_one();
@@ -607,6 +621,19 @@ mod tests {
             assert!(!clock.misjudged(&early), "{step}: what was right stays right");
             assert!((clock.stamp().version.at().0 - truth.0).abs() < 5_000, "{step}");
         }
+    }
+
+    /// A paused machine goes on with a clock that is behind; answers say so; then its clock is set.
+    #[test]
+    fn a_step_that_puts_the_systems_clock_right_moves_nothing() {
+        let clock = Clock::new();
+        let truth = clock.now().plus(ms(8 * 3_600_000));
+        answer(&clock, truth);
+        by_hand::step(8 * HOUR);
+        assert!((clock.now().0 - truth.0).abs() < 5_000);
+        assert!(clock.blindness().is_some(), "it is a guess, though");
+        by_hand::step(HOUR);
+        assert!((clock.now().0 - truth.0 - HOUR).abs() < 5_000);
     }
 
     #[test]

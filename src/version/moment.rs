@@ -65,11 +65,14 @@ impl From<Instant> for Moment {
     }
 }
 
-/// The present moment, and what the system's clock shows, in milliseconds since the Unix epoch and to some milliseconds.
+/// What a look at the clocks shows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sight {
     pub(super) moment: Moment,
+    /// The system's clock, in milliseconds since the Unix epoch and to some milliseconds.
     pub(super) wall: i64,
+    /// The milliseconds among those of the moment that the monotonic clock has missed.
+    pub(super) missed: i64,
 }
 
 pub(super) fn look() -> Sight {
@@ -188,7 +191,8 @@ impl Ticker {
             self.count_a_jump(&read);
             shown = read();
         }
-        Sight { moment: self.moment_at(shown.mono), wall: shown.wall }
+        let moment = self.moment_at(shown.mono);
+        Sight { moment, wall: shown.wall, missed: (moment.nanos - shown.mono).div_euclid(NANOS) }
     }
 
     /// Looks again under the lock: another thread may have counted this jump, and this one may have stood still between its
@@ -213,6 +217,10 @@ impl Ticker {
         self.missed.store(missed.saturating_add(by.max(0).saturating_mul(NANOS)), Relaxed);
         // After the time that was missed: a moment of the new count includes that time.
         self.jumps.fetch_add(1, Release);
+        tracing::info!(
+            millis = by,
+            "this machine's clocks have jumped: it slept, or was paused, or its clock was set"
+        );
     }
 
     fn moment_at(&self, mono: i64) -> Moment {

@@ -98,12 +98,17 @@ fn what_is_queued_after_a_jump_is_replayed_with_its_right_version_and_expiry() {
                     assert_eq!(cache.put(&key, &at).await.unwrap(), Durability::Queued);
                     assert_eq!(found(&cache, &key).await, Some((at.to_string(), Freshness::Queued)));
                 }
+                // Another daemon is faster, and its clock is right.
+                world.database.is_written("contested", "1");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                assert_eq!(cache.put("contested", &2).await.unwrap(), Durability::Queued);
                 let append = |_: Option<u32>| Ok(Some(7));
                 assert_eq!(cache.update("kept", append).ttl(30 * DAY).await.unwrap(), Durability::Queued);
                 world.is_healed(&cache).await;
                 let last = jumps.len() - 1;
                 assert_row(&world, &format!("late {last}"), &last.to_string(), DAY, &jumps);
                 assert_row(&world, "kept", "7", 30 * DAY, &jumps);
+                assert_row(&world, "contested", "2", DAY, &jumps);
                 assert_eq!(found(&cache, "early").await.unwrap().0, "0", "{jumps:?}");
             })
             .await;

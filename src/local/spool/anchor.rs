@@ -9,7 +9,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 
 use crate::local::file;
-use crate::version::{Clock, Moment, TOLERANCE, Timestamp, millis, system_millis};
+use crate::version::{Clock, Moment, TOLERANCE, Timestamp, millis, not_passed, system_millis};
 
 /// How often it is noted anew, in a transaction that writes something else anyway.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -72,7 +72,8 @@ fn shown(anchor: &str, now: SinceBoot) -> Option<Timestamp> {
     // Within the tolerance the time since the boot is the better one: nobody sets it.
     let missed = now.system - system - elapsed;
     let missed = if missed > millis(TOLERANCE) { missed } else { 0 };
-    (is_of_this_boot && elapsed >= 0).then_some(Timestamp(shown.saturating_add(elapsed + missed)))
+    let shown = shown.saturating_add(elapsed + missed);
+    (is_of_this_boot && elapsed >= 0).then_some(Timestamp(shown - not_passed(shown, now.system, missed)))
 }
 
 #[cfg(test)]
@@ -91,6 +92,7 @@ mod tests {
             Some(Timestamp(3_650_700)),
             "it was paused for an hour"
         );
+        assert_eq!(at("b", 1_700, 51_000), Some(Timestamp(50_700)), "the clock was put right");
         assert_eq!(at("b", 900, 7_700), None, "an uptime that goes back is of another machine");
         assert_eq!(at("another", 1_700, 7_700), None);
         assert_eq!(shown("garbage", SinceBoot { boot: "garbage".into(), uptime: 1, system: 1 }), None);

@@ -145,6 +145,7 @@ impl Spool {
         let tidied = opened.connection.execute(tidy, [forgotten.raw()]);
         let state = tidied
             .and_then(|_| anchor::resume(&opened.connection, &clock))
+            .and_then(|()| upgrade(&opened.connection))
             .and_then(|()| rebase(&opened.connection, &clock))
             .and_then(|()| State::read(&opened.connection));
         let state = Arc::new(Mutex::new(state.map_err(file::failure(&opened.path))?));
@@ -253,6 +254,15 @@ fn check_origin(opened: &Opened, origin: &str) -> Result<()> {
          with `threadkeep queue move`"
     );
     Err(file::unusable(&opened.path, &why))
+}
+
+/// Adds what files of earlier builds lack.
+fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
+    let sql = "select count(*) from pragma_table_info('records') where name = 'blindness'";
+    if connection.query_row(sql, [], |row| row.get::<_, i64>(0))? > 0 {
+        return Ok(());
+    }
+    connection.execute_batch("alter table records add column blindness integer not null default 0")
 }
 
 /// What was stamped by a clock that nobody had put right, and that was not as far ahead of the system's clock as the one
