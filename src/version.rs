@@ -449,12 +449,19 @@ impl Clock {
     /// By how many milliseconds this clock was ahead of the system's before an answer [moved](Self::moved) it, where the
     /// system's may have been set since it started; zero within the [tolerance](TOLERANCE).
     pub(crate) fn ahead_of_system(&self) -> i64 {
-        if self.is_systems {
-            return 0;
-        }
         let moment = self.moment();
-        let unmoved = self.corrections().assumed.saturating_add(moment.millis());
-        let ahead = unmoved - system_millis() - self.skew;
+        let assumed = self.corrections().assumed;
+        self.ahead(assumed.saturating_add(moment.millis()))
+    }
+
+    /// By how many milliseconds the clock of the source of truth is ahead of the system's, as far as is known; zero within the
+    /// [tolerance](TOLERANCE).
+    pub(crate) fn offset(&self) -> i64 {
+        self.ahead(self.now().0)
+    }
+
+    fn ahead(&self, shown: i64) -> i64 {
+        let ahead = shown - system_millis() - self.skew;
         if ahead.abs() > millis(TOLERANCE) { ahead } else { 0 }
     }
 
@@ -629,7 +636,9 @@ mod tests {
         let clock = Clock::new();
         let truth = clock.now().plus(ms(8 * 3_600_000));
         answer(&clock, truth);
+        assert!((clock.offset() - 8 * HOUR).abs() < 5_000 && clock.ahead_of_system() == 0);
         by_hand::step(8 * HOUR);
+        assert_eq!(clock.offset(), 0);
         assert!((clock.now().0 - truth.0).abs() < 5_000);
         assert!(clock.blindness().is_some(), "it is a guess, though");
         by_hand::step(HOUR);

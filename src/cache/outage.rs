@@ -58,8 +58,7 @@ impl Inner {
         let (mut record, clock) = (Arc::clone(record), self.origin.clock());
         loop {
             // A newer write of this handle, or of another, was seen stored while this one was under way.
-            if clock.blindness().is_none()
-                && ticket.seen(&record.key).is_some_and(|seen| seen > record.version)
+            if stamp.blindness.is_none() && ticket.seen(&record.key).is_some_and(|seen| seen > record.version)
             {
                 return overtaken_on_its_way(&record.key, over);
             }
