@@ -271,7 +271,7 @@ impl Clock {
 
     fn notice(&self, sight: Sight, precisely: impl Fn() -> (Moment, i64)) {
         if sight.moment.jumps() != self.jumps.load(Relaxed) {
-            self.jump(sight);
+            self.jump(&mut self.corrections(), sight);
         }
         if self.is_systems && (sight.wall - self.at(sight.moment).0).unsigned_abs() > DRIFT {
             self.follow(precisely());
@@ -280,8 +280,7 @@ impl Clock {
 
     /// From now on it is blind, unless it is so already: what it goes by stays the same.
     #[cold]
-    fn jump(&self, Sight { moment, wall, missed }: Sight) {
-        let mut corrections = self.corrections();
+    fn jump(&self, corrections: &mut Corrections, Sight { moment, wall, missed }: Sight) {
         if moment.jumps() <= self.jumps.load(Relaxed) {
             return;
         }
@@ -303,9 +302,10 @@ impl Clock {
     /// one.
     #[cold]
     fn follow(&self, (moment, system): (Moment, i64)) {
-        let _one_at_a_time = self.corrections();
+        let mut corrections = self.corrections();
         self.floor.fetch_max(self.truth.load(Relaxed), Relaxed);
-        self.truth.store(system - moment.millis(), Release);
+        corrections.assumed = system - moment.millis();
+        self.truth.store(corrections.assumed, Release);
     }
 
     /// Waits until a jump of this machine's clocks is noticed that only an answer can mend.
@@ -325,17 +325,22 @@ impl Clock {
 
     /// The present time, if the clock is known.
     pub(crate) fn known_now(&self) -> Option<Timestamp> {
-        let (now, (truth, blindness)) = (self.moment(), self.line());
-        blindness.is_none().then(|| Timestamp(truth.saturating_add(now.millis())))
+        let (_, shown, blindness) = self.reading();
+        blindness.is_none().then_some(shown)
     }
 
-    /// What it goes by at present, and whether that is known. Both belong together.
-    fn line(&self) -> (i64, Option<Blindness>) {
-        if self.blind.load(Acquire) == 0 {
-            return (self.truth.load(Relaxed), None);
+    /// The present moment, what the clock shows, and whether that is known. The three belong together: no jump and no answer
+    /// comes between them.
+    fn reading(&self) -> (Moment, Timestamp, Option<Blindness>) {
+        let moment = self.moment();
+        let shown = self.at(moment);
+        if self.blind.load(Acquire) == 0 && self.jumps.load(Acquire) == moment.jumps() {
+            return (moment, shown, None);
         }
-        let _none_ends_meanwhile = self.corrections();
-        (self.truth.load(Relaxed), self.noted_blindness())
+        let mut corrections = self.corrections();
+        let sight = look();
+        self.jump(&mut corrections, sight);
+        (sight.moment, self.at(sight.moment), self.noted_blindness())
     }
 
     /// The same as of the last look.
@@ -350,6 +355,7 @@ impl Clock {
     }
 
     /// The present blindness, or the last one.
+    #[cfg(feature = "sqlite")]
     pub(crate) fn last_blindness(&self) -> Blindness {
         let corrections = self.corrections();
         self.noted_blindness().unwrap_or_else(|| Blindness(corrections.ended().saturating_sub(1)))
@@ -362,8 +368,7 @@ impl Clock {
 
     /// A version above every one given or seen so far.
     pub fn stamp(&self) -> Stamp {
-        let (given, (truth, blindness)) = (self.moment(), self.line());
-        let shown = Timestamp(truth.saturating_add(given.millis()));
+        let (given, shown, blindness) = self.reading();
         let low = fastrand::i64(0..1 << RANDOM_BITS);
         let now = shown.max(self.floor_at(given));
         let fresh = Version::lowest(now).0 | fastrand::i64(0..1 << LOW_BITS);
@@ -448,6 +453,7 @@ impl Clock {
 
     /// By how many milliseconds this clock was ahead of the system's before an answer [moved](Self::moved) it, where the
     /// system's may have been set since it started; zero within the [tolerance](TOLERANCE).
+    #[cfg(feature = "sqlite")]
     pub(crate) fn ahead_of_system(&self) -> i64 {
         let moment = self.moment();
         let assumed = self.corrections().assumed;
@@ -706,6 +712,7 @@ mod tests {
                 "{step}: nor is it ahead"
             );
             assert!(clock.blindness().is_none() && !clock.misjudged(&stamp), "{step}");
+            assert_eq!((clock.offset(), clock.ahead_of_system()), (0, 0), "{step}");
             last = stamp.version;
         }
     }

@@ -59,6 +59,7 @@ impl Database {
     /// Another daemon, whose clock is right, writes.
     pub fn is_written(&self, key: &str, json: &str) {
         let (clock, value) = (self.clock(), Some(Json::new(json).unwrap()));
+        self.row(key).iter().for_each(|held| clock.observe(held.version));
         let expires_at = clock.now().plus(24 * 60 * MINUTE);
         let record = Record {
             key: Key::new(key).unwrap(),

@@ -3,7 +3,7 @@
 //!
 //! Each test runs in a process of its own, into which `clocks.c` is preloaded: `cc` compiles it.
 #![cfg(all(feature = "sqlite", target_os = "linux"))]
-#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 mod daemon;
 mod database;

@@ -89,31 +89,38 @@ fn what_is_queued_after_a_jump_is_replayed_with_its_right_version_and_expiry() {
             for_each(&machine, async |machine, jumps| {
                 let mut world = World::new();
                 let cache = world.open().await;
-                assert_eq!(cache.put("kept", &0).ttl(30 * DAY).await.unwrap(), Durability::Stored);
-                world.is_cut_off(&cache).await;
-                assert_eq!(cache.put("early", &0).ttl(30 * DAY).await.unwrap(), Durability::Queued);
-                for (at, jump) in jumps.iter().enumerate() {
-                    jump.happens(machine, &world.database);
-                    let key = format!("late {at}");
-                    assert_eq!(cache.put(&key, &at).await.unwrap(), Durability::Queued);
-                    assert_eq!(found(&cache, &key).await, Some((at.to_string(), Freshness::Queued)));
+                // Once more in the same process: each outage has its own corrections.
+                for _ in 0..2 {
+                    queue_and_replay(machine, &world, &cache, jumps).await;
                 }
-                // Another daemon is faster, and its clock is right.
-                world.database.is_written("contested", "1");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                assert_eq!(cache.put("contested", &2).await.unwrap(), Durability::Queued);
-                let append = |_: Option<u32>| Ok(Some(7));
-                assert_eq!(cache.update("kept", append).ttl(30 * DAY).await.unwrap(), Durability::Queued);
-                world.is_healed(&cache).await;
-                let last = jumps.len() - 1;
-                assert_row(&world, &format!("late {last}"), &last.to_string(), DAY, &jumps);
-                assert_row(&world, "kept", "7", 30 * DAY, &jumps);
-                assert_row(&world, "contested", "2", DAY, &jumps);
-                assert_eq!(found(&cache, "early").await.unwrap().0, "0", "{jumps:?}");
             })
             .await;
         },
     );
+}
+
+async fn queue_and_replay(machine: &Machine, world: &World, cache: &Cache, jumps: &[Jump]) {
+    assert_eq!(cache.put("kept", &0).ttl(30 * DAY).await.unwrap(), Durability::Stored, "{jumps:?}");
+    world.is_cut_off(cache).await;
+    assert_eq!(cache.put("early", &0).ttl(30 * DAY).await.unwrap(), Durability::Queued);
+    for (at, jump) in jumps.iter().enumerate() {
+        jump.happens(machine, &world.database);
+        let key = format!("late {at}");
+        assert_eq!(cache.put(&key, &at).await.unwrap(), Durability::Queued);
+        assert_eq!(found(cache, &key).await, Some((at.to_string(), Freshness::Queued)));
+    }
+    // Another daemon is faster, and its clock is right.
+    world.database.is_written("contested", "1");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(cache.put("contested", &2).await.unwrap(), Durability::Queued);
+    let change = |_: Option<u32>| Ok(Some(7));
+    assert_eq!(cache.update("kept", change).ttl(30 * DAY).await.unwrap(), Durability::Queued);
+    world.is_healed(cache).await;
+    let last = jumps.len() - 1;
+    assert_row(world, &format!("late {last}"), &last.to_string(), DAY, &jumps);
+    assert_row(world, "kept", "7", 30 * DAY, &jumps);
+    assert_row(world, "contested", "2", DAY, &jumps);
+    assert_eq!(found(cache, "early").await.unwrap().0, "0", "{jumps:?}");
 }
 
 /// The answer that comes first is that to the write itself.
@@ -125,9 +132,9 @@ fn a_lone_write_after_a_jump_is_stored_as_it_was_meant() {
             let cache = world.open().await;
             let _ = cache.put("t", &0).await.unwrap();
             jumps.iter().for_each(|jump| jump.happens(machine, &world.database));
-            // Another daemon is faster, and older by no more than a moment.
+            // Another daemon is faster by a moment.
             world.database.is_written("t", "1");
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
             assert_eq!(cache.put("t", &2).await.unwrap(), Durability::Stored, "{jumps:?}");
             assert_row(&world, "t", "2", DAY, &jumps);
             assert_eq!(found(&cache, "t").await, Some(("2".into(), Freshness::Fresh)), "{jumps:?}");
