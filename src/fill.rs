@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use tokio::sync::watch;
 use tracing::Instrument;
@@ -12,6 +11,7 @@ use crate::background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::{Fences, Ticket};
 use crate::record::Key;
+use crate::version::Moment;
 
 /// Loads under way at most; one more caller is told [`ErrorKind::Busy`].
 const MOST: usize = 10_000;
@@ -25,7 +25,7 @@ pub(crate) struct Flights<T> {
 #[derive(Debug)]
 struct Flight<T> {
     ticket: Arc<Ticket>,
-    began: Instant,
+    began: Moment,
     landing: Landing<T>,
 }
 
@@ -60,7 +60,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         }
         let ticket = Arc::new(fences.begin());
         let (land, landing) = watch::channel(None);
-        let began = Instant::now();
+        let began = Moment::now();
         let flight = Flight { ticket: Arc::clone(&ticket), began, landing: landing.clone() };
         running.insert(key.clone(), flight);
         let entry =
@@ -105,7 +105,7 @@ impl<T> Drop for Listed<T> {
 pub(crate) struct Joined<T> {
     landing: Landing<T>,
     /// What it finds was stored at this moment or later.
-    pub(crate) began: Instant,
+    pub(crate) began: Moment,
 }
 
 impl<T: Clone> Joined<T> {

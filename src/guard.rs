@@ -196,6 +196,8 @@ impl<S: Store> Shared<S> {
         deadline: Duration,
         call: impl Future<Output = Result<T>>,
     ) -> Result<T> {
+        // A jump of this machine's clocks is noticed before the call, not by its answer, which would say nothing then.
+        self.store.clock().moment();
         let start = Instant::now();
         let span = tracing::debug_span!("origin", operation = operation.as_str());
         let result = tokio::time::timeout(deadline, call.instrument(span)).await.unwrap_or_else(|_| {

@@ -83,7 +83,7 @@ pub use spool::DeadLetter;
 pub use spool::{Imported, QueuedWrite};
 pub use store::{ACCEPTED, Applied, Loaded, Page, Recent, Store, judge};
 pub use supabase::Supabase;
-pub use version::{Clock, OLDEST, REMEMBERED, Stamp, TOLERANCE, Timestamp, Version};
+pub use version::{Clock, Moment, OLDEST, REMEMBERED, Stamp, TOLERANCE, Timestamp, Version};
 pub use warmup::WarmUp;
 
 /// The README's examples compile.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use metrics::Counter;
@@ -14,7 +14,7 @@ use moka::sync::Cache;
 use crate::fence::{Fences, Ticket};
 use crate::pending::Pending;
 use crate::record::{Freshness, Key, Record};
-use crate::version::{Clock, Timestamp, Version};
+use crate::version::{Blindness, Clock, Moment, Timestamp, Version};
 
 /// Absence has a cache of its own, so that a scan of unknown ids evicts no thread. It is remembered for seconds at most,
 /// and no longer than presence.
@@ -28,11 +28,11 @@ const OVERHEAD: usize = 420;
 pub(crate) struct Entry {
     pub(crate) record: Arc<Record>,
     /// When the call began by which the source of truth last confirmed it.
-    pub(crate) confirmed: Instant,
+    pub(crate) confirmed: Moment,
     /// Whether it is a write that waits in the queue, and nobody has confirmed it yet.
     pub(crate) is_queued: bool,
-    /// Of a queued write: whether its expiry goes by a clock that nobody had put right. Once that is done, the file knows better.
-    is_blind: bool,
+    /// Of a queued write: the blindness of the clock by which it expires. Once that has ended, the file knows better.
+    blindness: Option<Blindness>,
     /// Whether it was read from disk, or replayed: it is never fresh, since how old it is, only a clock says that nobody
     /// may have put right, or nobody knows.
     is_recalled: bool,
@@ -84,7 +84,7 @@ pub(crate) fn weight(record: &Record) -> u64 {
 pub(crate) struct Near {
     threads: Cache<Key, Arc<Entry>, RandomState>,
     /// Since when, too: what was slow to come is no news any more.
-    absences: Option<Cache<Key, (Version, Instant), RandomState>>,
+    absences: Option<Cache<Key, (Version, Moment), RandomState>>,
     fences: Fences,
     pending: Arc<Pending>,
     clock: Arc<Clock>,
@@ -126,7 +126,7 @@ impl Near {
     /// The entry that can be handed out without asking anybody: confirmed lately and not expired.
     pub(crate) fn fresh(&self, key: &str) -> Option<Arc<Entry>> {
         let entry = self.threads.get(key)?;
-        let now = Instant::now();
+        let now = self.clock.moment();
         (self.is_fresh(&entry, now) && self.clock.at(now) < entry.record.expires_at).then(|| entry.marked())
     }
 
@@ -138,7 +138,7 @@ impl Near {
         is_cut_off: impl FnOnce() -> bool,
     ) -> Option<(Arc<Entry>, Freshness)> {
         let entry = self.threads.get(key)?;
-        let now = Instant::now();
+        let now = self.clock.moment();
         if self.clock.at(now) >= entry.record.expires_at {
             return None;
         }
@@ -168,7 +168,7 @@ impl Near {
 
     /// Whether the expiry of an entry is still the best that is known.
     fn tells_its_expiry(&self, entry: &Entry) -> bool {
-        !entry.is_blind || self.clock.moved().is_none()
+        entry.blindness.is_none() || self.clock.blindness() == entry.blindness
     }
 
     /// The entry, whatever its state.
@@ -176,27 +176,27 @@ impl Near {
         self.threads.get(key)
     }
 
-    pub(crate) fn is_fresh(&self, entry: &Entry, now: Instant) -> bool {
+    /// Confirmed lately, and not before the clocks last jumped: how long ago that was, nobody knows.
+    pub(crate) fn is_fresh(&self, entry: &Entry, now: Moment) -> bool {
         !entry.is_queued
             && !entry.is_recalled
-            && self.fresh_for.is_none_or(|span| now.saturating_duration_since(entry.confirmed) < span)
+            && self.fresh_for.is_none_or(|span| now.is_within(span, entry.confirmed))
     }
 
     /// Whether what a call brought that began at `confirmed` is fresh to somebody who asked at `asked`.
-    pub(crate) fn is_recent(&self, confirmed: Instant, asked: Instant) -> bool {
-        let age = asked.saturating_duration_since(confirmed);
-        age.is_zero() || self.fresh_for.is_none_or(|span| age < span)
+    pub(crate) fn is_recent(&self, confirmed: Moment, asked: Moment) -> bool {
+        confirmed >= asked || self.fresh_for.is_none_or(|span| asked.is_within(span, confirmed))
     }
 
     /// As [`is_recent`](Self::is_recent), for an absence.
-    pub(crate) fn is_recent_absence(&self, confirmed: Instant, asked: Instant) -> bool {
-        self.is_recent(confirmed, asked) && asked.saturating_duration_since(confirmed) < ABSENT_FOR
+    pub(crate) fn is_recent_absence(&self, confirmed: Moment, asked: Moment) -> bool {
+        self.is_recent(confirmed, asked) && (confirmed >= asked || asked.is_within(ABSENT_FOR, confirmed))
     }
 
     /// The version of a thread that is known to be absent.
     pub(crate) fn absent(&self, key: &Key) -> Option<Version> {
         let (version, confirmed) = self.absences.as_ref()?.get(key)?;
-        if !self.is_recent_absence(confirmed, Instant::now()) {
+        if !self.is_recent_absence(confirmed, self.clock.moment()) {
             return None;
         }
         // The absence shows a moment before the thread goes; until then others still get the thread.
@@ -208,7 +208,7 @@ impl Near {
     /// What is in memory when the call begins is never newer than what the call finds, and whatever comes in later
     /// raises the floor. So news that are not below the floor replace what is held, also where their version is lower
     /// (somebody deleted the row, or restored the database).
-    pub(crate) fn learn(&self, key: &Key, ticket: &Ticket, began: Instant, news: News) -> Learnt {
+    pub(crate) fn learn(&self, key: &Key, ticket: &Ticket, began: Moment, news: News) -> Learnt {
         let version = news.version();
         self.clock.observe(version);
         let mut learnt = Learnt::Overtaken;
@@ -235,7 +235,7 @@ impl Near {
                         record,
                         confirmed: began,
                         is_queued: false,
-                        is_blind: false,
+                        blindness: None,
                         is_recalled: false,
                         accessed,
                     });
@@ -285,24 +285,24 @@ impl Near {
         &self,
         record: &Arc<Record>,
         ticket: &Ticket,
-        is_unsure: bool,
+        blindness: Option<Blindness>,
         queued_at: Timestamp,
     ) {
         let (key, version) = (&record.key, record.version);
         self.threads.entry_by_ref(key).and_compute_with(|held| {
-            if !self.pending.insert(key, version, is_unsure, queued_at) {
+            if !self.pending.insert(key, version, blindness, queued_at) {
                 return Op::Nop;
             }
             // The source of truth may have shown something newer while it was being written to disk, which memory may
             // have dropped again.
-            let version = self.pending.straight(version, is_unsure, queued_at);
+            let version = self.pending.straight(version, blindness, queued_at);
             if let Some(seen) = ticket.seen(key).filter(|seen| *seen > version) {
                 self.pending.meet(key, seen);
                 return Op::Nop;
             }
             if let Some(held) = held.as_ref().map(moka::Entry::value)
                 && !held.is_queued
-                && !(is_unsure && held.is_recalled)
+                && !(blindness.is_some() && held.is_recalled)
                 && held.record.version > version
             {
                 self.pending.meet(key, held.record.version);
@@ -310,14 +310,14 @@ impl Near {
             }
             self.fences.raise(key, version);
             self.absences.iter().for_each(|absences| absences.invalidate(key));
-            let is_blind = self.clock.moved().is_none();
-            if record.value.is_some() { Op::Put(Entry::queued(record, is_blind)) } else { Op::Remove }
+            let now = self.clock.moment();
+            if record.value.is_some() { Op::Put(Entry::queued(record, blindness, now)) } else { Op::Remove }
         });
     }
 
-    /// Takes a queued write, read from disk, into memory again; `is_blind` where the clock was not known when that began.
-    pub(crate) fn recall_queued(&self, record: &Arc<Record>, is_blind: bool) -> Arc<Entry> {
-        let entry = Entry::queued(record, is_blind);
+    /// Takes a queued write, read from disk, into memory again.
+    pub(crate) fn recall_queued(&self, record: &Arc<Record>, blindness: Option<Blindness>) -> Arc<Entry> {
+        let entry = Entry::queued(record, blindness, self.clock.moment());
         self.threads.entry_by_ref(&record.key).and_compute_with(|held| {
             let is_no_better = held.is_none_or(|held| !self.tells_its_expiry(held.value()));
             let is_wanted = is_no_better && self.pending.covers(record.key.as_str(), record.version);
@@ -330,9 +330,8 @@ impl Near {
     /// changed meanwhile, so that it is to be looked at once more.
     pub(crate) fn recall(&self, ticket: &Ticket, record: Arc<Record>, age: Duration) -> Option<Arc<Entry>> {
         let key = record.key.clone();
-        let now = Instant::now();
-        // Where the monotonic clock does not reach back that far, the copy is as old as it can say.
-        let confirmed = now.checked_sub(age).unwrap_or(now);
+        let now = self.clock.moment();
+        let confirmed = now.minus(age);
         let mut recalled = None;
         self.threads.entry_by_ref(&key).and_compute_with(|held| {
             let is_overtaken = ticket.is_overtaken(&key, record.version);
@@ -355,7 +354,7 @@ impl Near {
                 record,
                 confirmed,
                 is_queued: false,
-                is_blind: false,
+                blindness: None,
                 is_recalled: true,
                 accessed: true.into(),
             });
@@ -367,7 +366,7 @@ impl Near {
 
     /// A queued write is in the source of truth, or was, seen by a call that began at `began`. Only where that call brought
     /// it there, it was the newest then.
-    pub(crate) fn stored(&self, record: &Arc<Record>, began: Instant, was_newest: bool) {
+    pub(crate) fn stored(&self, record: &Arc<Record>, began: Moment, was_newest: bool) {
         let (key, version) = (&record.key, record.version);
         self.threads.entry_by_ref(key).and_compute_with(|held| {
             self.fences.raise_seen(key, version);
@@ -384,7 +383,7 @@ impl Near {
                 record: Arc::clone(record),
                 confirmed: began,
                 is_queued: false,
-                is_blind: false,
+                blindness: None,
                 is_recalled: !was_newest,
                 accessed,
             }))
@@ -425,9 +424,9 @@ impl Near {
 }
 
 impl Entry {
-    fn queued(record: &Arc<Record>, is_blind: bool) -> Arc<Self> {
-        let (record, confirmed, accessed) = (Arc::clone(record), Instant::now(), true.into());
-        Arc::new(Self { record, confirmed, is_queued: true, is_blind, is_recalled: false, accessed })
+    fn queued(record: &Arc<Record>, blindness: Option<Blindness>, confirmed: Moment) -> Arc<Self> {
+        let (record, accessed) = (Arc::clone(record), true.into());
+        Arc::new(Self { record, confirmed, is_queued: true, blindness, is_recalled: false, accessed })
     }
 
     /// Marks it as read. Mostly it is marked already, and a load is cheaper than a store that other cores must see.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::record::Key;
 use crate::spool::Waiting;
-use crate::version::{Clock, Timestamp, Version};
+use crate::version::{Blindness, Clock, Timestamp, Version};
 
 type ByKey = HashMap<Key, Mark, foldhash::fast::RandomState>;
 type UnderWay = HashSet<(Key, Version), foldhash::fast::RandomState>;
@@ -80,8 +80,8 @@ impl Marks {
 struct Mark {
     /// As it was stamped.
     version: Version,
-    /// Stamped by a clock that nobody had put right.
-    is_unsure: bool,
+    /// Stamped by a blind clock.
+    blindness: Option<Blindness>,
     /// The source of truth holds this or something newer: it is read no more, only replayed.
     is_overtaken: bool,
     /// Not read before the source of truth has been seen to hold nothing newer.
@@ -90,8 +90,8 @@ struct Mark {
 }
 
 impl Mark {
-    fn new(version: Version, is_unsure: bool, queued_at: Timestamp) -> Self {
-        Self { version, is_unsure, is_overtaken: false, is_doubtful: false, queued_at }
+    fn new(version: Version, blindness: Option<Blindness>, queued_at: Timestamp) -> Self {
+        Self { version, blindness, is_overtaken: false, is_doubtful: false, queued_at }
     }
 
     fn is_newest(&self) -> bool {
@@ -100,17 +100,25 @@ impl Mark {
 
     /// The version that it would have got from a clock that was right.
     fn straight(&self, clock: &Clock) -> Version {
-        let moved = clock.moved().filter(|_| self.is_unsure);
+        let moved = self.blindness.and_then(|blindness| clock.moved(blindness));
         self.version.straightened(moved.unwrap_or(0), self.queued_at)
+    }
+
+    /// As it would be if the clock had been right, once that is known.
+    fn straightened(self, clock: &Clock) -> Self {
+        let moved = self.blindness.and_then(|blindness| clock.moved_exactly(blindness));
+        let Some(moved) = moved else { return self };
+        let queued_at = Timestamp(self.queued_at.0.saturating_add(moved));
+        Self { version: self.straight(clock), blindness: None, queued_at, ..self }
     }
 }
 
 impl Pending {
     pub(crate) fn new(waiting: Vec<Waiting>, clock: Arc<Clock>) -> Self {
         let mut marks = Marks::default();
-        for Waiting { key, version, is_unsure, queued_at, is_overtaken, is_doubtful } in waiting {
+        for Waiting { key, version, blindness, queued_at, is_overtaken, is_doubtful } in waiting {
             clock.observe(version);
-            let mark = Mark::new(version, is_unsure, queued_at);
+            let mark = Mark::new(version, blindness, queued_at);
             marks.insert(key, Mark { is_overtaken, is_doubtful, ..mark });
         }
         let (marks, passing) = (Mutex::new(marks), Mutex::default());
@@ -132,8 +140,13 @@ impl Pending {
     }
 
     /// The version that a clock would have given that was right, as far as is known.
-    pub(crate) fn straight(&self, version: Version, is_unsure: bool, queued_at: Timestamp) -> Version {
-        Mark::new(version, is_unsure, queued_at).straight(&self.clock)
+    pub(crate) fn straight(
+        &self,
+        version: Version,
+        blindness: Option<Blindness>,
+        queued_at: Timestamp,
+    ) -> Version {
+        Mark::new(version, blindness, queued_at).straight(&self.clock)
     }
 
     /// Whether a write of this thread waits, also one that is overtaken.
@@ -156,12 +169,18 @@ impl Pending {
     }
 
     /// Marks a write, unless a newer one is marked.
-    pub(crate) fn insert(&self, key: &Key, version: Version, is_unsure: bool, queued_at: Timestamp) -> bool {
+    pub(crate) fn insert(
+        &self,
+        key: &Key,
+        version: Version,
+        blindness: Option<Blindness>,
+        queued_at: Timestamp,
+    ) -> bool {
+        let is_blind = blindness.is_some_and(|blindness| self.clock.moved(blindness).is_none());
         let mut marks = self.marks();
-        let mark = Mark::new(version, is_unsure, queued_at);
-        // What such a clock stamps now is newer than what another process stamped by one that was right.
-        let is_blind = is_unsure && self.clock.moved().is_none();
-        let is_comparable = |held: &&Mark| held.is_unsure || !is_blind;
+        let mark = Mark::new(version, blindness, queued_at);
+        // What such a clock stamps now is newer than what was stamped by one that was right.
+        let is_comparable = |held: &&Mark| held.blindness == blindness || !is_blind;
         let is_newer = |held: &Mark| held.straight(&self.clock) > mark.straight(&self.clock);
         if marks.get(key.as_str()).filter(is_comparable).is_some_and(is_newer) {
             return false;
@@ -197,11 +216,8 @@ impl Pending {
 
     /// What was stamped by a clock that was wrong has been put right in the file, too.
     pub(crate) fn straighten(&self) {
-        if self.clock.moved().is_none() {
-            return;
-        }
         for mark in self.marks().by_key.values_mut() {
-            *mark = Mark { version: mark.straight(&self.clock), is_unsure: false, ..*mark };
+            *mark = mark.straightened(&self.clock);
         }
     }
 
@@ -209,7 +225,7 @@ impl Pending {
     pub(crate) fn restamp(&self, key: &Key, from: Version, to: Version) {
         if let Some(mark) = self.marks().by_key.get_mut(key).filter(|mark| mark.straight(&self.clock) == from)
         {
-            *mark = Mark { version: to, is_unsure: false, ..*mark };
+            *mark = Mark { version: to, blindness: None, ..*mark };
         }
     }
 
@@ -314,7 +330,7 @@ mod tests {
         let pending = Pending::new(Vec::new(), Arc::clone(&clock));
         let key = Key::new("k").unwrap();
         let stamped = clock.stamp().version;
-        assert!(pending.insert(&key, stamped, true, clock.now()));
+        assert!(pending.insert(&key, stamped, clock.blindness(), clock.now()));
         let now = Instant::now();
         clock.correct(now, now, Clock::new().now());
         let straight = pending.current(&key).unwrap();

@@ -3,13 +3,13 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::version::{Timestamp, Version};
+use crate::version::{Moment, Timestamp, Version};
 
 const MAX_KEY: usize = 512;
 const MAX_USER: usize = 512;
@@ -256,6 +256,11 @@ impl Record {
         Self { key, version, value: None, expires_at: version.at(), user: None, metadata: Json::default() }
     }
 
+    /// The same at another version, whose life begins so many milliseconds later.
+    pub(crate) fn stamped_anew(&self, version: Version, later: i64) -> Self {
+        Self { version, expires_at: Timestamp(self.expires_at.0.saturating_add(later)), ..self.clone() }
+    }
+
     /// Whether it can be read at this moment.
     pub fn is_live(&self, now: Timestamp) -> bool {
         self.value.is_some() && now < self.expires_at
@@ -319,8 +324,8 @@ pub enum Freshness {
 
 impl Freshness {
     /// Confirmed last at one moment, and handed out at another.
-    pub(crate) fn stale(confirmed: Instant, now: Instant) -> Self {
-        Self::Stale { age: now.saturating_duration_since(confirmed) }
+    pub(crate) fn stale(confirmed: Moment, now: Moment) -> Self {
+        Self::Stale { age: now.since(confirmed) }
     }
 }
 

@@ -22,7 +22,7 @@ use crate::spool::without::Spool;
 use crate::spool::{Fate, Queued, Reason};
 use crate::store::{Applied, Store};
 use crate::trouble::{Call, Trouble};
-use crate::version::{TOLERANCE, Version};
+use crate::version::{Blindness, Moment, TOLERANCE, Timestamp, Version};
 
 /// What one call carries at first and at least, and at most.
 const LEAST: usize = 32;
@@ -151,6 +151,8 @@ struct Round {
     suspects: HashMap<Key, Suspect>,
     /// The queue has been read up to here.
     cursor: i64,
+    /// The blindness of the clock up to whose end the queue was put right.
+    straightened: Option<Blindness>,
     /// Why it has to wait.
     away: Option<Error>,
 }
@@ -218,13 +220,24 @@ impl Replay {
 
     /// Before anything is sent, the source of truth's clock must be known.
     async fn first_contact(&self, round: &Round) -> Result<()> {
-        let is_known = self.origin.clock().moved().is_some();
-        if is_known || round.cursor > 0 || round.away.is_some() || self.pending.len() == 0 {
+        let clock = self.origin.clock();
+        if clock.blindness().is_none() || round.away.is_some() || self.pending.len() == 0 {
             return Ok(());
         }
+        let asked = clock.moment();
         let probed = self.origin.probe().await;
         self.trouble.note(Call::Probe, &probed);
-        probed
+        probed?;
+        clock.trust(asked);
+        self.known_now().map(drop)
+    }
+
+    /// The present time. While the clock is not known, nothing is sent: what is live would be taken for expired.
+    fn known_now(&self) -> Result<Timestamp> {
+        let unknown = || {
+            Error::new(ErrorKind::Unavailable, "this machine's clock has jumped, and no answer came since")
+        };
+        self.origin.clock().known_now().ok_or_else(unknown)
     }
 
     /// Fills the lanes: suspects alone, the others in batches.
@@ -232,7 +245,13 @@ impl Replay {
         if round.away.is_some() {
             return Ok(());
         }
-        if round.cursor == 0 {
+        let ended = self.origin.clock().last_ended();
+        if round.straightened != ended && !round.under_way.is_empty() {
+            return Ok(());
+        }
+        if round.cursor == 0 || round.straightened != ended {
+            // The queue is read anew: what was stamped in that blindness has been passed over.
+            (round.cursor, round.straightened) = (0, ended);
             self.spool.straighten().await?;
             self.pending.straighten();
         }
@@ -240,7 +259,9 @@ impl Replay {
         self.spool.mark_sent().await?;
         for key in round.due() {
             match self.spool.queued(&key).await?.filter(|queued| queued.is_waiting) {
-                Some(queued) if queued.is_sent => round.send_alone(self, queued),
+                Some(queued) if queued.is_sent && queued.blindness.is_none() => {
+                    round.send_alone(self, queued)
+                }
                 // It was written anew just now.
                 Some(_) => {}
                 None => _ = round.suspects.remove(&key),
@@ -324,9 +345,13 @@ impl Replay {
             Trial::Together => self.turn().await,
             Trial::Alone { .. } => None,
         };
-        let began = Instant::now();
-        let applied = self.apply(&batch).await;
-        let took = began.elapsed();
+        let now = match self.known_now() {
+            Ok(now) => now,
+            Err(unknown) => return (Sent::Away(unknown), Duration::ZERO),
+        };
+        let (began, start) = (Moment::now(), Instant::now());
+        let applied = self.apply(&batch, now).await;
+        let took = start.elapsed();
         drop(turn);
         let sent = match applied {
             Ok(applied) => {
@@ -338,7 +363,7 @@ impl Replay {
         (sent, took)
     }
 
-    async fn conclude(&self, batch: Vec<Queued>, applied: Vec<Applied>, began: Instant) -> Sent {
+    async fn conclude(&self, batch: Vec<Queued>, applied: Vec<Applied>, began: Moment) -> Sent {
         let (mut settled, mut again) = (Vec::new(), Vec::new());
         for (queued, applied) in batch.into_iter().zip(applied) {
             let (key, version) = (queued.record.key.clone(), queued.record.version);
@@ -359,8 +384,7 @@ impl Replay {
     }
 
     /// Applies a batch; an update is sent anew over what was found stored, as long as that is no other writer's.
-    async fn apply(&self, batch: &[Queued]) -> Result<Vec<Applied>> {
-        let now = self.origin.clock().now();
+    async fn apply(&self, batch: &[Queued], now: Timestamp) -> Result<Vec<Applied>> {
         let mut writes: Vec<Write> = batch.iter().map(|queued| write(queued, now)).collect();
         let mut applied = self.origin.apply_on_trial(&writes).await?;
         for _ in 0..BASES {
@@ -422,14 +446,14 @@ impl Replay {
     async fn give_up(&self, batch: Vec<Queued>, error: &Error) -> Sent {
         let reason = Reason { text: format!("refused: {error}"), newer: None };
         let settled = batch.into_iter().map(|queued| (queued, Fate::Dead(reason.clone()))).collect();
-        match self.settle(settled, Instant::now()).await {
+        match self.settle(settled, Moment::now()).await {
             Ok(()) => Sent::Settled(Vec::new()),
             Err(error) => Sent::Away(error),
         }
     }
 
     /// The file first, then memory.
-    async fn settle(&self, settled: Vec<(Queued, Fate)>, began: Instant) -> Result<()> {
+    async fn settle(&self, settled: Vec<(Queued, Fate)>, began: Moment) -> Result<()> {
         let all = settled
             .iter()
             .map(|(queued, fate)| (queued.record.key.clone(), queued.record.version, fate.clone()));
@@ -648,7 +672,7 @@ async fn until(moment: Option<Instant>) {
 
 /// How a queued write is sent. One whose time to live is over goes without its value, so that what it replaces does not
 /// come back.
-fn write(queued: &Queued, now: crate::version::Timestamp) -> Write {
+fn write(queued: &Queued, now: Timestamp) -> Write {
     let record = match queued.record.is_live(now) {
         true => Arc::clone(&queued.record),
         false => Arc::new(Record { value: None, metadata: Json::default(), ..Record::clone(&queued.record) }),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::record::{Key, Record};
-use crate::version::{Timestamp, Version};
+use crate::version::{Blindness, Timestamp, Version};
 
 /// A write to be queued.
 #[derive(Debug, Clone)]
@@ -14,13 +14,17 @@ pub(crate) struct Entry {
     pub(crate) over: Option<Version>,
     /// Whether it was sent, so that it may be in the source of truth already.
     pub(crate) is_sent: bool,
+    /// When it was stamped, by the clock that stamped it.
+    pub(crate) stamped_at: Timestamp,
+    /// The blindness of that clock then.
+    pub(crate) blindness: Option<Blindness>,
 }
 
 /// What became of a write that was to be queued.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Enqueued {
-    /// It is on disk. `is_unsure`: stamped by a clock that nobody has put right yet.
-    Kept { is_unsure: bool, queued_at: Timestamp },
+    /// It is on disk, as it was stamped: perhaps by a blind clock.
+    Kept { blindness: Option<Blindness>, queued_at: Timestamp },
     /// The thread is at another version than the one that it goes on from.
     Conflict,
     /// Something newer is in the queue.
@@ -47,15 +51,18 @@ pub(crate) struct Queued {
     pub(crate) seq: i64,
     /// False where it has been stored meanwhile.
     pub(crate) is_waiting: bool,
+    /// What version and expiry wait for: the end of this blindness.
+    pub(crate) blindness: Option<Blindness>,
 }
 
 /// A queued write as it is marked in memory when the file is opened.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     pub(crate) key: Key,
-    /// As stamped, perhaps by a clock that nobody has put right yet.
+    /// As stamped.
     pub(crate) version: Version,
-    pub(crate) is_unsure: bool,
+    /// Stamped by a blind clock.
+    pub(crate) blindness: Option<Blindness>,
     pub(crate) queued_at: Timestamp,
     /// The source of truth was seen to hold something newer.
     pub(crate) is_overtaken: bool,

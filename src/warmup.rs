@@ -16,6 +16,7 @@ use crate::spool::Copy;
 #[cfg(not(feature = "sqlite"))]
 use crate::spool::without::Spool;
 use crate::store::{Page, Recent, Store};
+use crate::version::Moment;
 
 /// Threads in one call, of which there is one at a time: live traffic has the other places at the source of truth.
 const PAGE: usize = 500;
@@ -125,7 +126,7 @@ impl Stove {
     }
 
     async fn fetch(&self, page: &Page) -> Result<Fetched> {
-        let (ticket, began) = (self.fences.begin(), Instant::now());
+        let (ticket, began) = (self.fences.begin(), Moment::now());
         let recent = self.origin.recent(page).await?;
         Ok(Fetched { recent, ticket, began })
     }
@@ -147,7 +148,7 @@ impl Stove {
     }
 
     /// The file comes before memory, as ever.
-    async fn take_in(&self, records: Vec<Arc<Record>>, ticket: &Ticket, began: Instant) {
+    async fn take_in(&self, records: Vec<Arc<Record>>, ticket: &Ticket, began: Moment) {
         if let Some(spool) = &self.spool {
             let confirmed_at = self.origin.clock().at(began);
             let copy =
@@ -197,5 +198,5 @@ fn is_to_be_waited_out(error: &Error) -> bool {
 struct Fetched {
     recent: Recent,
     ticket: Ticket,
-    began: Instant,
+    began: Moment,
 }

@@ -67,6 +67,7 @@ fn each_neighbour_is_known_in_one_place() {
         ("env::vars", "settings"),
         ("dotenvy", "settings"),
         ("SystemTime::now", "version"),
+        ("nix::time", "version"),
         ("tokio::time::timeout", "guard"),
     ] {
         for (name, code) in modules().iter().filter(|(name, _)| *name != home) {

@@ -1,7 +1,6 @@
 //! What a read hands out.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
@@ -9,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, ErrorKind, Result};
 use crate::near::Entry;
 use crate::record::{Freshness, Key};
-use crate::version::Version;
+use crate::version::{Moment, Version};
 
 /// A thread as it was found: shared with the cache, neither parsed nor copied.
 #[derive(Debug, Clone)]
@@ -32,7 +31,7 @@ impl Found {
     }
 
     pub(super) fn stale(entry: Arc<Entry>) -> Self {
-        let freshness = Freshness::stale(entry.confirmed, Instant::now());
+        let freshness = Freshness::stale(entry.confirmed, Moment::now());
         Self { entry, freshness }
     }
 

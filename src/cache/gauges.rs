@@ -51,7 +51,7 @@ impl Inner {
         levels.show("threadkeep_replica_bound_bytes", of(|queue| queue.copies_bound));
         let oldest = queue.and_then(|queue| queue.oldest).unwrap_or_default();
         levels.set("threadkeep_queue_oldest_seconds", oldest.as_secs_f64());
-        let offset = self.origin.clock().ahead_of_system();
+        let offset = self.origin.clock().offset();
         levels.set("threadkeep_clock_offset_seconds", offset as f64 / 1_000.0);
         let alert = self.trouble.get().or(health.cause).filter(Error::needs_operator);
         let trouble = alert.map(|alert| alert.kind().as_str());

@@ -2,7 +2,6 @@
 
 use std::future::IntoFuture;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::write::Sending;
 use super::{Cache, Call, Found};
@@ -11,7 +10,7 @@ use crate::error::Result;
 use crate::near::{Learnt, News};
 use crate::record::{Key, user};
 use crate::store::{Page, Recent};
-use crate::version::Version;
+use crate::version::{Moment, Version};
 
 const DEFAULT_LIMIT: usize = 100;
 /// Threads in one call.
@@ -82,7 +81,7 @@ impl Cache {
     async fn list_page(&self, page: &Page, all: &mut Vec<Found>) -> Result<Option<(Version, Key)>> {
         let inner = &self.0;
         inner.check_reachable()?;
-        let (ticket, began) = (inner.fences.begin(), Instant::now());
+        let (ticket, began) = (inner.fences.begin(), Moment::now());
         let (origin, wanted) = (Arc::clone(&inner.origin), page.clone());
         let recent = background::run(async move { origin.recent(&wanted).await }).await;
         let Recent { records, is_last } = inner.note(Call::Read, recent?)?;

@@ -3,7 +3,7 @@
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Cache, Found, Inner, OnOutage, Spool};
 use crate::error::{Error, ErrorKind, Result};
@@ -11,7 +11,7 @@ use crate::fence::Ticket;
 use crate::near::Entry;
 use crate::record::{Durability, Key, Record};
 use crate::spool::{Copy, DeadLetter, Enqueued, Entry as ToQueue};
-use crate::version::Version;
+use crate::version::{Moment, Stamp, Version};
 
 /// How long a read waits for memory to show what it found changed on disk, between looks.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -50,22 +50,24 @@ impl Inner {
         &self,
         spool: &Spool,
         record: &Arc<Record>,
+        mut stamp: Stamp,
         over: Option<Version>,
         ticket: Arc<Ticket>,
         is_sent: bool,
     ) -> Result<Durability> {
-        let mut record = Arc::clone(record);
+        let (mut record, clock) = (Arc::clone(record), self.origin.clock());
         loop {
             // A newer write of this handle, or of another, was seen stored while this one was under way.
-            let is_straight = self.origin.clock().moved().is_some();
-            if is_straight && ticket.seen(&record.key).is_some_and(|seen| seen > record.version) {
+            if stamp.blindness.is_none() && ticket.seen(&record.key).is_some_and(|seen| seen > record.version)
+            {
                 return overtaken_on_its_way(&record.key, over);
             }
-            let entry = ToQueue { record: Arc::clone(&record), over, is_sent };
+            let Stamp { shown: stamped_at, blindness, .. } = stamp;
+            let entry = ToQueue { record: Arc::clone(&record), over, is_sent, stamped_at, blindness };
             let (near, marked, ticket) = (Arc::clone(&self.near), Arc::clone(&record), Arc::clone(&ticket));
             let announce = move |enqueued| match enqueued {
-                Enqueued::Kept { is_unsure, queued_at } => {
-                    near.enqueued(&marked, &ticket, is_unsure, queued_at);
+                Enqueued::Kept { blindness, queued_at } => {
+                    near.enqueued(&marked, &ticket, blindness, queued_at);
                 }
                 // Memory may not know yet, or may have forgotten.
                 Enqueued::Behind(version) => near.overtaken(&marked.key, version),
@@ -80,9 +82,10 @@ impl Inner {
                 // Where the two were made at once, that update may yet lose against another daemon: this one must not be
                 // lost with it.
                 Enqueued::Crossed(other) => {
-                    self.origin.clock().observe(other);
-                    let version = self.origin.clock().stamp().version;
-                    record = Arc::new(Record { version, ..Record::clone(&record) });
+                    clock.observe(other);
+                    let anew = clock.stamp();
+                    record = record.stamped_anew(anew.version, anew.shown.0 - stamp.shown.0).into();
+                    stamp = anew;
                     continue;
                 }
                 // Not superseded: that would make an update be tried again that may have been stored.
@@ -100,19 +103,18 @@ impl Inner {
             if let Some(entry) = self.near.queued(key) {
                 return Ok(self.judge(entry, version));
             }
-            let is_blind = self.origin.clock().moved().is_none();
             let queued = spool.queued(key).await?;
             if queued.as_ref().is_some_and(|queued| !queued.is_waiting && queued.record.version == version) {
                 // It was stored just now.
-                queued.iter().for_each(|queued| self.near.stored(&queued.record, Instant::now(), false));
+                queued.iter().for_each(|queued| self.near.stored(&queued.record, Moment::now(), false));
                 continue;
             }
-            let record = queued.map(|queued| queued.record);
-            if let Some(record) = record.filter(|record| record.version == version) {
-                if record.value.is_none() {
+            if let Some(queued) = queued.filter(|queued| queued.record.version == version) {
+                if queued.record.value.is_none() {
                     return Ok(FromQueue::Newest(None, version));
                 }
-                return Ok(self.judge(self.near.recall_queued(&record, is_blind), version));
+                let entry = self.near.recall_queued(&queued.record, queued.blindness);
+                return Ok(self.judge(entry, version));
             }
             // It is being replaced or settled: the mark in memory follows.
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -149,7 +151,7 @@ impl Inner {
 
     /// What is in memory, for want of anything better.
     pub(super) fn as_it_is(&self, entry: Arc<Entry>) -> Found {
-        let is_fresh = self.near.is_fresh(&entry, Instant::now());
+        let is_fresh = self.near.is_fresh(&entry, Moment::now());
         if is_fresh { Found::fresh(entry) } else { Found::stale(entry) }
     }
 
@@ -159,13 +161,13 @@ impl Inner {
         &self,
         records: impl IntoIterator<Item = Arc<Record>>,
         ticket: &Ticket,
-        began: Instant,
+        began: Moment,
     ) {
         let is_news = |record: &Arc<Record>| !ticket.is_overtaken(&record.key, record.version);
         self.keep_all(records.into_iter().filter(is_news), began).await;
     }
 
-    async fn keep_all(&self, records: impl Iterator<Item = Arc<Record>>, began: Instant) {
+    async fn keep_all(&self, records: impl Iterator<Item = Arc<Record>>, began: Moment) {
         let Some(spool) = &self.spool else { return };
         let confirmed_at = self.origin.clock().at(began);
         let copies = records.map(|record| Copy { record, confirmed_at, is_own: false });
@@ -176,7 +178,7 @@ impl Inner {
     /// memory nor from the disk.
     pub(super) async fn overtaken(&self, key: &Key, version: Version) {
         let deletion = Arc::new(Record::deletion(key.clone(), version));
-        self.keep_all(std::iter::once(deletion), Instant::now()).await;
+        self.keep_all(std::iter::once(deletion), Moment::now()).await;
         self.near.overtaken(key, version);
     }
 
@@ -201,7 +203,7 @@ impl Inner {
     }
 
     /// An attempt that took longer than its caller waited has put a queued write into the source of truth after all.
-    pub(super) async fn stored_late(&self, spool: &Spool, record: &Arc<Record>, began: Instant) {
+    pub(super) async fn stored_late(&self, spool: &Spool, record: &Arc<Record>, began: Moment) {
         let settled = vec![(record.key.clone(), record.version, crate::spool::Fate::Stored)];
         match spool.settle(settled).await {
             Ok(_) => self.near.stored(record, began, true),

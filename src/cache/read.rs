@@ -1,7 +1,6 @@
 //! The read path: memory, then one load for all who want it, then what is stale.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tracing::Instrument;
 
@@ -13,7 +12,7 @@ use crate::metrics::Read;
 use crate::near::{Entry, Learnt, News};
 use crate::record::{Freshness, Key, Record, Want};
 use crate::store::Loaded;
-use crate::version::Version;
+use crate::version::{Moment, Version};
 
 impl Cache {
     /// The thread with this id, or `None` where the source of truth says that there is none.
@@ -53,7 +52,7 @@ impl Cache {
 
 impl Inner {
     async fn get_slowly(self: &Arc<Self>, key: &Key) -> Result<Option<Found>> {
-        let began = Instant::now();
+        let began = Moment::now();
         loop {
             if self.near.absent(key).is_some() {
                 return Ok(None);
@@ -94,7 +93,7 @@ impl Inner {
             }
             // What overtook it may have been current while this get was under way.
             let is_current =
-                |entry: &Arc<Entry>| self.near.is_fresh(entry, Instant::now()) || entry.confirmed >= began;
+                |entry: &Arc<Entry>| self.near.is_fresh(entry, Moment::now()) || entry.confirmed >= began;
             if let Some(entry) = self.near.live(key).filter(is_current) {
                 return Ok(Some(Found::fresh(entry)));
             }
@@ -187,7 +186,7 @@ impl Inner {
     }
 
     async fn fill(&self, key: &Key, ticket: &Ticket) -> Result<Learnt> {
-        let began = Instant::now();
+        let began = Moment::now();
         let held = self.near.peek(key);
         let known = held.as_ref().map(|held| held.record.version);
         let loaded = self.origin.load(&[Want { key: key.clone(), known }]).await;

@@ -12,7 +12,12 @@ const PORTION: usize = 500;
 /// keep step, until the cache is gone.
 pub(super) async fn keep_up(cache: Weak<Inner>, period: Duration) {
     loop {
-        tokio::time::sleep(period.mul_f64(0.75 + fastrand::f64() / 4.0)).await;
+        // This timer does not count a sleep of the machine. The chores also ask the origin, and so learn what time it is.
+        let Some(clock) = cache.upgrade().map(|cache| Arc::clone(cache.origin.clock())) else { return };
+        tokio::select! {
+            () = tokio::time::sleep(period.mul_f64(0.75 + fastrand::f64() / 4.0)) => {}
+            () = clock.jumped() => {}
+        }
         let Some(cache) = cache.upgrade() else { return };
         cache.ask_again().await;
         cache.report_accesses().await;

@@ -4,7 +4,7 @@ use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,7 +23,7 @@ use crate::near::News;
 use crate::pending::Passing;
 use crate::record::{Durability, Json, Key, Record, Write, user};
 use crate::store::Applied;
-use crate::version::{Stamp, TOLERANCE, Timestamp, Version};
+use crate::version::{Moment, Stamp, TOLERANCE, Timestamp, Version};
 
 /// The unit in which writes under way are counted.
 pub(super) const KIB: usize = 1024;
@@ -288,8 +288,9 @@ impl Inner {
             return self.write_with_patience(spool, draft, answer).await;
         }
         let (clock, ticket) = (self.origin.clock(), Arc::new(self.fences.begin()));
-        let record = draft.record(clock.stamp().version, clock.now(), self.limits.ttl).into();
-        answer.give(self.enqueue(spool, &record, draft.expect, ticket, false).await);
+        let stamp = clock.stamp();
+        let record = draft.record(stamp.version, stamp.shown, self.limits.ttl).into();
+        answer.give(self.enqueue(spool, &record, stamp, draft.expect, ticket, false).await);
     }
 
     /// Tries the source of truth for as long as a caller waits; then queues the write, while the attempt goes on behind.
@@ -306,8 +307,8 @@ impl Inner {
             }),
             () = tokio::time::sleep(self.limits.patience) => {}
         }
-        let Some((record, over)) = self.latest(&attempt) else { return answer.give(writing.await) };
-        let refused = match self.enqueue(spool, &record, over, ticket, true).await {
+        let Some((record, over, stamp)) = self.latest(&attempt) else { return answer.give(writing.await) };
+        let refused = match self.enqueue(spool, &record, stamp, over, ticket, true).await {
             Ok(durability) => {
                 attempt.is_queued.store(true, Relaxed);
                 answer.give(Ok(durability));
@@ -322,17 +323,16 @@ impl Inner {
         });
     }
 
-    /// The record of an attempt as it is to be queued: stamped anew where the clock was put right meanwhile.
-    fn latest(&self, attempt: &Attempt) -> Option<(Arc<Record>, Option<Version>)> {
-        let (record, over, stamp, (began, shown)) = attempt.latest()?;
+    /// The record of an attempt as it is to be queued: stamped anew if the clock was put right meanwhile, or has jumped.
+    fn latest(&self, attempt: &Attempt) -> Option<(Arc<Record>, Option<Version>, Stamp)> {
+        let (record, over, stamp, began) = attempt.latest()?;
         let clock = self.origin.clock();
-        if !clock.misjudged(&stamp) {
-            return Some((record, over));
+        if stamp.is_joined_to(clock.moment()) && !clock.misjudged(&stamp) {
+            return Some((record, over, stamp));
         }
-        let moved = clock.at(began).0 - shown.0;
-        let expires_at = Timestamp(record.expires_at.0.saturating_add(moved));
-        let anew = Record { version: clock.stamp().version, expires_at, ..Record::clone(&record) };
-        Some((Arc::new(anew), over))
+        let anew = clock.stamp();
+        let later = anew.shown_at(began).0 - stamp.shown_at(began).0;
+        Some((record.stamped_anew(anew.version, later).into(), over, anew))
     }
 
     /// Queues a write that the source of truth could not take.
@@ -343,14 +343,15 @@ impl Inner {
         ticket: Arc<Ticket>,
         failure: &Error,
     ) -> Result<Durability> {
-        let Some((record, over)) = self.latest(attempt) else { return Err(failure.clone()) };
-        let queued = self.enqueue(spool, &record, over, ticket, failure.outcome_unknown()).await;
+        let Some((record, over, stamp)) = self.latest(attempt) else { return Err(failure.clone()) };
+        let queued = self.enqueue(spool, &record, stamp, over, ticket, failure.outcome_unknown()).await;
         queued.map_err(|refused| not_queued(refused, failure))
     }
 
     /// Writes into the source of truth, and into memory what that says.
     async fn write_through(&self, mut draft: Draft, attempt: &Attempt) -> Result<Durability> {
-        let (clock, began) = (self.origin.clock(), Instant::now());
+        let clock = self.origin.clock();
+        let began = clock.moment();
         let mut is_stored = false;
         for left in (0..STAMPS).rev() {
             // What waits in the queue must not be sent under another version.
@@ -359,8 +360,8 @@ impl Inner {
             }
             let ticket = self.fences.begin();
             let stamp = clock.stamp();
-            let record = Arc::new(draft.record(stamp.version, clock.at(began), self.limits.ttl));
-            attempt.note(&record, draft.expect, stamp, (began, clock.at(began)));
+            let record = Arc::new(draft.record(stamp.version, stamp.shown_at(began), self.limits.ttl));
+            attempt.note(&record, draft.expect, stamp, began);
             attempt.passes(self.pending.passing_by(&draft.key, stamp.version));
             if let Some(spool) = self.queueing().filter(|_| draft.expect.is_some()) {
                 spool.attempting(&draft.key, stamp.version).await;
@@ -427,7 +428,7 @@ impl Inner {
         record: &Arc<Record>,
         expect: Option<Version>,
         ticket: &Ticket,
-        began: Instant,
+        began: Moment,
         applied: Applied,
     ) -> Result<Durability> {
         let key = &record.key;
@@ -460,7 +461,7 @@ impl Inner {
     async fn settle_queued(
         &self,
         record: &Arc<Record>,
-        began: Instant,
+        began: Moment,
         applied: Applied,
         is_misjudged: bool,
     ) -> Result<Durability> {
@@ -500,9 +501,8 @@ pub(super) fn changed_meanwhile(key: &Key) -> Error {
     Error::new(ErrorKind::Conflict, format!("the thread {key} was changed by another writer meanwhile"))
 }
 
-/// What was sent last, the version that it goes on from, when it was stamped, and when its life began, by the clock as it
-/// was then, too.
-type Latest = (Arc<Record>, Option<Version>, Stamp, (Instant, Timestamp));
+/// What was sent last, the version that it goes on from, its stamp, and when its life began.
+type Latest = (Arc<Record>, Option<Version>, Stamp, Moment);
 
 /// An attempt to write into the source of truth, as far as it has come.
 #[derive(Debug, Default)]
@@ -514,7 +514,7 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn note(&self, record: &Arc<Record>, over: Option<Version>, stamp: Stamp, began: (Instant, Timestamp)) {
+    fn note(&self, record: &Arc<Record>, over: Option<Version>, stamp: Stamp, began: Moment) {
         *self.lock() = Some((Arc::clone(record), over, stamp, began));
     }
 

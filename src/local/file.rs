@@ -76,7 +76,8 @@ const QUEUE: &str = "
         chain      text    not null,  -- versions of its own that may be in the source of truth already
         sent       integer not null,  -- whether it was sent when it was queued, so that it may be there already
         skew       integer,           -- how far the clock that stamped it was ahead of the system's; null: it was right
-        overtaken  integer not null default 0 -- 1: the source of truth was seen to hold something newer; 2: perhaps it does
+        overtaken  integer not null default 0, -- 1: the source of truth was seen to hold something newer; 2: perhaps it does
+        blindness  integer not null default 0 -- the number, in this process, of the blindness in which that clock stamped it
     ) strict;
     create index queue on records (seq, bytes) where pending = 1;
     create index replica on records (seq, bytes) where pending = 0;

@@ -14,7 +14,7 @@ mod wire;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
@@ -23,7 +23,7 @@ use reqwest::{Client, Method, Request, StatusCode, Url, redirect, retry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Key, Want, Write};
 use crate::store::{Applied, Loaded, Page, Recent, Store};
-use crate::version::{Clock, Timestamp};
+use crate::version::{Clock, Moment, Timestamp};
 
 use body::Body;
 use key::ApiKey;
@@ -147,7 +147,7 @@ impl Supabase {
         let body = body.bytes();
         let not_ours = |error| classify::not_ours(&self.host, body, error);
         let answer: Answer<'_> = serde_json::from_slice(body).map_err(not_ours)?;
-        self.clock.correct(sent, Instant::now(), Timestamp(answer.now.clamp(0, END_OF_TIME)));
+        self.clock.correct(sent, Moment::now(), Timestamp(answer.now.clamp(0, END_OF_TIME)));
         let read = if answer.schema >= SCHEMA {
             read(answer)
         } else {
@@ -171,7 +171,7 @@ impl Supabase {
 
     /// Sends a request, and once more where Supabase refuses the key and there is another one meanwhile: nothing came
     /// of what was refused. Returns when it was sent, and the answer.
-    async fn send(&self, request: Request, upload: Duration, most: usize) -> Result<(Instant, Body)> {
+    async fn send(&self, request: Request, upload: Duration, most: usize) -> Result<(Moment, Body)> {
         let key = self.keys.current();
         // The copies share the body.
         let again = request.try_clone();
@@ -191,7 +191,7 @@ impl Supabase {
         mut request: Request,
         upload: Duration,
         most: usize,
-    ) -> Result<(Instant, Body)> {
+    ) -> Result<(Moment, Body)> {
         *request.headers_mut() = key.headers().clone();
         let Exchange { sent, status, rest, body } = self.exchange(request, upload, most).await?;
         match (status.is_success(), body.is_whole()) {
@@ -203,7 +203,7 @@ impl Supabase {
 
     /// Sends a request, and takes in at most so many bytes of an answer. The connection of one that is longer is closed.
     async fn exchange(&self, request: Request, upload: Duration, most: usize) -> Result<Exchange> {
-        let sent = Instant::now();
+        let sent = Moment::now();
         let mut response =
             self.within(self.stall.saturating_add(upload), self.client.execute(request)).await?;
         let (status, rest) = (response.status(), retry_after(response.headers()));
@@ -240,7 +240,7 @@ impl Supabase {
 
 /// An answer, whatever it says.
 struct Exchange {
-    sent: Instant,
+    sent: Moment,
     status: StatusCode,
     rest: Option<Duration>,
     body: Body,

@@ -1,7 +1,7 @@
 //! The survey: what a diagnosis asks of a project, beyond what a daemon does. Nothing is retried, and answers are told
 //! apart more finely than an operation would need.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, Request, StatusCode};
@@ -13,7 +13,7 @@ use super::wire::Answer;
 use super::{END_OF_TIME, Exchange, Supabase};
 use crate::error::{Error, ErrorKind};
 use crate::record::Key;
-use crate::version::Timestamp;
+use crate::version::{Moment, Timestamp};
 
 pub(crate) use super::SCHEMA;
 
@@ -47,13 +47,13 @@ pub(crate) struct Pulse {
     pub(crate) schema: u32,
     /// What the database's clock showed between these two moments.
     pub(crate) shown: Timestamp,
-    pub(crate) sent: Instant,
-    pub(crate) received: Instant,
+    pub(crate) sent: Moment,
+    pub(crate) received: Moment,
 }
 
 impl Pulse {
     pub(crate) fn round_trip(&self) -> Duration {
-        self.received.duration_since(self.sent)
+        self.received.since(self.sent)
     }
 }
 
@@ -115,7 +115,7 @@ impl Supabase {
         let mut request = self.request(function, body.into());
         *request.headers_mut() = self.headers_of(caller);
         let exchange = self.ask(request).await?;
-        let received = Instant::now();
+        let received = Moment::now();
         let body = self.judged(&exchange)?;
         let answer: Answer<'_> = serde_json::from_slice(body).map_err(|e| self.not_ours(body, e))?;
         let shown = Timestamp(answer.now.clamp(0, END_OF_TIME));

@@ -24,7 +24,7 @@ use super::writer::{Survives, closed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Json, Key, Record};
 use crate::spool::{Bounds, Holdings, Tally, Waiting};
-use crate::version::{Clock, REMEMBERED, Timestamp, Version};
+use crate::version::{Blindness, Clock, REMEMBERED, Timestamp, Version};
 
 use anchor::Anchor;
 pub(crate) use offline::{is_truth, retire};
@@ -145,7 +145,8 @@ impl Spool {
         let tidied = opened.connection.execute(tidy, [forgotten.raw()]);
         let state = tidied
             .and_then(|_| anchor::resume(&opened.connection, &clock))
-            .and_then(|()| rebase(&opened.connection, clock.ahead_of_system()))
+            .and_then(|()| upgrade(&opened.connection))
+            .and_then(|()| rebase(&opened.connection, &clock))
             .and_then(|()| State::read(&opened.connection));
         let state = Arc::new(Mutex::new(state.map_err(file::failure(&opened.path))?));
         let forget = {
@@ -255,13 +256,23 @@ fn check_origin(opened: &Opened, origin: &str) -> Result<()> {
     Err(file::unusable(&opened.path, &why))
 }
 
+/// Adds what files of earlier builds lack.
+fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
+    let sql = "select count(*) from pragma_table_info('records') where name = 'blindness'";
+    if connection.query_row(sql, [], |row| row.get::<_, i64>(0))? > 0 {
+        return Ok(());
+    }
+    connection.execute_batch("alter table records add column blindness integer not null default 0")
+}
+
 /// What was stamped by a clock that nobody had put right, and that was not as far ahead of the system's clock as the one
 /// that this process starts from, is brought in line with this one.
-fn rebase(connection: &Connection, ahead: i64) -> rusqlite::Result<()> {
+fn rebase(connection: &Connection, clock: &Clock) -> rusqlite::Result<()> {
     let sql = "update records set version = version + ((?1 - skew) << 21), expires_at = expires_at + ?1 - skew, skew = ?1,
-                   base = case when ' ' || chain || ' ' like '% 0 %' then base + ((?1 - skew) << 21) else base end
-               where pending = 1 and skew is not null and skew <> ?1";
-    connection.execute(sql, [ahead]).map(drop)
+                   base = case when ' ' || chain || ' ' like '% 0 %' then base + ((?1 - skew) << 21) else base end,
+                   blindness = ?2
+               where pending = 1 and skew is not null and (skew <> ?1 or blindness <> ?2)";
+    connection.execute(sql, [clock.ahead_of_system(), clock.last_blindness().0.into()]).map(drop)
 }
 
 /// The source of truth holds this version: no older attempt can reach it any more.
@@ -281,7 +292,8 @@ struct Place<'a> {
     base: Option<Version>,
     chain: &'a str,
     is_sent: bool,
-    skew: Option<i64>,
+    /// Of a write that a blind clock stamped: how far that was ahead of the system's, and its blindness.
+    unsure: Option<(i64, Blindness)>,
     /// As in the schema: 1, or [`PERHAPS`], or 0.
     overtaken: i64,
 }
@@ -289,12 +301,12 @@ struct Place<'a> {
 /// Writes it over what stood there. The row stays where it lies: to delete it and insert another touches twice the pages.
 fn put_down(connection: &Connection, place: &Place<'_>) -> rusqlite::Result<()> {
     let sql = "insert into records (key, version, value, expires_at, user, metadata, bytes, seq, at, pending, base, chain,
-                                    sent, skew, overtaken)
-               values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+                                    sent, skew, overtaken, blindness)
+               values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
                on conflict (key) do update set
                    version = ?2, value = ?3, expires_at = ?4, user = ?5, metadata = ?6, bytes = ?7, seq = ?8, at = ?9,
-                   pending = ?10, base = ?11, chain = ?12, sent = ?13, skew = ?14, overtaken = ?15";
-    let Place { record, seq, at, is_pending, base, chain, is_sent, skew, overtaken } = place;
+                   pending = ?10, base = ?11, chain = ?12, sent = ?13, skew = ?14, overtaken = ?15, blindness = ?16";
+    let Place { record, seq, at, is_pending, base, chain, is_sent, unsure, overtaken } = place;
     let values = rusqlite::params![
         record.key.as_str(),
         record.version.raw(),
@@ -309,8 +321,9 @@ fn put_down(connection: &Connection, place: &Place<'_>) -> rusqlite::Result<()> 
         base.map(Version::raw),
         chain,
         is_sent,
-        skew,
+        unsure.map(|(skew, _)| skew),
         overtaken,
+        unsure.map_or(0, |(_, Blindness(number))| number),
     ];
     connection.prepare_cached(sql)?.execute(values).map(drop)
 }
@@ -329,9 +342,18 @@ fn number(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// The version that a clock would have given that was right.
-fn straight(version: Version, skew: Option<i64>, moved: Option<i64>, at: Timestamp) -> Version {
-    skew.map_or(version, |_| version.straightened(moved.unwrap_or(0), at))
+/// The blindness in which a queued write was stamped, as a column of a query; null if the clock was known.
+const BLINDNESS: &str = "iif(skew is null, null, blindness)";
+
+/// Reads [`BLINDNESS`].
+fn blindness(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Blindness>> {
+    row.get::<_, Option<u32>>(column).map(|number| number.map(Blindness))
+}
+
+/// The version that a clock would have given that was right, as far as is known.
+fn straight(version: Version, blindness: Option<Blindness>, at: Timestamp, clock: &Clock) -> Version {
+    let moved = blindness.and_then(|blindness| clock.moved(blindness));
+    version.straightened(moved.unwrap_or(0), at)
 }
 
 fn text(record: &Record) -> Option<&str> {

@@ -16,7 +16,7 @@ use crate::local::file::{self, Lock, Role};
 use crate::local::versions;
 use crate::record::Record;
 use crate::spool::{Bounds, DeadLetter, Imported, Incoming, QueuedWrite, Reason};
-use crate::version::{Clock, OLDEST, Timestamp, Version};
+use crate::version::{Blindness, Clock, OLDEST, Timestamp, Version};
 
 /// What is taken in is not held to the bounds: it is on a disk already, and refusing it would help nobody.
 const UNBOUNDED: Bounds = Bounds { queue: u64::MAX, replica: u64::MAX };
@@ -289,7 +289,7 @@ fn insert(connection: &Connection, state: &mut State, write: &QueuedWrite) -> ru
         base: write.base,
         chain: &chain.join(" "),
         is_sent: write.is_sent,
-        skew: write.is_unsure.then_some(0),
+        unsure: write.is_unsure.then_some((0, Blindness(0))),
         overtaken: overtaken(write),
     };
     put_down(connection, &place)?;

@@ -1,15 +1,18 @@
 //! The queue: one pending write for each thread, the newest.
 
+use std::sync::Arc;
+
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{
-    COLUMNS, PERHAPS, Place, Spool, State, Survives, bytes, closed, full, put_down, record, straight,
+    BLINDNESS, COLUMNS, PERHAPS, Place, Spool, State, Survives, blindness, bytes, closed, full, put_down,
+    record, straight,
 };
 use crate::error::Result;
 use crate::local::versions;
 use crate::record::Key;
 use crate::spool::{Enqueued, Entry, Fate, Queued, Reason, Waiting};
-use crate::version::{TOLERANCE, Timestamp, Version};
+use crate::version::{Blindness, Clock, TOLERANCE, Timestamp, Version};
 
 /// What the file holds of a thread.
 struct Held {
@@ -29,25 +32,27 @@ impl Held {
         connection: &Connection,
         state: &State,
         key: &Key,
-        moved: Option<i64>,
+        clock: &Clock,
     ) -> rusqlite::Result<Option<Self>> {
-        let sql = "select version, pending, bytes, base, chain, sent or seq <= ?2, skew, at from records
-                   where key = ?1";
+        let sql = format!(
+            "select version, pending, bytes, base, chain, sent or seq <= ?2, {BLINDNESS}, at from records
+             where key = ?1"
+        );
         let read = |row: &Row<'_>| {
-            let (chain, skew): (String, Option<i64>) = (row.get(4)?, row.get(6)?);
+            let (chain, blindness): (String, _) = (row.get(4)?, blindness(row, 6)?);
             let stamped = Version::from_raw(row.get(0)?);
             Ok(Self {
-                version: straight(stamped, skew, moved, Timestamp(row.get(7)?)),
+                version: straight(stamped, blindness, Timestamp(row.get(7)?), clock),
                 stamped,
                 is_pending: row.get(1)?,
                 bytes: row.get::<_, i64>(2)?.unsigned_abs(),
-                base: straight_base(row.get(3)?, &chain, skew, moved),
+                base: straight_base(row.get(3)?, &chain, blindness, clock),
                 chain,
                 is_sent: row.get(5)?,
-                is_unsure: skew.is_some(),
+                is_unsure: lasts(blindness, clock),
             })
         };
-        connection.prepare_cached(sql)?.query_row(params![key.as_str(), state.sent], read).optional()
+        connection.prepare_cached(&sql)?.query_row(params![key.as_str(), state.sent], read).optional()
     }
 
     /// What an update that goes on from this one may find in the source of truth: base and chain.
@@ -81,11 +86,10 @@ impl Spool {
         entry: Entry,
         announce: impl FnOnce(Enqueued) + Send + 'static,
     ) -> Result<Enqueued> {
-        let (bound, moved, now) = (self.bounds.queue, self.clock.moved(), self.clock.now());
-        let skew = if moved.is_none() { Some(self.clock.ahead_of_system()) } else { None };
+        let (bound, clock) = (self.bounds.queue, Arc::clone(&self.clock));
         let passage = self.queueing.begin(entry.record.bytes());
         let work = move |connection: &Connection, state: &mut State| {
-            enqueue(connection, state, &entry, &Moment { now, moved, skew }, bound)
+            enqueue(connection, state, &entry, &clock, bound)
         };
         let announce = |enqueued: &Result<Option<Enqueued>>| {
             if let Ok(Some(enqueued)) = enqueued {
@@ -101,19 +105,19 @@ impl Spool {
     /// What waits, as it is marked at the start.
     pub(super) async fn waiting(&self) -> Result<Vec<Waiting>> {
         let is_doubtful = self.doubt.is_there();
-        let sql = "select key, version, skew is not null, at, overtaken from records where pending = 1";
+        let sql = format!("select key, version, {BLINDNESS}, at, overtaken from records where pending = 1");
         let read = move |row: &Row<'_>| {
             let overtaken: i64 = row.get(4)?;
             Ok(Waiting {
                 key: crate::local::key(row)?,
                 version: Version::from_raw(row.get(1)?),
-                is_unsure: row.get(2)?,
+                blindness: blindness(row, 2)?,
                 queued_at: Timestamp(row.get(3)?),
                 is_overtaken: overtaken == 1,
                 is_doubtful: is_doubtful || overtaken == PERHAPS,
             })
         };
-        self.database.read(move |connection| connection.prepare(sql)?.query_map([], read)?.collect()).await
+        self.database.read(move |connection| connection.prepare(&sql)?.query_map([], read)?.collect()).await
     }
 
     /// Notes that an update is being sent: if this process ends before it hears of it, what is queued later for the thread
@@ -131,28 +135,31 @@ impl Spool {
 
     /// The newest write of a thread, queued or, where it found its end just now, stored.
     pub(crate) async fn queued(&self, key: &Key) -> Result<Option<Queued>> {
-        let (key, moved, exactly) = (key.clone(), self.clock.moved(), self.clock.moved_exactly());
+        let (key, clock) = (key.clone(), Arc::clone(&self.clock));
         let sent = super::lock(&self.state).sent;
         let read = move |connection: &Connection| {
             let sql = format!("{} where key = ?2", select());
             let mut found = connection.prepare_cached(&sql)?;
-            found.query_row(params![sent, key.as_str()], |row| queued(row, moved, exactly)).optional()
+            found.query_row(params![sent, key.as_str()], |row| queued(row, &clock)).optional()
         };
         self.database.read(read).await
     }
 
     /// The next writes [marked as sent](Self::mark_sent) in the order in which they were queued, after the one numbered
-    /// `after`: at most so many, and, but for the first, so many bytes.
+    /// `after`: at most so many, and, but for the first, so many bytes. What a blind clock stamped is not among them before
+    /// it is [put right](Self::straighten).
     pub(crate) async fn next(&self, after: i64, most: usize, most_bytes: usize) -> Result<Vec<Queued>> {
-        let (moved, exactly) = (self.clock.moved(), self.clock.moved_exactly());
+        let clock = Arc::clone(&self.clock);
         let sent = super::lock(&self.state).sent;
         let read = move |connection: &Connection| {
-            let sql =
-                format!("{} where pending = 1 and seq > ?2 and seq <= ?1 order by seq limit ?3", select());
+            let sql = format!(
+                "{} where pending = 1 and skew is null and seq > ?2 and seq <= ?1 order by seq limit ?3",
+                select()
+            );
             let mut find = connection.prepare_cached(&sql)?;
             let most = i64::try_from(most).unwrap_or(i64::MAX);
             let (mut all, mut bytes) = (Vec::new(), 0);
-            for found in find.query_map(params![sent, after, most], |row| queued(row, moved, exactly))? {
+            for found in find.query_map(params![sent, after, most], |row| queued(row, &clock))? {
                 let found = found?;
                 bytes += found.record.bytes();
                 if bytes > most_bytes && !all.is_empty() {
@@ -167,11 +174,11 @@ impl Spool {
 
     /// Settles writes by key and version, and says of each whether it was the one in the queue.
     pub(crate) async fn settle(&self, settled: Vec<(Key, Version, Fate)>) -> Result<Vec<bool>> {
-        let (moved, now, bound) = (self.clock.moved(), self.clock.now(), self.bounds.replica);
+        let (clock, bound) = (Arc::clone(&self.clock), self.bounds.replica);
         let work = move |connection: &Connection, state: &mut State| {
             let settled = settled
                 .iter()
-                .map(|(key, version, fate)| settle(connection, state, key, *version, fate, moved, now))
+                .map(|(key, version, fate)| settle(connection, state, key, *version, fate, &clock))
                 .collect();
             super::replica::evict(connection, state, bound)?;
             settled
@@ -197,20 +204,10 @@ impl Spool {
         self.write(Survives::PowerCut, work).await
     }
 
-    /// Puts right what was stamped before the clock was: only once it is.
+    /// Puts right what a blind clock stamped, if it sees by now.
     pub(crate) async fn straighten(&self) -> Result<()> {
-        let Some(moved) = self.clock.moved() else { return Ok(()) };
-        let exactly = self.clock.moved_exactly().unwrap_or(moved);
-        let work = move |connection: &Connection, state: &mut State| {
-            let sql = "update records set
-                           base = case when ' ' || chain || ' ' like '% 0 %' then base + (?1 << 21) else base end,
-                           chain = case when ?1 <> 0 and (sent or seq <= ?2) then chain || ' ' || version else chain end,
-                           version = version
-                               + ((case when ?1 = 0 then 0 else ?1 - max((version >> 21) - at, 0) end) << 21),
-                           expires_at = expires_at + ?3, skew = null
-                       where pending = 1 and skew is not null";
-            connection.execute(sql, params![moved, state.sent, exactly]).map(drop)
-        };
+        let clock = Arc::clone(&self.clock);
+        let work = move |connection: &Connection, state: &mut State| straighten(connection, state, &clock);
         self.write(Survives::PowerCut, work).await
     }
 
@@ -227,19 +224,20 @@ impl Spool {
 }
 
 fn select() -> String {
-    format!("select {COLUMNS}, base, chain, sent or seq <= ?1, seq, skew, pending, at from records")
+    format!("select {COLUMNS}, base, chain, sent or seq <= ?1, seq, {BLINDNESS}, pending, at from records")
 }
 
-fn queued(row: &Row<'_>, moved: Option<i64>, exactly: Option<i64>) -> rusqlite::Result<Queued> {
+fn queued(row: &Row<'_>, clock: &Clock) -> rusqlite::Result<Queued> {
     let mut record = record(row)?;
-    let (chain, skew): (String, Option<i64>) = (row.get(7)?, row.get(10)?);
-    if let Some(moved) = skew.and(moved) {
-        record.version = record.version.straightened(moved, Timestamp(row.get(12)?));
-        record.expires_at = Timestamp(record.expires_at.0.saturating_add(exactly.unwrap_or(moved)));
+    let (chain, blindness): (String, _) = (row.get(7)?, blindness(row, 10)?);
+    if let Some(moved) = blindness.and_then(|blindness| clock.moved_exactly(blindness)) {
+        record.version = straight(record.version, blindness, Timestamp(row.get(12)?), clock);
+        record.expires_at = Timestamp(record.expires_at.0.saturating_add(moved));
     }
     Ok(Queued {
         record: record.into(),
-        base: straight_base(row.get(6)?, &chain, skew, moved),
+        base: straight_base(row.get(6)?, &chain, blindness, clock),
+        blindness: blindness.filter(|blindness| clock.moved(*blindness).is_none()),
         chain: versions(&chain).collect(),
         is_sent: row.get(8)?,
         seq: row.get(9)?,
@@ -248,16 +246,43 @@ fn queued(row: &Row<'_>, moved: Option<i64>, exactly: Option<i64>) -> rusqlite::
 }
 
 /// The base of an update. That of one that goes on from a queued put was stamped as it was itself.
-fn straight_base(base: Option<i64>, chain: &str, skew: Option<i64>, moved: Option<i64>) -> Option<Version> {
-    let is_stamped_alike = skew.is_some() && versions(chain).any(|one| one == Version::NONE);
-    let moved = moved.filter(|_| is_stamped_alike).unwrap_or(0);
-    base.map(|base| Version::from_raw(base).shifted(moved))
+fn straight_base(
+    base: Option<i64>,
+    chain: &str,
+    blindness: Option<Blindness>,
+    clock: &Clock,
+) -> Option<Version> {
+    let is_stamped_alike = versions(chain).any(|one| one == Version::NONE);
+    let moved = blindness.filter(|_| is_stamped_alike).and_then(|blindness| clock.moved(blindness));
+    base.map(|base| Version::from_raw(base).shifted(moved.unwrap_or(0)))
 }
 
-struct Moment {
-    now: Timestamp,
-    moved: Option<i64>,
-    skew: Option<i64>,
+/// Whether nobody knows yet by how much a version is off that was stamped so.
+fn lasts(blindness: Option<Blindness>, clock: &Clock) -> bool {
+    blindness.is_some_and(|blindness| clock.moved(blindness).is_none())
+}
+
+/// Shifts versions, expiries and ages by what the answer moved the clock that ended their blindness.
+fn straighten(connection: &Connection, state: &State, clock: &Clock) -> rusqlite::Result<()> {
+    let sql = "select distinct blindness from records where pending = 1 and skew is not null";
+    let found = connection.prepare_cached(sql)?.query_map([], |row| row.get(0))?.collect::<Vec<_>>();
+    for number in found {
+        let number: u32 = number?;
+        let (Some(moved), Some(exactly)) =
+            (clock.moved(Blindness(number)), clock.moved_exactly(Blindness(number)))
+        else {
+            continue;
+        };
+        let sql = "update records set
+                       base = case when ' ' || chain || ' ' like '% 0 %' then base + (?1 << 21) else base end,
+                       chain = case when ?1 <> 0 and (sent or seq <= ?2) then chain || ' ' || version else chain end,
+                       version = version
+                           + ((case when ?1 = 0 then 0 else ?1 - max((version >> 21) - at, 0) end) << 21),
+                       expires_at = expires_at + ?3, at = at + ?3, skew = null
+                   where pending = 1 and skew is not null and blindness = ?4";
+        connection.execute(sql, params![moved, state.sent, exactly, number])?;
+    }
+    Ok(())
 }
 
 /// `None` where the queue is full.
@@ -265,19 +290,20 @@ fn enqueue(
     connection: &Connection,
     state: &mut State,
     entry: &Entry,
-    moment: &Moment,
+    clock: &Clock,
     bound: u64,
 ) -> rusqlite::Result<Option<Enqueued>> {
-    let record = &entry.record;
-    let held = Held::find(connection, state, &record.key, moment.moved)?;
+    let Entry { record, stamped_at, blindness, .. } = entry;
+    let held = Held::find(connection, state, &record.key, clock)?;
+    let version = straight(record.version, *blindness, *stamped_at, clock);
     let (mut base, mut chain) = (entry.over, String::new());
     // Where nobody has put the clock right yet, what it stamps cannot be compared with what was stored. But it is newer:
-    // since this process began, nothing was seen to be stored.
-    let is_unsure = moment.skew.is_some();
+    // since the clock is blind, nothing was seen to be stored.
+    let is_unsure = lasts(*blindness, clock);
     // Where the clock is behind by so little that it is not put right later, either, the new write goes on from the old.
     let is_ahead = |held: &Held| {
-        let lead = held.version.at().since(moment.now);
-        !held.is_unsure && held.version > record.version && lead <= TOLERANCE
+        let lead = held.version.at().since(*stamped_at);
+        !held.is_unsure && held.version > version && lead <= TOLERANCE
     };
     if let Some(held) = held.as_ref().filter(|held| is_unsure && is_ahead(held)) {
         return Ok(Some(Enqueued::Crossed(held.version)));
@@ -297,7 +323,7 @@ fn enqueue(
                 return Ok(None);
             }
             let reason = Reason { text: "superseded".into(), newer: Some(over) };
-            let letter = super::dead::bury(connection, &record.key, held.version, &reason, moment.now)?;
+            let letter = super::dead::bury(connection, &record.key, held.version, &reason, clock.now())?;
             state.holdings.dead_letters.add(letter);
         }
         (Some(held), Some(_)) if held.is_pending => (base, chain) = held.passed_on(),
@@ -311,11 +337,11 @@ fn enqueue(
             if held.is_pending
                 && held.base.is_some()
                 && held.is_unsure == is_unsure
-                && held.version > record.version =>
+                && held.version > version =>
         {
             return Ok(Some(Enqueued::Crossed(held.version)));
         }
-        (Some(held), _) if held.version > record.version && (held.is_unsure || !is_unsure) => {
+        (Some(held), _) if held.version > version && (held.is_unsure || !is_unsure) => {
             return Ok(Some(match held.is_pending {
                 true => Enqueued::Overtaken,
                 false => Enqueued::Behind(held.version),
@@ -344,12 +370,12 @@ fn enqueue(
     let place = Place {
         record,
         seq,
-        at: moment.now,
+        at: *stamped_at,
         is_pending: true,
         base,
         chain: &chain,
         is_sent: entry.is_sent,
-        skew: moment.skew,
+        unsure: blindness.map(|blindness| (clock.ahead_of_system(), blindness)),
         overtaken: 0,
     };
     put_down(connection, &place)?;
@@ -359,7 +385,11 @@ fn enqueue(
         None => {}
     }
     state.holdings.queue.add(bytes(record));
-    Ok(Some(Enqueued::Kept { is_unsure: moment.skew.is_some(), queued_at: moment.now }))
+    if blindness.is_some() && !is_unsure {
+        // An answer came between the stamp and this.
+        straighten(connection, state, clock)?;
+    }
+    Ok(Some(Enqueued::Kept { blindness: *blindness, queued_at: *stamped_at }))
 }
 
 fn settle(
@@ -368,10 +398,10 @@ fn settle(
     key: &Key,
     version: Version,
     fate: &Fate,
-    moved: Option<i64>,
-    now: Timestamp,
+    clock: &Clock,
 ) -> rusqlite::Result<bool> {
-    let held = Held::find(connection, state, key, moved)?.filter(|held| held.is_pending);
+    let now = clock.now();
+    let held = Held::find(connection, state, key, clock)?.filter(|held| held.is_pending);
     let Some(held) = held else { return Ok(false) };
     if held.version != version {
         // What goes on from it has, where it is an update, this one as its base; one from before a put that it goes on from

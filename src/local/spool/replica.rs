@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
 
-use super::{COLUMNS, PERHAPS, Place, Spool, State, Survives, bytes, put_down, record};
+use super::{BLINDNESS, COLUMNS, PERHAPS, Place, Spool, State, Survives, bytes, put_down, record};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::database::Holder;
 use crate::record::{Key, Record};
 use crate::spool::{Copy, Tally};
-use crate::version::{Timestamp, Version};
+use crate::version::{Clock, Timestamp, Version};
 
 /// While copies that the file may not have yet take up to so much, none of them is waited for.
 const UNAWAITED: usize = 8 << 20;
@@ -46,7 +46,7 @@ impl Spool {
     /// # Errors
     /// [`Closed`](ErrorKind::Closed) alone; what else fails puts all copies in doubt.
     async fn hand_copies_over(&self, copies: Vec<Copy>) -> Result<Option<oneshot::Receiver<Result<Kept>>>> {
-        let (bound, moved) = (self.bounds.replica, self.clock.moved());
+        let (bound, clock) = (self.bounds.replica, Arc::clone(&self.clock));
         let passage = self.under_way.begin(copies.iter().map(|copy| copy.record.bytes()).sum());
         let doubt = Arc::clone(&self.doubt);
         let work = move |connection: &Connection, state: &mut State| {
@@ -56,7 +56,7 @@ impl Spool {
                 drop_copies(connection, state)?;
                 state.dropped_after = failures;
             }
-            let kept = copies.iter().map(|copy| keep(connection, state, copy, moved));
+            let kept = copies.iter().map(|copy| keep(connection, state, copy, &clock));
             let kept = kept.collect::<rusqlite::Result<_>>()?;
             evict(connection, state, bound)?;
             Ok((kept, failures))
@@ -237,14 +237,14 @@ fn keep(
     connection: &Connection,
     state: &mut State,
     copy: &Copy,
-    moved: Option<i64>,
+    clock: &Clock,
 ) -> rusqlite::Result<Option<Version>> {
     let Copy { record, confirmed_at, is_own } = copy;
     super::heard_of(connection, &record.key, record.version)?;
-    let sql = "select version, pending, bytes, skew, at from records where key = ?1";
-    let held = connection.prepare_cached(sql)?.query_row([record.key.as_str()], |row| {
-        let version =
-            super::straight(Version::from_raw(row.get(0)?), row.get(3)?, moved, Timestamp(row.get(4)?));
+    let sql = format!("select version, pending, bytes, {BLINDNESS}, at from records where key = ?1");
+    let held = connection.prepare_cached(&sql)?.query_row([record.key.as_str()], |row| {
+        let (stamped, blindness) = (Version::from_raw(row.get(0)?), super::blindness(row, 3)?);
+        let version = super::straight(stamped, blindness, Timestamp(row.get(4)?), clock);
         Ok((version, row.get::<_, bool>(1)?, row.get::<_, i64>(2)?.unsigned_abs()))
     });
     let replaced = match held.optional()? {
@@ -284,7 +284,7 @@ fn keep(
         base: None,
         chain: "",
         is_sent: false,
-        skew: None,
+        unsure: None,
         overtaken: 0,
     };
     put_down(connection, &place)?;
@@ -314,7 +314,6 @@ mod tests {
     use super::*;
     use crate::record::Json;
     use crate::spool::{Bounds, Entry};
-    use crate::version::Clock;
 
     fn written(clock: &Clock) -> Arc<Record> {
         let (key, value) = (Key::new("k").unwrap(), Some(Json::trusted("1")));
@@ -335,7 +334,9 @@ mod tests {
             tell.send(()).unwrap();
             held_up.recv().ok();
         };
-        let enqueued = spool.enqueue(Entry { record: queued, over: None, is_sent: false }, announce);
+        let entry =
+            Entry { record: queued, over: None, is_sent: false, stamped_at: clock.now(), blindness: None };
+        let enqueued = spool.enqueue(entry, announce);
         let keep = async {
             told.await.unwrap();
             let copy = Copy { record: stored, confirmed_at: clock.now(), is_own: false };
