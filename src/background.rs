@@ -41,6 +41,17 @@ pub(crate) fn spawn<T: Send + 'static>(work: impl Future<Output = T> + Send + 's
     }
 }
 
+/// Spawns what goes on from work that runs here already: on the current runtime, if there is one.
+///
+/// # Panics
+/// As [`spawn_for_good`].
+pub(crate) fn spawn_here<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    match Handle::try_current() {
+        Ok(current) => current.spawn(work),
+        Err(_) => spawn_for_good(work),
+    }
+}
+
 /// Does what a call needs of the store. Dropping this gives the work up.
 ///
 /// # Errors

@@ -156,7 +156,7 @@ impl<S: Store, E: Errand> Drop for Lane<S, E> {
         let next = Lane { lanes: Arc::clone(&self.lanes), sent: 0, has_gone_on: true }.work();
         match self.has_gone_on {
             true => background::spawn_for_good(next),
-            false => background::spawn(next),
+            false => background::spawn_here(next),
         };
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use base64::Engine as _;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::patient::{Diagnosis, patient};
 use crate::process::Cli;
@@ -181,4 +182,52 @@ async fn a_slow_way_is_named(server: Server) {
     slow(1_200);
     let later = Diagnosis::of(&patient(&gateway, &[("SUPABASE_TIMEOUT_SECONDS", "2.3")])).await;
     later.says("round trip", "warning", &["SUPABASE_TIMEOUT_SECONDS is 2.3s", "an outage", "region"]);
+}
+
+/// A server whose answer goes on for ever: fast, or a byte now and then.
+async fn endless(status: &'static str, part: &'static [u8], pause: Duration) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                // Whoever connects and says nothing wants to know whether somebody is there.
+                if connection.read(&mut request).await.unwrap_or(0) == 0 {
+                    return;
+                }
+                let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n\r\n");
+                let mut sent = connection.write_all(head.as_bytes()).await;
+                while sent.is_ok() {
+                    sent = connection.write_all(part).await;
+                    tokio::time::sleep(pause).await;
+                }
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_project_whose_answers_never_end_is_named() {
+    let fast = Duration::ZERO;
+    let slow = Duration::from_millis(50);
+    for (status, part, pause) in [
+        ("200 OK", &[b' '; 65_536][..], fast),
+        ("404 Not Found", &[b'x'; 65_536], fast),
+        ("200 OK", b" ", slow),
+    ] {
+        let url = endless(status, part, pause).await;
+        let cli = Cli::new(&[
+            ("CONVERSATION_STORAGE_BACKEND", "supabase"),
+            ("SUPABASE_URL", &*url),
+            ("SUPABASE_KEY", "sb_secret_nobodys"),
+            ("SUPABASE_TIMEOUT_SECONDS", "1"),
+        ]);
+        let ended = tokio::select! {
+            diagnosis = Diagnosis::of(&cli) => diagnosis,
+            () = tokio::time::sleep(Duration::from_secs(120)) => panic!("the doctor waits for ever: {status}"),
+        };
+        assert!(!ended.verdicts("failure").is_empty(), "{:#?}", ended.findings);
+    }
 }

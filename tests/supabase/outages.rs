@@ -1,6 +1,7 @@
 //! Every kind of outage: known threads go on and say that they are stale, the others are unavailable, writes are queued
 //! on disk, and all recovers by itself.
 
+use std::future::IntoFuture;
 use std::time::Duration;
 
 use threadkeep::{Cache, Durability, ErrorKind, Freshness, State};
@@ -159,4 +160,36 @@ async fn callers_do_not_reach_an_open_breaker(server: Server) {
     gateway.heal();
     eventually("it closes without traffic", async || cache.health().is_available()).await;
     drained("without traffic", &cache).await;
+}
+
+/// A daemon whose runtime has one thread, on which nothing is polled between two requests: neither the probe nor the replay nor
+/// a pooled connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_of_one_thread_lives_through_an_outage() {
+    let (_, gateway, _) = shared(Server::Postrust).await;
+    let (builder, key) = (builder(&gateway), key("one thread"));
+    let daemon = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let cache = runtime.block_on(builder.open()).unwrap();
+        for round in 0..3 {
+            assert_eq!(runtime.block_on(cache.put(&key, &round).into_future()).unwrap(), Durability::Stored);
+            gateway.always(Fault::html(503));
+            let during = format!("during {round}");
+            assert_eq!(runtime.block_on(cache.put(&key, &during).into_future()).unwrap(), Durability::Queued);
+            while cache.health().breaker == Some(State::Closed) {
+                let _ = runtime.block_on(cache.get("nobody has this id"));
+            }
+            gateway.heal();
+            for _ in 0..6_000 {
+                let health = cache.health();
+                if health.breaker == Some(State::Closed) && health.queue.unwrap().records == 0 {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let found = runtime.block_on(cache.get(&key)).unwrap().unwrap();
+            assert_eq!((found.decode().unwrap(), found.freshness()), (during, Freshness::Fresh));
+        }
+    });
+    daemon.await.unwrap();
 }
