@@ -31,6 +31,7 @@
 
 mod error;
 mod backoff;
+mod blocking;
 mod version;
 mod record;
 pub mod metrics;

@@ -251,7 +251,7 @@ pub(crate) mod without {
         Arc, Bounds, Copy, DeadLetter, Enqueued, Entry, Fate, Holdings, Key, Queued, Record, Timestamp,
         Version,
     };
-    use crate::error::Result;
+    use crate::error::{Error, Result};
 
     /// There is none: the type has no values.
     #[derive(Debug)]
@@ -274,7 +274,13 @@ pub(crate) mod without {
         pub(crate) async fn close(&self) -> Result<()> {
             match *self {}
         }
-        pub(crate) async fn shrink(&self) -> Result<()> {
+        pub(crate) async fn tidy(&self) -> Result<()> {
+            match *self {}
+        }
+        pub(crate) fn fault(&self) -> Option<Error> {
+            match *self {}
+        }
+        pub(crate) async fn prove(&self) -> Result<()> {
             match *self {}
         }
         pub(crate) async fn enqueue(&self, _: Entry, _: impl FnOnce(Enqueued)) -> Result<Enqueued> {

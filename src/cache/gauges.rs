@@ -52,9 +52,10 @@ impl Inner {
         levels.set("threadkeep_queue_oldest_seconds", oldest.as_secs_f64());
         let offset = self.origin.clock().ahead_of_system();
         levels.set("threadkeep_clock_offset_seconds", offset as f64 / 1_000.0);
-        let trouble = self.trouble.get().map(|trouble| trouble.kind().as_str());
+        let troubles = [self.trouble.get(), self.origin.fault(), self.file_fault()];
+        let troubles = troubles.map(|trouble| trouble.map(|trouble| trouble.kind().as_str()));
         for kind in TROUBLES {
-            levels.show_trouble(kind, trouble == Some(*kind));
+            levels.show_trouble(kind, troubles.contains(&Some(*kind)));
         }
     }
 }

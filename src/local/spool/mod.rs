@@ -18,9 +18,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rusqlite::{Connection, Row};
 use tokio::sync::oneshot;
 
-use super::database::{Database, Opened, unblock};
+use super::database::{Database, Opened};
 use super::file::{self, Role};
 use super::writer::{Survives, closed};
+use crate::blocking::unblock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Json, Key, Record};
 use crate::spool::{Bounds, Holdings, Tally, Waiting};
@@ -223,15 +224,19 @@ impl Spool {
         self.database.hand_over(survives, work, announce).await
     }
 
-    /// Gives pages that are free back to the file system, a few at a time.
-    pub(crate) async fn shrink(&self) -> Result<()> {
-        self.write(Survives::Crash, |connection, _| {
-            let mut free = connection.prepare_cached("pragma incremental_vacuum(1000)")?;
-            let mut rows = free.query([])?;
-            while rows.next()?.is_some() {}
-            Ok(())
-        })
-        .await
+    /// Gives free pages back to the file system, and empties the log, which may still have deleted text.
+    pub(crate) async fn tidy(&self) -> Result<()> {
+        self.database.tidy().await
+    }
+
+    /// What keeps the file from working, as far as is known; asks nobody.
+    pub(crate) fn fault(&self) -> Option<Error> {
+        self.database.fault()
+    }
+
+    /// Finds out whether the file can be written and read. There may be no traffic that would tell.
+    pub(crate) async fn prove(&self) -> Result<()> {
+        self.database.prove().await
     }
 }
 
