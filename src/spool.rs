@@ -89,6 +89,18 @@ pub(crate) struct Copy {
     pub(crate) confirmed_at: Timestamp,
     /// Whether it is a write of this handle, which takes the place of an older one in the queue.
     pub(crate) is_own: bool,
+    pub(crate) rank: Rank,
+}
+
+/// Which copies go first if there are too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rank {
+    /// A caller wrote or asked for this conversation: goes after the listed ones, in the order of writing.
+    Used,
+    /// It came by a listing or the warm-up: goes first, unless a caller has used the conversation before.
+    Listed,
+    /// It came so, and a caller has read it in memory since.
+    Read,
 }
 
 /// What bounds a spool.

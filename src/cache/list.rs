@@ -7,8 +7,9 @@ use std::time::Instant;
 use super::write::Sending;
 use super::{Cache, Call, Found};
 use crate::error::Result;
-use crate::near::{Learnt, News};
+use crate::near::Learnt;
 use crate::record::{Key, user};
+use crate::spool::Rank;
 use crate::store::{Page, Recent};
 use crate::version::Version;
 
@@ -85,10 +86,14 @@ impl Cache {
         let Recent { records, is_last } = inner.note(Call::Read, inner.origin.recent(page).await)?;
         let end = records.last().map(|record| (record.version, record.key.clone()));
         let records: Vec<_> = records.into_iter().map(Arc::new).collect();
-        inner.keep(records.iter().cloned(), &ticket, began).await;
-        for record in records {
-            let key = record.key.clone();
-            if let Learnt::Present(entry) = inner.near.learn(&key, &ticket, began, News::Found(record)) {
+        // First what was read since the last listing, so that this one does not displace it.
+        inner.keep_read().await;
+        // The newest goes last, if there are too many.
+        inner.keep(records.iter().rev().cloned(), &ticket, began, Rank::Listed).await;
+        let learnt = inner.near.learn_listed(&records, &ticket, began);
+        for (record, learnt) in records.iter().zip(learnt) {
+            let key = &record.key;
+            if let Learnt::Present(entry) = learnt {
                 all.extend(inner.is_live(&entry).then(|| Found::fresh(entry)));
             } else {
                 // It was overtaken while it travelled, and may not belong into the listing any more.

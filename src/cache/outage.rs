@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
 use crate::near::Entry;
 use crate::record::{Durability, Key, Record};
-use crate::spool::{Copy, DeadLetter, Enqueued, Entry as ToQueue};
+use crate::spool::{Copy, DeadLetter, Enqueued, Entry as ToQueue, Rank};
 use crate::version::Version;
 
 /// How long a read waits for memory to show what it found changed on disk, between looks.
@@ -140,7 +140,7 @@ impl Inner {
         if !record.is_live(now) {
             return Known::Nothing;
         }
-        match self.near.recall(&ticket, record, now.since(confirmed_at)) {
+        match self.near.recall(&ticket, record, now.since(confirmed_at), true) {
             Some(entry) if entry.record.is_live(now) => Known::Copy(self.as_it_is(entry)),
             Some(_) => Known::Nothing,
             None => Known::Changed,
@@ -160,15 +160,23 @@ impl Inner {
         records: impl IntoIterator<Item = Arc<Record>>,
         ticket: &Ticket,
         began: Instant,
+        rank: Rank,
     ) {
         let is_news = |record: &Arc<Record>| !ticket.is_overtaken(&record.key, record.version);
-        self.keep_all(records.into_iter().filter(is_news), began).await;
+        self.keep_all(records.into_iter().filter(is_news), began, rank).await;
     }
 
-    async fn keep_all(&self, records: impl Iterator<Item = Arc<Record>>, began: Instant) {
+    /// Has the file keep what came by a listing and was read since as what is used.
+    pub(super) async fn keep_read(&self) {
+        if let Some(spool) = &self.spool {
+            spool.keep(self.near.take_first_reads()).await;
+        }
+    }
+
+    async fn keep_all(&self, records: impl Iterator<Item = Arc<Record>>, began: Instant, rank: Rank) {
         let Some(spool) = &self.spool else { return };
         let confirmed_at = self.origin.clock().at(began);
-        let copies = records.map(|record| Copy { record, confirmed_at, is_own: false });
+        let copies = records.map(|record| Copy { record, confirmed_at, is_own: false, rank });
         spool.keep(copies.collect()).await;
     }
 
@@ -176,7 +184,7 @@ impl Inner {
     /// memory nor from the disk.
     pub(super) async fn overtaken(&self, key: &Key, version: Version) {
         let deletion = Arc::new(Record::deletion(key.clone(), version));
-        self.keep_all(std::iter::once(deletion), Instant::now()).await;
+        self.keep_all(std::iter::once(deletion), Instant::now(), Rank::Used).await;
         self.near.overtaken(key, version);
     }
 
@@ -192,7 +200,8 @@ impl Inner {
     ) -> Result<Option<Version>> {
         let Some(spool) = &self.spool else { return Ok(None) };
         let confirmed_at = self.origin.clock().now();
-        let copy = Copy { record: Arc::clone(record), confirmed_at, is_own: over.is_none() };
+        let copy =
+            Copy { record: Arc::clone(record), confirmed_at, is_own: over.is_none(), rank: Rank::Used };
         let too_late = |_| {
             let message = format!("the cache was shut down while it wrote the thread {}", record.key);
             Error::new(ErrorKind::Closed, message).with_outcome_unknown()

@@ -16,6 +16,7 @@ pub(super) async fn keep_up(cache: Weak<Inner>, period: Duration) {
         let Some(cache) = cache.upgrade() else { return };
         cache.ask_again().await;
         cache.report_accesses().await;
+        cache.keep_read().await;
         cache.purge().await;
         cache.tidy().await;
     }

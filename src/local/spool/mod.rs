@@ -35,6 +35,9 @@ pub(crate) use salvage::salvage;
 /// What a record costs beside its bytes: its row and the indexes.
 const OVERHEAD: usize = 200;
 
+/// The numbers of copies that nobody has used begin here, and stay negative.
+const FIRST_LISTED: i64 = i64::MIN / 2;
+
 /// A queued write of which nobody knows whether it was overtaken.
 const PERHAPS: i64 = 2;
 
@@ -44,6 +47,8 @@ struct State {
     is_known: bool,
     holdings: Holdings,
     seq: i64,
+    /// The last number that was given to a copy which nobody has used.
+    listed: i64,
     /// The last queued write.
     queued: i64,
     /// Queued writes up to this one may have been sent.
@@ -76,12 +81,20 @@ impl State {
         let sent = file::about(connection, "sent")?.and_then(|sent| sent.parse().ok()).unwrap_or(0);
         let holdings = Holdings { queue, replica, dead_letters };
         let seq = queued.max(kept).max(sent);
-        Ok(Self { is_known: true, holdings, seq, queued, sent, ..Self::default() })
+        let listed = "select max(seq) from records indexed by replica where pending = 0 and seq < 0";
+        let listed = connection.query_row(listed, [], |row| row.get::<_, Option<i64>>(0))?;
+        let listed = listed.unwrap_or(FIRST_LISTED);
+        Ok(Self { is_known: true, holdings, seq, listed, queued, sent, ..Self::default() })
     }
 
     fn next_seq(&mut self) -> i64 {
         self.seq += 1;
         self.seq
+    }
+
+    fn next_listed(&mut self) -> i64 {
+        self.listed += 1;
+        self.listed
     }
 }
 
