@@ -53,6 +53,20 @@ impl Condition {
         &self.path
     }
 
+    /// Whether a caller may be told that a write is kept: looks at the name of the file itself alone, which costs a commit
+    /// nothing measurable.
+    ///
+    /// # Errors
+    /// As for [`look`](Self::look), of which it knows the last result.
+    pub(super) fn check_name(&self) -> Result<()> {
+        let known = self.faults().name.clone();
+        match known {
+            Some(nameless) => Err(nameless),
+            None if self.names.first().is_none_or(Name::is_there) => Ok(()),
+            None => self.look(),
+        }
+    }
+
     /// Looks whether each name still leads to the open file.
     ///
     /// # Errors

@@ -195,7 +195,7 @@ fn serve_named(
 ) -> Vec<(Group, Result<()>)> {
     let is_kept = |job: &Box<dyn Job>| job.survives() == Survives::Restart;
     let serve = |group| serve_group(connection, group, log, condition.path(), undone);
-    let looked = if group.iter().any(is_kept) { condition.look() } else { Ok(()) };
+    let looked = if group.iter().any(is_kept) { condition.check_name() } else { Ok(()) };
     let Err(nameless) = looked else { return serve(group) };
     let (refused, group): (Group, Group) = group.into_iter().partition(is_kept);
     let served = if group.is_empty() { Vec::new() } else { serve(group) };

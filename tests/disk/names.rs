@@ -72,9 +72,9 @@ async fn queue_without_name_is_noticed_and_acknowledges_nothing() {
         let cache = world.open_cut_off().await.unwrap();
         assert_eq!(cache.put("before", &1).await.unwrap(), Durability::Queued, "{what}");
         lose(&world.path());
+        noticed(&cache, what).await;
         let error = cache.put("after", &2).await.expect_err(what);
         assert_eq!(error.kind(), ErrorKind::Local, "{what}: {error}");
-        noticed(&cache, what).await;
         assert_eq!(cache.health().can_write().unwrap_err().kind(), ErrorKind::Local, "{what}");
         let said = log::about(&dir);
         let is_loud = |line: &String| line.contains("ERROR") && line.contains("HAS LOST ITS NAME");
@@ -114,12 +114,12 @@ async fn local_file_without_name_is_noticed_and_acknowledges_nothing() {
         let cache = Cache::builder().local(&path).open().await.unwrap();
         assert_eq!(cache.put("before", &1).await.unwrap(), Durability::Stored, "{what}");
         lose(&path);
+        noticed(&cache, what).await;
         let error = cache.put("after", &2).await.expect_err(what);
         assert_eq!(error.kind(), ErrorKind::Local, "{what}: {error}");
         let error = cache.update("before", |_: Option<u8>| Ok(Some(2))).await.expect_err(what);
         assert_eq!(error.kind(), ErrorKind::Local, "{what}: {error}");
         assert_eq!(cache.remove("before").await.expect_err(what).kind(), ErrorKind::Local, "{what}");
-        noticed(&cache, what).await;
         assert!(!cache.health().is_available(), "{what}");
         assert_eq!(cache.get("before").await.unwrap().unwrap().json(), "1", "{what}");
         assert!(cache.get("after").await.unwrap().is_none(), "{what}: an error leaves nothing behind");
@@ -133,6 +133,7 @@ async fn daemon_whose_file_was_deleted_begins_a_new_one_when_it_is_restarted() {
     let cache = Cache::builder().local(&path).open().await.unwrap();
     assert_eq!(cache.put("before", &1).await.unwrap(), Durability::Stored);
     fs::remove_file(&path).unwrap();
+    assert_eq!(cache.put("after", &2).await.expect_err("at once").kind(), ErrorKind::Local);
     noticed(&cache, "deleted").await;
     cache.shutdown(SECOND).await.unwrap();
     drop(cache);
