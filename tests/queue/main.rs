@@ -5,6 +5,7 @@
 mod listings;
 mod pace;
 mod races;
+mod traces;
 
 use std::sync::Arc;
 use std::time::Duration;
