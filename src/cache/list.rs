@@ -30,6 +30,8 @@ pub struct List {
 impl Cache {
     /// The live threads of a user, newest first, from the source of truth: the first 100 unless a limit is set.
     ///
+    /// They come into memory only while half of that is free, and take no room from copies of threads in use.
+    ///
     /// # Errors
     /// When awaited: [`Invalid`](crate::ErrorKind::Invalid) for what cannot be a user id; `Unavailable` in an outage,
     /// because a listing from memory would be incomplete; also `Denied`, `Schema`, `Local`, `Closed`.

@@ -39,13 +39,11 @@ struct Faults {
 }
 
 impl Condition {
-    /// Of a file that was just opened.
-    pub(super) fn of(path: &Path) -> Self {
-        let name = |suffix| {
-            let path = with_suffix(path, suffix);
-            Some(Name { file: identity(&path)?, path })
-        };
-        let names = SUFFIXES.into_iter().filter_map(name).collect();
+    /// Of a file that was just opened. `given` is the path that the next start will be given, perhaps a link.
+    pub(super) fn of(path: &Path, given: &Path) -> Self {
+        let given = std::path::absolute(given).unwrap_or_else(|_| given.to_owned());
+        let paths = SUFFIXES.into_iter().map(|suffix| with_suffix(path, suffix)).chain([given]);
+        let names = paths.filter_map(|path| Some(Name { file: identity(&path)?, path })).collect();
         Self { path: path.to_owned(), names, faults: Mutex::default() }
     }
 

@@ -41,6 +41,8 @@ impl Holder {
 /// A file that is locked and open for its one writer, which does not run yet.
 pub(super) struct Opened {
     pub(super) path: PathBuf,
+    /// As the caller named it.
+    given: PathBuf,
     pub(super) connection: Connection,
     lock: Lock,
 }
@@ -48,16 +50,18 @@ pub(super) struct Opened {
 impl Opened {
     /// Opens the file, creating it where it does not exist; waits some seconds for another process that has it open.
     pub(super) fn new(path: &Path, role: Role) -> Result<Self> {
+        let given = path.to_owned();
         let (path, lock, was_emptied) = Self::lock(path)?;
         if was_emptied {
             return Err(file::emptied(&path));
         }
         let connection = file::open_to_write(&path, role)?;
-        Self { path, connection, lock }.settled()
+        Self { path, given, connection, lock }.settled()
     }
 
     /// As [`new`](Self::new); a file that is damaged is set aside, and a new one takes its place.
     pub(super) fn or_set_aside(path: &Path, role: Role) -> Result<(Self, Option<PathBuf>)> {
+        let given = path.to_owned();
         let (path, lock, was_emptied) = Self::lock(path)?;
         let whole = || {
             let connection = file::open_to_write(&path, role)?;
@@ -72,7 +76,7 @@ impl Opened {
             }
             Err(error) => return Err(error),
         };
-        Ok((Self { path, connection, lock }.settled()?, aside))
+        Ok((Self { path, given, connection, lock }.settled()?, aside))
     }
 
     /// Locks the file, creating it where it does not exist; says whether it has lost all that it held.
@@ -98,8 +102,8 @@ impl Opened {
 impl Database {
     /// Starts the threads; `undone` is called whenever a transaction of the writer failed.
     pub(super) fn start(opened: Opened, undone: impl Fn() + Send + 'static) -> Result<Self> {
-        let Opened { path, connection, lock } = opened;
-        let condition = Arc::new(Condition::of(&path));
+        let Opened { path, given, connection, lock } = opened;
+        let condition = Arc::new(Condition::of(&path, &given));
         let readers = Readers::start(&condition)?;
         let writer = Writer::start(connection, Arc::clone(&condition), undone)?;
         Ok(Self { condition, readers, writer, lock: Holder(Arc::new(Mutex::new(Some(lock)))) })

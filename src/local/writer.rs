@@ -465,7 +465,7 @@ mod tests {
         let path = dir.path().join("file.db");
         let connection = Connection::open(&path).unwrap();
         connection.execute_batch("create table numbers (number integer primary key)").unwrap();
-        (dir, Writer::start(connection, Arc::new(Condition::of(&path)), || {}).unwrap())
+        (dir, Writer::start(connection, Arc::new(Condition::of(&path, &path)), || {}).unwrap())
     }
 
     #[tokio::test]

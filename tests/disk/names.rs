@@ -143,6 +143,22 @@ async fn daemon_whose_file_was_deleted_begins_a_new_one_when_it_is_restarted() {
     assert_eq!(cache.put("after", &2).await.unwrap(), Durability::Stored);
 }
 
+/// The next start would find another file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn link_that_leads_to_another_file_is_noticed() {
+    let dir = directory();
+    let (one, other, link) = (dir.path().join("one"), dir.path().join("other"), dir.path().join("link"));
+    fs::create_dir(&one).unwrap();
+    fs::create_dir(&other).unwrap();
+    std::os::unix::fs::symlink(&one, &link).unwrap();
+    let cache = Cache::builder().local(link.join("q.db")).open().await.unwrap();
+    assert_eq!(cache.put("before", &1).await.unwrap(), Durability::Stored);
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&other, &link).unwrap();
+    noticed(&cache, "the link leads elsewhere").await;
+    assert_eq!(cache.put("after", &2).await.unwrap_err().kind(), ErrorKind::Local);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn file_that_gets_its_name_back_takes_writes_again() {
     let dir = directory();

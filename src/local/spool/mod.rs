@@ -2,7 +2,7 @@
 //! the replica (last known copies), and dead letters (writes that turned out superseded or refused).
 //!
 //! A thread has at most one row: either its newest queued write or a copy of what is stored. Rows of the queue are never
-//! dropped; copies are, the oldest written first.
+//! dropped; copies are: those that came by listings first, then the oldest written.
 
 mod anchor;
 mod dead;
