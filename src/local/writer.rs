@@ -185,6 +185,11 @@ fn save(connection: &Connection, condition: &Condition) {
     }
 }
 
+/// Whether a caller is told that what the job writes is kept.
+fn is_kept(job: &dyn Job) -> bool {
+    job.survives() == Survives::Restart
+}
+
 /// Commits the jobs; those of which a caller is told that they are kept only while the file has its name.
 fn serve_named(
     connection: &Connection,
@@ -193,11 +198,10 @@ fn serve_named(
     condition: &Condition,
     undone: &dyn Fn(),
 ) -> Vec<(Group, Result<()>)> {
-    let is_kept = |job: &Box<dyn Job>| job.survives() == Survives::Restart;
     let serve = |group| serve_group(connection, group, log, condition.path(), undone);
-    let looked = if group.iter().any(is_kept) { condition.check_name() } else { Ok(()) };
+    let looked = if group.iter().any(|job| is_kept(&**job)) { condition.check_name() } else { Ok(()) };
     let Err(nameless) = looked else { return serve(group) };
-    let (refused, group): (Group, Group) = group.into_iter().partition(is_kept);
+    let (refused, group): (Group, Group) = group.into_iter().partition(|job| is_kept(&**job));
     let served = if group.is_empty() { Vec::new() } else { serve(group) };
     std::iter::once((refused, Err(nameless))).chain(served).collect()
 }
