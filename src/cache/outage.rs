@@ -168,8 +168,9 @@ impl Inner {
 
     /// Has the file keep what came by a listing and was read since as what is used.
     pub(super) async fn keep_read(&self) {
+        let read = self.near.take_first_reads();
         if let Some(spool) = &self.spool {
-            spool.keep(self.near.take_first_reads()).await;
+            spool.keep(read).await;
         }
     }
 
