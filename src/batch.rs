@@ -337,6 +337,9 @@ impl<S: Store> Store for Batched<S> {
     fn breaker(&self) -> Option<&Breaker> {
         self.store.breaker()
     }
+    fn fault(&self) -> Option<Error> {
+        self.store.fault()
+    }
     async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
         self.loads.call(wants).await.map_err(Error::of_read)
     }

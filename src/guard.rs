@@ -261,6 +261,10 @@ impl<S: Store> Store for Guard<S> {
         Some(&self.shared.breaker)
     }
 
+    fn fault(&self) -> Option<Error> {
+        self.shared.store.fault()
+    }
+
     async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
         self.read(Operation::Load, || self.shared.store.load(wants)).await
     }

@@ -32,6 +32,7 @@
 mod error;
 mod background;
 mod backoff;
+mod blocking;
 mod version;
 mod json;
 mod record;

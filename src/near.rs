@@ -1,7 +1,7 @@
 //! The near cache: threads in memory, bounded by bytes, and what is known to be absent, for seconds.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -14,6 +14,7 @@ use moka::sync::Cache;
 use crate::fence::{Fences, Ticket};
 use crate::pending::Pending;
 use crate::record::{Freshness, Key, Record};
+use crate::spool::{Copy, Rank};
 use crate::version::{Blindness, Clock, Moment, Timestamp, Version};
 
 /// Absence has a cache of its own, so that a scan of unknown ids evicts no thread. It is remembered for seconds at most,
@@ -38,6 +39,18 @@ pub(crate) struct Entry {
     is_recalled: bool,
     /// Whether it was read since accesses were last reported to the store.
     accessed: AtomicBool,
+    /// Of what came by a listing or the warm-up: where its first read is noted.
+    first_reads: Option<Arc<FirstReads>>,
+}
+
+/// The keys of entries that came by a listing or the warm-up and were read since.
+#[derive(Debug, Default)]
+struct FirstReads(Mutex<Vec<Key>>);
+
+impl FirstReads {
+    fn lock(&self) -> MutexGuard<'_, Vec<Key>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What a call to the source of truth brought to light about one thread.
@@ -50,7 +63,7 @@ pub(crate) enum News {
 /// What became of the news.
 #[derive(Debug, Clone)]
 pub(crate) enum Learnt {
-    /// The thread is in memory: this very entry, so that marking it as read is seen there.
+    /// The thread is in memory, unless a listing found no room: this very entry, so that marking it as read is seen there.
     Present(Arc<Entry>),
     Absent(Version),
     /// Something newer was learnt meanwhile: look again.
@@ -90,6 +103,9 @@ pub(crate) struct Near {
     clock: Arc<Clock>,
     /// How long a confirmation counts; `None` where nobody else can write.
     fresh_for: Option<Duration>,
+    first_reads: Arc<FirstReads>,
+    /// Up to how many bytes of memory listings and the warm-up take. The lock lets one of them in at a time.
+    listed_bytes: Mutex<u64>,
 }
 
 impl Near {
@@ -120,7 +136,8 @@ impl Near {
                 .time_to_live(absent_for)
                 .build_with_hasher(RandomState::default())
         });
-        Self { threads, absences, fences, pending, clock, fresh_for }
+        let (first_reads, listed_bytes) = (Arc::default(), Mutex::new(bytes / 2));
+        Self { threads, absences, fences, pending, clock, fresh_for, first_reads, listed_bytes }
     }
 
     /// The entry that can be handed out without asking anybody: confirmed lately and not expired.
@@ -209,6 +226,35 @@ impl Near {
     /// raises the floor. So news that are not below the floor replace what is held, also where their version is lower
     /// (somebody deleted the row, or restored the database).
     pub(crate) fn learn(&self, key: &Key, ticket: &Ticket, began: Moment, news: News) -> Learnt {
+        self.learn_within(key, ticket, began, news, None)
+    }
+
+    /// As [`learn`](Self::learn), of what nobody has asked for. It comes into memory only while half of that is free, so that it
+    /// displaces nothing in use; what is there already is replaced.
+    pub(crate) fn learn_listed(
+        &self,
+        records: &[Arc<Record>],
+        ticket: &Ticket,
+        began: Moment,
+    ) -> Vec<Learnt> {
+        let most = self.listed_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut room = most.saturating_sub(self.size().1);
+        let learn = |record: &Arc<Record>| {
+            let news = News::Found(Arc::clone(record));
+            self.learn_within(&record.key, ticket, began, news, Some(&mut room))
+        };
+        records.iter().map(learn).collect()
+    }
+
+    /// `room` is given for what nobody has asked for.
+    fn learn_within(
+        &self,
+        key: &Key,
+        ticket: &Ticket,
+        began: Moment,
+        news: News,
+        room: Option<&mut u64>,
+    ) -> Learnt {
         let version = news.version();
         self.clock.observe(version);
         let mut learnt = Learnt::Overtaken;
@@ -230,6 +276,13 @@ impl Near {
             match news {
                 News::Found(record) => {
                     self.absences.iter().for_each(|absences| absences.invalidate(key));
+                    let is_listed = room.is_some();
+                    let is_admitted = held.is_some() || room.is_none_or(|room| take(room, weight(&record)));
+                    let first_reads = match &held {
+                        _ if !is_listed => None,
+                        Some(held) => held.first_reads.clone(),
+                        None => Some(Arc::clone(&self.first_reads)),
+                    };
                     let accessed = held.is_some_and(|held| held.accessed.load(Relaxed)).into();
                     let entry = Arc::new(Entry {
                         record,
@@ -238,9 +291,10 @@ impl Near {
                         blindness: None,
                         is_recalled: false,
                         accessed,
+                        first_reads,
                     });
                     learnt = Learnt::Present(Arc::clone(&entry));
-                    Op::Put(entry)
+                    if is_admitted { Op::Put(entry) } else { Op::Nop }
                 }
                 News::Absent(version) => {
                     learnt = Learnt::Absent(version);
@@ -328,7 +382,13 @@ impl Near {
 
     /// Takes a last known copy, read from disk, into memory again, or finds what is there by now; `None` where the thread
     /// changed meanwhile, so that it is to be looked at once more.
-    pub(crate) fn recall(&self, ticket: &Ticket, record: Arc<Record>, age: Duration) -> Option<Arc<Entry>> {
+    pub(crate) fn recall(
+        &self,
+        ticket: &Ticket,
+        record: Arc<Record>,
+        age: Duration,
+        is_read: bool,
+    ) -> Option<Arc<Entry>> {
         let key = record.key.clone();
         let now = self.clock.moment();
         let confirmed = now.minus(age);
@@ -345,7 +405,7 @@ impl Near {
                 Some(held)
                     if held.record.is_live(self.clock.at(now)) || held.record.version > record.version =>
                 {
-                    recalled = Some(held.marked());
+                    recalled = Some(if is_read { held.marked() } else { held });
                     return Op::Nop;
                 }
                 _ => {}
@@ -356,7 +416,8 @@ impl Near {
                 is_queued: false,
                 blindness: None,
                 is_recalled: true,
-                accessed: true.into(),
+                accessed: is_read.into(),
+                first_reads: Some(Arc::clone(&self.first_reads)).filter(|_| !is_read),
             });
             recalled = Some(Arc::clone(&entry));
             Op::Put(entry)
@@ -386,6 +447,7 @@ impl Near {
                 blindness: None,
                 is_recalled: !was_newest,
                 accessed,
+                first_reads: None,
             }))
         });
     }
@@ -416,6 +478,24 @@ impl Near {
         accessed.map(|(key, _)| Key::clone(&key)).collect()
     }
 
+    /// Copies of what came by a listing or the warm-up and was read since this was last called.
+    pub(crate) fn take_first_reads(&self) -> Vec<Copy> {
+        let keys = std::mem::take(&mut *self.first_reads.lock());
+        // Before memory is asked, so that what is overtaken afterwards is told by it.
+        let ticket = self.fences.begin();
+        let entries = keys.iter().filter_map(|key| self.peek(key));
+        let is_copy = |entry: &Arc<Entry>| {
+            !entry.is_queued && !ticket.is_overtaken(&entry.record.key, entry.record.version)
+        };
+        let copy = |entry: Arc<Entry>| Copy {
+            record: Arc::clone(&entry.record),
+            confirmed_at: self.clock.at(entry.confirmed),
+            is_own: false,
+            rank: Rank::Read,
+        };
+        entries.filter(is_copy).map(copy).collect()
+    }
+
     /// Threads held, and the bytes that they take.
     pub(crate) fn size(&self) -> (u64, u64) {
         self.threads.run_pending_tasks();
@@ -423,16 +503,25 @@ impl Near {
     }
 }
 
+/// Takes room, if there is as much.
+fn take(room: &mut u64, bytes: u64) -> bool {
+    let left = room.checked_sub(bytes);
+    *room = left.unwrap_or(*room);
+    left.is_some()
+}
+
 impl Entry {
     fn queued(record: &Arc<Record>, blindness: Option<Blindness>, confirmed: Moment) -> Arc<Self> {
         let (record, accessed) = (Arc::clone(record), true.into());
-        Arc::new(Self { record, confirmed, is_queued: true, blindness, is_recalled: false, accessed })
+        let (is_recalled, first_reads) = (false, None);
+        Arc::new(Self { record, confirmed, is_queued: true, blindness, is_recalled, accessed, first_reads })
     }
 
     /// Marks it as read. Mostly it is marked already, and a load is cheaper than a store that other cores must see.
     pub(crate) fn marked(self: Arc<Self>) -> Arc<Self> {
         if !self.accessed.load(Relaxed) {
             self.accessed.store(true, Relaxed);
+            self.first_reads.iter().for_each(|reads| reads.lock().push(self.record.key.clone()));
         }
         self
     }

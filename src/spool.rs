@@ -96,6 +96,18 @@ pub(crate) struct Copy {
     pub(crate) confirmed_at: Timestamp,
     /// Whether it is a write of this handle, which takes the place of an older one in the queue.
     pub(crate) is_own: bool,
+    pub(crate) rank: Rank,
+}
+
+/// Which copies go first if there are too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rank {
+    /// A caller wrote or asked for this conversation: goes after the listed ones, in the order of writing.
+    Used,
+    /// It came by a listing or the warm-up: goes first, unless a caller has used the conversation before.
+    Listed,
+    /// It came so, and a caller has read it in memory since.
+    Read,
 }
 
 /// What bounds a spool.
@@ -260,7 +272,7 @@ pub(crate) mod without {
         Arc, Bounds, Copy, DeadLetter, Enqueued, Entry, Fate, Holdings, Key, Queued, Record, Timestamp,
         Version,
     };
-    use crate::error::Result;
+    use crate::error::{Error, Result};
 
     /// There is none: the type has no values.
     #[derive(Debug)]
@@ -283,7 +295,13 @@ pub(crate) mod without {
         pub(crate) async fn close(&self) -> Result<()> {
             match *self {}
         }
-        pub(crate) async fn shrink(&self) -> Result<()> {
+        pub(crate) async fn tidy(&self) -> Result<()> {
+            match *self {}
+        }
+        pub(crate) fn fault(&self) -> Option<Error> {
+            match *self {}
+        }
+        pub(crate) async fn prove(&self) -> Result<()> {
             match *self {}
         }
         pub(crate) async fn enqueue(&self, _: Entry, _: impl FnOnce(Enqueued)) -> Result<Enqueued> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::breaker::Breaker;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::record::{Key, Record, Want, Write};
 use crate::version::{Clock, OLDEST, TOLERANCE, Version};
 
@@ -28,6 +28,11 @@ pub trait Store: Debug + Send + Sync + 'static {
 
     /// The breaker that stands before this store, where there is one.
     fn breaker(&self) -> Option<&Breaker> {
+        None
+    }
+
+    /// What keeps the store from working, as far as it knows by itself: such as a file that was deleted. Asks nobody.
+    fn fault(&self) -> Option<Error> {
         None
     }
 
@@ -89,6 +94,9 @@ impl<S: Store + ?Sized> Store for Arc<S> {
     }
     fn breaker(&self) -> Option<&Breaker> {
         (**self).breaker()
+    }
+    fn fault(&self) -> Option<Error> {
+        (**self).fault()
     }
     async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
         (**self).load(wants).await

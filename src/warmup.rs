@@ -10,11 +10,11 @@ use crate::error::{Error, Result};
 use crate::fence::{Fences, Ticket};
 #[cfg(feature = "sqlite")]
 use crate::local::spool::Spool;
-use crate::near::{Learnt, Near, News, weight};
+use crate::near::{Near, weight};
 use crate::record::Record;
-use crate::spool::Copy;
 #[cfg(not(feature = "sqlite"))]
 use crate::spool::without::Spool;
+use crate::spool::{Copy, Rank};
 use crate::store::{Page, Recent, Store};
 use crate::version::Moment;
 
@@ -91,7 +91,8 @@ impl Stove {
     fn that_fit(&self, records: Vec<Record>) -> Vec<Arc<Record>> {
         let mut bytes = self.near.size().1;
         let fits = |record: &Record| {
-            bytes += weight(record);
+            // One that is there takes no more room than it has.
+            bytes += if self.near.peek(&record.key).is_some() { 0 } else { weight(record) };
             bytes <= self.most_bytes
         };
         records.into_iter().take_while(fits).map(Arc::new).collect()
@@ -150,31 +151,37 @@ impl Stove {
     /// The file comes before memory, as ever.
     async fn take_in(&self, records: Vec<Arc<Record>>, ticket: &Ticket, began: Moment) {
         if let Some(spool) = &self.spool {
+            spool.keep(self.near.take_first_reads()).await;
             let confirmed_at = self.origin.clock().at(began);
-            let copy =
-                |record: &Arc<Record>| Copy { record: Arc::clone(record), confirmed_at, is_own: false };
+            let copy = |record: &Arc<Record>| {
+                let record = Arc::clone(record);
+                Copy { record, confirmed_at, is_own: false, rank: Rank::Listed }
+            };
             let is_news = |record: &&Arc<Record>| !ticket.is_overtaken(&record.key, record.version);
-            spool.keep(records.iter().filter(is_news).map(copy).collect()).await;
+            spool.keep(records.iter().rev().filter(is_news).map(copy).collect()).await;
         }
         // The oldest first, so that memory, where it runs short, parts with that first.
-        for record in records.into_iter().rev() {
-            let key = record.key.clone();
-            let _: Learnt = self.near.learn(&key, ticket, began, News::Found(record));
-        }
+        let records: Vec<_> = records.into_iter().rev().collect();
+        self.near.learn_listed(&records, ticket, began);
     }
 
     /// The copies that were written last.
     async fn take_copies(&self) -> Result<()> {
         let Some(spool) = &self.spool else { return Ok(()) };
-        let (mut threads, mut before) = (0, i64::MAX);
-        while threads < self.most && self.near.size().1 < self.most_bytes {
+        let (mut threads, mut before, mut has_room) = (0, i64::MAX, true);
+        while threads < self.most && has_room {
             let ticket = self.fences.begin();
             let copies = spool.copies(before, PAGE.min(self.most - threads)).await?;
             let Some((last, ..)) = copies.last() else { break };
             before = *last;
-            let now = self.origin.clock().now();
+            let (now, mut bytes) = (self.origin.clock().now(), self.near.size().1);
             for (_, record, confirmed_at) in copies.into_iter().filter(|(_, record, _)| record.is_live(now)) {
-                let recalled = self.near.recall(&ticket, record, now.since(confirmed_at));
+                bytes += weight(&record);
+                has_room = bytes <= self.most_bytes;
+                if !has_room {
+                    break;
+                }
+                let recalled = self.near.recall(&ticket, record, now.since(confirmed_at), false);
                 threads += usize::from(recalled.is_some());
             }
             self.advance(threads, true);

@@ -1,6 +1,6 @@
 //! The file of the backend `local`: what it survives, and whom it refuses.
 #![cfg(feature = "sqlite")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::path::Path;
 use std::time::Duration;
@@ -117,4 +117,104 @@ async fn an_expired_thread_leaves_only_its_version_in_the_file() {
     local.purge(100).await.unwrap();
     drop(local);
     assert!(!String::from_utf8_lossy(&std::fs::read(&path).unwrap()).contains("a secret"));
+}
+
+/// The files in the directory that hold this text.
+fn files_with(dir: &Path, text: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let holds = |path: &std::path::PathBuf| {
+        std::fs::read(path)
+            .is_ok_and(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
+    };
+    entries.filter(holds).map(|path| path.display().to_string()).collect()
+}
+
+async fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    for _ in 0..3_000 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("waited in vain: {what}");
+}
+
+#[tokio::test]
+async fn deleted_text_leaves_file_and_log_with_the_next_maintenance() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.db");
+    let cache = Cache::builder().local(&path).upkeep_every(Duration::from_millis(100)).open().await.unwrap();
+    let ways = ["removed", "replaced", "expired"];
+    for at in 0..100 {
+        for way in ways {
+            let text = format!("secret {way} {at} {}", "x".repeat(at * 100));
+            let put = cache.put(format!("{way} {at}"), &text).user(format!("user {way}"));
+            let life = Duration::from_secs(if way == "expired" { 1 } else { 3_600 });
+            assert_eq!(put.ttl(life).await.unwrap(), Durability::Stored);
+        }
+    }
+    assert!(!files_with(dir.path(), "secret").is_empty());
+    for at in 0..100 {
+        assert_eq!(cache.remove(format!("removed {at}")).await.unwrap(), Durability::Stored);
+        assert_eq!(cache.put(format!("replaced {at}"), "harmless").await.unwrap(), Durability::Stored);
+    }
+    for way in ways {
+        let text = format!("secret {way}");
+        wait_until(&text, || files_with(dir.path(), &text).is_empty()).await;
+    }
+}
+
+/// As where an application does all its own work on tokio's blocking pool.
+#[test]
+fn full_blocking_pool_holds_up_no_call() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let (end, goes_on) = std::sync::mpsc::channel::<()>();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.db");
+    let calls = async move {
+        let busy = tokio::task::spawn_blocking(move || goes_on.recv());
+        let cache = open(&path).await.unwrap();
+        assert_eq!(cache.put("t", &1).user("u").await.unwrap(), Durability::Stored);
+        cache.evict("t").unwrap();
+        assert_eq!(cache.get("t").await.unwrap().unwrap().json(), "1");
+        cache.evict("t").unwrap();
+        assert_eq!(cache.list("u").await.unwrap().len(), 1);
+        let _ = cache.update("t", |value: Option<u8>| Ok(value.map(|value| value + 1))).await.unwrap();
+        cache.shutdown(Duration::from_secs(60)).await.unwrap();
+        drop(cache);
+        let local = Local::open(&path).await.unwrap();
+        local.probe().await.unwrap();
+        assert!(!busy.is_finished());
+    };
+    let in_time = async { tokio::time::timeout(Duration::from_secs(60), calls).await };
+    let ended = runtime.block_on(in_time);
+    end.send(()).ok();
+    ended.expect("no call waits for the application's work");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn paths_that_are_not_utf8_have_their_own_files_beside_them() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let name = |bytes: &[u8]| dir.path().join(std::ffi::OsStr::from_bytes(bytes));
+    let (one, two) = (open(&name(b"t\xff.db")).await.unwrap(), open(&name(b"t\xfe.db")).await.unwrap());
+    for cache in [&one, &two] {
+        assert_eq!(cache.put("t", &1).await.unwrap(), Durability::Stored);
+    }
+    for suffix in [&b""[..], b"-wal", b"-shm", b".lock"] {
+        for first in [&b"t\xff.db"[..], b"t\xfe.db"] {
+            use std::os::unix::fs::PermissionsExt as _;
+            let path = name(&[first, suffix].concat());
+            let mode =
+                std::fs::metadata(&path).unwrap_or_else(|e| panic!("{path:?}: {e}")).permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{path:?}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 8, "and nothing else");
 }

@@ -189,6 +189,29 @@ async fn trouble_shows_while_an_operator_is_needed() {
     is_there(0.0).await;
 }
 
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn trouble_shows_while_a_local_file_has_no_name() {
+    let (recorder, exported) = recorder();
+    let _here = metrics::set_default_local_recorder(&recorder);
+    let directory = tempfile::tempdir().unwrap();
+    let paths = ["queue.db", "local.db"].map(|name| directory.path().join(name));
+    let every = Duration::from_millis(50);
+    let queue =
+        Cache::builder().store(Memory::new()).queue(&paths[0]).upkeep_every(every).open().await.unwrap();
+    let local = Cache::builder().local(&paths[1]).upkeep_every(every).open().await.unwrap();
+    for (cache, path) in [(queue, &paths[0]), (local, &paths[1])] {
+        assert_eq!(value(&exported, "trouble", "kind=local"), 0.0);
+        // Nobody calls anything.
+        std::fs::rename(path, path.with_extension("old")).unwrap();
+        wait_until("trouble", || value(&exported, "trouble", "kind=local") == 1.0).await;
+        assert_eq!(cache.health().cause.unwrap().kind(), ErrorKind::Local);
+        std::fs::rename(path.with_extension("old"), path).unwrap();
+        wait_until("no trouble", || value(&exported, "trouble", "kind=local") == 0.0).await;
+        assert!(cache.health().cause.is_none());
+    }
+}
+
 #[tokio::test]
 async fn caches_add_up_and_what_is_evicted_is_counted() {
     let (recorder, exported) = recorder();

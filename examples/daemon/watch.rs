@@ -60,7 +60,7 @@ async fn healthz(State(cache): State<Cache>) -> Json<Value> {
 async fn readyz(State(cache): State<Cache>) -> impl IntoResponse {
     let health = cache.health();
     let (status, word, reason) = match health.can_write() {
-        Ok(()) if health.is_available() => (StatusCode::OK, "ready", None),
+        Ok(()) if health.is_available() && health.cause.is_none() => (StatusCode::OK, "ready", None),
         Ok(()) => (StatusCode::OK, "degraded", health.cause.clone()),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, "unready", Some(error)),
     };
@@ -88,6 +88,7 @@ fn describe(health: Health) -> Value {
             "copies": queue.copies,
             "copies_bytes": queue.copies_bytes,
             "refusal": queue.refusal.map(|refusal| refusal.to_string()),
+            "fault": queue.fault.map(|fault| fault.to_string()),
         })),
     })
 }

@@ -54,9 +54,10 @@ impl Inner {
         let offset = self.origin.clock().offset();
         levels.set("threadkeep_clock_offset_seconds", offset as f64 / 1_000.0);
         let alert = self.trouble.get().or(health.cause).filter(Error::needs_operator);
-        let trouble = alert.map(|alert| alert.kind().as_str());
+        let troubles = [alert, self.origin.fault(), self.file_fault()];
+        let troubles = troubles.map(|trouble| trouble.map(|trouble| trouble.kind().as_str()));
         for kind in TROUBLES {
-            levels.show_trouble(kind, trouble == Some(*kind));
+            levels.show_trouble(kind, troubles.contains(&Some(*kind)));
         }
     }
 }

@@ -17,8 +17,10 @@ pub struct Health {
     /// The breaker's state, where the backend has one.
     pub breaker: Option<State>,
     /// Why the breaker is not closed; or what keeps the store from working though it answers, until it works again: a
-    /// refused key, missing migrations, a full disk.
+    /// refused key, missing migrations, a full disk. Also the fault of the queue's file, if the store itself is well.
     pub cause: Option<Error>,
+    /// Whether the cause is one of the source of truth, and not of the queue's file alone.
+    is_available: bool,
     /// Threads in memory.
     pub threads: u64,
     /// The bytes that they take.
@@ -60,12 +62,15 @@ pub struct Queue {
     /// Why a write in an outage is not taken: the queue is full, its file cannot be written, or none is wanted there. What
     /// the last write met is forgotten when one is taken, and otherwise after a minute, since it may be mended.
     pub refusal: Option<Error>,
+    /// What keeps the file from working, until it works again: it was deleted, its disk is full. Replay stands still meanwhile,
+    /// but for a deleted file, whose queue is still replayed.
+    pub fault: Option<Error>,
 }
 
 impl Health {
     /// Whether the source of truth can be worked with, as far as is known.
     pub fn is_available(&self) -> bool {
-        self.cause.is_none() && self.breaker.is_none_or(|state| state == State::Closed)
+        self.is_available
     }
 
     /// Whether a write would be kept now, as far as is known: in the source of truth, or else in the queue. A daemon in an
@@ -98,13 +103,15 @@ impl Inner {
         let state = breaker.map(Breaker::state);
         let is_cut_off = state.is_some_and(|state| state != State::Closed);
         let outage = breaker.filter(|_| is_cut_off).and_then(Breaker::cause);
-        let cause = outage.or_else(|| self.trouble.get());
+        let cause = outage.or_else(|| self.trouble.get()).or_else(|| self.origin.fault());
+        let is_available = !is_cut_off && cause.is_none();
         let (threads, bytes) = self.near.size();
         let bytes_bound = self.limits.memory_bytes;
         Health {
             backend: self.backend,
             breaker: state,
-            cause,
+            cause: cause.or_else(|| self.file_fault()),
+            is_available,
             threads,
             bytes,
             bytes_bound,
@@ -133,13 +140,19 @@ impl Inner {
             copies_bytes: holdings.replica.bytes,
             copies_bound: bounds.replica,
             refusal: match self.limits.on_outage {
-                OnOutage::Queue => self.refusal().clone(),
+                OnOutage::Queue => self.file_fault().or_else(|| self.refusal().clone()),
                 OnOutage::Reject => {
                     let why =
                         "writes are rejected while the source of truth is away (CONVERSATION_ON_OUTAGE)";
                     Some(Error::new(ErrorKind::Unavailable, why))
                 }
             },
+            fault: self.file_fault(),
         })
+    }
+
+    /// What keeps the queue's file from working.
+    pub(super) fn file_fault(&self) -> Option<Error> {
+        self.spool.as_ref().and_then(|spool| spool.fault())
     }
 }

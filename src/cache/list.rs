@@ -7,8 +7,9 @@ use super::write::Sending;
 use super::{Cache, Call, Found};
 use crate::background;
 use crate::error::Result;
-use crate::near::{Learnt, News};
+use crate::near::Learnt;
 use crate::record::{Key, user};
+use crate::spool::Rank;
 use crate::store::{Page, Recent};
 use crate::version::{Moment, Version};
 
@@ -28,6 +29,8 @@ pub struct List {
 
 impl Cache {
     /// The live threads of a user, newest first, from the source of truth: the first 100 unless a limit is set.
+    ///
+    /// They come into memory only while half of that is free, and take no room from copies of threads in use.
     ///
     /// # Errors
     /// When awaited: [`Invalid`](crate::ErrorKind::Invalid) for what cannot be a user id; `Unavailable` in an outage,
@@ -87,10 +90,14 @@ impl Cache {
         let Recent { records, is_last } = inner.note(Call::Read, recent?)?;
         let end = records.last().map(|record| (record.version, record.key.clone()));
         let records: Vec<_> = records.into_iter().map(Arc::new).collect();
-        inner.keep(records.iter().cloned(), &ticket, began).await;
-        for record in records {
-            let key = record.key.clone();
-            if let Learnt::Present(entry) = inner.near.learn(&key, &ticket, began, News::Found(record)) {
+        // First what was read since the last listing, so that this one does not displace it.
+        inner.keep_read().await;
+        // The newest goes last, if there are too many.
+        inner.keep(records.iter().rev().cloned(), &ticket, began, Rank::Listed).await;
+        let learnt = inner.near.learn_listed(&records, &ticket, began);
+        for (record, learnt) in records.iter().zip(learnt) {
+            let key = &record.key;
+            if let Learnt::Present(entry) = learnt {
                 all.extend(inner.is_live(&entry).then(|| Found::fresh(entry)));
             } else {
                 // It was overtaken while it travelled, and may not belong into the listing any more.

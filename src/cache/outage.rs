@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
 use crate::near::Entry;
 use crate::record::{Durability, Key, Record};
-use crate::spool::{Copy, DeadLetter, Enqueued, Entry as ToQueue};
+use crate::spool::{Copy, DeadLetter, Enqueued, Entry as ToQueue, Rank};
 use crate::version::{Moment, Stamp, Version};
 
 /// How long a read waits for memory to show what it found changed on disk, between looks.
@@ -142,7 +142,7 @@ impl Inner {
         if !record.is_live(now) {
             return Known::Nothing;
         }
-        match self.near.recall(&ticket, record, now.since(confirmed_at)) {
+        match self.near.recall(&ticket, record, now.since(confirmed_at), true) {
             Some(entry) if entry.record.is_live(now) => Known::Copy(self.as_it_is(entry)),
             Some(_) => Known::Nothing,
             None => Known::Changed,
@@ -162,15 +162,24 @@ impl Inner {
         records: impl IntoIterator<Item = Arc<Record>>,
         ticket: &Ticket,
         began: Moment,
+        rank: Rank,
     ) {
         let is_news = |record: &Arc<Record>| !ticket.is_overtaken(&record.key, record.version);
-        self.keep_all(records.into_iter().filter(is_news), began).await;
+        self.keep_all(records.into_iter().filter(is_news), began, rank).await;
     }
 
-    async fn keep_all(&self, records: impl Iterator<Item = Arc<Record>>, began: Moment) {
+    /// Has the file keep what came by a listing and was read since as what is used.
+    pub(super) async fn keep_read(&self) {
+        let read = self.near.take_first_reads();
+        if let Some(spool) = &self.spool {
+            spool.keep(read).await;
+        }
+    }
+
+    async fn keep_all(&self, records: impl Iterator<Item = Arc<Record>>, began: Moment, rank: Rank) {
         let Some(spool) = &self.spool else { return };
         let confirmed_at = self.origin.clock().at(began);
-        let copies = records.map(|record| Copy { record, confirmed_at, is_own: false });
+        let copies = records.map(|record| Copy { record, confirmed_at, is_own: false, rank });
         spool.keep(copies.collect()).await;
     }
 
@@ -178,7 +187,7 @@ impl Inner {
     /// memory nor from the disk.
     pub(super) async fn overtaken(&self, key: &Key, version: Version) {
         let deletion = Arc::new(Record::deletion(key.clone(), version));
-        self.keep_all(std::iter::once(deletion), Moment::now()).await;
+        self.keep_all(std::iter::once(deletion), Moment::now(), Rank::Used).await;
         self.near.overtaken(key, version);
     }
 
@@ -194,7 +203,8 @@ impl Inner {
     ) -> Result<Option<Version>> {
         let Some(spool) = &self.spool else { return Ok(None) };
         let confirmed_at = self.origin.clock().now();
-        let copy = Copy { record: Arc::clone(record), confirmed_at, is_own: over.is_none() };
+        let copy =
+            Copy { record: Arc::clone(record), confirmed_at, is_own: over.is_none(), rank: Rank::Used };
         let too_late = |_| {
             let message = format!("the cache was shut down while it wrote the thread {}", record.key);
             Error::new(ErrorKind::Closed, message).with_outcome_unknown()

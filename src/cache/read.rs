@@ -11,6 +11,7 @@ use crate::fence::Ticket;
 use crate::metrics::Read;
 use crate::near::{Entry, Learnt, News};
 use crate::record::{Freshness, Key, Record, Want};
+use crate::spool::Rank;
 use crate::store::Loaded;
 use crate::version::{Moment, Version};
 
@@ -194,7 +195,7 @@ impl Inner {
         // The file is given it before memory is: whoever asks the file for what was read once finds it there.
         let news = match (loaded, held) {
             (Some(Loaded::Found(record)), _) => {
-                self.keep([Arc::clone(&record)], ticket, began).await;
+                self.keep([Arc::clone(&record)], ticket, began, Rank::Used).await;
                 News::Found(record)
             }
             (Some(Loaded::Same), Some(held)) => {
@@ -204,7 +205,8 @@ impl Inner {
                 News::Found(Arc::clone(&held.record))
             }
             (Some(Loaded::Absent(version)), _) => {
-                self.keep([Arc::new(Record::deletion(key.clone(), version))], ticket, began).await;
+                self.keep([Arc::new(Record::deletion(key.clone(), version))], ticket, began, Rank::Used)
+                    .await;
                 News::Absent(version)
             }
             (None | Some(Loaded::Same), _) => {

@@ -21,8 +21,9 @@ pub(super) async fn keep_up(cache: Weak<Inner>, period: Duration) {
         let Some(cache) = cache.upgrade() else { return };
         cache.ask_again().await;
         cache.report_accesses().await;
+        cache.keep_read().await;
         cache.purge().await;
-        cache.shrink().await;
+        cache.tidy().await;
     }
 }
 
@@ -31,6 +32,11 @@ impl Inner {
     async fn ask_again(&self) {
         if self.trouble.get().is_some() && self.is_reachable() {
             self.note(Call::Probe, self.origin.probe().await).ok();
+        }
+        if let Some(spool) = self.spool.as_ref().filter(|spool| spool.fault().is_some())
+            && let Err(error) = spool.prove().await
+        {
+            tracing::debug!(%error, "the queue's file does not work yet");
         }
     }
 
@@ -49,13 +55,13 @@ impl Inner {
         }
     }
 
-    /// Gives back to the disk what replay has freed.
-    async fn shrink(&self) {
+    /// Gives back to the disk what replay has freed, and ends the traces of what was deleted.
+    async fn tidy(&self) {
         let Some(spool) = &self.spool else { return };
-        match spool.shrink().await {
+        match spool.tidy().await {
             // Perhaps it can take writes again: the next one will tell.
             Ok(()) => *self.refusal() = None,
-            Err(error) => tracing::debug!(%error, "the queue's file could not be made smaller"),
+            Err(error) => tracing::debug!(%error, "the queue's file could not be tidied"),
         }
     }
 

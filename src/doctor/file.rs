@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::report::{Report, parted};
+use crate::blocking::unblock;
 use crate::local::look::{self, Contents, Look};
 use crate::local::place::{Disk, Place};
 use crate::settings::{Backend, Plan};
@@ -33,7 +34,7 @@ pub(super) async fn examine(plan: &Plan, report: &mut Report<'_>) {
     let subject = Subject { path, setting, is_queue };
     report.begins(CHECK);
     let path = subject.path.clone();
-    let looked = tokio::task::spawn_blocking(move || {
+    let looked = unblock(move || {
         (Place::of(&path), if is_queue { look::at_queue(&path) } else { look::at_truth(&path) })
     });
     let (place, look) = match looked.await {

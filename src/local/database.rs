@@ -4,20 +4,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
+use super::condition::Condition;
 use super::file::{self, Lock, Role};
+use super::readers::Readers;
 use super::writer::{Survives, Writer, closed};
-use crate::error::{Error, ErrorKind, Result};
-
-/// Reads at once: they are short, and each takes a thread and a connection.
-const READERS: usize = 4;
+use crate::blocking::unblock;
+use crate::error::{Error, Result};
 
 pub(super) struct Database {
-    path: PathBuf,
-    /// Connections that are not in use, at most [`READERS`].
-    readers: Mutex<Vec<Connection>>,
-    reading: Semaphore,
+    condition: Arc<Condition>,
+    readers: Readers,
     writer: Writer,
     // Declared last, so dropped last: nobody else may open the file before its writer is done.
     lock: Holder,
@@ -43,6 +41,8 @@ impl Holder {
 /// A file that is locked and open for its one writer, which does not run yet.
 pub(super) struct Opened {
     pub(super) path: PathBuf,
+    /// As the caller named it.
+    given: PathBuf,
     pub(super) connection: Connection,
     lock: Lock,
 }
@@ -50,16 +50,18 @@ pub(super) struct Opened {
 impl Opened {
     /// Opens the file, creating it where it does not exist; waits some seconds for another process that has it open.
     pub(super) fn new(path: &Path, role: Role) -> Result<Self> {
+        let given = path.to_owned();
         let (path, lock, was_emptied) = Self::lock(path)?;
         if was_emptied {
             return Err(file::emptied(&path));
         }
         let connection = file::open_to_write(&path, role)?;
-        Self { path, connection, lock }.settled()
+        Self { path, given, connection, lock }.settled()
     }
 
     /// As [`new`](Self::new); a file that is damaged is set aside, and a new one takes its place.
     pub(super) fn or_set_aside(path: &Path, role: Role) -> Result<(Self, Option<PathBuf>)> {
+        let given = path.to_owned();
         let (path, lock, was_emptied) = Self::lock(path)?;
         let whole = || {
             let connection = file::open_to_write(&path, role)?;
@@ -74,7 +76,7 @@ impl Opened {
             }
             Err(error) => return Err(error),
         };
-        Ok((Self { path, connection, lock }.settled()?, aside))
+        Ok((Self { path, given, connection, lock }.settled()?, aside))
     }
 
     /// Locks the file, creating it where it does not exist; says whether it has lost all that it held.
@@ -98,39 +100,30 @@ impl Opened {
 }
 
 impl Database {
-    /// Starts the writer; `undone` is called whenever a transaction of it failed.
+    /// Starts the threads; `undone` is called whenever a transaction of the writer failed.
     pub(super) fn start(opened: Opened, undone: impl Fn() + Send + 'static) -> Result<Self> {
-        let Opened { path, connection, lock } = opened;
-        let writer = Writer::start(connection, path.clone(), undone)?;
-        Ok(Self {
-            path,
-            readers: Mutex::default(),
-            reading: Semaphore::new(READERS),
-            writer,
-            lock: Holder(Arc::new(Mutex::new(Some(lock)))),
-        })
+        let Opened { path, given, connection, lock } = opened;
+        let condition = Arc::new(Condition::of(&path, &given));
+        let readers = Readers::start(&condition)?;
+        let writer = Writer::start(connection, Arc::clone(&condition), undone)?;
+        Ok(Self { condition, readers, writer, lock: Holder(Arc::new(Mutex::new(Some(lock)))) })
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.condition.path()
+    }
+
+    /// What keeps the file from working, as far as is known; asks nobody.
+    pub(super) fn fault(&self) -> Option<Error> {
+        self.condition.fault()
     }
 
     /// Runs a query on a connection of its own, which sees what is committed.
     pub(super) async fn read<T: Send + 'static>(
-        self: &Arc<Self>,
+        &self,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let this = Arc::clone(self);
-        let _turn = self.reading.acquire().await.map_err(|_| closed())?;
-        unblock(move || {
-            let idle = || this.readers.lock().unwrap_or_else(PoisonError::into_inner);
-            let reader = idle().pop();
-            let reader = reader.map_or_else(|| file::open_to_read(&this.path), Ok)?;
-            let result = query(&reader);
-            idle().push(reader);
-            result.map_err(file::failure(&this.path))
-        })
-        .await?
+        self.readers.read(query).await
     }
 
     /// Runs `work` in a transaction shared with others; answers when it is committed.
@@ -153,13 +146,33 @@ impl Database {
         self.writer.hand_over(survives, work, announce).await
     }
 
+    /// Gives a few of the pages that are free back to the file system. After that commit the writer empties the log: the text
+    /// of what was deleted is gone from the file, but its log still has it.
+    pub(super) async fn tidy(&self) -> Result<()> {
+        self.writer.empty_log();
+        let vacuum = |connection: &Connection| {
+            let mut free = connection.prepare_cached("pragma incremental_vacuum(1000)")?;
+            let mut rows = free.query([])?;
+            while rows.next()?.is_some() {}
+            Ok(())
+        };
+        self.write(Survives::Crash, vacuum).await
+    }
+
+    /// Writes something and reads it.
+    pub(super) async fn prove(&self) -> Result<()> {
+        let note =
+            "insert into about values ('proved', 1) on conflict (name) do update set value = value + 1";
+        self.write(Survives::Restart, |connection| connection.execute(note, []).map(drop)).await?;
+        self.read(|connection| file::about(connection, "proved").map(drop)).await
+    }
+
     /// Finishes the jobs that wait, and lets others open the file. What comes later is told that it is closed.
     pub(super) async fn close(self: &Arc<Self>) -> Result<()> {
         let this = Arc::clone(self);
-        self.reading.close();
         unblock(move || {
             // The writer last: it leaves one file behind, without a log.
-            this.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            this.readers.close();
             this.writer.close();
             drop(this.lock.lock().take());
         })
@@ -175,10 +188,4 @@ impl Database {
     pub(super) fn was_doubtful(&self) -> bool {
         self.lock.lock().as_ref().is_some_and(Lock::was_doubtful)
     }
-}
-
-/// Runs what blocks on a thread that may.
-pub(super) async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    let failed = |e| Error::new(ErrorKind::Local, "work on the local file was given up").with_source(e);
-    tokio::task::spawn_blocking(work).await.map_err(failed)
 }

@@ -1,5 +1,6 @@
 //! The file itself: opened with care, locked by one process, described when it fails.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ffi};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long a second process waits for the first to end.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// "thkp": marks the file as one of threadkeep's.
 const APPLICATION_ID: i64 = 0x7468_6b70;
 const FORMAT: i64 = 1;
@@ -153,8 +154,11 @@ fn sqlite_error(code: i32, text: Option<String>) -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(ffi::Error::new(code), text)
 }
 
+/// The path with more at its end. A path need not be UTF-8, so it does not become a `String` on the way.
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    PathBuf::from(format!("{}{suffix}", path.display()))
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
 }
 
 /// Opens the one connection that writes.
@@ -302,9 +306,16 @@ pub(super) fn is_damage(error: &Error) -> bool {
     matches!(code, Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
 }
 
+/// Whether an error is the fault of the file or its disk, and not of what was to be done with it.
+pub(super) fn is_fault(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<rusqlite::Error>());
+    let code = source.and_then(rusqlite::Error::sqlite_error_code);
+    code.is_some_and(|code| code != ErrorCode::ConstraintViolation)
+}
+
 /// The name that a damaged file gets next.
 pub(super) fn name_aside(path: &Path) -> PathBuf {
-    let named = |attempt: usize| PathBuf::from(format!("{}.damaged-{attempt}", path.display()));
+    let named = |attempt: usize| with_suffix(path, &format!(".damaged-{attempt}"));
     (1..).map(named).find(|aside| !aside.exists()).unwrap_or_else(|| named(0))
 }
 

@@ -3,12 +3,14 @@
 //! One thread writes and commits in groups (what arrives while a commit is under way goes into the next one);
 //! readers have connections of their own and see what is committed.
 
+mod condition;
 mod database;
 mod file;
 #[cfg(feature = "cli")]
 pub(crate) mod look;
 #[cfg(feature = "cli")]
 pub(crate) mod place;
+mod readers;
 pub(crate) mod spool;
 mod writer;
 
@@ -19,12 +21,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::error::Result;
+use crate::blocking::unblock;
+use crate::error::{Error, Result};
 use crate::record::{Json, Key, Record, Want, Write};
 use crate::store::{ACCEPTED, Applied, Loaded, Page, Recent, Store, judge};
 use crate::version::{Clock, REMEMBERED, Timestamp, Version};
 
-use database::{Database, Opened, unblock};
+use database::{Database, Opened};
 use file::Role;
 use writer::Survives;
 
@@ -71,13 +74,6 @@ impl Local {
     /// Where the file lies.
     pub fn path(&self) -> &Path {
         self.database.path()
-    }
-
-    async fn write<T: Send + 'static>(
-        &self,
-        work: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T> {
-        self.database.write(Survives::PowerCut, work).await
     }
 }
 
@@ -160,6 +156,10 @@ impl Store for Local {
         &self.clock
     }
 
+    fn fault(&self) -> Option<Error> {
+        self.database.fault()
+    }
+
     async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
         let wants = wants.to_vec();
         let clock = Arc::clone(&self.clock);
@@ -174,7 +174,7 @@ impl Store for Local {
         let (writes, clock) = (writes.to_vec(), Arc::clone(&self.clock));
         let all =
             move |connection: &Connection| writes.iter().map(|one| write(connection, one, &clock)).collect();
-        self.write(all).await
+        self.database.write(Survives::Restart, all).await
     }
 
     async fn recent(&self, page: &Page) -> Result<Recent> {
@@ -214,7 +214,7 @@ impl Store for Local {
                 connection.prepare_cached("update threads set accessed_at = ?2 where key = ?1")?;
             keys.iter().try_for_each(|key| touch.execute(params![key.as_str(), now]).map(drop))
         };
-        self.write(all).await
+        self.database.write(Survives::PowerCut, all).await
     }
 
     async fn purge(&self, most: usize) -> Result<usize> {
@@ -236,13 +236,12 @@ impl Store for Local {
             )?;
             Ok(emptied.max(forgotten))
         };
-        self.write(all).await
+        let purged = self.database.write(Survives::PowerCut, all).await?;
+        self.database.tidy().await?;
+        Ok(purged)
     }
 
     async fn probe(&self) -> Result<()> {
-        // A file that can be read may lie on a disk that is full.
-        let sql = "insert into about values ('probed', ?1) on conflict (name) do update set value = ?1";
-        let now = self.clock.now().0.to_string();
-        self.write(move |connection| connection.prepare_cached(sql)?.execute([&now]).map(drop)).await
+        self.database.prove().await
     }
 }

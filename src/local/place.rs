@@ -1,5 +1,6 @@
 //! Where a file lies: who may write and read there, how much room there is, and what kind of disk it is.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::file;
@@ -82,17 +83,15 @@ fn open_to_others(path: &Path) -> Vec<PathBuf> {
 }
 
 fn aside(directory: &Path, path: &Path) -> Vec<PathBuf> {
-    let Some(prefix) = path.file_name().map(|name| format!("{}.damaged-", name.to_string_lossy())) else {
-        return Vec::new();
+    let damaged = file::with_suffix(path, ".damaged-");
+    let Some(prefix) = damaged.file_name() else { return Vec::new() };
+    let is_one = |name: &OsStr| {
+        let number = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
+        number.is_some_and(|number| number.iter().all(u8::is_ascii_digit))
     };
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let is_one = |name: &str| {
-        name.strip_prefix(&prefix).is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()))
-    };
-    let mut found: Vec<PathBuf> = entries
-        .filter(|entry| is_one(&entry.file_name().to_string_lossy()))
-        .map(|entry| entry.path())
-        .collect();
+    let mut found: Vec<PathBuf> =
+        entries.filter(|entry| is_one(&entry.file_name())).map(|entry| entry.path()).collect();
     found.sort();
     found
 }

@@ -1,15 +1,17 @@
 //! The one thread that writes, with group commit; the one that answers a group while the next is written; and the one that
 //! copies the log into the file meanwhile.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::mpsc::{SendError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SendError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rusqlite::{Connection, ffi};
 use tokio::sync::{mpsc, oneshot};
 
+use super::condition::Condition;
 use super::file::{self, failure};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -21,6 +23,10 @@ const GROUP: usize = 512;
 const COPIED_PAGES: i32 = 1_000;
 /// … and from here on between them: where they never pause, it could not be begun anew otherwise.
 const MOST_PAGES: i32 = 16_000;
+/// How often the names of the file are looked at, also without traffic.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long emptying the log waits for readers, while commits wait for it.
+const EMPTYING: Duration = Duration::from_millis(250);
 
 /// What a written record must survive before it is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,20 +35,24 @@ pub(super) enum Survives {
     Crash,
     /// A power cut: it is synced to disk.
     PowerCut,
+    /// A power cut and a new start, because a caller is told that it is kept: refused if the file has lost its name.
+    Restart,
 }
 
 /// Work inside a group's transaction, answered once it is known whether the group is committed.
 trait Job: Send {
     fn survives(&self) -> Survives;
     /// Whether it succeeded. It may be run again, where what it did was undone.
-    fn run(&mut self, connection: &Connection) -> bool;
-    fn answer(self: Box<Self>, committed: Result<()>, path: &Path);
+    fn run(&mut self, connection: &Connection, path: &Path) -> bool;
+    /// What it failed with when it ran last.
+    fn error(&self) -> Option<&Error>;
+    fn answer(self: Box<Self>, committed: Result<()>);
 }
 
 struct Work<F, T, A> {
     survives: Survives,
     work: F,
-    done: Option<rusqlite::Result<T>>,
+    done: Option<Result<T>>,
     announce: A,
     answer: oneshot::Sender<Result<T>>,
 }
@@ -56,15 +66,19 @@ where
         self.survives
     }
 
-    fn run(&mut self, connection: &Connection) -> bool {
-        self.done.insert((self.work)(connection)).is_ok()
+    fn run(&mut self, connection: &Connection, path: &Path) -> bool {
+        self.done.insert((self.work)(connection).map_err(failure(path))).is_ok()
     }
 
-    fn answer(self: Box<Self>, committed: Result<()>, path: &Path) {
+    fn error(&self) -> Option<&Error> {
+        self.done.as_ref().and_then(|done| done.as_ref().err())
+    }
+
+    fn answer(self: Box<Self>, committed: Result<()>) {
         let lost = || Error::new(ErrorKind::Local, "the local file was not written");
         let Self { done, announce, answer, .. } = *self;
         let result = match done {
-            Some(Err(error)) => Err(failure(path)(error)),
+            Some(Err(error)) => Err(error),
             Some(Ok(done)) => committed.map(|()| done),
             None => Err(committed.err().unwrap_or_else(lost)),
         };
@@ -76,6 +90,8 @@ where
 
 /// A handle on the thread. Dropping it ends the thread after the jobs that are already waiting.
 pub(super) struct Writer {
+    /// Whether the log is to be emptied when the next group is answered.
+    is_log_to_go: Arc<AtomicBool>,
     jobs: Mutex<Option<mpsc::Sender<Box<dyn Job>>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -84,15 +100,17 @@ impl Writer {
     /// `undone` is called whenever a group's transaction failed, before its jobs hear of it.
     pub(super) fn start(
         connection: Connection,
-        path: PathBuf,
+        condition: Arc<Condition>,
         undone: impl Fn() + Send + 'static,
     ) -> Result<Self> {
         let (jobs, waiting) = mpsc::channel(WAITING);
+        let is_log_to_go = Arc::new(AtomicBool::new(false));
+        let is_to_go = Arc::clone(&is_log_to_go);
         let thread = std::thread::Builder::new()
             .name("threadkeep-local".into())
-            .spawn(move || serve(connection, waiting, &path, &undone))
+            .spawn(move || serve(connection, waiting, &condition, &is_to_go, &undone))
             .map_err(|e| Error::new(ErrorKind::Local, "cannot start the writing thread").with_source(e))?;
-        Ok(Self { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)) })
+        Ok(Self { is_log_to_go, jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)) })
     }
 
     /// Has `work` run in a transaction shared with others; returns when the thread has it, and answers to whoever waits, once
@@ -108,6 +126,11 @@ impl Writer {
         let job = Work { survives, work, done: None, announce, answer };
         jobs.send(Box::new(job)).await.map_err(|_| closed())?;
         Ok(answered)
+    }
+
+    /// Has the log emptied after the next group. If a reader is in its way, the log stays until this is called again.
+    pub(super) fn empty_log(&self) {
+        self.is_log_to_go.store(true, SeqCst);
     }
 
     /// Ends the thread after the jobs that are already waiting. Blocks.
@@ -132,20 +155,55 @@ impl Drop for Writer {
 fn serve(
     mut connection: Connection,
     mut waiting: mpsc::Receiver<Box<dyn Job>>,
-    path: &Path,
+    condition: &Arc<Condition>,
+    is_log_to_go: &AtomicBool,
     undone: &dyn Fn(),
 ) {
-    let log = Log::watch(&mut connection, path);
-    let answers = Answers::start(path);
+    let log = Log::watch(&mut connection, condition);
+    let answers = Answers::start();
     while let Some(first) = waiting.blocking_recv() {
         let more = std::iter::from_fn(|| waiting.try_recv().ok());
         let group: Vec<_> = std::iter::once(first).chain(more).take(GROUP).collect();
-        for (group, committed) in serve_group(&connection, group, &log, path, undone) {
-            answers.give(group, committed, path, !waiting.is_empty());
+        for (group, committed) in serve_named(&connection, group, &log, condition, undone) {
+            log.tell(&group, &committed, condition);
+            answers.give(group, committed, !waiting.is_empty());
         }
         // After the answers, so that no commit waits for it.
-        log.copy(&connection);
+        if is_log_to_go.swap(false, SeqCst) {
+            log.empty(&connection);
+        } else {
+            log.copy(&connection);
+        }
     }
+}
+
+/// If the log alone has lost its name, writes it into the file, where the next start finds it.
+fn save(connection: &Connection, condition: &Condition) {
+    if condition.is_found_by_name() {
+        let copied = connection.query_row("pragma wal_checkpoint(passive)", [], |_| Ok(()));
+        copied.unwrap_or_else(|error| tracing::error!(%error, "the deleted log could not be saved"));
+    }
+}
+
+/// Whether a caller is told that what the job writes is kept.
+fn is_kept(job: &dyn Job) -> bool {
+    job.survives() == Survives::Restart
+}
+
+/// Commits the jobs; those of which a caller is told that they are kept only while the file has its name.
+fn serve_named(
+    connection: &Connection,
+    group: Group,
+    log: &Log,
+    condition: &Condition,
+    undone: &dyn Fn(),
+) -> Vec<(Group, Result<()>)> {
+    let serve = |group| serve_group(connection, group, log, condition.path(), undone);
+    let looked = if group.iter().any(|job| is_kept(&**job)) { condition.check_name() } else { Ok(()) };
+    let Err(nameless) = looked else { return serve(group) };
+    let (refused, group): (Group, Group) = group.into_iter().partition(|job| is_kept(&**job));
+    let served = if group.is_empty() { Vec::new() } else { serve(group) };
+    std::iter::once((refused, Err(nameless))).chain(served).collect()
 }
 
 type Group = Vec<Box<dyn Job>>;
@@ -159,15 +217,16 @@ fn serve_group(
     path: &Path,
     undone: &dyn Fn(),
 ) -> Vec<(Group, Result<()>)> {
-    let committed = log.mend(connection).and_then(|()| commit(connection, &mut group)).map_err(|failed| {
-        connection.execute_batch("rollback").ok();
-        undone();
-        let Failed::Transaction { error, reached_disk } = failed else { return None };
-        log.heed(&error);
-        let error = failure(path)(error);
-        tracing::error!(%error, jobs = group.len(), "a local commit failed");
-        Some(if reached_disk { error.with_outcome_unknown() } else { error })
-    });
+    let committed =
+        log.mend(connection).and_then(|()| commit(connection, &mut group, path)).map_err(|failed| {
+            connection.execute_batch("rollback").ok();
+            undone();
+            let Failed::Transaction { error, reached_disk } = failed else { return None };
+            log.heed(&error);
+            let error = failure(path)(error);
+            tracing::error!(%error, jobs = group.len(), "a local commit failed");
+            Some(if reached_disk { error.with_outcome_unknown() } else { error })
+        });
     match committed {
         Err(None) if group.len() > 1 => {
             group.into_iter().flat_map(|job| serve_group(connection, vec![job], log, path, undone)).collect()
@@ -187,13 +246,13 @@ struct Answers {
 }
 
 impl Answers {
-    fn start(path: &Path) -> Self {
+    fn start() -> Self {
         let (groups, given) = sync_channel::<(Group, Result<()>)>(1);
         let under_way = Arc::new(AtomicUsize::new(0));
-        let (path, left) = (path.to_owned(), Arc::clone(&under_way));
+        let left = Arc::clone(&under_way);
         let answers = move || {
             for (group, committed) in given {
-                answer(group, &committed, &path);
+                answer(group, &committed);
                 left.fetch_sub(1, SeqCst);
             }
         };
@@ -203,15 +262,15 @@ impl Answers {
 
     /// On the other thread where more work waits for this one, and then after what it has already; else at once, because to
     /// wake another thread would take longer.
-    fn give(&self, group: Group, committed: Result<()>, path: &Path, more_waits: bool) {
+    fn give(&self, group: Group, committed: Result<()>, more_waits: bool) {
         let is_elsewhere = more_waits || self.under_way.load(SeqCst) > 0;
         let Some(groups) = self.groups.as_ref().filter(|_| is_elsewhere) else {
-            return answer(group, &committed, path);
+            return answer(group, &committed);
         };
         self.under_way.fetch_add(1, SeqCst);
         // Where there is no such thread.
         if let Err(SendError((group, committed))) = groups.send((group, committed)) {
-            answer(group, &committed, path);
+            answer(group, &committed);
         }
     }
 }
@@ -225,8 +284,8 @@ impl Drop for Answers {
     }
 }
 
-fn answer(group: Group, committed: &Result<()>, path: &Path) {
-    group.into_iter().for_each(|job| job.answer(committed.clone(), path));
+fn answer(group: Group, committed: &Result<()>) {
+    group.into_iter().for_each(|job| job.answer(committed.clone()));
 }
 
 /// Why a group's transaction is to be undone.
@@ -249,6 +308,8 @@ impl Failed {
 /// The write-ahead log, as it grows.
 struct Log {
     pages: Arc<AtomicI32>,
+    /// Whether something was committed since this was asked last: a transaction that changes nothing proves nothing.
+    has_grown: Arc<AtomicBool>,
     /// How many pages there were when it was last to be copied.
     seen: AtomicI32,
     /// Whether a sync failed: what it was about may never reach the disk, also where the next one succeeds.
@@ -259,29 +320,32 @@ struct Log {
 }
 
 impl Log {
-    fn watch(connection: &mut Connection, path: &Path) -> Self {
+    fn watch(connection: &mut Connection, condition: &Arc<Condition>) -> Self {
         let (pages, is_torn) = (Arc::new(AtomicI32::new(0)), Arc::new(AtomicBool::new(false)));
-        let counted = Arc::clone(&pages);
+        let has_grown = Arc::new(AtomicBool::new(false));
+        let (counted, grown) = (Arc::clone(&pages), Arc::clone(&has_grown));
         let count = move |_: &mut rusqlite::hooks::Wal, pages: i32| {
             counted.store(pages, Relaxed);
+            grown.store(true, Relaxed);
             Ok(())
         };
         if let Err(error) = connection.wal_hook(Some(count)) {
             tracing::error!(%error, "the write-ahead log cannot be watched");
         }
         let (ask, asked) = sync_channel(1);
-        let (path, torn) = (path.to_owned(), Arc::clone(&is_torn));
-        let copies = move || {
-            let mut own = None;
-            for () in asked {
-                if let Err(error) = copy_beside(&mut own, &path) {
-                    torn.fetch_or(is_failed_sync(&error), SeqCst);
-                    tracing::warn!(%error, "the write-ahead log could not be copied into the local file");
-                }
-            }
-        };
+        let (condition, torn) = (Arc::clone(condition), Arc::clone(&is_torn));
+        let copies = move || copy_when_asked(&asked, &condition, &torn);
         let thread = std::thread::Builder::new().name("threadkeep-copy".into()).spawn(copies);
-        Self { pages, seen: AtomicI32::new(0), is_torn, ask: Some(ask), thread: thread.ok() }
+        let seen = AtomicI32::new(0);
+        Self { pages, has_grown, seen, is_torn, ask: Some(ask), thread: thread.ok() }
+    }
+
+    /// Takes note of what a group says about the file, before anybody hears of it.
+    fn tell(&self, group: &Group, committed: &Result<()>, condition: &Condition) {
+        let error = committed.as_ref().err().or_else(|| group.iter().find_map(|job| job.error()));
+        if error.is_some() || self.has_grown.swap(false, Relaxed) {
+            condition.note_write(error);
+        }
     }
 
     /// Takes note of an error.
@@ -296,6 +360,17 @@ impl Log {
             self.is_torn.store(false, SeqCst);
         }
         Ok(())
+    }
+
+    /// Copies all of the log into the file, and cuts it to no bytes.
+    fn empty(&self, connection: &Connection) {
+        let waits = |span| connection.busy_timeout(span);
+        let emptied =
+            waits(EMPTYING).and_then(|()| begin_log_anew(connection)).inspect_err(|error| self.heed(error));
+        match emptied.and(waits(file::PATIENCE)) {
+            Ok(()) => self.pages.store(0, Relaxed),
+            Err(error) => tracing::debug!(%error, "the write-ahead log could not be emptied"),
+        }
     }
 
     /// Has the log copied where it is time.
@@ -323,14 +398,38 @@ impl Drop for Log {
     }
 }
 
+/// Copies the log when asked, and looks now and then whether the file has its name.
+fn copy_when_asked(asked: &Receiver<()>, condition: &Condition, is_torn: &AtomicBool) {
+    // Opened by names that are right.
+    let (mut own, mut is_named) = (file::open_to_copy(condition.path()).ok(), true);
+    loop {
+        match asked.recv_timeout(LOOK) {
+            Ok(()) => copy_beside(&mut own, condition, is_torn),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        let was_named = std::mem::replace(&mut is_named, condition.look().is_ok());
+        if let Some(own) = own.as_ref().filter(|_| was_named && !is_named) {
+            save(own, condition);
+        }
+    }
+}
+
 /// Copies the log into the file; commits go on meanwhile.
-fn copy_beside(own: &mut Option<Connection>, path: &Path) -> rusqlite::Result<()> {
-    let connection = match own.take() {
-        Some(connection) => connection,
-        None => file::open_to_copy(path)?,
-    };
-    let connection = own.insert(connection);
-    connection.query_row("pragma wal_checkpoint(passive)", [], |_| Ok(()))
+fn copy_beside(own: &mut Option<Connection>, condition: &Condition, is_torn: &AtomicBool) {
+    if own.is_none() && condition.look().is_ok() {
+        let opened = file::open_to_copy(condition.path());
+        *own = opened.map_err(|error| uncopied(&error, is_torn)).ok();
+    }
+    if let Some(own) = own {
+        let copied = own.query_row("pragma wal_checkpoint(passive)", [], |_| Ok(()));
+        copied.unwrap_or_else(|error| uncopied(&error, is_torn));
+    }
+}
+
+fn uncopied(error: &rusqlite::Error, is_torn: &AtomicBool) {
+    is_torn.fetch_or(is_failed_sync(error), SeqCst);
+    tracing::warn!(%error, "the write-ahead log could not be copied into the local file");
 }
 
 /// Writes all of the log into the file, syncs that, and begins the log anew.
@@ -348,12 +447,12 @@ fn is_failed_sync(error: &rusqlite::Error) -> bool {
 }
 
 /// Runs the jobs in one transaction.
-fn commit(connection: &Connection, group: &mut [Box<dyn Job>]) -> Result<(), Failed> {
+fn commit(connection: &Connection, group: &mut [Box<dyn Job>], path: &Path) -> Result<(), Failed> {
     let survives = group.iter().map(|job| job.survives()).max().unwrap_or(Survives::PowerCut);
-    let synchronous = if survives == Survives::PowerCut { "full" } else { "normal" };
+    let synchronous = if survives == Survives::Crash { "normal" } else { "full" };
     connection.pragma_update(None, "synchronous", synchronous).map_err(Failed::before_disk)?;
     connection.execute_batch("begin immediate").map_err(Failed::before_disk)?;
-    if !group.iter_mut().all(|job| job.run(connection)) {
+    if !group.iter_mut().all(|job| job.run(connection, path)) {
         return Err(Failed::Job);
     }
     let failed = |error| Failed::Transaction { error, reached_disk: true };
@@ -370,7 +469,7 @@ mod tests {
         let path = dir.path().join("file.db");
         let connection = Connection::open(&path).unwrap();
         connection.execute_batch("create table numbers (number integer primary key)").unwrap();
-        (dir, Writer::start(connection, path, || {}).unwrap())
+        (dir, Writer::start(connection, Arc::new(Condition::of(&path, &path)), || {}).unwrap())
     }
 
     #[tokio::test]

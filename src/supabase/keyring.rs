@@ -5,9 +5,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
-use tokio::task::{JoinError, spawn_blocking};
 
 use super::key::ApiKey;
+use crate::blocking::unblock;
+use crate::error::Error;
 
 /// The source is asked once in this time at most.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -78,14 +79,14 @@ impl Keyring {
         }
         *asked = Some(Instant::now());
         let (ring, source) = (self.clone(), Arc::clone(source));
-        let asking = spawn_blocking(move || {
+        let asking = unblock(move || {
             // Callers come and go; the lock is let go of when the source has spoken.
             let _asked = asked;
             ring.take(&source()?)
         });
         // What the panic says may hold the key.
         let panicked =
-            |_: JoinError| tracing::warn!("the source of the Supabase key panicked; the old key stays");
+            |_: Error| tracing::warn!("the source of the Supabase key panicked; the old key stays");
         asking.await.map_err(panicked).ok()?
     }
 

@@ -7,6 +7,7 @@ mod body;
 mod classify;
 mod key;
 mod keyring;
+mod names;
 #[cfg(feature = "cli")]
 pub(crate) mod survey;
 mod wire;
@@ -318,6 +319,7 @@ fn client() -> reqwest::Result<Client> {
         // A redirect would carry the key elsewhere; the guard retries.
         .redirect(redirect::Policy::none())
         .retry(retry::never())
+        .dns_resolver(names::Resolver)
         .connect_timeout(Duration::from_secs(3))
         .pool_idle_timeout(Duration::from_secs(30))
         .tcp_keepalive(Duration::from_secs(15))

@@ -230,6 +230,10 @@ impl<S: Store> Store for Faulty<S> {
         self.store.breaker()
     }
 
+    fn fault(&self) -> Option<Error> {
+        self.store.fault()
+    }
+
     async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
         self.call("load", self.store.load(wants)).await
     }

@@ -5,7 +5,7 @@ use threadkeep::testing::Faulty;
 use threadkeep::{Cache, Durability, QueueFile};
 
 use crate::mount::Mount;
-use crate::process::{Cli, ORIGIN, cut_off, fill};
+use crate::process::{Cli, Ended, ORIGIN, cut_off, fill};
 
 /// What a file holds, without what differs from file to file.
 async fn contents(cli: &Cli) -> Vec<Value> {
@@ -274,4 +274,29 @@ async fn a_file_that_cannot_be_written_is_to_be_copied_by_the_path_that_was_give
         std::fs::copy(format!("{}{suffix}", queue.display()), cli.path(&format!("copy{suffix}"))).ok();
     }
     assert_eq!(cli.ok(&["queue", "status", "--file", "copy", "--json"]).await.json()["queued"]["records"], 5);
+}
+
+/// The path that is set leads to it by a link.
+#[cfg(unix)]
+#[tokio::test]
+async fn file_whose_real_path_is_not_utf8_is_shown_and_moved() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let cli = Cli::of_project();
+    let real = cli.path("").join(std::ffi::OsStr::from_bytes(b"dir\xff"));
+    std::fs::create_dir(&real).unwrap();
+    std::os::unix::fs::symlink(&real, cli.path("link")).unwrap();
+    let file = QueueFile::open_for(cli.path("link/other.db"), ORIGIN).await.unwrap();
+    file.close().await.unwrap();
+    let mut status = cli.command(&["queue", "status", "--json"]);
+    status.env("CONVERSATION_QUEUE_PATH", "link/other.db");
+    let status: Ended = tokio::task::spawn_blocking(move || status.output().unwrap()).await.unwrap().into();
+    assert!(status.code == 0 && status.out.contains("other.db"), "{status:?}");
+    let local = Cache::builder().local(real.join("local.db")).open().await.unwrap();
+    assert_eq!(local.put("t", &1).await.unwrap(), Durability::Stored);
+    drop(local);
+    let moved = cli.ok(&["queue", "move", "link/local.db", "--json"]).await.json();
+    assert_eq!(moved["queued"], json!(1));
+    assert!(real.join("local.db.moved").exists());
+    let again = cli.run(&["queue", "move", "link/local.db"]).await;
+    assert!(again.code == 1 && again.err.contains("was moved already"), "{again:?}");
 }

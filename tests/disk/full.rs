@@ -149,3 +149,65 @@ async fn a_start_without_any_room_is_an_error_that_says_so_and_harms_nothing() {
     let cache = start(&mut world).await.unwrap();
     assert_eq!(cache.get("k").await.unwrap().unwrap().json(), "\"1\"");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn full_disk_that_holds_up_replay_shows_in_health_while_it_lasts() {
+    let mount = Mount::tmpfs(SIZE);
+    let mut world = World::new(mount.path());
+    let cache = world.builder().upkeep_every(SECOND / 10).open().await.unwrap();
+    world.away(&cache).await;
+    for at in 0..50 {
+        assert_eq!(cache.put(format!("t{at}"), &"x".repeat(2_000)).await.unwrap(), Durability::Queued);
+    }
+    fill(mount.path());
+    world.faults.heal();
+    let is_full = |error: &threadkeep::Error| error.to_string().contains("the disk is full");
+    let says_so = || {
+        let (health, queue) = (cache.health(), cache.health().queue.unwrap());
+        health.cause.is_some_and(|cause| cause.kind() == ErrorKind::Local && is_full(&cause))
+            && queue.fault.as_ref().is_some_and(is_full)
+            && queue.refusal.as_ref().is_some_and(is_full)
+    };
+    wait_until("health says so", says_so).await;
+    assert!(cache.health().is_available(), "the store is well");
+    // It goes on saying so, though nobody writes.
+    for _ in 0..20 {
+        assert!(says_so() && cache.health().queue.unwrap().records > 0, "{:?}", cache.health());
+        tokio::time::sleep(SECOND / 20).await;
+    }
+    make_room(mount.path());
+    drained(&cache).await;
+    wait_until("health stops saying so", || cache.health().cause.is_none()).await;
+    let queue = cache.health().queue.unwrap();
+    assert!(queue.fault.is_none() && queue.refusal.is_none(), "{queue:?}");
+}
+
+/// No write waits, nobody calls: only maintenance finds out that there is room again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn full_disk_that_was_mended_is_found_out_without_traffic() {
+    let mount = Mount::tmpfs(SIZE);
+    let mut world = World::new(mount.path());
+    let queue = world.builder().upkeep_every(SECOND / 10).open().await.unwrap();
+    let local = Cache::builder().local(mount.path().join("local.db")).upkeep_every(SECOND / 10);
+    let local = local.open().await.unwrap();
+    for cache in [&queue, &local] {
+        assert_eq!(cache.put("t", &"x".repeat(2_000)).await.unwrap(), Durability::Stored);
+    }
+    fill(mount.path());
+    assert_eq!(queue.put("t", &"x".repeat(100_000)).await.unwrap(), Durability::Stored, "without a copy");
+    assert_eq!(local.put("t", &"x".repeat(100_000)).await.unwrap_err().kind(), ErrorKind::Local);
+    let is_full = |cache: &Cache| cache.health().cause.is_some_and(|cause| cause.kind() == ErrorKind::Local);
+    assert!(is_full(&queue) && is_full(&local));
+    make_room(mount.path());
+    wait_until("both work again", || !is_full(&queue) && !is_full(&local)).await;
+}
+
+async fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    for _ in 0..1_500 {
+        if is_so() {
+            return;
+        }
+        tokio::time::sleep(SECOND / 50).await;
+    }
+    panic!("waited in vain: {what}");
+}

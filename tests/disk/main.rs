@@ -9,6 +9,7 @@ mod faults;
 mod full;
 mod log;
 mod mount;
+mod names;
 mod power;
 mod processes;
 mod vfs;

@@ -2,8 +2,10 @@
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod listings;
 mod pace;
 mod races;
+mod traces;
 
 use std::sync::Arc;
 use std::time::Duration;

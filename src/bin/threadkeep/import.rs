@@ -148,9 +148,12 @@ fn report_salvage(salvaged: &Salvaged, out: &mut Output) -> Result<Outcome, Fail
 
 pub async fn move_from(settings: Builder, from: &Move, out: &mut Output) -> Result<Outcome, Failure> {
     let path = &from.from;
-    let moved = format!("{}.moved", path.display());
-    if !path.exists() && Path::new(&moved).exists() {
-        return Err(Failure::Other(format!("{} was moved already: it is {moved} now", path.display())));
+    let mut moved = path.clone().into_os_string();
+    moved.push(".moved");
+    let moved = Path::new(&moved);
+    if !path.exists() && moved.exists() {
+        let text = format!("{} was moved already: it is {} now", path.display(), moved.display());
+        return Err(Failure::Other(text));
     }
     let file = settings.open_queue_file_of_origin().await?;
     let mut progress = Progress::new("moving", None);
@@ -158,7 +161,7 @@ pub async fn move_from(settings: Builder, from: &Move, out: &mut Output) -> Resu
     drop(progress);
     file.close().await?;
     let renamed = QueueFile::retire(path).await?;
-    let value = merged(&json!({"renamed_to": renamed}), &moved);
+    let value = merged(&json!({"renamed_to": renamed.display().to_string()}), &moved);
     out.either(&value, || {
         format!(
             "{}\n{} is {} now; `threadkeep queue replay`, or the next start of a daemon, brings this to Supabase",

@@ -15,7 +15,7 @@ pub async fn status(settings: Builder, out: &mut Output) -> Result<Outcome, Fail
     let file = settings.open_queue_file().await?;
     let status = file.status().await?;
     let value = json!({
-        "path": status.path,
+        "path": status.path.display().to_string(), // which need not be UTF-8, as JSON is
         "origin": status.origin,
         "queued": {
             "records": status.queued,

@@ -43,6 +43,7 @@ pub async fn replay(settings: Builder, replay: &Replay, out: &mut Output) -> Res
         return Ok(if dead == 0 { Outcome::Done } else { Outcome::Partly });
     }
     tell(&match cause {
+        Some(cause) if after.fault.is_some() => format!("threadkeep: {}", with_causes(&cause)),
         Some(cause) => format!("threadkeep: Supabase cannot be written: {}", with_causes(&cause)),
         None => "threadkeep: Supabase answers, but these writes fail again and again, or take longer than the timeout; \
                  --verbose says more"

@@ -2,7 +2,7 @@
 //! the replica (last known copies), and dead letters (writes that turned out superseded or refused).
 //!
 //! A thread has at most one row: either its newest queued write or a copy of what is stored. Rows of the queue are never
-//! dropped; copies are, the oldest written first.
+//! dropped; copies are: those that came by listings first, then the oldest written.
 
 mod anchor;
 mod dead;
@@ -18,9 +18,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rusqlite::{Connection, Row};
 use tokio::sync::oneshot;
 
-use super::database::{Database, Opened, unblock};
+use super::database::{Database, Opened};
 use super::file::{self, Role};
 use super::writer::{Survives, closed};
+use crate::blocking::unblock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Json, Key, Record};
 use crate::spool::{Bounds, Holdings, Tally, Waiting};
@@ -34,6 +35,9 @@ pub(crate) use salvage::salvage;
 /// What a record costs beside its bytes: its row and the indexes.
 const OVERHEAD: usize = 200;
 
+/// The numbers of copies that nobody has used begin here, and stay negative.
+const FIRST_LISTED: i64 = i64::MIN / 2;
+
 /// A queued write of which nobody knows whether it was overtaken.
 const PERHAPS: i64 = 2;
 
@@ -43,6 +47,8 @@ struct State {
     is_known: bool,
     holdings: Holdings,
     seq: i64,
+    /// The last number that was given to a copy which nobody has used.
+    listed: i64,
     /// The last queued write.
     queued: i64,
     /// Queued writes up to this one may have been sent.
@@ -75,12 +81,20 @@ impl State {
         let sent = file::about(connection, "sent")?.and_then(|sent| sent.parse().ok()).unwrap_or(0);
         let holdings = Holdings { queue, replica, dead_letters };
         let seq = queued.max(kept).max(sent);
-        Ok(Self { is_known: true, holdings, seq, queued, sent, ..Self::default() })
+        let listed = "select max(seq) from records indexed by replica where pending = 0 and seq < 0";
+        let listed = connection.query_row(listed, [], |row| row.get::<_, Option<i64>>(0))?;
+        let listed = listed.unwrap_or(FIRST_LISTED);
+        Ok(Self { is_known: true, holdings, seq, listed, queued, sent, ..Self::default() })
     }
 
     fn next_seq(&mut self) -> i64 {
         self.seq += 1;
         self.seq
+    }
+
+    fn next_listed(&mut self) -> i64 {
+        self.listed += 1;
+        self.listed
     }
 }
 
@@ -224,15 +238,19 @@ impl Spool {
         self.database.hand_over(survives, work, announce).await
     }
 
-    /// Gives pages that are free back to the file system, a few at a time.
-    pub(crate) async fn shrink(&self) -> Result<()> {
-        self.write(Survives::Crash, |connection, _| {
-            let mut free = connection.prepare_cached("pragma incremental_vacuum(1000)")?;
-            let mut rows = free.query([])?;
-            while rows.next()?.is_some() {}
-            Ok(())
-        })
-        .await
+    /// Gives free pages back to the file system, and empties the log, which may still have deleted text.
+    pub(crate) async fn tidy(&self) -> Result<()> {
+        self.database.tidy().await
+    }
+
+    /// What keeps the file from working, as far as is known; asks nobody.
+    pub(crate) fn fault(&self) -> Option<Error> {
+        self.database.fault()
+    }
+
+    /// Finds out whether the file can be written and read. There may be no traffic that would tell.
+    pub(crate) async fn prove(&self) -> Result<()> {
+        self.database.prove().await
     }
 }
 

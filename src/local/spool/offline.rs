@@ -1,6 +1,5 @@
 //! The file without a source of truth: looked at, exported from, taken into. For the command line.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,8 +9,9 @@ use super::dead::bury;
 use super::{
     COLUMNS, PERHAPS, Place, Spool, State, Survives, bytes, check_origin, number, put_down, record, text,
 };
+use crate::blocking::unblock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::local::database::{Opened, unblock};
+use crate::local::database::Opened;
 use crate::local::file::{self, Lock, Role};
 use crate::local::versions;
 use crate::record::Record;
@@ -102,7 +102,7 @@ impl Spool {
             let one = |sum: Imported, one: &Incoming| Ok(sum.and(take_in(connection, state, one, &clock)?));
             all.iter().try_fold(Imported::default(), one)
         };
-        self.write(Survives::PowerCut, work).await
+        self.write(Survives::Restart, work).await
     }
 
     /// Queues a dead letter again, as a put of this moment: says false, and changes nothing, where a newer write of the
@@ -126,7 +126,7 @@ impl Spool {
             *state = State::read(connection)?;
             Ok(true)
         };
-        self.write(Survives::PowerCut, work).await
+        self.write(Survives::Restart, work).await
     }
 }
 
@@ -355,14 +355,14 @@ pub(crate) async fn retire(path: &Path) -> Result<PathBuf> {
     unblock(move || {
         let cannot = |e| file::unusable(&path, "cannot be given another name").with_source(e);
         let path = path.canonicalize().map_err(cannot)?;
-        let moved = |suffix: &str| with_suffix(&path, &format!(".moved{suffix}"));
+        let moved = |suffix: &str| file::with_suffix(&path, &format!(".moved{suffix}"));
         if moved("").exists() {
             let why = format!("cannot be renamed: there is a {} already", moved("").display());
             return Err(Error::new(ErrorKind::Local, format!("the local file {} {why}", path.display())));
         }
         let _lock = Lock::acquire(&path)?;
         for suffix in ["-wal", "-shm", ""] {
-            match std::fs::rename(with_suffix(&path, suffix), moved(suffix)) {
+            match std::fs::rename(file::with_suffix(&path, suffix), moved(suffix)) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(cannot(e)),
                 _ => {}
             }
@@ -370,10 +370,4 @@ pub(crate) async fn retire(path: &Path) -> Result<PathBuf> {
         Ok(moved(""))
     })
     .await?
-}
-
-pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(suffix);
-    name.into()
 }

@@ -97,7 +97,7 @@ impl Spool {
             }
             drop(passage);
         };
-        let answer = self.hand_over(Survives::PowerCut, work, announce).await?;
+        let answer = self.hand_over(Survives::Restart, work, announce).await?;
         let enqueued = answer.await.map_err(|_| closed())??;
         enqueued.ok_or_else(|| full(self.path(), self.bounds, self.holdings()))
     }

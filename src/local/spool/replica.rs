@@ -10,7 +10,7 @@ use super::{BLINDNESS, COLUMNS, PERHAPS, Place, Spool, State, Survives, bytes, p
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::database::Holder;
 use crate::record::{Key, Record};
-use crate::spool::{Copy, Tally};
+use crate::spool::{Copy, Rank, Tally};
 use crate::version::{Clock, Timestamp, Version};
 
 /// While copies that the file may not have yet take up to so much, none of them is waited for.
@@ -24,6 +24,9 @@ impl Spool {
     /// returns. Where it cannot be written, no copy is handed out until all have been dropped: some may be older than what
     /// was acknowledged.
     pub(crate) async fn keep(&self, copies: Vec<Copy>) {
+        if copies.is_empty() {
+            return;
+        }
         // Who hears of what was read must not hear later that an older write was queued meanwhile.
         if let Ok(Some(kept)) = self.hand_copies_over(copies).await
             && (self.under_way.bytes() > UNAWAITED || self.queueing.is_any())
@@ -56,7 +59,7 @@ impl Spool {
                 drop_copies(connection, state)?;
                 state.dropped_after = failures;
             }
-            let kept = copies.iter().map(|copy| keep(connection, state, copy, &clock));
+            let kept = copies.iter().map(|copy| keep_ranked(connection, state, copy, &clock));
             let kept = kept.collect::<rusqlite::Result<_>>()?;
             evict(connection, state, bound)?;
             Ok((kept, failures))
@@ -85,9 +88,11 @@ impl Spool {
     /// Notes that the source of truth still holds this version.
     pub(crate) async fn confirm(&self, key: &Key, version: Version, at: Timestamp) {
         let key = key.clone();
-        let work = move |connection: &Connection, _: &mut State| {
-            let sql = "update records set at = ?3 where key = ?1 and version = ?2 and pending = 0";
-            connection.prepare_cached(sql)?.execute(params![key.as_str(), version.raw(), at.0])
+        let work = move |connection: &Connection, state: &mut State| {
+            let sql = "update records set at = ?3, seq = case when seq < 0 then ?4 else seq end
+                       where key = ?1 and version = ?2 and pending = 0";
+            let seq = state.next_seq();
+            connection.prepare_cached(sql)?.execute(params![key.as_str(), version.raw(), at.0, seq])
         };
         if let Err(error) = self.write(Survives::Crash, work).await {
             tracing::debug!(%error, "the age of a copy could not be noted");
@@ -233,13 +238,41 @@ fn drop_copies(connection: &Connection, state: &mut State) -> rusqlite::Result<(
     Ok(())
 }
 
+/// Keeps a copy in its rank. One that nobody has used has a negative number, and so goes before all that are used.
+fn keep_ranked(
+    connection: &Connection,
+    state: &mut State,
+    copy: &Copy,
+    clock: &Clock,
+) -> rusqlite::Result<Option<Version>> {
+    if copy.rank == Rank::Used {
+        return keep(connection, state, copy, clock);
+    }
+    let Copy { record, confirmed_at, .. } = copy;
+    let key = record.key.as_str();
+    let sql = "select version, seq from records where key = ?1 and pending = 0 and value is not null";
+    let held = connection.prepare_cached(sql)?.query_row([key], |row| Ok((row.get(0)?, row.get(1)?)));
+    let held: Option<(i64, i64)> = held.optional()?;
+    let is_there = held.is_some_and(|(version, _)| version == record.version.raw());
+    let replaced = if is_there { None } else { keep(connection, state, copy, clock)? };
+    let seq = match (copy.rank, held) {
+        (Rank::Listed, Some((_, seq))) => seq,
+        (Rank::Listed, None) => state.next_listed(),
+        (_, Some((_, seq))) if is_there && seq > 0 => return Ok(replaced),
+        _ => state.next_seq(),
+    };
+    let sql = "update records set seq = ?2, at = max(at, ?3) where key = ?1 and pending = 0";
+    connection.prepare_cached(sql)?.execute(params![key, seq, confirmed_at.0])?;
+    Ok(replaced)
+}
+
 fn keep(
     connection: &Connection,
     state: &mut State,
     copy: &Copy,
     clock: &Clock,
 ) -> rusqlite::Result<Option<Version>> {
-    let Copy { record, confirmed_at, is_own } = copy;
+    let Copy { record, confirmed_at, is_own, .. } = copy;
     super::heard_of(connection, &record.key, record.version)?;
     let sql = format!("select version, pending, bytes, {BLINDNESS}, at from records where key = ?1");
     let held = connection.prepare_cached(&sql)?.query_row([record.key.as_str()], |row| {
@@ -292,17 +325,17 @@ fn keep(
     Ok(replaced)
 }
 
-/// Makes room: the copies that were written first go first, a queued write never.
+/// Makes room: the copies that nobody has used go first, then those that were written first; a queued write never.
 pub(super) fn evict(connection: &Connection, state: &mut State, bound: u64) -> rusqlite::Result<()> {
-    let sql = "delete from records where rowid in (select rowid from records where pending = 0 order by seq limit 16)
+    let sql =
+        "delete from records where rowid = (select rowid from records where pending = 0 order by seq limit 1)
                returning bytes";
     while state.holdings.replica.bytes > bound {
-        let mut drop = connection.prepare_cached(sql)?;
-        let dropped: Vec<i64> = drop.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-        if dropped.is_empty() {
-            state.holdings.replica = Tally::default();
+        let dropped = connection.prepare_cached(sql)?.query_row([], |row| row.get::<_, i64>(0)).optional()?;
+        match dropped {
+            Some(bytes) => state.holdings.replica.sub(bytes.unsigned_abs()),
+            None => state.holdings.replica = Tally::default(),
         }
-        dropped.iter().for_each(|bytes| state.holdings.replica.sub(bytes.unsigned_abs()));
     }
     Ok(())
 }
@@ -339,7 +372,7 @@ mod tests {
         let enqueued = spool.enqueue(entry, announce);
         let keep = async {
             told.await.unwrap();
-            let copy = Copy { record: stored, confirmed_at: clock.now(), is_own: false };
+            let copy = Copy { record: stored, confirmed_at: clock.now(), is_own: false, rank: Rank::Used };
             let mut keep = std::pin::pin!(spool.keep(vec![copy]));
             tokio::select! {
                 () = &mut keep => panic!("told before the queued write was announced"),

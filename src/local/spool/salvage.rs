@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, Row};
 
-use super::offline::{queued_write, select, with_suffix};
+use super::offline::{queued_write, select};
 use super::{COLUMNS, dead};
+use crate::blocking::unblock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::local::database::unblock;
 use crate::local::file::{self, Lock, Role};
 use crate::record::{Json, Key, Record, user};
 use crate::spool::{DeadLetter, QueuedWrite, Salvage, Tally, is_time};
@@ -76,7 +76,7 @@ impl Drop for WorkingCopy {
 
 impl WorkingCopy {
     fn of(path: &Path) -> Result<Self> {
-        let directory = with_suffix(path, &format!(".salvage-{}", std::process::id()));
+        let directory = file::with_suffix(path, &format!(".salvage-{}", std::process::id()));
         let mut builder = std::fs::DirBuilder::new();
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
@@ -84,9 +84,9 @@ impl WorkingCopy {
         builder.create(&directory).map_err(cannot)?;
         let copy = Self { directory, original: path.to_owned() };
         std::fs::copy(path, copy.path()).map_err(cannot)?;
-        let log = with_suffix(path, "-wal");
+        let log = file::with_suffix(path, "-wal");
         if log.exists() {
-            std::fs::copy(log, with_suffix(&copy.path(), "-wal")).map_err(cannot)?;
+            std::fs::copy(log, file::with_suffix(&copy.path(), "-wal")).map_err(cannot)?;
         }
         Ok(copy)
     }
