@@ -14,6 +14,7 @@ use moka::sync::Cache;
 use crate::fence::{Fences, Ticket};
 use crate::pending::Pending;
 use crate::record::{Freshness, Key, Record};
+use crate::spool::Settled;
 use crate::version::{Clock, Timestamp, Version};
 
 /// Absence has a cache of its own, so that a scan of unknown ids evicts no thread. It is remembered for seconds at most,
@@ -220,7 +221,7 @@ impl Near {
                 return Op::Nop;
             }
             if ticket.is_overtaken(key, version) {
-                return Op::Nop;
+                return self.without_leftover(key, held.as_ref());
             }
             self.fences.raise_seen(key, version);
             match news {
@@ -294,7 +295,7 @@ impl Near {
             let version = self.pending.straight(version, is_unsure, queued_at);
             if let Some(seen) = ticket.seen(key).filter(|seen| *seen > version) {
                 self.pending.meet(key, seen);
-                return Op::Nop;
+                return self.without_leftover(key, held.as_ref().map(moka::Entry::value));
             }
             if let Some(held) = held.as_ref().map(moka::Entry::value)
                 && !held.is_queued
@@ -369,11 +370,12 @@ impl Near {
             self.fences.raise_seen(key, version);
             let is_it =
                 |held: &Arc<Entry>| held.is_queued && self.pending.covers(key.as_str(), held.record.version);
-            let held = held.map(moka::Entry::into_value).filter(is_it);
+            let held = held.map(moka::Entry::into_value);
+            let is_held = held.as_ref().is_some_and(is_it);
             let is_current = self.pending.covers(key.as_str(), version);
             self.pending.settle(key, version);
-            if held.is_none() || !is_current {
-                return Op::Nop;
+            if !is_held || !is_current {
+                return self.without_leftover(key, held.as_ref());
             }
             let accessed = true.into();
             Op::Put(Arc::new(Entry {
@@ -394,11 +396,28 @@ impl Near {
         }
         self.threads.entry_by_ref(key).and_compute_with(|held| {
             let is_current = self.pending.current(key) == Some(version);
-            let is_it = |held: &Arc<Entry>| is_current && held.is_queued;
-            let is_held = held.map(moka::Entry::into_value).as_ref().is_some_and(is_it);
+            let held = held.map(moka::Entry::into_value);
+            let is_held = held.as_ref().is_some_and(|held| is_current && held.is_queued);
             self.pending.settle(key, version);
-            if is_held { Op::Remove } else { Op::Nop }
+            if is_held { Op::Remove } else { self.without_leftover(key, held.as_ref()) }
         });
+    }
+
+    /// The file has queued writes no more: they are stored, or replaced by a newer write of this daemon.
+    pub(crate) fn settled(&self, settled: Settled) {
+        for (key, version) in settled {
+            self.threads.entry_by_ref(&key).and_compute_with(|held| {
+                self.pending.settle(&key, version);
+                self.without_leftover(&key, held.as_ref().map(moka::Entry::value))
+            });
+        }
+    }
+
+    /// A queued write is held only as long as its mark says that it is the newest: to be returned after a mark has changed.
+    fn without_leftover(&self, key: &Key, held: Option<&Arc<Entry>>) -> Op<Arc<Entry>> {
+        let is_leftover =
+            |held: &Arc<Entry>| held.is_queued && !self.pending.covers(key.as_str(), held.record.version);
+        if held.is_some_and(is_leftover) { Op::Remove } else { Op::Nop }
     }
 
     /// Drops a thread from memory, as memory itself may at any time.

@@ -153,7 +153,9 @@ impl Stove {
             let copy =
                 |record: &Arc<Record>| Copy { record: Arc::clone(record), confirmed_at, is_own: false };
             let is_news = |record: &&Arc<Record>| !ticket.is_overtaken(&record.key, record.version);
-            spool.keep(records.iter().filter(is_news).map(copy).collect()).await;
+            let near = Arc::clone(&self.near);
+            let settled = move |settled| near.settled(settled);
+            spool.keep(records.iter().filter(is_news).map(copy).collect(), settled).await;
         }
         // The oldest first, so that memory, where it runs short, parts with that first.
         for record in records.into_iter().rev() {

@@ -169,7 +169,8 @@ impl Inner {
         let Some(spool) = &self.spool else { return };
         let confirmed_at = self.origin.clock().at(began);
         let copies = records.map(|record| Copy { record, confirmed_at, is_own: false });
-        spool.keep(copies.collect()).await;
+        let near = Arc::clone(&self.near);
+        spool.keep(copies.collect(), move |settled| near.settled(settled)).await;
     }
 
     /// The source of truth was seen to hold this version, which is not at hand: what is older is read no more, neither from
@@ -181,23 +182,20 @@ impl Inner {
     }
 
     /// Keeps a write of this handle that the source of truth has taken. One that does not go on from what was there takes
-    /// the place of an older one in the queue; says which.
+    /// the place of an older one in the queue.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`]: it came too late for the file, so that who starts next in an outage would not find it.
-    pub(super) async fn keep_own(
-        &self,
-        record: &Arc<Record>,
-        over: Option<Version>,
-    ) -> Result<Option<Version>> {
-        let Some(spool) = &self.spool else { return Ok(None) };
+    pub(super) async fn keep_own(&self, record: &Arc<Record>, over: Option<Version>) -> Result<()> {
+        let Some(spool) = &self.spool else { return Ok(()) };
         let confirmed_at = self.origin.clock().now();
         let copy = Copy { record: Arc::clone(record), confirmed_at, is_own: over.is_none() };
         let too_late = |_| {
             let message = format!("the cache was shut down while it wrote the thread {}", record.key);
             Error::new(ErrorKind::Closed, message).with_outcome_unknown()
         };
-        spool.keep_own(copy).await.map_err(too_late)
+        let near = Arc::clone(&self.near);
+        spool.keep_own(copy, move |settled| near.settled(settled)).await.map_err(too_late)
     }
 
     /// An attempt that took longer than its caller waited has put a queued write into the source of truth after all.

@@ -2,6 +2,7 @@
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod alone;
 mod pace;
 mod races;
 

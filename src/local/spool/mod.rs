@@ -143,6 +143,9 @@ impl Spool {
         let forgotten = Version::lowest(clock.now().minus(REMEMBERED));
         let tidy = "delete from attempts where version < ?1";
         let tidied = opened.connection.execute(tidy, [forgotten.raw()]);
+        let newest = opened.connection.query_row("select max(version) from attempts", [], |row| row.get(0));
+        // What this process writes is newer than what the one before it sent.
+        newest.ok().flatten().into_iter().for_each(|newest| clock.observe(Version::from_raw(newest)));
         let state = tidied
             .and_then(|_| anchor::resume(&opened.connection, &clock))
             .and_then(|()| rebase(&opened.connection, clock.ahead_of_system()))
@@ -264,7 +267,8 @@ fn rebase(connection: &Connection, ahead: i64) -> rusqlite::Result<()> {
     connection.execute(sql, [ahead]).map(drop)
 }
 
-/// The source of truth holds this version: no older attempt can reach it any more.
+/// The source of truth holds this version, and nothing of the thread waits in the queue: no older attempt can reach it any
+/// more, and nothing that waits can meet one.
 fn heard_of(connection: &Connection, key: &Key, version: Version) -> rusqlite::Result<()> {
     let sql = "delete from attempts where key = ?1 and version <= ?2";
     connection.prepare_cached(sql)?.execute(rusqlite::params![key.as_str(), version.raw()]).map(drop)
