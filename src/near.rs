@@ -337,8 +337,8 @@ impl Near {
                 return Op::Nop;
             }
             match held.map(moka::Entry::into_value) {
-                // It is settled just now, or was overtaken just now: memory is about to follow.
-                Some(held) if held.is_queued => return Op::Nop,
+                // Nothing that waits in the queue is the newest: this is a leftover.
+                Some(held) if held.is_queued => {}
                 // Another reader was faster. Whether that stays in memory until it is looked up again, nobody knows.
                 Some(held)
                     if held.record.is_live(self.clock.at(now)) || held.record.version > record.version =>

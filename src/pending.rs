@@ -142,7 +142,11 @@ impl Pending {
             mark.is_doubtful = false;
             return Some(queued);
         }
-        mark.is_overtaken = true;
+        let is_change = !std::mem::replace(&mut mark.is_overtaken, true);
+        drop(marks);
+        if is_change {
+            self.changed();
+        }
         None
     }
 
@@ -161,15 +165,23 @@ impl Pending {
         if self.clock.moved().is_none() {
             return;
         }
-        for mark in self.marks().values_mut() {
+        let mut is_change = false;
+        for mark in self.marks().values_mut().filter(|mark| mark.is_unsure) {
             *mark = Mark { version: mark.straight(&self.clock), is_unsure: false, ..*mark };
+            is_change = true;
+        }
+        if is_change {
+            self.changed();
         }
     }
 
     /// A queued write got another version.
     pub(crate) fn restamp(&self, key: &Key, from: Version, to: Version) {
-        if let Some(mark) = self.marks().get_mut(key).filter(|mark| mark.straight(&self.clock) == from) {
+        let mut marks = self.marks();
+        if let Some(mark) = marks.get_mut(key).filter(|mark| mark.straight(&self.clock) == from) {
             *mark = Mark { version: to, is_unsure: false, ..*mark };
+            drop(marks);
+            self.changed();
         }
     }
 

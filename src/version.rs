@@ -205,6 +205,12 @@ impl Clock {
         Stamp { version: Version(after(last.unwrap_or_else(|last| last))), given, is_blind }
     }
 
+    /// A version above this one, too, however far ahead that lies.
+    pub(crate) fn stamp_after(&self, other: Version) -> Version {
+        self.observe(other);
+        self.stamp().version.max(Version(other.0.saturating_add(1)))
+    }
+
     /// Moves past a version given elsewhere.
     pub fn observe(&self, seen: Version) {
         self.last.fetch_max(seen.0, Relaxed);

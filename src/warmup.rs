@@ -11,11 +11,12 @@ use crate::fence::{Fences, Ticket};
 #[cfg(feature = "sqlite")]
 use crate::local::spool::Spool;
 use crate::near::{Learnt, Near, News, weight};
-use crate::record::Record;
+use crate::record::{Key, Record};
 use crate::spool::Copy;
 #[cfg(not(feature = "sqlite"))]
 use crate::spool::without::Spool;
-use crate::store::{Page, Recent, Store};
+use crate::store::{Page, Portion, Recent, Store};
+use crate::version::Version;
 
 /// Threads in one call, of which there is one at a time: live traffic has the other places at the source of truth.
 const PAGE: usize = 500;
@@ -66,17 +67,17 @@ impl Stove {
 
     async fn heat(&self) -> Result<()> {
         let began = Instant::now();
-        let page = Page { user: None, most: PAGE.min(self.most), after: None };
-        let first = match self.fetch(&page).await {
+        let mut portion = Portion::new(PAGE);
+        let first = match self.fetch_some(&mut portion, self.most, None).await {
             Err(error) if is_to_be_waited_out(&error) => {
                 self.take_copies().await?;
                 self.progress.send_modify(|progress| progress.is_done = true);
                 self.tell("from the local disk", began);
-                self.fetch_patiently(&page).await?
+                self.fetch_patiently(&mut portion, self.most, None).await?
             }
             first => first?,
         };
-        self.take_stored(page, first).await?;
+        self.take_stored(portion, first).await?;
         self.tell("from the source of truth", began);
         Ok(())
     }
@@ -97,7 +98,7 @@ impl Stove {
     }
 
     /// Page by page, the newest first; while one is taken in, the next is under way.
-    async fn take_stored(&self, mut page: Page, mut next: Fetched) -> Result<()> {
+    async fn take_stored(&self, mut portion: Portion, mut next: Fetched) -> Result<()> {
         let (mut threads, mut told) = (0, Instant::now());
         loop {
             let Fetched { recent, ticket, began } = next;
@@ -107,14 +108,14 @@ impl Stove {
             threads += records.len();
             let is_last =
                 recent.is_last || records.len() < received || threads >= self.most || last.is_none();
-            page = Page { after: last, most: PAGE.min(self.most.saturating_sub(threads)), ..page };
             let take_in = self.take_in(records, &ticket, began);
             if is_last {
                 take_in.await;
                 self.advance(threads, false);
                 return Ok(());
             }
-            let ((), fetched) = tokio::join!(take_in, self.fetch_patiently(&page));
+            let left = self.most.saturating_sub(threads);
+            let ((), fetched) = tokio::join!(take_in, self.fetch_patiently(&mut portion, left, last));
             self.advance(threads, false);
             if told.elapsed() >= REPORT {
                 tracing::info!(threads, of = self.most, "threads come into memory");
@@ -130,14 +131,31 @@ impl Stove {
         Ok(Fetched { recent, ticket, began })
     }
 
-    /// A page; waits out an outage.
-    async fn fetch_patiently(&self, page: &Page) -> Result<Fetched> {
+    /// A page of as many threads as come in time.
+    async fn fetch_some(&self, portion: &mut Portion, left: usize, after: After) -> Result<Fetched> {
+        let mut page = Page { user: None, most: portion.of(left), after };
+        loop {
+            match self.fetch(&page).await {
+                // Until a page of one does not come either.
+                Err(error) if portion.shrink(&*self.origin, page.most, &error).await => {
+                    page.most = portion.of(left);
+                }
+                fetched => {
+                    portion.grow_after(&fetched);
+                    return fetched;
+                }
+            }
+        }
+    }
+
+    /// As [`fetch_some`](Self::fetch_some); waits out an outage.
+    async fn fetch_patiently(&self, portion: &mut Portion, left: usize, after: After) -> Result<Fetched> {
         let mut pauses = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
         loop {
             if let Some(breaker) = self.origin.breaker() {
                 breaker.closed().await;
             }
-            match self.fetch(page).await {
+            match self.fetch_some(portion, left, after.clone()).await {
                 Err(error) if is_to_be_waited_out(&error) => {
                     tokio::time::sleep(pauses.next().max(error.retry_after()).unwrap_or(LAST_PAUSE)).await;
                 }
@@ -194,6 +212,9 @@ impl Stove {
 fn is_to_be_waited_out(error: &Error) -> bool {
     error.is_outage() || error.retry_after().is_some()
 }
+
+/// The thread after which a page begins.
+type After = Option<(Version, Key)>;
 
 /// A page, and since when it may have been overtaken.
 struct Fetched {

@@ -13,9 +13,16 @@ use crate::record::{Durability, Key, Record};
 use crate::spool::{Copy, DeadLetter, Enqueued, Entry as ToQueue};
 use crate::version::Version;
 
-/// How long a read waits for memory to show what it found changed on disk, between looks.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(1);
-pub(super) const LOOKS: usize = 1_000;
+/// How often a call looks again because the thread changed while it looked. Each look needs a change of its own.
+pub(super) const LOOKS: usize = 64;
+/// After this long it does not look again.
+pub(super) const LOOKING: Duration = Duration::from_secs(15);
+/// How long memory may take to show what was changed on disk.
+const AGREEMENT: Duration = Duration::from_secs(5);
+/// How often a write gets another version because an older one in the queue has a newer one.
+const CROSSINGS: usize = 16;
+/// When to try again what others were faster with.
+const SOON: Duration = Duration::from_secs(1);
 /// Dead letters that one call reads.
 const PAGE: usize = 1_000;
 
@@ -55,7 +62,7 @@ impl Inner {
         is_sent: bool,
     ) -> Result<Durability> {
         let mut record = Arc::clone(record);
-        loop {
+        for _ in 0..CROSSINGS {
             // A newer write of this handle, or of another, was seen stored while this one was under way.
             let is_straight = self.origin.clock().moved().is_some();
             if is_straight && ticket.seen(&record.key).is_some_and(|seen| seen > record.version) {
@@ -80,8 +87,7 @@ impl Inner {
                 // Where the two were made at once, that update may yet lose against another daemon: this one must not be
                 // lost with it.
                 Enqueued::Crossed(other) => {
-                    self.origin.clock().observe(other);
-                    let version = self.origin.clock().stamp().version;
+                    let version = self.origin.clock().stamp_after(other);
                     record = Arc::new(Record { version, ..Record::clone(&record) });
                     continue;
                 }
@@ -90,11 +96,13 @@ impl Inner {
                 Enqueued::Behind(_) | Enqueued::Overtaken => overtaken_on_its_way(&record.key, over),
             };
         }
+        Err(changes_too_fast(&record.key))
     }
 
     /// What the queue says of a thread: from memory, or else from disk.
     pub(super) async fn ask_queue(&self, key: &Key) -> Result<FromQueue> {
         let Some(spool) = &self.spool else { return Ok(FromQueue::Nothing) };
+        let deadline = Instant::now() + AGREEMENT;
         for _ in 0..LOOKS {
             let Some(version) = self.pending.current(key) else { return Ok(FromQueue::Nothing) };
             if let Some(entry) = self.near.queued(key) {
@@ -115,11 +123,14 @@ impl Inner {
                 return Ok(self.judge(self.near.recall_queued(&record, is_blind), version));
             }
             // It is being replaced or settled: the mark in memory follows.
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::select! {
+                () = self.pending.wait_until(|pending| pending.current(key) != Some(version)) => {}
+                () = tokio::time::sleep_until(deadline.into()) => break,
+            }
         }
         let message = format!("what the file and memory say of the queued write of the thread {key} differs");
         tracing::error!("a queued write cannot be read: {message}");
-        Err(Error::new(ErrorKind::Local, message))
+        Err(Error::new(ErrorKind::Busy, message).with_retry_after(SOON))
     }
 
     fn judge(&self, entry: Arc<Entry>, version: Version) -> FromQueue {
@@ -306,6 +317,12 @@ impl IntoFuture for DeadLetters {
             }
         })
     }
+}
+
+/// Why a call gave up that looked again and again.
+pub(super) fn changes_too_fast(key: &Key) -> Error {
+    let message = format!("the thread {key} changed again and again while it was looked at; try again later");
+    Error::new(ErrorKind::Busy, message).with_retry_after(SOON)
 }
 
 /// What becomes of a write when something newer is stored before it could be queued.

@@ -8,6 +8,9 @@ use super::{Call, Inner};
 /// Threads in one call.
 const PORTION: usize = 500;
 
+/// Calls of one purge at most: a store that always says that there is more must not keep it busy for ever.
+const PURGES: usize = 1_000;
+
 /// Does the chores every `period`, drawn anew each time between three quarters and all of it so that many daemons do not
 /// keep step, until the cache is gone.
 pub(super) async fn keep_up(cache: Weak<Inner>, period: Duration) {
@@ -53,7 +56,7 @@ impl Inner {
 
     /// Forgets what is long expired.
     async fn purge(&self) {
-        while self.is_reachable() {
+        for _ in (0..PURGES).take_while(|_| self.is_reachable()) {
             match self.origin.purge(PORTION).await {
                 Ok(PORTION..) => {}
                 Ok(_) => return,
