@@ -453,3 +453,37 @@ impl Entry {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Json;
+
+    fn written(key: &Key, clock: &Clock) -> Arc<Record> {
+        let expires_at = clock.now().plus(Duration::from_secs(60));
+        let deletion = Record::deletion(key.clone(), clock.stamp().version);
+        Arc::new(Record { value: Some(Json::trusted("1")), expires_at, ..deletion })
+    }
+
+    /// A load finds a queued write stored, and is itself overtaken by a write whose outcome is unknown. The queued write
+    /// stayed in memory without a mark, and each read in an outage looked 1,000 times for what hid behind it.
+    #[test]
+    fn a_queued_write_found_stored_by_an_overtaken_load_does_not_hide_its_copy() {
+        let (clock, fences, key) = (Arc::new(Clock::of_truth()), Fences::default(), Key::new("k").unwrap());
+        let pending = Arc::new(Pending::new(Vec::new(), Arc::clone(&clock)));
+        let evictions = Counter::noop();
+        let near =
+            Near::new(1 << 20, None, fences.clone(), Arc::clone(&pending), Arc::clone(&clock), evictions);
+        let load = fences.begin();
+        let queued = written(&key, &clock);
+        near.enqueued(&queued, &fences.begin(), false, clock.now());
+        near.doubt(&key, written(&key, &clock).version);
+        near.recall_queued(&queued, false);
+        assert!(near.queued(&key).is_some());
+        let learnt = near.learn(&key, &load, Instant::now(), News::Found(Arc::clone(&queued)));
+        assert!(matches!(learnt, Learnt::Overtaken), "{learnt:?}");
+        assert!(near.queued(&key).is_none() && near.peek(&key).is_none(), "nothing marks it as the newest");
+        let copy = near.recall(&fences.begin(), queued, Duration::ZERO);
+        assert!(copy.is_some(), "the copy on disk is an answer");
+    }
+}
