@@ -140,6 +140,7 @@ impl Spool {
 
     /// Starts to work with a file that has been looked at.
     fn begin(opened: Opened, bounds: Bounds, clock: Arc<Clock>) -> Result<Self> {
+        tell_puts_apart(&opened.connection).map_err(file::failure(&opened.path))?;
         let forgotten = Version::lowest(clock.now().minus(REMEMBERED));
         let tidy = "delete from attempts where version < ?1";
         let tidied = opened.connection.execute(tidy, [forgotten.raw()]);
@@ -258,6 +259,15 @@ fn check_origin(opened: &Opened, origin: &str) -> Result<()> {
     Err(file::unusable(&opened.path, &why))
 }
 
+/// A file of an earlier build does not say which attempts are puts: it noted updates alone.
+fn tell_puts_apart(connection: &Connection) -> rusqlite::Result<()> {
+    let sql = "select 1 from pragma_table_info('attempts') where name = 'is_put'";
+    if connection.prepare(sql)?.exists([])? {
+        return Ok(());
+    }
+    connection.execute_batch("alter table attempts add column is_put integer not null default 0")
+}
+
 /// What was stamped by a clock that nobody had put right, and that was not as far ahead of the system's clock as the one
 /// that this process starts from, is brought in line with this one.
 fn rebase(connection: &Connection, ahead: i64) -> rusqlite::Result<()> {
@@ -356,4 +366,22 @@ fn full(path: &Path, bounds: Bounds, holdings: Holdings) -> Error {
         bounds.queue,
     );
     Error::new(ErrorKind::QueueFull, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_of_an_earlier_build_count_as_updates() {
+        let connection = Connection::open_in_memory().unwrap();
+        let earlier =
+            "create table attempts (key text not null, version integer not null, primary key (key, version))
+                       strict, without rowid; insert into attempts values ('k', 7);";
+        connection.execute_batch(earlier).unwrap();
+        tell_puts_apart(&connection).unwrap();
+        tell_puts_apart(&connection).unwrap();
+        let is_put = connection.query_row("select is_put from attempts", [], |row| row.get::<_, bool>(0));
+        assert!(!is_put.unwrap());
+    }
 }
