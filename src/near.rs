@@ -14,7 +14,7 @@ use moka::sync::Cache;
 use crate::fence::{Fences, Ticket};
 use crate::pending::Pending;
 use crate::record::{Freshness, Key, Record};
-use crate::spool::{Copy, Rank};
+use crate::spool::{Copy, Rank, Settled};
 use crate::version::{Blindness, Clock, Moment, Timestamp, Version};
 
 /// Absence has a cache of its own, so that a scan of unknown ids evicts no thread. It is remembered for seconds at most,
@@ -270,7 +270,11 @@ impl Near {
                 // older than these news all the same, and they may be an acknowledged write.
                 self.absences.iter().for_each(|absences| absences.invalidate(key));
                 let is_older = |held: &Arc<Entry>| !held.is_queued && held.record.version < version;
-                return if held.as_ref().is_some_and(is_older) { Op::Remove } else { Op::Nop };
+                return if held.as_ref().is_some_and(is_older) {
+                    Op::Remove
+                } else {
+                    self.without_leftover(key, held.as_ref())
+                };
             }
             self.fences.raise_seen(key, version);
             match news {
@@ -352,7 +356,7 @@ impl Near {
             let version = self.pending.straight(version, blindness, queued_at);
             if let Some(seen) = ticket.seen(key).filter(|seen| *seen > version) {
                 self.pending.meet(key, seen);
-                return Op::Nop;
+                return self.without_leftover(key, held.as_ref().map(moka::Entry::value));
             }
             if let Some(held) = held.as_ref().map(moka::Entry::value)
                 && !held.is_queued
@@ -399,8 +403,8 @@ impl Near {
                 return Op::Nop;
             }
             match held.map(moka::Entry::into_value) {
-                // It is settled just now, or was overtaken just now: memory is about to follow.
-                Some(held) if held.is_queued => return Op::Nop,
+                // Nothing that waits in the queue is the newest: this is a leftover.
+                Some(held) if held.is_queued => {}
                 // Another reader was faster. Whether that stays in memory until it is looked up again, nobody knows.
                 Some(held)
                     if held.record.is_live(self.clock.at(now)) || held.record.version > record.version =>
@@ -433,11 +437,12 @@ impl Near {
             self.fences.raise_seen(key, version);
             let is_it =
                 |held: &Arc<Entry>| held.is_queued && self.pending.covers(key.as_str(), held.record.version);
-            let held = held.map(moka::Entry::into_value).filter(is_it);
+            let held = held.map(moka::Entry::into_value);
+            let is_held = held.as_ref().is_some_and(is_it);
             let is_current = self.pending.covers(key.as_str(), version);
             self.pending.settle(key, version);
-            if held.is_none() || !is_current {
-                return Op::Nop;
+            if !is_held || !is_current {
+                return self.without_leftover(key, held.as_ref());
             }
             let accessed = true.into();
             Op::Put(Arc::new(Entry {
@@ -459,11 +464,28 @@ impl Near {
         }
         self.threads.entry_by_ref(key).and_compute_with(|held| {
             let is_current = self.pending.current(key) == Some(version);
-            let is_it = |held: &Arc<Entry>| is_current && held.is_queued;
-            let is_held = held.map(moka::Entry::into_value).as_ref().is_some_and(is_it);
+            let held = held.map(moka::Entry::into_value);
+            let is_held = held.as_ref().is_some_and(|held| is_current && held.is_queued);
             self.pending.settle(key, version);
-            if is_held { Op::Remove } else { Op::Nop }
+            if is_held { Op::Remove } else { self.without_leftover(key, held.as_ref()) }
         });
+    }
+
+    /// The file has queued writes no more: they are stored, or replaced by a newer write of this daemon.
+    pub(crate) fn settled(&self, settled: Settled) {
+        for (key, version) in settled {
+            self.threads.entry_by_ref(&key).and_compute_with(|held| {
+                self.pending.settle(&key, version);
+                self.without_leftover(&key, held.as_ref().map(moka::Entry::value))
+            });
+        }
+    }
+
+    /// A queued write is held only as long as its mark says that it is the newest: to be returned after a mark has changed.
+    fn without_leftover(&self, key: &Key, held: Option<&Arc<Entry>>) -> Op<Arc<Entry>> {
+        let is_leftover =
+            |held: &Arc<Entry>| held.is_queued && !self.pending.covers(key.as_str(), held.record.version);
+        if held.is_some_and(is_leftover) { Op::Remove } else { Op::Nop }
     }
 
     /// Drops a thread from memory, as memory itself may at any time.
@@ -524,5 +546,39 @@ impl Entry {
             self.first_reads.iter().for_each(|reads| reads.lock().push(self.record.key.clone()));
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Json;
+
+    fn written(key: &Key, clock: &Clock) -> Arc<Record> {
+        let expires_at = clock.now().plus(Duration::from_secs(60));
+        let deletion = Record::deletion(key.clone(), clock.stamp().version);
+        Arc::new(Record { value: Some(Json::trusted("1")), expires_at, ..deletion })
+    }
+
+    /// A load finds a queued write stored, and is itself overtaken by a write whose outcome is unknown. The queued write
+    /// stayed in memory without a mark, and each read in an outage looked 1,000 times for what hid behind it.
+    #[test]
+    fn a_queued_write_found_stored_by_an_overtaken_load_does_not_hide_its_copy() {
+        let (clock, fences, key) = (Arc::new(Clock::of_truth()), Fences::default(), Key::new("k").unwrap());
+        let pending = Arc::new(Pending::new(Vec::new(), Arc::clone(&clock)));
+        let evictions = Counter::noop();
+        let near =
+            Near::new(1 << 20, None, fences.clone(), Arc::clone(&pending), Arc::clone(&clock), evictions);
+        let load = fences.begin();
+        let queued = written(&key, &clock);
+        near.enqueued(&queued, &fences.begin(), false, clock.now());
+        near.doubt(&key, written(&key, &clock).version);
+        near.recall_queued(&queued, false);
+        assert!(near.queued(&key).is_some());
+        let learnt = near.learn(&key, &load, Instant::now(), News::Found(Arc::clone(&queued)));
+        assert!(matches!(learnt, Learnt::Overtaken), "{learnt:?}");
+        assert!(near.queued(&key).is_none() && near.peek(&key).is_none(), "nothing marks it as the newest");
+        let copy = near.recall(&fences.begin(), queued, Duration::ZERO);
+        assert!(copy.is_some(), "the copy on disk is an answer");
     }
 }

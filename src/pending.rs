@@ -200,7 +200,11 @@ impl Pending {
             mark.is_doubtful = false;
             return Some(queued);
         }
-        mark.is_overtaken = true;
+        let is_change = !std::mem::replace(&mut mark.is_overtaken, true);
+        drop(marks);
+        if is_change {
+            self.changed();
+        }
         None
     }
 
@@ -216,16 +220,24 @@ impl Pending {
 
     /// What was stamped by a clock that was wrong has been put right in the file, too.
     pub(crate) fn straighten(&self) {
+        let mut is_change = false;
         for mark in self.marks().by_key.values_mut() {
-            *mark = mark.straightened(&self.clock);
+            let straight = mark.straightened(&self.clock);
+            is_change |= straight.version != mark.version || straight.blindness != mark.blindness;
+            *mark = straight;
+        }
+        if is_change {
+            self.changed();
         }
     }
 
     /// A queued write got another version.
     pub(crate) fn restamp(&self, key: &Key, from: Version, to: Version) {
-        if let Some(mark) = self.marks().by_key.get_mut(key).filter(|mark| mark.straight(&self.clock) == from)
-        {
+        let mut marks = self.marks();
+        if let Some(mark) = marks.by_key.get_mut(key).filter(|mark| mark.straight(&self.clock) == from) {
             *mark = Mark { version: to, blindness: None, ..*mark };
+            drop(marks);
+            self.changed();
         }
     }
 

@@ -461,13 +461,14 @@ impl Replay {
         let ended = settled.into_iter().zip(was_queued).filter(|(_, was_queued)| *was_queued);
         for ((queued, fate), _) in ended {
             self.metrics.replayed(match &fate {
-                Fate::Stored => Replayed::Stored,
+                Fate::Stored | Fate::Replaced(_) => Replayed::Stored,
                 Fate::Dead(Reason { newer: Some(_), .. }) => Replayed::Superseded,
                 Fate::Dead(_) => Replayed::Refused,
             });
             let (key, version) = (&queued.record.key, queued.record.version);
             match fate {
                 Fate::Stored => self.near.stored(&queued.record, began, !queued.is_sent),
+                Fate::Replaced(newer) => self.near.died(key, version, Some(newer)),
                 Fate::Dead(reason) => {
                     tracing::error!(
                         thread = %key, reason = %reason.text,
@@ -698,6 +699,11 @@ fn fate(queued: &Queued, applied: Applied) -> Option<Fate> {
     let dead = |text: &str, newer| Some(Fate::Dead(Reason { text: text.into(), newer }));
     match applied {
         Applied::Stored => Some(Fate::Stored),
+        Applied::Superseded(newer) | Applied::Conflict(newer) | Applied::Forgotten(newer)
+            if queued.replaced_by.contains(&newer) =>
+        {
+            Some(Fate::Replaced(newer))
+        }
         Applied::Superseded(newer) => dead("superseded", Some(newer)),
         Applied::Conflict(_) if own_base(queued, applied).is_some() => None,
         Applied::Conflict(newer) => {

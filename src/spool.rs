@@ -46,6 +46,9 @@ pub(crate) struct Queued {
     pub(crate) base: Option<Version>,
     /// Versions of its own that may have been stored.
     pub(crate) chain: Vec<Version>,
+    /// Newer versions of this daemon that take its place if they are stored: puts that were sent past it, and its own
+    /// version before it was stamped anew.
+    pub(crate) replaced_by: Vec<Version>,
     pub(crate) is_sent: bool,
     /// The order in which they were queued.
     pub(crate) seq: i64,
@@ -75,6 +78,8 @@ pub(crate) struct Waiting {
 pub(crate) enum Fate {
     /// The source of truth holds it.
     Stored,
+    /// The source of truth holds this newer write of the same daemon, which took its place.
+    Replaced(Version),
     /// The source of truth will never hold it.
     Dead(Reason),
 }
@@ -109,6 +114,9 @@ pub(crate) enum Rank {
     /// It came so, and a caller has read it in memory since.
     Read,
 }
+
+/// Queued writes that have found their end, by key and version.
+pub(crate) type Settled = Vec<(Key, Version)>;
 
 /// What bounds a spool.
 #[derive(Debug, Clone, Copy)]
@@ -269,8 +277,8 @@ pub(crate) mod without {
     use std::path::Path;
 
     use super::{
-        Arc, Bounds, Copy, DeadLetter, Enqueued, Entry, Fate, Holdings, Key, Queued, Record, Timestamp,
-        Version,
+        Arc, Bounds, Copy, DeadLetter, Enqueued, Entry, Fate, Holdings, Key, Queued, Record, Settled,
+        Timestamp, Version,
     };
     use crate::error::{Error, Result};
 
@@ -307,7 +315,10 @@ pub(crate) mod without {
         pub(crate) async fn enqueue(&self, _: Entry, _: impl FnOnce(Enqueued)) -> Result<Enqueued> {
             match *self {}
         }
-        pub(crate) async fn attempting(&self, _: &Key, _: Version) {
+        pub(crate) async fn attempting(&self, _: &Key, _: Version, _: bool) {
+            match *self {}
+        }
+        pub(crate) async fn attempt_failed(&self, _: &Key, _: Version) {
             match *self {}
         }
         pub(crate) async fn queued(&self, _: &Key) -> Result<Option<Queued>> {
@@ -328,10 +339,10 @@ pub(crate) mod without {
         pub(crate) async fn restamp(&self, _: &Key, _: Version, _: Version) -> Result<bool> {
             match *self {}
         }
-        pub(crate) async fn keep(&self, _: Vec<Copy>) {
+        pub(crate) async fn keep(&self, _: Vec<Copy>, _: impl FnOnce(Settled)) {
             match *self {}
         }
-        pub(crate) async fn keep_own(&self, _: Copy) -> Result<Option<Version>> {
+        pub(crate) async fn keep_own(&self, _: Copy, _: impl FnOnce(Settled)) -> Result<()> {
             match *self {}
         }
         pub(crate) async fn confirm(&self, _: &Key, _: Version, _: Timestamp) {

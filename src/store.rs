@@ -171,6 +171,59 @@ pub struct Recent {
     pub is_last: bool,
 }
 
+/// How many threads the next page of a listing or a warm-up has. A page that does not come in time is asked for anew with
+/// half as many. After some that came there are twice as many again.
+#[derive(Debug)]
+pub(crate) struct Portion {
+    threads: usize,
+    most: usize,
+    /// Pages that are to come before a larger one is tried, and that have come since the number changed.
+    wanted: usize,
+    came: usize,
+}
+
+/// After each page that did not come, twice as many are wanted, so that few are asked for in vain.
+const FEWEST_WANTED: usize = 2;
+const MOST_WANTED: usize = 64;
+
+impl Portion {
+    pub(crate) fn new(most: usize) -> Self {
+        Self { threads: most, most, wanted: FEWEST_WANTED, came: 0 }
+    }
+
+    /// As many, or as few as are left.
+    pub(crate) fn of(&self, left: usize) -> usize {
+        self.threads.min(left)
+    }
+
+    pub(crate) fn grow_after<T>(&mut self, page: &Result<T>) {
+        self.came += usize::from(page.is_ok());
+        if self.came == self.wanted {
+            (self.threads, self.came) = (self.most.min(self.threads * 2), 0);
+        }
+    }
+
+    /// After this failure of a page with so many threads; says whether a smaller one is worth a try.
+    pub(crate) async fn shrink(&mut self, origin: &dyn Store, threads: usize, error: &Error) -> bool {
+        let is_slow = error.is_outage() && threads > 1;
+        // If the source of truth answers a probe, only the page was too much.
+        let is_there = is_slow && is_there(origin).await;
+        if is_there {
+            (self.threads, self.came) = (threads / 2, 0);
+            self.wanted = MOST_WANTED.min(self.wanted * 2);
+        }
+        is_there
+    }
+}
+
+/// Whether the source of truth answers, as far as its breaker knows or finds out; `true` without a breaker.
+async fn is_there(origin: &dyn Store) -> bool {
+    match origin.breaker() {
+        Some(breaker) => breaker.ask().await,
+        None => true,
+    }
+}
+
 /// How many accepted versions a store remembers for each key.
 pub const ACCEPTED: usize = 16;
 

@@ -385,6 +385,13 @@ impl Clock {
         Stamp { version: Version(after(last.unwrap_or_else(|last| last))), given, shown, blindness }
     }
 
+    /// A version above this one, too, however far ahead that lies.
+    pub(crate) fn stamp_after(&self, other: Version) -> Stamp {
+        self.observe(other);
+        let stamp = self.stamp();
+        Stamp { version: stamp.version.max(Version(other.0.saturating_add(1))), ..stamp }
+    }
+
     /// Moves past a version given elsewhere.
     pub fn observe(&self, seen: Version) {
         self.last.fetch_max(seen.0, Relaxed);

@@ -11,12 +11,12 @@ use crate::fence::{Fences, Ticket};
 #[cfg(feature = "sqlite")]
 use crate::local::spool::Spool;
 use crate::near::{Near, weight};
-use crate::record::Record;
+use crate::record::{Key, Record};
 #[cfg(not(feature = "sqlite"))]
 use crate::spool::without::Spool;
 use crate::spool::{Copy, Rank};
-use crate::store::{Page, Recent, Store};
-use crate::version::Moment;
+use crate::store::{Page, Portion, Recent, Store};
+use crate::version::{Moment, Version};
 
 /// Threads in one call, of which there is one at a time: live traffic has the other places at the source of truth.
 const PAGE: usize = 500;
@@ -67,17 +67,17 @@ impl Stove {
 
     async fn heat(&self) -> Result<()> {
         let began = Instant::now();
-        let page = Page { user: None, most: PAGE.min(self.most), after: None };
-        let first = match self.fetch(&page).await {
+        let mut portion = Portion::new(PAGE);
+        let first = match self.fetch_some(&mut portion, self.most, None).await {
             Err(error) if is_to_be_waited_out(&error) => {
                 self.take_copies().await?;
                 self.progress.send_modify(|progress| progress.is_done = true);
                 self.tell("from the local disk", began);
-                self.fetch_patiently(&page).await?
+                self.fetch_patiently(&mut portion, self.most, None).await?
             }
             first => first?,
         };
-        self.take_stored(page, first).await?;
+        self.take_stored(portion, first).await?;
         self.tell("from the source of truth", began);
         Ok(())
     }
@@ -99,7 +99,7 @@ impl Stove {
     }
 
     /// Page by page, the newest first; while one is taken in, the next is under way.
-    async fn take_stored(&self, mut page: Page, mut next: Fetched) -> Result<()> {
+    async fn take_stored(&self, mut portion: Portion, mut next: Fetched) -> Result<()> {
         let (mut threads, mut told) = (0, Instant::now());
         loop {
             let Fetched { recent, ticket, began } = next;
@@ -109,14 +109,14 @@ impl Stove {
             threads += records.len();
             let is_last =
                 recent.is_last || records.len() < received || threads >= self.most || last.is_none();
-            page = Page { after: last, most: PAGE.min(self.most.saturating_sub(threads)), ..page };
             let take_in = self.take_in(records, &ticket, began);
             if is_last {
                 take_in.await;
                 self.advance(threads, false);
                 return Ok(());
             }
-            let ((), fetched) = tokio::join!(take_in, self.fetch_patiently(&page));
+            let left = self.most.saturating_sub(threads);
+            let ((), fetched) = tokio::join!(take_in, self.fetch_patiently(&mut portion, left, last));
             self.advance(threads, false);
             if told.elapsed() >= REPORT {
                 tracing::info!(threads, of = self.most, "threads come into memory");
@@ -132,14 +132,31 @@ impl Stove {
         Ok(Fetched { recent, ticket, began })
     }
 
-    /// A page; waits out an outage.
-    async fn fetch_patiently(&self, page: &Page) -> Result<Fetched> {
+    /// A page of as many threads as come in time.
+    async fn fetch_some(&self, portion: &mut Portion, left: usize, after: After) -> Result<Fetched> {
+        let mut page = Page { user: None, most: portion.of(left), after };
+        loop {
+            match self.fetch(&page).await {
+                // Until a page of one does not come either.
+                Err(error) if portion.shrink(&*self.origin, page.most, &error).await => {
+                    page.most = portion.of(left);
+                }
+                fetched => {
+                    portion.grow_after(&fetched);
+                    return fetched;
+                }
+            }
+        }
+    }
+
+    /// As [`fetch_some`](Self::fetch_some); waits out an outage.
+    async fn fetch_patiently(&self, portion: &mut Portion, left: usize, after: After) -> Result<Fetched> {
         let mut pauses = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
         loop {
             if let Some(breaker) = self.origin.breaker() {
                 breaker.closed().await;
             }
-            match self.fetch(page).await {
+            match self.fetch_some(portion, left, after.clone()).await {
                 Err(error) if is_to_be_waited_out(&error) => {
                     tokio::time::sleep(pauses.next().max(error.retry_after()).unwrap_or(LAST_PAUSE)).await;
                 }
@@ -151,14 +168,17 @@ impl Stove {
     /// The file comes before memory, as ever.
     async fn take_in(&self, records: Vec<Arc<Record>>, ticket: &Ticket, began: Moment) {
         if let Some(spool) = &self.spool {
-            spool.keep(self.near.take_first_reads()).await;
+            let near = Arc::clone(&self.near);
+            spool.keep(self.near.take_first_reads(), move |settled| near.settled(settled)).await;
             let confirmed_at = self.origin.clock().at(began);
             let copy = |record: &Arc<Record>| {
                 let record = Arc::clone(record);
                 Copy { record, confirmed_at, is_own: false, rank: Rank::Listed }
             };
             let is_news = |record: &&Arc<Record>| !ticket.is_overtaken(&record.key, record.version);
-            spool.keep(records.iter().rev().filter(is_news).map(copy).collect()).await;
+            let near = Arc::clone(&self.near);
+            let settled = move |settled| near.settled(settled);
+            spool.keep(records.iter().rev().filter(is_news).map(copy).collect(), settled).await;
         }
         // The oldest first, so that memory, where it runs short, parts with that first.
         let records: Vec<_> = records.into_iter().rev().collect();
@@ -200,6 +220,9 @@ impl Stove {
 fn is_to_be_waited_out(error: &Error) -> bool {
     error.is_outage() || error.retry_after().is_some()
 }
+
+/// The thread after which a page begins.
+type After = Option<(Version, Key)>;
 
 /// A page, and since when it may have been overtaken.
 struct Fetched {

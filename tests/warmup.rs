@@ -62,6 +62,35 @@ async fn the_newest_threads_are_in_memory_before_anybody_asks() {
     assert_eq!(faults.calls("load"), 1, "an older one is loaded");
 }
 
+/// A page that takes longer than a call may is no outage: the warm-up asks for less.
+#[tokio::test]
+async fn pages_that_take_too_long_are_asked_for_in_smaller_ones() {
+    for longest in [1, 40] {
+        let world = World::with(120, 10).await;
+        let (builder, faults) = world.builder();
+        faults.longest_page(longest);
+        let cache = builder.open().await.unwrap();
+        let warm_up = cache.warm().await.unwrap();
+        assert_eq!((warm_up.threads, warm_up.is_from_disk), (120, false), "pages of {longest}");
+    }
+}
+
+#[tokio::test]
+async fn a_listing_asks_for_less_where_a_page_takes_too_long() {
+    let world = World::with(0, 10).await;
+    let (builder, faults) = world.builder();
+    let cache = builder.warm_threads(0).open().await.unwrap();
+    for at in 0..120 {
+        assert_eq!(cache.put(name(at), &at).user("u").await.unwrap(), Durability::Stored);
+    }
+    faults.longest_page(9);
+    let listed = cache.list("u").await.unwrap();
+    assert_eq!(listed.len(), 100);
+    assert!(listed.windows(2).all(|pair| pair[0].version() > pair[1].version()), "in order, each once");
+    faults.longest_page(0);
+    assert_eq!(cache.list("u").await.unwrap_err().kind(), ErrorKind::Unavailable, "it ends all the same");
+}
+
 #[tokio::test]
 async fn the_warm_up_leaves_half_of_the_memory_to_what_comes() {
     let world = World::with(2_000, 1_000).await;

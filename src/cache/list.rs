@@ -6,11 +6,11 @@ use std::sync::Arc;
 use super::write::Sending;
 use super::{Cache, Call, Found};
 use crate::background;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::near::Learnt;
 use crate::record::{Key, user};
 use crate::spool::Rank;
-use crate::store::{Page, Recent};
+use crate::store::{Page, Portion, Recent};
 use crate::version::{Moment, Version};
 
 const DEFAULT_LIMIT: usize = 100;
@@ -63,13 +63,18 @@ impl IntoFuture for List {
             let Self { cache, user, limit, mut after } = self;
             cache.0.check_open()?;
             let user = user?;
-            let mut all = Vec::new();
+            let (mut all, mut portion) = (Vec::new(), Portion::new(PAGE));
+            // Each turn goes further down the listing, or asks for less.
             while all.len() < limit {
-                let most = PAGE.min(limit - all.len());
-                let page = Page { user: Some(Arc::clone(&user)), most, after: after.take() };
-                after = cache.list_page(&page, &mut all).await?;
-                if after.is_none() {
-                    break;
+                let most = portion.of(limit - all.len());
+                let page = Page { user: Some(Arc::clone(&user)), most, after: after.clone() };
+                let listed = cache.list_page(&page, &mut all).await;
+                portion.grow_after(&listed);
+                match listed {
+                    Ok(Some(end)) => after = Some(further(end, after)?),
+                    Ok(None) => break,
+                    Err(error) if portion.shrink(&*cache.0.origin, most, &error).await => {}
+                    Err(error) => return Err(error),
                 }
             }
             // What was overtaken came in its newer version.
@@ -77,6 +82,14 @@ impl IntoFuture for List {
             Ok(all)
         })
     }
+}
+
+/// Where a page ended, if that lies further down than where it began: else a listing would never end.
+fn further(end: (Version, Key), after: Option<(Version, Key)>) -> Result<(Version, Key)> {
+    if after.is_none_or(|after| end < after) {
+        return Ok(end);
+    }
+    Err(Error::new(ErrorKind::Schema, "the store answered with a page that it had been asked to go on from"))
 }
 
 impl Cache {

@@ -3,7 +3,7 @@
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Cache, Found, Inner, OnOutage, Spool};
 use crate::error::{Error, ErrorKind, Result};
@@ -13,9 +13,16 @@ use crate::record::{Durability, Key, Record};
 use crate::spool::{Copy, DeadLetter, Enqueued, Entry as ToQueue, Rank};
 use crate::version::{Moment, Stamp, Version};
 
-/// How long a read waits for memory to show what it found changed on disk, between looks.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(1);
-pub(super) const LOOKS: usize = 1_000;
+/// How often a call looks again because the thread changed while it looked. Each look needs a change of its own.
+pub(super) const LOOKS: usize = 64;
+/// After this long it does not look again.
+pub(super) const LOOKING: Duration = Duration::from_secs(15);
+/// How long memory may take to show what was changed on disk.
+const AGREEMENT: Duration = Duration::from_secs(5);
+/// How often a write gets another version because an older one in the queue has a newer one.
+const CROSSINGS: usize = 16;
+/// When to try again what others were faster with.
+const SOON: Duration = Duration::from_secs(1);
 /// Dead letters that one call reads.
 const PAGE: usize = 1_000;
 
@@ -56,7 +63,7 @@ impl Inner {
         is_sent: bool,
     ) -> Result<Durability> {
         let (mut record, clock) = (Arc::clone(record), self.origin.clock());
-        loop {
+        for _ in 0..CROSSINGS {
             // A newer write of this handle, or of another, was seen stored while this one was under way.
             if stamp.blindness.is_none() && ticket.seen(&record.key).is_some_and(|seen| seen > record.version)
             {
@@ -82,8 +89,7 @@ impl Inner {
                 // Where the two were made at once, that update may yet lose against another daemon: this one must not be
                 // lost with it.
                 Enqueued::Crossed(other) => {
-                    clock.observe(other);
-                    let anew = clock.stamp();
+                    let anew = clock.stamp_after(other);
                     record = record.stamped_anew(anew.version, anew.shown.0 - stamp.shown.0).into();
                     stamp = anew;
                     continue;
@@ -93,11 +99,13 @@ impl Inner {
                 Enqueued::Behind(_) | Enqueued::Overtaken => overtaken_on_its_way(&record.key, over),
             };
         }
+        Err(changes_too_fast(&record.key))
     }
 
     /// What the queue says of a thread: from memory, or else from disk.
     pub(super) async fn ask_queue(&self, key: &Key) -> Result<FromQueue> {
         let Some(spool) = &self.spool else { return Ok(FromQueue::Nothing) };
+        let deadline = Instant::now() + AGREEMENT;
         for _ in 0..LOOKS {
             let Some(version) = self.pending.current(key) else { return Ok(FromQueue::Nothing) };
             if let Some(entry) = self.near.queued(key) {
@@ -117,11 +125,14 @@ impl Inner {
                 return Ok(self.judge(entry, version));
             }
             // It is being replaced or settled: the mark in memory follows.
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::select! {
+                () = self.pending.wait_until(|pending| pending.current(key) != Some(version)) => {}
+                () = tokio::time::sleep_until(deadline.into()) => break,
+            }
         }
         let message = format!("what the file and memory say of the queued write of the thread {key} differs");
         tracing::error!("a queued write cannot be read: {message}");
-        Err(Error::new(ErrorKind::Local, message))
+        Err(Error::new(ErrorKind::Busy, message).with_retry_after(SOON))
     }
 
     fn judge(&self, entry: Arc<Entry>, version: Version) -> FromQueue {
@@ -172,7 +183,8 @@ impl Inner {
     pub(super) async fn keep_read(&self) {
         let read = self.near.take_first_reads();
         if let Some(spool) = &self.spool {
-            spool.keep(read).await;
+            let near = Arc::clone(&self.near);
+            spool.keep(read, move |settled| near.settled(settled)).await;
         }
     }
 
@@ -180,7 +192,8 @@ impl Inner {
         let Some(spool) = &self.spool else { return };
         let confirmed_at = self.origin.clock().at(began);
         let copies = records.map(|record| Copy { record, confirmed_at, is_own: false, rank });
-        spool.keep(copies.collect()).await;
+        let near = Arc::clone(&self.near);
+        spool.keep(copies.collect(), move |settled| near.settled(settled)).await;
     }
 
     /// The source of truth was seen to hold this version, which is not at hand: what is older is read no more, neither from
@@ -192,16 +205,12 @@ impl Inner {
     }
 
     /// Keeps a write of this handle that the source of truth has taken. One that does not go on from what was there takes
-    /// the place of an older one in the queue; says which.
+    /// the place of an older one in the queue.
     ///
     /// # Errors
     /// [`ErrorKind::Closed`]: it came too late for the file, so that who starts next in an outage would not find it.
-    pub(super) async fn keep_own(
-        &self,
-        record: &Arc<Record>,
-        over: Option<Version>,
-    ) -> Result<Option<Version>> {
-        let Some(spool) = &self.spool else { return Ok(None) };
+    pub(super) async fn keep_own(&self, record: &Arc<Record>, over: Option<Version>) -> Result<()> {
+        let Some(spool) = &self.spool else { return Ok(()) };
         let confirmed_at = self.origin.clock().now();
         let copy =
             Copy { record: Arc::clone(record), confirmed_at, is_own: over.is_none(), rank: Rank::Used };
@@ -209,7 +218,8 @@ impl Inner {
             let message = format!("the cache was shut down while it wrote the thread {}", record.key);
             Error::new(ErrorKind::Closed, message).with_outcome_unknown()
         };
-        spool.keep_own(copy).await.map_err(too_late)
+        let near = Arc::clone(&self.near);
+        spool.keep_own(copy, move |settled| near.settled(settled)).await.map_err(too_late)
     }
 
     /// An attempt that took longer than its caller waited has put a queued write into the source of truth after all.
@@ -320,6 +330,12 @@ impl IntoFuture for DeadLetters {
             }
         })
     }
+}
+
+/// Why a call gave up that looked again and again.
+pub(super) fn changes_too_fast(key: &Key) -> Error {
+    let message = format!("the thread {key} changed again and again while it was looked at; try again later");
+    Error::new(ErrorKind::Busy, message).with_retry_after(SOON)
 }
 
 /// What becomes of a write when something newer is stored before it could be queued.

@@ -1,10 +1,11 @@
 //! The read path: memory, then one load for all who want it, then what is stale.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tracing::Instrument;
 
-use super::outage::{FromQueue, Known, LOOK_AGAIN, LOOKS, is_to_be_queued};
+use super::outage::{FromQueue, Known, LOOKING, LOOKS, changes_too_fast, is_to_be_queued};
 use super::{Cache, Call, Found, Inner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Ticket;
@@ -53,8 +54,9 @@ impl Cache {
 
 impl Inner {
     async fn get_slowly(self: &Arc<Self>, key: &Key) -> Result<Option<Found>> {
-        let began = Moment::now();
-        loop {
+        let (began, start) = (Moment::now(), Instant::now());
+        // Each turn of the loop takes a load, and a change during it.
+        for _ in (0..LOOKS).take_while(|_| start.elapsed() < LOOKING) {
             if self.near.absent(key).is_some() {
                 return Ok(None);
             }
@@ -99,6 +101,7 @@ impl Inner {
                 return Ok(Some(Found::fresh(entry)));
             }
         }
+        self.at_hand(key).await.map(|(found, _)| found).ok_or_else(|| changes_too_fast(key))
     }
 
     /// What was written while the source of truth could not be asked; else the copy in memory, or else the last known
@@ -120,7 +123,7 @@ impl Inner {
                 Known::Copy(found) => return Some(versioned(found)),
                 // Something may have come into memory meanwhile.
                 Known::Nothing => return in_memory(),
-                Known::Changed => tokio::time::sleep(LOOK_AGAIN).await,
+                Known::Changed => {}
             }
         }
         None
@@ -138,7 +141,8 @@ impl Inner {
         key: &Key,
         mut may_trust_memory: bool,
     ) -> Result<(Option<Found>, Version)> {
-        loop {
+        let began = Instant::now();
+        for _ in (0..LOOKS).take_while(|_| began.elapsed() < LOOKING) {
             if may_trust_memory && let Some(entry) = self.near.fresh(key.as_str()) {
                 return Ok(versioned(Found::fresh(entry)));
             }
@@ -174,6 +178,7 @@ impl Inner {
                 Err(e) => return Err(e),
             }
         }
+        Err(changes_too_fast(key))
     }
 
     /// Whether it has not expired while it was on its way.

@@ -4,9 +4,13 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::{Call, Inner};
+use crate::blocking;
 
 /// Threads in one call.
 const PORTION: usize = 500;
+
+/// Calls of one purge at most: a store that always says that there is more must not keep it busy for ever.
+const PURGES: usize = 1_000;
 
 /// Does the chores every `period`, drawn anew each time between three quarters and all of it so that many daemons do not
 /// keep step, until the cache is gone.
@@ -44,7 +48,7 @@ impl Inner {
     pub(super) async fn report_accesses(&self) {
         // It looks at all of memory.
         let near = Arc::clone(&self.near);
-        let accessed = tokio::task::spawn_blocking(move || near.take_accessed()).await.unwrap_or_default();
+        let accessed = blocking::unblock(move || near.take_accessed()).await.unwrap_or_default();
         for keys in accessed.chunks(PORTION) {
             if !self.is_reachable() {
                 return;
@@ -67,7 +71,7 @@ impl Inner {
 
     /// Forgets what is long expired.
     async fn purge(&self) {
-        while self.is_reachable() {
+        for _ in (0..PURGES).take_while(|_| self.is_reachable()) {
             match self.origin.purge(PORTION).await {
                 Ok(PORTION..) => {}
                 Ok(_) => return,

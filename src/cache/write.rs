@@ -363,10 +363,16 @@ impl Inner {
             let record = Arc::new(draft.record(stamp.version, stamp.shown_at(began), self.limits.ttl));
             attempt.note(&record, draft.expect, stamp, began);
             attempt.passes(self.pending.passing_by(&draft.key, stamp.version));
-            if let Some(spool) = self.queueing().filter(|_| draft.expect.is_some()) {
-                spool.attempting(&draft.key, stamp.version).await;
+            let spool = self.queueing();
+            if let Some(spool) = spool {
+                spool.attempting(&draft.key, stamp.version, draft.expect.is_none()).await;
             }
             let applied = self.apply(&record, draft.expect).await;
+            if let Some(spool) = spool
+                && applied.as_ref().is_err_and(|e| !e.outcome_unknown())
+            {
+                spool.attempt_failed(&draft.key, stamp.version).await;
+            }
             let applied = applied.map_err(|e| if is_stored { e.with_outcome_unknown() } else { e })?;
             // The answer may have shown that the clock was wrong. What it stamped must neither win nor lose by that,
             // nor expire at the wrong time: it is stamped anew.
@@ -439,9 +445,8 @@ impl Inner {
         match applied {
             Applied::Stored => {
                 // The file comes before memory: what has been read once must not be older there.
-                let replaced = self.keep_own(record, expect).await?;
+                self.keep_own(record, expect).await?;
                 self.near.learn(key, ticket, began, News::from(Arc::clone(record)));
-                replaced.into_iter().for_each(|version| self.pending.settle(key, version));
                 Ok(Durability::Stored)
             }
             Applied::Superseded(_) => Ok(Durability::Superseded),

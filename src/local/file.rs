@@ -82,10 +82,11 @@ const QUEUE: &str = "
     ) strict;
     create index queue on records (seq, bytes) where pending = 1;
     create index replica on records (seq, bytes) where pending = 0;
-    -- Updates that were sent and have not been heard of: a later one may find them stored.
+    -- Writes that were sent past the queue and have not been heard of: what waits in it may find them stored.
     create table attempts (
         key        text    not null,
         version    integer not null,
+        is_put     integer not null,  -- 1: a put or a remove; 0: an update
         primary key (key, version)
     ) strict, without rowid;
     create table dead_letters (

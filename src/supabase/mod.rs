@@ -352,7 +352,11 @@ impl Store for Supabase {
                     break;
                 }
                 let wants: Vec<Want> = left.iter().map(|at| portion[*at].clone()).collect();
-                for (at, loaded) in left.into_iter().zip(self.load_some(&wants).await?) {
+                let more = self.load_some(&wants).await?;
+                if more.iter().all(Option::is_none) {
+                    return Err(Error::new(ErrorKind::Schema, "the database answered with no record at all"));
+                }
+                for (at, loaded) in left.into_iter().zip(more) {
                     found[at] = loaded;
                 }
             }

@@ -54,6 +54,8 @@ struct Plan {
     /// Writes of these threads meet these, as long as there is no other fault.
     poison: HashMap<String, Fault>,
     fail_trials: bool,
+    /// Pages with more threads fail as an outage.
+    longest_page: Option<usize>,
     tallies: HashMap<&'static str, Tally>,
 }
 
@@ -147,11 +149,16 @@ impl Faults {
         self.plan().fail_trials = fail;
     }
 
+    /// A page of more threads than this fails as an outage, as one does that takes too long; also after [`heal`](Self::heal).
+    pub fn longest_page(&self, threads: usize) {
+        self.plan().longest_page = Some(threads);
+    }
+
     /// All pass again, but for what is poisoned, and those that hang end.
     pub fn heal(&self) {
         let mut plan = self.plan();
-        let Plan { tallies, poison, fail_trials, .. } = std::mem::take(&mut *plan);
-        *plan = Plan { tallies, poison, fail_trials, ..Plan::default() };
+        let Plan { tallies, poison, fail_trials, longest_page, .. } = std::mem::take(&mut *plan);
+        *plan = Plan { tallies, poison, fail_trials, longest_page, ..Plan::default() };
         drop(plan);
         self.healed.send_modify(|count| *count += 1);
     }
@@ -201,6 +208,12 @@ impl Faults {
         poison.copied().unwrap_or(Fault::Pass)
     }
 
+    fn next_for_page(&self, page: &Page) -> Fault {
+        let fault = self.next();
+        let is_too_long = self.plan().longest_page.is_some_and(|longest| page.most > longest);
+        if fault == Fault::Pass && is_too_long { Fault::Refuse } else { fault }
+    }
+
     fn plan(&self) -> MutexGuard<'_, Plan> {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -247,7 +260,8 @@ impl<S: Store> Store for Faulty<S> {
     }
 
     async fn recent(&self, page: &Page) -> Result<Recent> {
-        self.call("recent", self.store.recent(page)).await
+        let fault = self.faults.next_for_page(page);
+        self.meet("recent", fault, self.store.recent(page)).await
     }
 
     async fn touch(&self, keys: &[Key]) -> Result<()> {

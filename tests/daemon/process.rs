@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -16,6 +16,8 @@ use crate::stack::free_port;
 
 /// Longer than the daemon may take to answer, whatever happens behind it.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than a start takes on a busy machine.
+const START: Duration = Duration::from_secs(60);
 
 pub struct Daemon {
     directory: TempDir,
@@ -104,7 +106,7 @@ impl Daemon {
         let directory = tempfile::tempdir().unwrap();
         let settings = [owned(settings), owned(&[("DAEMON_ADDR", "127.0.0.1:0")])].concat();
         let mut child = spawn(directory.path(), &settings);
-        let ended = tokio::time::timeout(Duration::from_secs(30), child.wait()).await;
+        let ended = tokio::time::timeout(START, child.wait()).await;
         let status = ended.expect("the daemon accepted the settings").unwrap();
         (status, std::fs::read_to_string(directory.path().join("log")).unwrap())
     }
@@ -120,7 +122,8 @@ impl Daemon {
     }
 
     pub async fn wait_until_ready(&mut self) {
-        for _ in 0..1_000 {
+        let began = Instant::now();
+        while began.elapsed() < START {
             self.assert_running();
             let url = format!("http://{}/healthz", self.client.addr);
             if self.client.http.get(url).send().await.is_ok() {
@@ -141,7 +144,7 @@ impl Daemon {
     pub async fn terminate(&mut self) -> ExitStatus {
         let kill = Command::new("kill").arg(self.id().to_string()).status().unwrap();
         assert!(kill.success());
-        let ended = tokio::time::timeout(Duration::from_secs(20), self.child.wait()).await;
+        let ended = tokio::time::timeout(START, self.child.wait()).await;
         ended.expect("the daemon does not stop").unwrap()
     }
 

@@ -65,7 +65,7 @@ async fn memory(dir: &Path) {
     );
     assert!(health.bytes <= BOUND as u64 + BOUND as u64 / 50);
     assert!(taken <= BOUND as u64 * 3 / 2 + ROOM, "{taken} bytes");
-    let _ = cache.shutdown(Duration::from_secs(5)).await.unwrap();
+    let _ = cache.shutdown(Duration::from_secs(60)).await.unwrap();
 }
 
 async fn queue(dir: &Path) {

@@ -2,6 +2,7 @@
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod alone;
 mod listings;
 mod pace;
 mod races;
@@ -83,7 +84,8 @@ fn queued(cache: &Cache) -> u64 {
 }
 
 async fn drained(cache: &Cache) {
-    for _ in 0..1_500 {
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(60) {
         if queued(cache) == 0 {
             return;
         }

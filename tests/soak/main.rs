@@ -110,7 +110,7 @@ async fn memory_and_file_stay_as_they_are_and_the_log_is_explained() {
 async fn wait_until_replayed(daemon: &mut Daemon) {
     let began = Instant::now();
     let mut health = Value::Null;
-    while began.elapsed() < Duration::from_secs(90) {
+    while began.elapsed() < Duration::from_secs(180) {
         daemon.assert_running();
         health = daemon.request("GET", "/healthz", None).await.body;
         if health["breaker"] == "closed" && health["queue"]["records"] == 0 {

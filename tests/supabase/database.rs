@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use threadkeep::{Durability, Store as _, Supabase};
 
 use crate::stack::{Server, Stack};
-use crate::{SECOND, builder, eventually, get, key, rejecting, row, shared};
+use crate::{AMPLE, SECOND, builder, eventually, get, key, rejecting, row, shared};
 
 on_each_server!(
     plain_rows_of_others_are_versioned,
@@ -258,10 +258,12 @@ async fn a_listing_reads_no_more_than_the_users_rows_and_the_warm_up_no_more_tha
 /// Threads that take little room in the database and much on the way come in several answers.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listing_of_large_threads_comes_in_portions() {
-    let (_, gateway, cache) = shared(Server::Postrust).await;
+    let (_, gateway, _) = shared(Server::Postrust).await;
+    let cache = builder(&gateway).timeout(AMPLE).patience(AMPLE).open().await.unwrap();
     let (user, large) = (key("large"), "x".repeat(3 << 20));
     for at in 0..14 {
-        let _ = cache.put(key(&at.to_string()), &large).user(&user).await.unwrap();
+        let put = cache.put(key(&at.to_string()), &large).user(&user);
+        assert_eq!(put.await.unwrap(), Durability::Stored);
     }
     gateway.forget();
     assert_eq!(cache.list(&user).await.unwrap().len(), 14);
@@ -333,9 +335,10 @@ async fn the_newest_threads_are_warm() {
     let (_, gateway, cache) = shared(Server::Postrust).await;
     let keys: Vec<String> = (0..50).map(|at| key(&at.to_string())).collect();
     for key in &keys {
-        let _ = cache.put(key, "warm").await.unwrap();
+        assert_eq!(cache.put(key, "warm").await.unwrap(), Durability::Stored);
     }
-    let next = builder(&gateway).warm_threads(5_000).fresh_for(60 * SECOND).open().await.unwrap();
+    let next =
+        builder(&gateway).timeout(AMPLE).warm_threads(5_000).fresh_for(10 * AMPLE).open().await.unwrap();
     let warm_up = next.warm().await.unwrap();
     assert!(warm_up.threads >= 50 && !warm_up.is_from_disk, "{warm_up:?}");
     gateway.forget();

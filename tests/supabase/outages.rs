@@ -7,7 +7,7 @@ use std::time::Duration;
 use threadkeep::{Cache, Durability, ErrorKind, Freshness, State};
 
 use crate::stack::{Fault, Gateway, Server, Stack};
-use crate::{SECOND, builder, daemon, drained, eventually, get, key, shared};
+use crate::{AMPLE, SECOND, builder, daemon, drained, eventually, get, key, shared};
 
 on_each_server!(
     killed_postgresql,
@@ -22,6 +22,13 @@ on_each_server!(
 async fn live_through(what: &str, cache: &Cache, begin: impl AsyncFnOnce(), end: impl AsyncFnOnce()) {
     let (known, unknown, written) = (key("known"), key("unknown"), key("written"));
     let _ = cache.put(&known, "before").await.unwrap();
+    // On a busy machine it may have been queued, or the breaker be open, before the outage begins.
+    drained(what, cache).await;
+    eventually(what, async || {
+        let found = cache.get(&known).await;
+        found.is_ok_and(|found| found.is_some_and(|found| found.freshness() == Freshness::Fresh))
+    })
+    .await;
     begin().await;
     for round in 0..8 {
         let found = get(cache, &known).await.unwrap();
@@ -45,9 +52,12 @@ async fn live_through(what: &str, cache: &Cache, begin: impl AsyncFnOnce(), end:
     })
     .await;
     drained(what, cache).await;
-    let found = get(cache, &written).await.unwrap();
-    assert_eq!((found.json(), found.freshness()), ("7", Freshness::Fresh), "{what}");
-    assert!(get(cache, &unknown).await.is_none(), "{what}");
+    eventually(what, async || {
+        let found = cache.get(&written).await.ok().flatten();
+        found.is_some_and(|found| (found.json(), found.freshness()) == ("7", Freshness::Fresh))
+    })
+    .await;
+    eventually(what, async || cache.get(&unknown).await.is_ok_and(|found| found.is_none())).await;
     let _ = cache.put(&known, "after").await.unwrap();
     assert_eq!(get(cache, &known).await.unwrap().json(), "\"after\"", "{what}");
 }
@@ -121,10 +131,7 @@ async fn retry_after_is_honoured(server: Server) {
     let opened = std::time::Instant::now();
     gateway.wait_for(1, "threadkeep_probe").await;
     let waited = opened.elapsed();
-    assert!(
-        waited > Duration::from_millis(2_500) && waited < 10 * SECOND,
-        "the first probe came after {waited:?}"
-    );
+    assert!(waited > Duration::from_millis(2_500) && waited < AMPLE, "the first probe came after {waited:?}");
     assert_eq!(gateway.seen().len(), 1, "nothing else was sent");
 }
 

@@ -26,7 +26,7 @@ async fn updates_are_each_applied_once_though_answers_are_lost(server: Server) {
 
 async fn a_lost_answer_is_recognised_as_success(server: Server) {
     let (stack, gateway, _) = shared(server).await;
-    let cache = rejecting(&gateway).open().await.unwrap();
+    let cache = rejecting(&gateway).timeout(2 * SECOND).open().await.unwrap();
     let key = key("lost answer");
     for (value, fault) in [(1, Fault::LoseAnswer), (2, Fault::Truncate), (3, Fault::HangAfter)] {
         gateway.script_for("threadkeep_apply", [fault]);
@@ -39,7 +39,7 @@ async fn a_lost_answer_is_recognised_as_success(server: Server) {
 
 async fn a_put_that_times_out_after_the_commit_leaves_memory_and_database_agreeing(server: Server) {
     let (stack, gateway, queueing) = shared(server).await;
-    let cache = rejecting(&gateway).open().await.unwrap();
+    let cache = rejecting(&gateway).timeout(2 * SECOND).open().await.unwrap();
     let key = key("timed out");
     let _ = cache.put(&key, "before").await.unwrap();
     gateway.rule(|seen| if seen.path.contains("apply") { Fault::HangAfter } else { Fault::Pass });
@@ -59,7 +59,7 @@ async fn a_put_that_times_out_after_the_commit_leaves_memory_and_database_agreei
 /// The gateway holds a put back until its client has given up and put something newer.
 async fn a_put_that_arrives_late_does_not_win(server: Server) {
     let (stack, gateway, _) = shared(server).await;
-    let cache = rejecting(&gateway).open().await.unwrap();
+    let cache = rejecting(&gateway).timeout(2 * SECOND).open().await.unwrap();
     let key = key("late");
     gateway.script_for("threadkeep_apply", [Fault::Hang, Fault::Hang]);
     assert!(cache.put(&key, "late").await.unwrap_err().outcome_unknown());

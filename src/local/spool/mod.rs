@@ -154,12 +154,15 @@ impl Spool {
 
     /// Starts to work with a file that has been looked at.
     fn begin(opened: Opened, bounds: Bounds, clock: Arc<Clock>) -> Result<Self> {
+        upgrade(&opened.connection).map_err(file::failure(&opened.path))?;
         let forgotten = Version::lowest(clock.now().minus(REMEMBERED));
         let tidy = "delete from attempts where version < ?1";
         let tidied = opened.connection.execute(tidy, [forgotten.raw()]);
+        let newest = opened.connection.query_row("select max(version) from attempts", [], |row| row.get(0));
+        // What this process writes is newer than what the one before it sent.
+        newest.ok().flatten().into_iter().for_each(|newest| clock.observe(Version::from_raw(newest)));
         let state = tidied
             .and_then(|_| anchor::resume(&opened.connection, &clock))
-            .and_then(|()| upgrade(&opened.connection))
             .and_then(|()| rebase(&opened.connection, &clock))
             .and_then(|()| State::read(&opened.connection));
         let state = Arc::new(Mutex::new(state.map_err(file::failure(&opened.path))?));
@@ -276,11 +279,15 @@ fn check_origin(opened: &Opened, origin: &str) -> Result<()> {
 
 /// Adds what files of earlier builds lack.
 fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
-    let sql = "select count(*) from pragma_table_info('records') where name = 'blindness'";
-    if connection.query_row(sql, [], |row| row.get::<_, i64>(0))? > 0 {
-        return Ok(());
+    // An earlier build noted attempts of updates alone.
+    for (table, column) in [("records", "blindness"), ("attempts", "is_put")] {
+        let find = "select 1 from pragma_table_info(?1) where name = ?2";
+        if !connection.prepare(find)?.exists([table, column])? {
+            let add = format!("alter table {table} add column {column} integer not null default 0");
+            connection.execute_batch(&add)?;
+        }
     }
-    connection.execute_batch("alter table records add column blindness integer not null default 0")
+    Ok(())
 }
 
 /// What was stamped by a clock that nobody had put right, and that was not as far ahead of the system's clock as the one
@@ -293,7 +300,8 @@ fn rebase(connection: &Connection, clock: &Clock) -> rusqlite::Result<()> {
     connection.execute(sql, [clock.ahead_of_system(), clock.last_blindness().0.into()]).map(drop)
 }
 
-/// The source of truth holds this version: no older attempt can reach it any more.
+/// The source of truth holds this version, and nothing of the thread waits in the queue: no older attempt can reach it any
+/// more, and nothing that waits can meet one.
 fn heard_of(connection: &Connection, key: &Key, version: Version) -> rusqlite::Result<()> {
     let sql = "delete from attempts where key = ?1 and version <= ?2";
     connection.prepare_cached(sql)?.execute(rusqlite::params![key.as_str(), version.raw()]).map(drop)
@@ -393,4 +401,22 @@ fn full(path: &Path, bounds: Bounds, holdings: Holdings) -> Error {
         bounds.queue,
     );
     Error::new(ErrorKind::QueueFull, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_of_an_earlier_build_count_as_updates() {
+        let connection = Connection::open_in_memory().unwrap();
+        let earlier =
+            "create table attempts (key text not null, version integer not null, primary key (key, version))
+                       strict, without rowid; insert into attempts values ('k', 7);";
+        connection.execute_batch(earlier).unwrap();
+        tell_puts_apart(&connection).unwrap();
+        tell_puts_apart(&connection).unwrap();
+        let is_put = connection.query_row("select is_put from attempts", [], |row| row.get::<_, bool>(0));
+        assert!(!is_put.unwrap());
+    }
 }

@@ -120,17 +120,28 @@ impl Spool {
         self.database.read(move |connection| connection.prepare(&sql)?.query_map([], read)?.collect()).await
     }
 
-    /// Notes that an update is being sent: if this process ends before it hears of it, what is queued later for the thread
-    /// may find it stored. A disk that cannot take the note does not hold up the update.
-    pub(crate) async fn attempting(&self, key: &Key, version: Version) {
+    /// Notes that a write is being sent past the queue. If this process ends before it hears of the write, what waits in the
+    /// queue for the thread may find it stored. A disk that cannot take the note does not hold up the write.
+    pub(crate) async fn attempting(&self, key: &Key, version: Version, is_put: bool) {
         let key = key.clone();
         let work = move |connection: &Connection, _: &mut State| {
-            let sql = "insert or ignore into attempts values (?1, ?2)";
-            connection.prepare_cached(sql)?.execute(params![key.as_str(), version.raw()])
+            let sql = "insert or ignore into attempts values (?1, ?2, ?3)";
+            connection.prepare_cached(sql)?.execute(params![key.as_str(), version.raw(), is_put])
         };
         if let Err(error) = self.write(Survives::Crash, work).await {
             tracing::debug!(%error, "an attempt could not be noted");
         }
+    }
+
+    /// An attempt failed for certain: it will never be found stored. If the disk cannot take this, the note stays, which
+    /// does no harm.
+    pub(crate) async fn attempt_failed(&self, key: &Key, version: Version) {
+        let key = key.clone();
+        let work = move |connection: &Connection, _: &mut State| {
+            let sql = "delete from attempts where key = ?1 and version = ?2";
+            connection.prepare_cached(sql)?.execute(params![key.as_str(), version.raw()])
+        };
+        self.hand_over(Survives::Crash, work, |_| {}).await.ok();
     }
 
     /// The newest write of a thread, queued or, where it found its end just now, stored.
@@ -214,17 +225,28 @@ impl Spool {
     /// Gives a queued write another version: the one it has lies ahead of the source of truth's clock.
     pub(crate) async fn restamp(&self, key: &Key, from: Version, to: Version) -> Result<bool> {
         let (key, by) = (key.clone(), to.at().0 - from.at().0);
-        let work = move |connection: &Connection, _: &mut State| {
-            let sql = "update records set version = ?3, expires_at = expires_at + ?4
+        let work = move |connection: &Connection, state: &mut State| {
+            // Where it was sent, it may be stored under the old version once real time has caught up.
+            let sql = "update records set version = ?3, expires_at = expires_at + ?4,
+                           chain = case when sent or seq <= ?5 then chain || ' ' || version else chain end
                        where key = ?1 and version = ?2 and pending = 1";
-            Ok(connection.execute(sql, params![key.as_str(), from.raw(), to.raw(), by])? == 1)
+            Ok(connection.execute(sql, params![key.as_str(), from.raw(), to.raw(), by, state.sent])? == 1)
         };
         self.write(Survives::PowerCut, work).await
     }
 }
 
 fn select() -> String {
-    format!("select {COLUMNS}, base, chain, sent or seq <= ?1, seq, {BLINDNESS}, pending, at from records")
+    // With the attempts of now: some may be younger than the row.
+    let attempts = |of: &str| {
+        format!(
+            "coalesce((select group_concat(version, ' ') from attempts where key = records.key {of}), '')"
+        )
+    };
+    let (all, puts) = (attempts(""), attempts("and is_put"));
+    format!(
+        "select {COLUMNS}, base, chain, sent or seq <= ?1, seq, {BLINDNESS}, pending, at, {all}, {puts} from records"
+    )
 }
 
 fn queued(row: &Row<'_>, clock: &Clock) -> rusqlite::Result<Queued> {
@@ -234,11 +256,15 @@ fn queued(row: &Row<'_>, clock: &Clock) -> rusqlite::Result<Queued> {
         record.version = straight(record.version, blindness, Timestamp(row.get(12)?), clock);
         record.expires_at = Timestamp(record.expires_at.0.saturating_add(moved));
     }
+    let (attempts, puts): (String, String) = (row.get(13)?, row.get(14)?);
+    let is_newer = |version: &Version| *version > record.version;
+    let replaced_by = versions(&chain).chain(versions(&puts)).filter(is_newer).collect();
     Ok(Queued {
-        record: record.into(),
         base: straight_base(row.get(6)?, &chain, blindness, clock),
         blindness: blindness.filter(|blindness| clock.moved(*blindness).is_none()),
-        chain: versions(&chain).collect(),
+        chain: versions(&chain).chain(versions(&attempts)).collect(),
+        replaced_by,
+        record: record.into(),
         is_sent: row.get(8)?,
         seq: row.get(9)?,
         is_waiting: row.get(11)?,
@@ -392,7 +418,7 @@ fn enqueue(
     Ok(Some(Enqueued::Kept { blindness: *blindness, queued_at: *stamped_at }))
 }
 
-fn settle(
+pub(super) fn settle(
     connection: &Connection,
     state: &mut State,
     key: &Key,
@@ -430,6 +456,9 @@ fn settle(
             if connection.prepare_cached(sql)?.execute([key.as_str()])? > 0 {
                 state.holdings.replica.sub(held.bytes);
             }
+        }
+        Fate::Replaced(_) => {
+            connection.prepare_cached("delete from records where key = ?1")?.execute([key.as_str()])?;
         }
         Fate::Dead(reason) => {
             let letter = super::dead::bury(connection, key, version, reason, now)?;

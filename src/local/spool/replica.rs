@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
 
-use super::{BLINDNESS, COLUMNS, PERHAPS, Place, Spool, State, Survives, bytes, put_down, record};
+use super::{BLINDNESS, COLUMNS, PERHAPS, Place, Spool, State, Survives, bytes, put_down, queue, record};
 use crate::error::{Error, ErrorKind, Result};
 use crate::local::database::Holder;
 use crate::record::{Key, Record};
-use crate::spool::{Copy, Rank, Tally};
+use crate::spool::{Copy, Fate, Rank, Settled, Tally};
 use crate::version::{Clock, Timestamp, Version};
 
 /// While copies that the file may not have yet take up to so much, none of them is waited for.
@@ -23,12 +23,15 @@ impl Spool {
     /// Whatever asks the file from now on finds them there; but the file may have them only some milliseconds after this
     /// returns. Where it cannot be written, no copy is handed out until all have been dropped: some may be older than what
     /// was acknowledged.
-    pub(crate) async fn keep(&self, copies: Vec<Copy>) {
+    ///
+    /// A queued write that turns out to be stored by this, or replaced by another write of this daemon, is settled.
+    /// `announce` is called with such writes before anybody hears of later work.
+    pub(crate) async fn keep(&self, copies: Vec<Copy>, announce: impl FnOnce(Settled) + Send + 'static) {
         if copies.is_empty() {
             return;
         }
         // Who hears of what was read must not hear later that an older write was queued meanwhile.
-        if let Ok(Some(kept)) = self.hand_copies_over(copies).await
+        if let Ok(Some(kept)) = self.hand_copies_over(copies, announce).await
             && (self.under_way.bytes() > UNAWAITED || self.queueing.is_any())
         {
             kept.await.ok();
@@ -36,19 +39,28 @@ impl Spool {
     }
 
     /// As [`keep`](Self::keep), of a write of this handle: the file has it when this returns, so that whoever starts again
-    /// after a crash goes on from there. Says which queued write it took the place of.
+    /// after a crash goes on from there.
     ///
     /// # Errors
     /// [`Closed`](ErrorKind::Closed): who starts after this process may not find it.
-    pub(crate) async fn keep_own(&self, copy: Copy) -> Result<Option<Version>> {
-        let Some(kept) = self.hand_copies_over(vec![copy]).await? else { return Ok(None) };
-        let kept = kept.await.ok().and_then(Result::ok);
-        Ok(kept.and_then(|(replaced, _)| replaced.into_iter().next().flatten()))
+    pub(crate) async fn keep_own(
+        &self,
+        copy: Copy,
+        announce: impl FnOnce(Settled) + Send + 'static,
+    ) -> Result<()> {
+        if let Some(kept) = self.hand_copies_over(vec![copy], announce).await? {
+            kept.await.ok();
+        }
+        Ok(())
     }
 
     /// # Errors
     /// [`Closed`](ErrorKind::Closed) alone; what else fails puts all copies in doubt.
-    async fn hand_copies_over(&self, copies: Vec<Copy>) -> Result<Option<oneshot::Receiver<Result<Kept>>>> {
+    async fn hand_copies_over(
+        &self,
+        copies: Vec<Copy>,
+        announce_settled: impl FnOnce(Settled) + Send + 'static,
+    ) -> Result<Option<oneshot::Receiver<Result<Kept>>>> {
         let (bound, clock) = (self.bounds.replica, Arc::clone(&self.clock));
         let passage = self.under_way.begin(copies.iter().map(|copy| copy.record.bytes()).sum());
         let doubt = Arc::clone(&self.doubt);
@@ -59,15 +71,21 @@ impl Spool {
                 drop_copies(connection, state)?;
                 state.dropped_after = failures;
             }
-            let kept = copies.iter().map(|copy| keep_ranked(connection, state, copy, &clock));
-            let kept = kept.collect::<rusqlite::Result<_>>()?;
+            let mut settled = Vec::new();
+            for copy in &copies {
+                let version = keep_ranked(connection, state, copy, &clock)?;
+                settled.extend(version.map(|version| (copy.record.key.clone(), version)));
+            }
             evict(connection, state, bound)?;
-            Ok((kept, failures))
+            Ok((settled, failures))
         };
         let doubt = Arc::clone(&self.doubt);
         let announce = move |kept: &Result<Kept>| {
             match kept {
-                Ok((_, failures)) => doubt.settle(*failures),
+                Ok((settled, failures)) => {
+                    doubt.settle(*failures);
+                    announce_settled(settled.clone());
+                }
                 Err(error) => doubt.raise_for(error),
             }
             drop(passage);
@@ -152,8 +170,8 @@ impl Spool {
     }
 }
 
-/// Which queued write each copy took the place of, and the failures after which all older ones were dropped.
-type Kept = (Vec<Option<Version>>, u64);
+/// The queued writes that the copies settled, and the failures after which all older copies were dropped.
+type Kept = (Settled, u64);
 
 /// How many bytes the writing thread was given, and has not announced yet.
 #[derive(Debug, Default)]
@@ -266,6 +284,7 @@ fn keep_ranked(
     Ok(replaced)
 }
 
+/// Keeps a copy; says which queued write is settled by that.
 fn keep(
     connection: &Connection,
     state: &mut State,
@@ -273,18 +292,29 @@ fn keep(
     clock: &Clock,
 ) -> rusqlite::Result<Option<Version>> {
     let Copy { record, confirmed_at, is_own, .. } = copy;
-    super::heard_of(connection, &record.key, record.version)?;
     let sql = format!("select version, pending, bytes, {BLINDNESS}, at from records where key = ?1");
     let held = connection.prepare_cached(&sql)?.query_row([record.key.as_str()], |row| {
         let (stamped, blindness) = (Version::from_raw(row.get(0)?), super::blindness(row, 3)?);
         let version = super::straight(stamped, blindness, Timestamp(row.get(4)?), clock);
         Ok((version, row.get::<_, bool>(1)?, row.get::<_, i64>(2)?.unsigned_abs()))
     });
-    let replaced = match held.optional()? {
+    let held = held.optional()?;
+    if held.is_none_or(|(_, is_pending, _)| !is_pending) {
+        super::heard_of(connection, &record.key, record.version)?;
+    }
+    let replaced = match held {
         // That there never was such a thread needs no row.
         None if record.version == Version::NONE => return Ok(None),
         None => None,
-        Some((version, true, bytes)) if *is_own && version <= record.version => {
+        // It is stored as it waits here, whoever found that out.
+        Some((version, true, _)) if version == record.version && record.value.is_none() => {
+            let is_settled = queue::settle(connection, state, &record.key, version, &Fate::Stored, clock)?;
+            return Ok(is_settled.then_some(version));
+        }
+        Some((version, true, bytes))
+            if version == record.version
+                || version < record.version && (*is_own || is_put(connection, record)?) =>
+        {
             state.holdings.queue.sub(bytes);
             Some(version)
         }
@@ -322,7 +352,16 @@ fn keep(
     };
     put_down(connection, &place)?;
     state.holdings.replica.add(bytes(record));
+    if replaced.is_some() {
+        super::heard_of(connection, &record.key, record.version)?;
+    }
     Ok(replaced)
+}
+
+/// Whether this was put by this daemon, past the queue: what waits there from before it is replaced.
+fn is_put(connection: &Connection, record: &Record) -> rusqlite::Result<bool> {
+    let sql = "select 1 from attempts where key = ?1 and version = ?2 and is_put";
+    connection.prepare_cached(sql)?.exists(params![record.key.as_str(), record.version.raw()])
 }
 
 /// Makes room: the copies that nobody has used go first, then those that were written first; a queued write never.
@@ -373,7 +412,7 @@ mod tests {
         let keep = async {
             told.await.unwrap();
             let copy = Copy { record: stored, confirmed_at: clock.now(), is_own: false, rank: Rank::Used };
-            let mut keep = std::pin::pin!(spool.keep(vec![copy]));
+            let mut keep = std::pin::pin!(spool.keep(vec![copy], |_| {}));
             tokio::select! {
                 () = &mut keep => panic!("told before the queued write was announced"),
                 () = tokio::time::sleep(Duration::from_millis(100)) => {}
