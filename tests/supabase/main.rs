@@ -24,6 +24,7 @@ mod database;
 mod outages;
 #[path = "../stack/mod.rs"]
 mod stack;
+mod tombstones;
 mod writes;
 
 use std::path::PathBuf;
