@@ -571,14 +571,14 @@ mod tests {
             Near::new(1 << 20, None, fences.clone(), Arc::clone(&pending), Arc::clone(&clock), evictions);
         let load = fences.begin();
         let queued = written(&key, &clock);
-        near.enqueued(&queued, &fences.begin(), false, clock.now());
+        near.enqueued(&queued, &fences.begin(), None, clock.now());
         near.doubt(&key, written(&key, &clock).version);
-        near.recall_queued(&queued, false);
+        near.recall_queued(&queued, None);
         assert!(near.queued(&key).is_some());
-        let learnt = near.learn(&key, &load, Instant::now(), News::Found(Arc::clone(&queued)));
+        let learnt = near.learn(&key, &load, Moment::now(), News::Found(Arc::clone(&queued)));
         assert!(matches!(learnt, Learnt::Overtaken), "{learnt:?}");
         assert!(near.queued(&key).is_none() && near.peek(&key).is_none(), "nothing marks it as the newest");
-        let copy = near.recall(&fences.begin(), queued, Duration::ZERO);
+        let copy = near.recall(&fences.begin(), queued, Duration::ZERO, true);
         assert!(copy.is_some(), "the copy on disk is an answer");
     }
 }

@@ -324,7 +324,7 @@ mod tests {
         let queued_at = |of: usize| now.minus(Duration::from_millis(u64::try_from(of).unwrap()));
         let versions: Vec<Version> = (0..MANY).map(|_| clock.stamp().version).collect();
         for (of, version) in versions.iter().enumerate() {
-            assert!(pending.insert(&key(of), *version, false, queued_at(of)));
+            assert!(pending.insert(&key(of), *version, None, queued_at(of)));
         }
         let began = Instant::now();
         for (of, version) in versions.iter().enumerate().rev() {

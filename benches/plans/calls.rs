@@ -136,6 +136,7 @@ const SUPPORT: &str = r#"
 /// for purge, half of them long enough.
 const FILL: &str = "
     truncate public.conversation_threads;
+    truncate public.threadkeep_deleted;
     insert into public.conversation_threads
         (thread_id, version, conversation_data, created_at, accessed_at, expires_at, user_id, metadata)
     select bench.key(at), bench.version(written, at), bench.value(at), written, written, written + interval '1 day',

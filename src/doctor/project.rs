@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::report::{Failed, Report};
 use super::{key, network, thread};
+use crate::record::Key;
 use crate::settings::Plan;
 use crate::supabase::survey::{Caller, FUNCTIONS, Pulse, SCHEMA, Trouble, Why};
 use crate::supabase::{MIGRATE, Supabase};
@@ -51,7 +52,7 @@ async fn chain(
     network::examine(&project, report).await?;
     let name = key?;
     let pulse = answer(&project, plan, &name, report).await?;
-    let is_migrated = migrations(&pulse, report);
+    let is_migrated = migrations(&project, &pulse, report).await;
     let pulses = round_trip(&project, plan, report).await?;
     clock(&system, &pulses, report);
     is_migrated?;
@@ -89,7 +90,8 @@ async fn answer(
         }
         Why::Missing => {
             report.ok("api", format!("{} answers", project.host()));
-            let what = format!("the database lacks threadkeep's functions: {}", trouble.said);
+            let missing = missing(project).await;
+            let what = format!("the database lacks threadkeep's functions: {missing} ({})", trouble.said);
             return Err(report.failure("migrations", what, MIGRATE));
         }
         why => remedy(why),
@@ -118,11 +120,22 @@ fn remedy(why: Why) -> &'static str {
     }
 }
 
-fn migrations(pulse: &Pulse, report: &mut Report<'_>) -> Result<(), Failed> {
+/// Says which files were not applied.
+async fn missing(project: &Supabase) -> String {
+    // Any id will do: the answer is whether the table is there.
+    let Ok(key) = Key::new("threadkeep-doctor") else { return String::new() };
+    match project.missing_migrations(&key).await {
+        [one] => format!("{one} was not applied"),
+        all => format!("{} were not applied", all.join(" and ")),
+    }
+}
+
+async fn migrations(project: &Supabase, pulse: &Pulse, report: &mut Report<'_>) -> Result<(), Failed> {
     report.begins("migrations");
     let found = pulse.schema;
     if found < SCHEMA {
-        let what = format!("the functions have version {found}, and {SCHEMA} is needed");
+        let missing = missing(project).await;
+        let what = format!("the functions have version {found}, and {SCHEMA} is needed: {missing}");
         return Err(report.failure("migrations", what, MIGRATE));
     }
     report.ok("migrations", format!("the functions have version {found} ({SCHEMA} is needed)"));
@@ -186,7 +199,14 @@ async fn grants(project: &Supabase, report: &mut Report<'_>) -> Result<(), Faile
     report.begins("grants");
     let (mut denied, mut lacking) = (Vec::new(), Vec::new());
     for function in FUNCTIONS {
-        let Err(Trouble { why, said }) = project.pulse(Caller::Daemon, *function).await else { continue };
+        let Trouble { why, said } = match project.pulse(Caller::Daemon, *function).await {
+            Ok(pulse) if pulse.schema < SCHEMA => {
+                lacking.push(format!("{} has version {}, and {SCHEMA} is needed", function.0, pulse.schema));
+                continue;
+            }
+            Ok(_) => continue,
+            Err(trouble) => trouble,
+        };
         let told = format!("{}: {said}", function.0);
         match why {
             Why::Key | Why::Grant => denied.push(told),

@@ -45,7 +45,7 @@ const STALL: Duration = Duration::from_secs(5);
 /// The last millisecond that a version can hold, in the year 2109: a clock that shows more is not one.
 const END_OF_TIME: i64 = i64::MAX >> 21;
 /// The version of the database functions that this client needs.
-pub(crate) const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 2;
 
 /// A client for one Supabase project. Put it behind a [`Guard`](crate::Guard): alone it has neither deadline nor
 /// breaker.

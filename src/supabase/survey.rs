@@ -27,7 +27,12 @@ pub(crate) const FUNCTIONS: &[(&str, &str)] = &[
     ("threadkeep_purge", r#"{"most":0}"#),
 ];
 
+/// The files of `migrations/`, in order. The last one sets the revision.
+pub(crate) const MIGRATIONS: [&str; 2] =
+    ["20260101000000_conversation_threads.sql", "20261126000000_threadkeep.sql"];
+
 const TABLE: &str = "conversation_threads";
+const TOMBSTONES: &str = "threadkeep_deleted";
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,22 +130,40 @@ impl Supabase {
 
     /// Whether this caller sees the thread's row in the table itself.
     pub(crate) async fn sees_row(&self, caller: Caller<'_>, key: &Key) -> Result<bool, Trouble> {
-        let exchange = self.ask_table(Method::GET, caller, key).await?;
+        let exchange = self.ask_table(TABLE, Method::GET, caller, key).await?;
         let body = self.judged(&exchange)?;
         let rows: Vec<serde_json::Value> =
             serde_json::from_slice(body).map_err(|e| self.not_ours(body, e))?;
         Ok(!rows.is_empty())
     }
 
-    /// Deletes the thread's row itself, with the version by which a deletion is remembered: nobody writes it late.
-    pub(crate) async fn forget(&self, key: &Key) -> Result<(), Trouble> {
-        self.judged(&self.ask_table(Method::DELETE, Caller::Daemon, key).await?).map(drop)
+    /// The migrations that are still to be applied to a database whose functions are missing or old.
+    pub(crate) async fn missing_migrations(&self, key: &Key) -> &'static [&'static str] {
+        let asked = self.ask_table(TABLE, Method::GET, Caller::Daemon, key).await;
+        match asked.and_then(|exchange| self.judged(&exchange).map(drop)) {
+            Err(Trouble { why: Why::Missing, .. }) => &MIGRATIONS,
+            _ => &MIGRATIONS[1..],
+        }
     }
 
-    async fn ask_table(&self, method: Method, caller: Caller<'_>, key: &Key) -> Result<Exchange, Trouble> {
+    /// Deletes the thread's row, and the tombstone that this leaves: nobody writes the thread late.
+    pub(crate) async fn forget(&self, key: &Key) -> Result<(), Trouble> {
+        for table in [TABLE, TOMBSTONES] {
+            self.judged(&self.ask_table(table, Method::DELETE, Caller::Daemon, key).await?)?;
+        }
+        Ok(())
+    }
+
+    async fn ask_table(
+        &self,
+        table: &str,
+        method: Method,
+        caller: Caller<'_>,
+        key: &Key,
+    ) -> Result<Exchange, Trouble> {
         let mut url = self.functions.clone();
         if let Ok(mut path) = url.path_segments_mut() {
-            path.pop().push(TABLE);
+            path.pop().push(table);
         }
         let column = if method == Method::GET { "select=thread_id&" } else { "" };
         url.set_query(Some(&format!("{column}thread_id=eq.{}", key.as_str())));
@@ -207,6 +230,15 @@ fn why(status: StatusCode, said: &Said) -> Why {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_named_migrations_are_those_of_the_folder() {
+        let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).unwrap();
+        let mut names: Vec<_> =
+            folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        assert_eq!(names, MIGRATIONS);
+    }
 
     #[test]
     fn an_answer_says_why() {

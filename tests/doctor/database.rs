@@ -44,6 +44,8 @@ on_each_server!(
     missing_migrations_are_named,
 );
 
+const FIRST: &str = "20260101000000_conversation_threads.sql";
+const LAST: &str = "20261126000000_threadkeep.sql";
 const MIGRATE: [&str; 2] =
     ["threadkeep migrations --dir supabase/migrations", "supabase db push --include-all"];
 
@@ -80,11 +82,11 @@ async fn a_healthy_stack_is_well_and_each_fault_in_the_database_is_named(server:
     };
     let now = "public.threadkeep_now()";
     let old = patient.with(&probe(now, 0), &[]).await;
-    old.only_fails("migrations", &["version 0", "1 is needed", MIGRATE[0], MIGRATE[1]]);
+    old.only_fails("migrations", &["version 0", "2 is needed", LAST, MIGRATE[0], MIGRATE[1]]);
     old.says("thread", "skipped", &["because migrations failed"]);
-    let skewed = patient.with(&probe(&format!("{now} + 3600000"), 1), &[]).await;
+    let skewed = patient.with(&probe(&format!("{now} + 3600000"), 2), &[]).await;
     skewed.says("clock", "failure", &["behind the database's", "3600 s", "NTP"]);
-    let skewed = patient.with(&probe(&format!("{now} - 30000"), 1), &[]).await;
+    let skewed = patient.with(&probe(&format!("{now} - 30000"), 2), &[]).await;
     skewed.says("clock", "warning", &["ahead of the database's", "30 s", "NTP"]);
 
     let revoked = patient.with("revoke execute on function threadkeep_touch from service_role", &[]).await;
@@ -123,9 +125,47 @@ async fn the_probe_thread_is_removed_whatever_fails(server: Server) {
 async fn missing_migrations_are_named(server: Server) {
     let stack = tokio::task::spawn_blocking(move || Stack::start_without_migrations(server)).await.unwrap();
     let gateway = stack.gateway().await;
-    let diagnosis = Diagnosis::of(&patient(&gateway, &[])).await;
-    diagnosis.only_fails("migrations", &["lacks threadkeep's functions", MIGRATE[0], MIGRATE[1]]);
+    let cli = patient(&gateway, &[]);
+    let diagnosis = Diagnosis::of(&cli).await;
+    let all = format!("{FIRST} and {LAST} were not applied");
+    diagnosis.only_fails("migrations", &["lacks threadkeep's functions", &all, MIGRATE[0], MIGRATE[1]]);
     diagnosis.says("thread", "skipped", &["because migrations failed"]).says("api", "ok", &[]);
+
+    // Each state that a database can be left in, and back to a healthy one.
+    let last = format!("{LAST} was not applied");
+    let apply = |folder: &str, count| tokio::task::block_in_place(|| stack.apply_first(folder, count));
+    for (folder, count, said) in [
+        ("migrations", 1, "lacks threadkeep's functions"),
+        ("tests/supabase/first_building", 2, "the functions have version 1, and 2 is needed"),
+        ("tests/supabase/first_building", 6, "the functions have version 1, and 2 is needed"),
+    ] {
+        apply(folder, count);
+        restart(&stack);
+        let diagnosis = Diagnosis::of(&cli).await;
+        diagnosis.only_fails("migrations", &[said, &last, MIGRATE[0], MIGRATE[1]]);
+    }
+    apply("migrations", 2);
+    restart(&stack);
+    Diagnosis::of(&cli).await.is_well();
+
+    // One function of an older building among the new ones.
+    tokio::task::block_in_place(|| {
+        stack.psql(
+            "create or replace function public.threadkeep_touch(keys jsonb) returns json language sql set search_path = ''
+             as $$ select json_build_object('now', public.threadkeep_now(), 'schema', 1, 'count', 0) $$",
+        )
+    });
+    Diagnosis::of(&cli)
+        .await
+        .only_fails("grants", &["threadkeep_touch has version 1", "2 is needed", MIGRATE[0]]);
+}
+
+/// So that the server reads the schema anew.
+fn restart(stack: &Stack) {
+    tokio::task::block_in_place(|| {
+        stack.kill_server();
+        stack.start_server();
+    });
 }
 
 /// Lite knows no roles, so only the others can keep the public key out.

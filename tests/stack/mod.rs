@@ -29,7 +29,7 @@ pub use gateway::{Fault, Gateway, Keys, Seen, jwt};
 pub use prometheus::{Prometheus, promtool};
 pub use server::{Server, python};
 
-use postgres::{Postgres, SUPERUSER};
+pub use postgres::{Postgres, SUPERUSER};
 use server::Rest;
 
 /// Makes a test on each server of each function that takes a server.
@@ -110,6 +110,11 @@ impl Stack {
         apply_migrations(&self.postgres);
     }
 
+    /// Applies the first files of a folder of migrations.
+    pub fn apply_first(&self, folder: &str, count: usize) {
+        apply_first(&self.postgres, folder, count);
+    }
+
     /// Runs SQL as superuser; the rows come without decoration.
     pub fn psql(&self, sql: &str) -> String {
         self.postgres.psql(SUPERUSER, &["-c", sql])
@@ -172,14 +177,30 @@ impl Stack {
 }
 
 fn apply_migrations(postgres: &Postgres) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    apply_first(postgres, "migrations", usize::MAX);
+}
+
+fn apply_first(postgres: &Postgres, folder: &str, count: usize) {
+    for file in migrations(folder).into_iter().take(count) {
+        postgres.psql("postgres", &["-f", file.to_str().expect("UTF-8")]);
+    }
+}
+
+/// The files of a folder of migrations, in order.
+pub fn migrations(folder: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "sql"));
     files.sort();
-    for file in files {
-        postgres.psql("postgres", &["-f", file.to_str().expect("UTF-8")]);
-    }
+    files
+}
+
+/// The Supabase CLI. Panics where it is not installed: a test that skips itself proves nothing.
+pub fn supabase_cli() -> PathBuf {
+    let program = server::stack_directory().join("cli/node_modules/.bin/supabase");
+    assert!(program.exists(), "the Supabase CLI is not installed (no {}): {MISSING}", program.display());
+    program
 }
 
 /// A port nobody listens on, and nobody will: it lies below the range from which Linux takes the ports of

@@ -12,6 +12,7 @@ mod database;
 mod outages;
 #[path = "../values/random.rs"]
 mod random;
+mod tombstones;
 mod values;
 mod verdicts;
 mod writes;

@@ -18,14 +18,8 @@ macro_rules! file {
 
 /// All files in `migrations/`, in the order in which they are applied. A test of the command line holds the list to the
 /// folder.
-const FILES: &[(&str, &str)] = &[
-    file!("20260101000000_conversation_threads.sql"),
-    file!("20261123000000_threadkeep_versions.sql"),
-    file!("20261125000000_threadkeep_newest.sql"),
-    file!("20261125010000_threadkeep_load.sql"),
-    file!("20261125020000_threadkeep_pages.sql"),
-    file!("20261125030000_threadkeep_apply.sql"),
-];
+const FILES: &[(&str, &str)] =
+    &[file!("20260101000000_conversation_threads.sql"), file!("20261126000000_threadkeep.sql")];
 
 /// How a file in the folder compares with the one that this program has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

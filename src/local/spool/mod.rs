@@ -408,14 +408,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attempts_of_an_earlier_build_count_as_updates() {
+    fn a_file_of_an_earlier_build_gets_the_columns_that_it_lacks() {
         let connection = Connection::open_in_memory().unwrap();
         let earlier =
-            "create table attempts (key text not null, version integer not null, primary key (key, version))
-                       strict, without rowid; insert into attempts values ('k', 7);";
+            "create table records (key text not null primary key) strict;
+             create table attempts (key text not null, version integer not null, primary key (key, version))
+             strict, without rowid; insert into attempts values ('k', 7);";
         connection.execute_batch(earlier).unwrap();
-        tell_puts_apart(&connection).unwrap();
-        tell_puts_apart(&connection).unwrap();
+        upgrade(&connection).unwrap();
+        upgrade(&connection).unwrap();
         let is_put = connection.query_row("select is_put from attempts", [], |row| row.get::<_, bool>(0));
         assert!(!is_put.unwrap());
     }

@@ -113,21 +113,3 @@ begin
     return json_build_object('now', public.threadkeep_now(), 'schema', 1,
                              'rows', coalesce(array_to_json(results), '[]'));
 end $$;
-
--- Is the database there, does it take writes, what does its clock say, and which version do these functions have? The write
--- goes through the table and all of its triggers, and is undone.
-create or replace function public.threadkeep_probe() returns json
-    language plpgsql volatile security invoker set search_path = '' set lock_timeout = '2s' as $$
-declare
-    probe text := 'threadkeep_probe ' || gen_random_uuid();
-begin
-    begin
-        insert into public.conversation_threads (thread_id, conversation_data, expires_at)
-        values (probe, '{}', now() + interval '1 minute');
-        update public.conversation_threads set conversation_data = '[]' where thread_id = probe;
-        raise exception using errcode = 'TK001';
-    exception when sqlstate 'TK001' then
-        null;
-    end;
-    return json_build_object('now', public.threadkeep_now(), 'schema', 1);
-end $$;

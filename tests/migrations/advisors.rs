@@ -1,0 +1,224 @@
+//! The rules of Supabase's advisors that concern a schema such as this, and some of our own, in SQL.
+
+use crate::database::Database;
+
+/// Each names what breaks it.
+const RULES: &[(&str, &str)] = &[
+    (
+        "function_search_path_mutable",
+        "select p.oid::regprocedure::text from pg_proc as p
+         where p.pronamespace = 'public'::regnamespace
+           and not exists (select from unnest(p.proconfig) as setting where setting like 'search_path=%')",
+    ),
+    (
+        "security_definer_function_executable",
+        "select p.oid::regprocedure::text from pg_proc as p, unnest(array['anon', 'authenticated', 'service_role']) as role
+         where p.pronamespace = 'public'::regnamespace and p.prosecdef and has_function_privilege(role, p.oid, 'execute')",
+    ),
+    (
+        "function_executable_by_the_public_key",
+        "select p.oid::regprocedure::text from pg_proc as p, unnest(array['anon', 'authenticated']) as role
+         where p.pronamespace = 'public'::regnamespace and has_function_privilege(role, p.oid, 'execute')",
+    ),
+    (
+        "table_open_to_the_public_key",
+        "select c.oid::regclass::text from pg_class as c, unnest(array['anon', 'authenticated']) as role
+         where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm')
+           and has_table_privilege(role, c.oid, 'select, insert, update, delete, truncate, references, trigger')",
+    ),
+    (
+        "rls_disabled_in_public",
+        "select c.oid::regclass::text from pg_class as c
+         where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p') and not c.relrowsecurity",
+    ),
+    (
+        "rls_enabled_no_policy",
+        "select c.oid::regclass::text from pg_class as c
+         where c.relnamespace = 'public'::regnamespace and c.relrowsecurity
+           and not exists (select from pg_policy where polrelid = c.oid)",
+    ),
+    (
+        "policy_exists_rls_disabled",
+        "select c.oid::regclass::text from pg_class as c
+         where c.relnamespace = 'public'::regnamespace and not c.relrowsecurity
+           and exists (select from pg_policy where polrelid = c.oid)",
+    ),
+    (
+        "rls_policy_always_true",
+        "select polname::text from pg_policy join pg_class as c on c.oid = polrelid
+         where c.relnamespace = 'public'::regnamespace and polpermissive
+           and (pg_get_expr(polqual, polrelid) = 'true' or pg_get_expr(polwithcheck, polrelid) = 'true')",
+    ),
+    (
+        "multiple_permissive_policies",
+        "select min(c.relname)::text from pg_policy join pg_class as c on c.oid = polrelid, unnest(polroles) as role
+         where c.relnamespace = 'public'::regnamespace and polpermissive group by polrelid, polcmd, role having count(*) > 1",
+    ),
+    (
+        "no_primary_key",
+        "select c.oid::regclass::text from pg_class as c
+         where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'
+           and not exists (select from pg_index where indrelid = c.oid and indisprimary)",
+    ),
+    (
+        "unindexed_foreign_keys",
+        "select f.conname::text from pg_constraint as f
+         where f.contype = 'f' and f.connamespace = 'public'::regnamespace and not exists (
+             select from pg_index as i where i.indrelid = f.conrelid
+               and (i.indkey::int2[])[0:cardinality(f.conkey) - 1] @> f.conkey)",
+    ),
+    (
+        "duplicate_index",
+        "select a.indexrelid::regclass::text from pg_index as a join pg_index as b
+           on a.indrelid = b.indrelid and a.indexrelid > b.indexrelid and a.indkey::text = b.indkey::text
+          and coalesce(pg_get_expr(a.indpred, a.indrelid), '') = coalesce(pg_get_expr(b.indpred, b.indrelid), '')
+          and coalesce(pg_get_expr(a.indexprs, a.indrelid), '') = coalesce(pg_get_expr(b.indexprs, b.indrelid), '')
+         join pg_class as c on c.oid = a.indrelid and c.relnamespace = 'public'::regnamespace",
+    ),
+    // Not the advisors', who look at equal ones alone: a longer index serves what a shorter one with its first columns does.
+    (
+        "index_that_a_longer_one_serves",
+        "select a.indexrelid::regclass::text from pg_index as a join pg_index as b
+           on a.indrelid = b.indrelid and b.indkey::text like a.indkey::text || ' %' and not a.indisunique
+         join pg_class as c on c.oid = a.indrelid and c.relnamespace = 'public'::regnamespace",
+    ),
+    (
+        "security_definer_view",
+        "select c.oid::regclass::text from pg_class as c
+         where c.relnamespace = 'public'::regnamespace and c.relkind = 'v'
+           and not coalesce(c.reloptions::text ~ 'security_invoker=(true|on)', false)",
+    ),
+    (
+        "extension_in_public",
+        "select extname::text from pg_extension where extnamespace = 'public'::regnamespace",
+    ),
+    (
+        "not_commented",
+        "select p.oid::regprocedure::text from pg_proc as p
+         where p.pronamespace = 'public'::regnamespace and obj_description(p.oid, 'pg_proc') is null
+         union all
+         select format('%s.%s', c.oid::regclass, a.attname) from pg_class as c
+         join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+         where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and col_description(c.oid, a.attnum) is null
+         union all
+         select c.oid::regclass::text from pg_class as c
+         where c.relnamespace = 'public'::regnamespace and c.relkind = 'r' and obj_description(c.oid, 'pg_class') is null",
+    ),
+];
+
+/// What the advisors would say of this database.
+pub fn advice(database: &Database) -> Vec<String> {
+    let mut all = Vec::new();
+    for (rule, sql) in RULES {
+        let broken = database.sql(&format!("select distinct broken from ({sql}) as rule (broken)"));
+        all.extend(broken.lines().map(|object| format!("{rule}: {object}")));
+    }
+    all
+}
+
+#[test]
+fn each_rule_finds_its_fault() {
+    let database = Database::migrated();
+    assert_eq!(advice(&database), [""; 0]);
+    let function = "create function public.planted() returns int language sql";
+    for (rule, fault, mend) in [
+        ("function_search_path_mutable", &*format!("{function} as 'select 1'"), "drop function planted()"),
+        (
+            "security_definer_function_executable",
+            &format!("{function} security definer set search_path = '' as 'select 1'"),
+            "drop function planted()",
+        ),
+        (
+            "function_executable_by_the_public_key",
+            "grant execute on function threadkeep_load to anon",
+            "revoke execute on function threadkeep_load from anon",
+        ),
+        (
+            "table_open_to_the_public_key",
+            "grant select on threadkeep_deleted to authenticated",
+            "revoke all on threadkeep_deleted from authenticated",
+        ),
+        (
+            "rls_disabled_in_public",
+            "alter table threadkeep_deleted disable row level security",
+            "alter table threadkeep_deleted enable row level security",
+        ),
+        (
+            "policy_exists_rls_disabled",
+            "alter table conversation_threads disable row level security",
+            "alter table conversation_threads enable row level security",
+        ),
+        (
+            "rls_enabled_no_policy",
+            "create table planted (a int primary key); alter table planted enable row level security",
+            "drop table planted",
+        ),
+        (
+            "rls_policy_always_true",
+            "create policy planted on threadkeep_deleted using (true)",
+            "drop policy planted on threadkeep_deleted",
+        ),
+        (
+            "multiple_permissive_policies",
+            "create policy one on threadkeep_deleted using (false); create policy two on threadkeep_deleted using (false)",
+            "drop policy one on threadkeep_deleted; drop policy two on threadkeep_deleted",
+        ),
+        ("no_primary_key", "create table planted (a int)", "drop table planted"),
+        (
+            "unindexed_foreign_keys",
+            "create table planted (a int primary key, b text references threadkeep_deleted)",
+            "drop table planted",
+        ),
+        (
+            "duplicate_index",
+            "create index planted on conversation_threads (expires_at)",
+            "drop index planted",
+        ),
+        (
+            "index_that_a_longer_one_serves",
+            "create index planted on conversation_threads (user_id)",
+            "drop index planted",
+        ),
+        ("security_definer_view", "create view planted as select 1 as one", "drop view planted"),
+        ("extension_in_public", "create extension plpgsql_check", "drop extension plpgsql_check"),
+        ("not_commented", "create table planted (a int)", "drop table planted"),
+    ] {
+        database.sql(fault);
+        let said = advice(&database);
+        assert!(said.iter().any(|said| said.starts_with(rule)), "{rule}: {said:?}");
+        database.sql(mend);
+        assert_eq!(advice(&database), [""; 0], "after {mend}");
+    }
+}
+
+/// Each index serves a call of the library, or a rule of the table. (The plans at a size stand in benches/PLANS.md.)
+#[test]
+fn each_index_is_used() {
+    let database = Database::migrated();
+    database.sql(
+        "insert into conversation_threads (thread_id, user_id, conversation_data, expires_at, version)
+         select 't' || at, 'u' || at % 50, '1', now() + interval '1h' * (at - 1000), (extract(epoch from now() - interval '20 days') * 1000)::bigint + at << 21
+         from generate_series(1, 2000) as at;
+         delete from conversation_threads where thread_id like '%7';
+         analyze",
+    );
+    database.sql(
+        "set enable_seqscan = off;
+         select threadkeep_load('[{\"key\": \"t1\"}, {\"key\": \"t7\"}]');
+         select threadkeep_recent('{\"most\": 10}');
+         select threadkeep_recent('{\"most\": 10, \"user\": \"u1\"}');
+         select threadkeep_touch('[\"t1999\"]');
+         select threadkeep_purge(10)",
+    );
+    let unused = "select string_agg(indexrelname, ', ') from pg_stat_user_indexes where schemaname = 'public' and idx_scan = 0";
+    let mut said = String::new();
+    // The numbers come a moment after the session has ended.
+    for _ in 0..1_500 {
+        said = database.sql(unused);
+        if said.is_empty() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("no call uses {said}");
+}

@@ -1,0 +1,32 @@
+//! The migrations: by the Supabase CLI and by psql, on every kind of database that they may meet.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+mod advisors;
+mod database;
+mod locks;
+mod races;
+mod shapes;
+#[path = "../stack/mod.rs"]
+mod stack;
+mod supabase_cli;
+
+/// The six files of the first building, which the files of `migrations/` replace.
+const FIRST_BUILDING: &str = "tests/supabase/first_building";
+
+/// The table of the plan as somebody makes it by hand, with a row.
+const PLANNED: &str = "
+    create table conversation_threads (
+        id uuid primary key default gen_random_uuid(),
+        thread_id text not null unique,
+        user_id text,
+        conversation_data jsonb not null,
+        created_at timestamptz default now(),
+        accessed_at timestamptz default now(),
+        expires_at timestamptz not null,
+        metadata jsonb default '{}'
+    );
+    create index idx_conversation_threads_thread_id on conversation_threads (thread_id);
+    create index idx_conversation_threads_expires_at on conversation_threads (expires_at);
+    create index idx_conversation_threads_user_id on conversation_threads (user_id);
+    insert into conversation_threads (thread_id, user_id, conversation_data, expires_at)
+    values ('before', 'somebody', '[1]', now() + interval '1 hour')";

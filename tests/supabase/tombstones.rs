@@ -1,0 +1,299 @@
+//! Deletions that others make with plain statements: no late write undoes them.
+
+use std::time::Duration;
+
+use serde_json::json;
+use threadkeep::{Applied, Durability, Json, Key, Loaded, Record, Store, Supabase, Version, Want, Write};
+
+use crate::stack::{Fault, Gateway, Server, Stack};
+use crate::{builder, daemon, eventually, get, key, row, shared};
+
+on_each_server!(
+    a_tombstone_survives_a_plain_delete,
+    an_expired_row_keeps_its_version_when_it_is_deleted,
+    a_plain_delete_of_a_live_row_is_a_deletion,
+    a_lost_answer_is_recognised_after_a_plain_delete,
+    a_plain_insert_over_a_tombstone_gets_a_version_above_it,
+    a_change_of_the_id_is_a_delete_and_an_insert,
+    a_delete_mends_a_row_with_an_absurd_version,
+    an_update_goes_on_from_a_plain_delete,
+    a_queued_put_does_not_undo_a_delete_that_was_cleaned_up,
+);
+
+/// A store, and what its clock has stamped in this order.
+struct Bench {
+    stack: &'static Stack,
+    _gateway: Gateway,
+    store: Supabase,
+    key: Key,
+}
+
+impl Bench {
+    async fn new(server: Server, name: &str) -> Self {
+        let (stack, gateway, _) = shared(server).await;
+        let store = Supabase::new(&gateway.url(), &gateway.keys().secret).unwrap();
+        store.probe().await.unwrap();
+        Self { stack, _gateway: gateway, store, key: Key::new(key(name)).unwrap() }
+    }
+
+    fn versions<const N: usize>(&self) -> [Version; N] {
+        std::array::from_fn(|_| self.store.clock().stamp().version)
+    }
+
+    fn record(&self, version: Version, value: Option<i32>) -> Record {
+        let value = value.map(|value| Json::of(&value).unwrap());
+        let expires_at = if value.is_some() {
+            self.store.clock().now().plus(Duration::from_secs(3600))
+        } else {
+            version.at()
+        };
+        Record { key: self.key.clone(), version, value, expires_at, user: None, metadata: Json::default() }
+    }
+
+    async fn apply(&self, write: impl Into<Write>) -> Applied {
+        self.store.apply(&[write.into()]).await.unwrap()[0]
+    }
+
+    async fn put(&self, version: Version) -> Applied {
+        self.apply(self.record(version, Some(1))).await
+    }
+
+    async fn load(&self) -> Loaded {
+        self.store.load(&[Want::from(self.key.clone())]).await.unwrap().remove(0)
+    }
+
+    fn sql(&self, sql: &str) -> String {
+        self.stack.psql(&sql.replace("KEY", self.key.as_str())).trim().to_owned()
+    }
+
+    fn delete(&self) {
+        self.sql("delete from conversation_threads where thread_id = 'KEY'");
+    }
+}
+
+async fn a_tombstone_survives_a_plain_delete(server: Server) {
+    let bench = Bench::new(server, "tombstone").await;
+    let [first, late, removal, newer] = bench.versions();
+    assert_eq!(bench.put(first).await, Applied::Stored);
+    assert_eq!(bench.apply(bench.record(removal, None)).await, Applied::Stored);
+    // The plan's `get` deletes what has expired.
+    bench.sql("delete from conversation_threads where thread_id = 'KEY' and expires_at <= now()");
+    assert_eq!(bench.sql("select count(*) from conversation_threads where thread_id = 'KEY'"), "0");
+    assert_eq!(bench.put(late).await, Applied::Superseded(removal));
+    assert_eq!(bench.load().await, Loaded::Absent(removal));
+    assert_eq!(bench.put(newer).await, Applied::Stored);
+    assert!(matches!(bench.load().await, Loaded::Found(found) if found.version == newer));
+}
+
+async fn an_expired_row_keeps_its_version_when_it_is_deleted(server: Server) {
+    let bench = Bench::new(server, "expired").await;
+    let [late, put, newer] = bench.versions();
+    let brief = Record { expires_at: bench.store.clock().now(), ..bench.record(put, Some(1)) };
+    assert_eq!(bench.apply(brief).await, Applied::Stored);
+    assert_eq!(bench.load().await, Loaded::Absent(put));
+    bench.delete();
+    assert_eq!(bench.load().await, Loaded::Absent(put), "the delete changes nothing");
+    assert_eq!(bench.put(late).await, Applied::Superseded(put));
+    let over = Write { expect: Some(put), ..bench.record(newer, Some(2)).into() };
+    assert_eq!(bench.apply(over).await, Applied::Stored);
+}
+
+async fn a_plain_delete_of_a_live_row_is_a_deletion(server: Server) {
+    let bench = Bench::new(server, "live").await;
+    let [put, late] = bench.versions();
+    assert_eq!(bench.put(put).await, Applied::Stored);
+    bench.delete();
+    let Loaded::Absent(deleted) = bench.load().await else { panic!("it is deleted") };
+    assert!(deleted > late, "{deleted:?} {late:?}");
+    assert_eq!(bench.put(late).await, Applied::Superseded(deleted));
+    // A compare-and-set that knows of no deletion is told, and then goes on from it.
+    let [next, last] = bench.versions();
+    let over = |version, expect| Write { expect: Some(expect), ..bench.record(version, Some(2)).into() };
+    assert_eq!(bench.apply(over(next, Version::NONE)).await, Applied::Conflict(deleted));
+    assert_eq!(bench.apply(over(next, put)).await, Applied::Conflict(deleted));
+    assert_eq!(bench.apply(over(last, deleted)).await, Applied::Stored);
+}
+
+async fn a_lost_answer_is_recognised_after_a_plain_delete(server: Server) {
+    let bench = Bench::new(server, "accepted").await;
+    let versions: [Version; 3] = bench.versions();
+    for version in versions {
+        assert_eq!(bench.put(version).await, Applied::Stored);
+    }
+    bench.delete();
+    for version in versions {
+        assert_eq!(bench.put(version).await, Applied::Stored, "it was stored");
+    }
+    assert!(matches!(bench.load().await, Loaded::Absent(_)), "and is deleted");
+    bench.sql("insert into conversation_threads (thread_id, conversation_data, expires_at) values ('KEY', '9', now() + interval '1h')");
+    for version in versions {
+        assert_eq!(bench.put(version).await, Applied::Stored);
+    }
+    assert_eq!(bench.sql("select conversation_data from conversation_threads where thread_id = 'KEY'"), "9");
+}
+
+async fn a_plain_insert_over_a_tombstone_gets_a_version_above_it(server: Server) {
+    let bench = Bench::new(server, "again").await;
+    let insert = "insert into conversation_threads (thread_id, conversation_data, expires_at)
+                  values ('KEY', '2', now() + interval '1 hour')";
+    let upsert = format!(
+        "{insert} on conflict (thread_id) do update set conversation_data = excluded.conversation_data"
+    );
+    for create in [insert, &upsert] {
+        let [put] = bench.versions();
+        assert_eq!(bench.put(put).await, Applied::Stored);
+        bench.delete();
+        // The tombstone of a daemon whose clock is ahead, as far as that is taken.
+        bench.sql("update threadkeep_deleted set version = version + (1000::bigint << 21), accepted_versions[1] = version + (1000::bigint << 21)
+                   where thread_id = 'KEY'");
+        let Loaded::Absent(deleted) = bench.load().await else { panic!("it is deleted") };
+        bench.sql(create);
+        let Loaded::Found(found) = bench.load().await else { panic!("it is there again") };
+        assert!(found.version > deleted);
+        let first = "select accepted_versions[1] = version from conversation_threads where thread_id = 'KEY'";
+        assert_eq!(bench.sql(first), "t");
+        bench.delete();
+        let Loaded::Absent(again) = bench.load().await else { panic!("it is deleted again") };
+        assert!(again > found.version);
+        bench.sql("delete from threadkeep_deleted where thread_id = 'KEY'");
+    }
+}
+
+async fn a_change_of_the_id_is_a_delete_and_an_insert(server: Server) {
+    let bench = Bench::new(server, "before").await;
+    let [put, late] = bench.versions();
+    assert_eq!(bench.put(put).await, Applied::Stored);
+    let after = Key::new(format!("{} after", bench.key.as_str())).unwrap();
+    bench.sql("update conversation_threads set thread_id = 'KEY after' where thread_id = 'KEY'");
+    let Loaded::Absent(deleted) = bench.load().await else { panic!("it is called otherwise") };
+    assert_eq!(bench.put(late).await, Applied::Superseded(deleted));
+    let loaded = bench.store.load(&[Want::from(after)]).await.unwrap().remove(0);
+    assert!(matches!(loaded, Loaded::Found(found) if found.version > put));
+    // And back, over the tombstone.
+    bench.sql("update conversation_threads set thread_id = 'KEY' where thread_id = 'KEY after'");
+    assert!(matches!(bench.load().await, Loaded::Found(found) if found.version > deleted));
+}
+
+/// Somebody restored it without the triggers.
+async fn a_delete_mends_a_row_with_an_absurd_version(server: Server) {
+    let bench = Bench::new(server, "absurd").await;
+    for (expiry, end) in [("infinity", "live"), ("-infinity", "expired")] {
+        bench.sql(&format!(
+            "set session_replication_role = replica;
+             insert into conversation_threads (thread_id, conversation_data, expires_at, version)
+             values ('KEY', '1', '{expiry}', 9223372036854775807)"
+        ));
+        bench.delete();
+        // As if two days had passed.
+        bench.sql("update threadkeep_deleted set version = version - ((2 * 86400000::bigint) << 21) where thread_id = 'KEY'");
+        let [put] = bench.versions();
+        assert_eq!(bench.put(put).await, Applied::Stored, "{end}");
+        bench.delete();
+        bench.sql("delete from threadkeep_deleted where thread_id = 'KEY'");
+    }
+}
+
+async fn an_update_goes_on_from_a_plain_delete(server: Server) {
+    let (stack, gateway, cache) = shared(server).await;
+    let other = daemon(&gateway).await;
+    let key = key("updated");
+    let _ = cache.put(&key, &[1]).await.unwrap();
+    stack.psql(&format!("delete from conversation_threads where thread_id = '{key}'"));
+    gateway.forget();
+    for turn in [2, 3] {
+        let append = |turns: Option<Vec<i32>>| Ok(Some([turns.unwrap_or_default(), vec![turn]].concat()));
+        assert_eq!(other.update(&key, append).await.unwrap(), Durability::Stored);
+    }
+    assert_eq!(gateway.count("threadkeep_apply"), 2, "each at the first attempt");
+    assert_eq!(get(&cache, &key).await.unwrap().json().replace(' ', ""), "[2,3]");
+}
+
+/// The report: a put waits in a queue, another daemon removes the conversation, the plan's `get` cleans up, the put is replayed.
+async fn a_queued_put_does_not_undo_a_delete_that_was_cleaned_up(server: Server) {
+    let (stack, _gateway, other) = shared(server).await;
+    let cut_off = stack.gateway().await;
+    let cache = builder(&cut_off).open().await.unwrap();
+    let key = key("cleaned up");
+    let _ = other.put(&key, &json!("before")).await.unwrap();
+    cut_off.rule(|_| Fault::html(503));
+    assert_eq!(cache.put(&key, &json!("queued")).await.unwrap(), Durability::Queued);
+    assert_eq!(other.remove(&key).await.unwrap(), Durability::Stored);
+    stack
+        .psql(&format!("delete from conversation_threads where thread_id = '{key}' and expires_at <= now()"));
+    assert_eq!(row(stack, &key, "1"), "");
+    cut_off.heal();
+    eventually("the replay", async || cache.health().queue.unwrap().records == 0).await;
+    assert_eq!(cache.health().queue.unwrap().dead_letters, 1);
+    assert!(get(&cache, &key).await.is_none() && get(&other, &key).await.is_none());
+    assert_eq!(row(stack, &key, "1"), "", "it is not back");
+}
+
+/// TRUNCATE and purge concern all conversations, so each has a stack of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_leaves_tombstones_which_a_purge_forgets() {
+    let stack = tokio::task::spawn_blocking(|| Stack::start(Server::Postrust)).await.unwrap();
+    let gateway = stack.gateway().await;
+    let store = Supabase::new(&gateway.url(), &gateway.keys().secret).unwrap();
+    store.probe().await.unwrap();
+    let key = Key::new("truncated").unwrap();
+    let put = |version| Record {
+        key: key.clone(),
+        version,
+        value: Some(Json::of(&1).unwrap()),
+        expires_at: store.clock().now().plus(Duration::from_secs(3600)),
+        user: None,
+        metadata: Json::default(),
+    };
+    let (first, late) = (store.clock().stamp().version, store.clock().stamp().version);
+    assert_eq!(store.apply(&[put(first).into()]).await.unwrap(), [Applied::Stored]);
+    tokio::task::block_in_place(|| stack.psql("truncate conversation_threads"));
+    let answers = store.apply(&[put(late).into()]).await.unwrap();
+    assert!(matches!(answers[..], [Applied::Superseded(deleted)] if deleted > late), "{answers:?}");
+
+    let count = "select count(*) from threadkeep_deleted";
+    let age = |days: u32| {
+        let sql = format!(
+            "update threadkeep_deleted set removed_at = now() - interval '{days} days 1 hour',
+             version = (extract(epoch from now() - interval '{days} days 1 hour') * 1000)::bigint << 21"
+        );
+        tokio::task::block_in_place(|| stack.psql(&sql));
+    };
+    for (days, left) in [(7, "1"), (8, "0")] {
+        age(days);
+        store.purge(100).await.unwrap();
+        assert_eq!(tokio::task::block_in_place(|| stack.psql(count)).trim(), left, "after {days} days");
+    }
+    // A row that the purge removes leaves no tombstone.
+    tokio::task::block_in_place(|| {
+        stack.psql(
+            "insert into conversation_threads (thread_id, conversation_data, version, expires_at)
+             values ('old', '1', (extract(epoch from now() - interval '9 days') * 1000)::bigint << 21, now() - interval '9 days')",
+        )
+    });
+    assert_eq!(store.purge(100).await.unwrap(), 1);
+    assert_eq!(tokio::task::block_in_place(|| stack.psql(count)).trim(), "0");
+}
+
+/// A role that may delete rows needs no right on the tombstones, and gets none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_may_write_the_table_can_delete_and_leaves_a_tombstone() {
+    let stack = tokio::task::spawn_blocking(|| Stack::start(Server::Postrust)).await.unwrap();
+    let answer = tokio::task::block_in_place(|| {
+        stack.psql(
+            "create role janitor bypassrls; grant usage on schema public to janitor;
+             grant select, insert, update, delete, truncate on conversation_threads to janitor",
+        );
+        stack.psql(
+            "set role janitor;
+             insert into conversation_threads (thread_id, conversation_data, expires_at) values ('t', '1', now() + interval '1h');
+             delete from conversation_threads;
+             insert into conversation_threads (thread_id, conversation_data, expires_at) values ('t', '2', now() + interval '1h');
+             update conversation_threads set thread_id = 'u';
+             truncate conversation_threads;
+             reset role;
+             select string_agg(thread_id, ',' order by thread_id) from threadkeep_deleted;
+             select has_table_privilege('janitor', 'threadkeep_deleted', 'select, insert, update, delete')",
+        )
+    });
+    assert_eq!(answer.trim(), "t,u\nf");
+}
