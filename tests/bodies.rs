@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 const MIB: usize = 1 << 20;
 /// How the functions' answers begin.
-const OURS: &str = r#"{"now" : 1764000000000, "schema" : 1, "rows" : ["#;
+const OURS: &str = r#"{"now" : 1764000000000, "schema" : 2, "rows" : ["#;
 
 /// An answer: its head, how its body begins, and what follows again and again, so often.
 #[derive(Debug, Clone)]

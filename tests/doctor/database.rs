@@ -190,9 +190,15 @@ async fn keep_out_whoever_has_the_public_key(server: Server) {
     // Its work on the table is refused all the same.
     open.is_well();
     let open = patient.with("grant execute on all functions in schema public to anon", &arguments).await;
+    open.is_well();
+    // A function that does without the tables answers.
+    let probe = "create or replace function public.threadkeep_probe() returns json language sql volatile security invoker
+                 set search_path = '' as $$ select json_build_object('now', public.threadkeep_now(), 'schema', 2) $$;
+                 grant execute on all functions in schema public to anon";
+    let open = patient.with(probe, &arguments).await;
     open.only_fails(
         "public access",
-        &["threadkeep_apply", "with the public key", "apply the migrations again"],
+        &["threadkeep_probe", "with the public key", "apply the migrations again"],
     );
     let hidden = patient.with("grant select on conversation_threads to anon", &arguments).await;
     hidden.is_well().says("row level security", "ok", &["no conversation can be seen"]);

@@ -85,7 +85,7 @@ async fn nothing_deadlocks_and_nothing_deleted_comes_back() {
     }
     let of = |state: &str| answers.iter().filter(|answer| answer.state == state).count();
     let all = (of("stored"), of("superseded"), of("conflict"));
-    assert!(all.0 > 0 && all.1 > 0 && all.2 > 0 && changes.len() > 1_000, "{all:?} {}", changes.len());
+    assert!(all.0 > 0 && all.1 > 0 && all.2 > 0 && changes.len() > 100, "{all:?} {}", changes.len());
 }
 
 async fn session(seed: u64, client: &tokio_postgres::Client) -> Vec<Answer> {

@@ -410,8 +410,7 @@ mod tests {
     #[test]
     fn a_file_of_an_earlier_build_gets_the_columns_that_it_lacks() {
         let connection = Connection::open_in_memory().unwrap();
-        let earlier =
-            "create table records (key text not null primary key) strict;
+        let earlier = "create table records (key text not null primary key) strict;
              create table attempts (key text not null, version integer not null, primary key (key, version))
              strict, without rowid; insert into attempts values ('k', 7);";
         connection.execute_batch(earlier).unwrap();
