@@ -31,7 +31,7 @@ const LEAST: usize = 16;
 const RECORDS: usize = 500;
 const BYTES: usize = 1 << 20;
 /// So many callers that fail alike show that no record of theirs is at fault.
-const SEVERAL: usize = 3;
+const SEVERAL: usize = 8;
 /// What may wait for a lane. One more is told [`ErrorKind::Busy`].
 const MOST_RECORDS: usize = 20_000;
 const MOST_BYTES: usize = 64 << 20;
@@ -268,10 +268,11 @@ impl<S: Store, E: Errand> Lane<S, E> {
     /// Sends a batch. One that fails for perhaps a single record is sent in halves, in their order. If several callers in a
     /// row fail with the same error, and it is no verdict on their records, the others get it unsent.
     async fn send(&self, batch: Vec<Job<E>>) {
-        let (mut batches, mut alike) = (vec![batch], Alike::default());
-        while let Some(mut batch) = batches.pop() {
-            if let Some(error) = alike.common() {
-                refuse(batch, error);
+        let (mut batches, mut alike) = (vec![(batch, false)], Alike::default());
+        // What a half says of itself does not tell what became of the whole.
+        while let Some((mut batch, was_unknown)) = batches.pop() {
+            if let Some(error) = alike.common(was_unknown) {
+                refuse(batch, &error);
                 continue;
             }
             let items: Vec<E::Item> = batch.iter().flat_map(|job| job.items.iter().cloned()).collect();
@@ -282,11 +283,12 @@ impl<S: Store, E: Errand> Lane<S, E> {
                 }
                 Err(error) if batch.len() > 1 && error.may_be_of_one() => {
                     let later = batch.split_off(batch.len() / 2);
-                    batches.extend([later, batch]);
+                    let is_unknown = was_unknown || error.outcome_unknown();
+                    batches.extend([(later, is_unknown), (batch, is_unknown)]);
                 }
                 Err(error) => {
                     alike.note(&error);
-                    refuse(batch, &error);
+                    refuse(batch, &with(error, was_unknown));
                 }
             }
         }
@@ -307,13 +309,18 @@ impl Alike {
         self.last = Some(error.clone());
     }
 
-    fn common(&self) -> Option<&Error> {
+    fn common(&self, was_unknown: bool) -> Option<Error> {
         let is_verdict = |error: &Error| {
             matches!(error.kind(), ErrorKind::Refused | ErrorKind::Invalid | ErrorKind::Busy)
                 && error.may_be_of_one()
         };
-        self.last.as_ref().filter(|error| self.count >= SEVERAL && !is_verdict(error))
+        let common = self.last.clone().filter(|error| self.count >= SEVERAL && !is_verdict(error));
+        common.map(|error| with(error, was_unknown))
     }
+}
+
+fn with(error: Error, was_unknown: bool) -> Error {
+    if was_unknown { error.with_outcome_unknown() } else { error }
 }
 
 fn refuse<E: Errand>(batch: Vec<Job<E>>, error: &Error) {

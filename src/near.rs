@@ -268,7 +268,10 @@ impl Near {
             if ticket.is_overtaken(key, version) {
                 // The floor may come from a write of a clock that was ahead, which never was stored: what is held can be
                 // older than these news all the same, and they may be an acknowledged write.
-                self.absences.iter().for_each(|absences| absences.invalidate(key));
+                let knows_older = |absent: (Version, Moment)| absent.0 < version;
+                let stale =
+                    self.absences.iter().filter(|absences| absences.get(key).is_some_and(knows_older));
+                stale.for_each(|absences| absences.invalidate(key));
                 let is_older = |held: &Arc<Entry>| !held.is_queued && held.record.version < version;
                 return if held.as_ref().is_some_and(is_older) {
                     Op::Remove

@@ -66,6 +66,19 @@ impl Marks {
         removed.iter().for_each(|removed| self.forget_age(removed));
     }
 
+    /// Puts all marks right, and their ages with them; says whether any changed.
+    fn straighten(&mut self, clock: &Clock) -> bool {
+        let (mut is_change, mut ages) = (false, BTreeMap::<Timestamp, usize>::new());
+        for mark in self.by_key.values_mut() {
+            let straight = mark.straightened(clock);
+            is_change |= straight.blindness != mark.blindness;
+            *mark = straight;
+            *ages.entry(mark.queued_at).or_default() += 1;
+        }
+        self.ages = ages;
+        is_change
+    }
+
     fn forget_age(&mut self, mark: &Mark) {
         if let Entry::Occupied(mut count) = self.ages.entry(mark.queued_at) {
             *count.get_mut() -= 1;
@@ -220,12 +233,7 @@ impl Pending {
 
     /// What was stamped by a clock that was wrong has been put right in the file, too.
     pub(crate) fn straighten(&self) {
-        let mut is_change = false;
-        for mark in self.marks().by_key.values_mut() {
-            let straight = mark.straightened(&self.clock);
-            is_change |= straight.version != mark.version || straight.blindness != mark.blindness;
-            *mark = straight;
-        }
+        let is_change = self.marks().straighten(&self.clock);
         if is_change {
             self.changed();
         }
@@ -357,6 +365,6 @@ mod tests {
         assert_eq!(pending.current(&key), None);
         pending.straighten();
         pending.settle(&key, straight);
-        assert!(!pending.contains(&key));
+        assert!(!pending.contains(&key) && pending.oldest().is_none(), "an empty queue has no age");
     }
 }

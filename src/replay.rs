@@ -73,8 +73,8 @@ struct Suspect {
     failures: u32,
     due: Instant,
     is_under_way: bool,
-    /// Whether it failed alone before.
-    was_tried: bool,
+    /// How often it was sent alone, and failed.
+    tries: u32,
     /// How many writes the source of truth had accepted when this one came under suspicion, or when replay last stopped.
     accepted: u64,
 }
@@ -313,7 +313,7 @@ impl Replay {
                 true
             }
             Sent::Away(error) => {
-                keys.iter().for_each(|(key, _)| round.free(key));
+                keys.iter().for_each(|(key, _)| round.free(key, was_alone));
                 round.away = Some(error);
                 false
             }
@@ -493,7 +493,10 @@ impl Replay {
         match self.spool.restamp(key, version, to).await {
             Ok(true) => self.pending.restamp(key, version, to),
             Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "a queued write could not be stamped anew"),
+            Err(error) => {
+                tracing::warn!(%error, "a queued write could not be stamped anew");
+                return Duration::from_secs(1);
+            }
         }
         Duration::ZERO
     }
@@ -520,7 +523,7 @@ impl Round {
         if let Some(suspect) = self.suspects.get_mut(&queued.record.key) {
             suspect.is_under_way = true;
             suspect.version = queued.record.version;
-            let Suspect { was_tried, accepted, .. } = *suspect;
+            let (was_tried, accepted) = (suspect.tries > 0, suspect.accepted);
             self.spawn(replay, vec![queued], Trial::Alone { was_tried, accepted });
         }
     }
@@ -540,15 +543,18 @@ impl Round {
     /// The suspects whose time has come, as many as there is room for.
     fn due(&self) -> Vec<Key> {
         let now = Instant::now();
-        let due = self.idle().filter(|(_, suspect)| suspect.due <= now).map(|(key, _)| key.clone());
-        due.take(SUSPECTS.saturating_sub(self.sent_alone())).collect()
+        let mut due: Vec<_> = self.idle().filter(|(_, suspect)| suspect.due <= now).collect();
+        // Those that were tried least come first, or a few that always fail would keep the others from their turn.
+        due.sort_by_key(|(_, suspect)| suspect.tries);
+        due.truncate(SUSPECTS.saturating_sub(self.sent_alone()));
+        due.into_iter().map(|(key, _)| key.clone()).collect()
     }
 
     /// The suspects that may be sent now or later. One that failed waits until all have been tried: if the others fail as
     /// well, the fault is not its own.
     fn idle(&self) -> impl Iterator<Item = (&Key, &Suspect)> {
-        let are_all_tried = self.suspects.values().all(|suspect| suspect.was_tried);
-        let may_go = move |suspect: &Suspect| are_all_tried || !suspect.was_tried;
+        let are_all_tried = self.suspects.values().all(|suspect| suspect.tries > 0);
+        let may_go = move |suspect: &Suspect| are_all_tried || suspect.tries == 0;
         self.suspects.iter().filter(move |(_, suspect)| !suspect.is_under_way && may_go(suspect))
     }
 
@@ -570,7 +576,7 @@ impl Round {
 
     fn suspect(&mut self, key: Key, version: Version, wait: Duration, accepted: u64) {
         let due = Instant::now() + wait;
-        let suspect = Suspect { version, failures: 0, due, is_under_way: false, accepted, was_tried: false };
+        let suspect = Suspect { version, failures: 0, due, is_under_way: false, accepted, tries: 0 };
         self.suspects.insert(key, suspect);
     }
 
@@ -598,9 +604,10 @@ impl Round {
         }
     }
 
-    fn free(&mut self, key: &Key) {
+    fn free(&mut self, key: &Key, was_alone: bool) {
         if let Some(suspect) = self.suspects.get_mut(key) {
             suspect.is_under_way = false;
+            suspect.tries += u32::from(was_alone);
         }
     }
 
@@ -609,7 +616,8 @@ impl Round {
     fn strike(&mut self, key: &Key, error: &Error) {
         let Some(suspect) = self.suspects.get_mut(key) else { return };
         suspect.is_under_way = false;
-        if !std::mem::replace(&mut suspect.was_tried, true) && error.is_own_fault() {
+        suspect.tries += 1;
+        if suspect.tries == 1 && error.is_own_fault() {
             suspect.due = Instant::now() + SOON;
             return;
         }

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -13,6 +14,8 @@ use crate::store::Applied;
 
 /// If the last writes of so many threads failed with one code, no record is at fault, but the store.
 const SEVERAL: usize = 3;
+/// Failures that are so far apart are not in a row.
+const MEMORY: Duration = Duration::from_secs(60);
 
 /// What a call to the origin does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,14 +26,16 @@ pub(crate) enum Call {
     Probe,
 }
 
-/// Who raised the alert.
+/// Who raised an alert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Witness {
-    Read,
-    Write,
     /// Several threads in a row, whatever a probe says.
     Several,
+    Write,
+    Read,
 }
+
+const WITNESSES: [Witness; 3] = [Witness::Several, Witness::Write, Witness::Read];
 
 /// The alert by the last calls to the origin, whoever made them, and the writes that failed since one was accepted.
 #[derive(Debug, Default)]
@@ -44,7 +49,8 @@ pub(crate) struct Trouble {
 
 #[derive(Debug, Default)]
 struct State {
-    alert: Option<(Witness, Error)>,
+    /// Each witness has its own: the news of one do not undo those of another.
+    alerts: [Option<Error>; WITNESSES.len()],
     in_a_row: InARow,
 }
 
@@ -53,19 +59,25 @@ struct State {
 pub(crate) struct InARow {
     code: String,
     keys: Vec<Key>,
+    last: Option<Instant>,
 }
 
 impl InARow {
     /// Counts a failure; says whether several threads in a row met the same.
     pub(crate) fn note(&mut self, key: &Key, error: &Error) -> bool {
         let code = error.code().unwrap_or(error.kind().as_str());
-        if self.code != code {
-            *self = Self { code: code.to_owned(), keys: Vec::new() };
+        if self.code != code || self.is_long_ago() {
+            *self = Self { code: code.to_owned(), ..Self::default() };
         }
+        self.last = Some(Instant::now());
         if self.keys.len() < SEVERAL && !self.keys.contains(key) {
             self.keys.push(key.clone());
         }
         self.keys.len() >= SEVERAL
+    }
+
+    fn is_long_ago(&self) -> bool {
+        self.last.is_none_or(|last| last.elapsed() > MEMORY)
     }
 }
 
@@ -75,10 +87,15 @@ impl Trouble {
         match result {
             Ok(_) => match call {
                 Call::Write => self.write_works(),
-                Call::Probe => self.end_if(|witness, _| witness != Witness::Several),
-                Call::Read => {
-                    self.end_if(|witness, alert| witness == Witness::Read || is_seen_by_reads(alert))
+                Call::Probe => {
+                    let is_long_ago = self.lock().in_a_row.is_long_ago();
+                    self.end_if(|witness, _| witness != Witness::Several || is_long_ago);
                 }
+                Call::Read => self.end_if(|witness, alert| match witness {
+                    Witness::Read => true,
+                    Witness::Write => is_seen_by_reads(alert),
+                    Witness::Several => false,
+                }),
             },
             Err(error) if is_alert(call, error) => {
                 self.raise(if call == Call::Read { Witness::Read } else { Witness::Write }, error);
@@ -115,7 +132,7 @@ impl Trouble {
 
     /// What is to be mended.
     pub(crate) fn get(&self) -> Option<Error> {
-        self.lock().alert.as_ref().map(|(_, error)| error.clone())
+        self.lock().alerts.iter().flatten().next().cloned()
     }
 
     fn write_works(&self) {
@@ -127,21 +144,26 @@ impl Trouble {
         }
     }
 
-    fn end_if(&self, is_over: impl FnOnce(Witness, &Error) -> bool) {
+    fn end_if(&self, is_over: impl Fn(Witness, &Error) -> bool) {
         let mut state = self.lock();
-        if state.alert.as_ref().is_some_and(|(witness, alert)| is_over(*witness, alert)) {
-            tracing::info!("the source of truth works again");
-            state.alert = None;
+        let mut has_ended = false;
+        for (witness, alert) in WITNESSES.into_iter().zip(&mut state.alerts) {
+            has_ended |= alert.take_if(|alert| is_over(witness, alert)).is_some();
+        }
+        if has_ended {
             self.mended.notify_waiters();
+            if state.alerts.iter().all(Option::is_none) {
+                tracing::info!("the source of truth works again");
+            }
         }
     }
 
     fn raise(&self, witness: Witness, error: &Error) {
         let mut state = self.lock();
-        if state.alert.is_none() {
+        if state.alerts.iter().all(Option::is_none) {
             tracing::error!(%error, "the source of truth needs an operator");
         }
-        state.alert = Some((witness, error.clone()));
+        state.alerts[witness as usize] = Some(error.clone());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -149,9 +171,10 @@ impl Trouble {
     }
 }
 
-/// Whether a read would meet this, too.
+/// Whether a read would meet this, too: a refused key, or something else that answers in the store's place.
 fn is_seen_by_reads(error: &Error) -> bool {
-    matches!(error.scope(), Scope::Everything | Scope::Unknown) && error.kind() != ErrorKind::Local
+    matches!(error.scope(), Scope::Everything | Scope::Unknown)
+        && matches!(error.kind(), ErrorKind::Denied | ErrorKind::Unavailable)
 }
 
 /// Whether a failure does not mend itself. A write that failed by itself says little: replay finds out.

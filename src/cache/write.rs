@@ -420,7 +420,9 @@ impl Inner {
                 if e.outcome_unknown() {
                     self.near.doubt(&record.key, record.version);
                 }
-                let common = e.may_be_of_one().then(|| self.trouble.is_common(&record.key, &e));
+                // Without a queue, each caller hears of his own record.
+                let may_be_common = e.may_be_of_one() && self.queueing().is_some();
+                let common = may_be_common.then(|| self.trouble.is_common(&record.key, &e));
                 return Err(common.flatten().unwrap_or(e));
             }
         };

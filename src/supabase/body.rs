@@ -46,11 +46,12 @@ impl Body {
         self.is_whole
     }
 
-    /// Whether an answer of the functions begins so: each says its version before anything that can be long.
+    /// Whether an answer of the functions begins so. Each says the time before anything that can be long, also if a server
+    /// has sorted the names.
     fn is_ours(&self) -> bool {
-        const SCHEMA: &[u8] = b"\"schema\"";
+        const NOW: &[u8] = b"\"now\"";
         let head = self.bytes[..HEAD].trim_ascii_start();
-        head.starts_with(b"{") && head.windows(SCHEMA.len()).any(|part| part == SCHEMA)
+        head.starts_with(b"{") && head.windows(NOW.len()).any(|part| part == NOW)
     }
 
     /// Whether this is all that was sent.

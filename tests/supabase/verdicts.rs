@@ -371,7 +371,7 @@ async fn an_operators_mistake_costs_no_queued_write(server: Server) {
             "alter table conversation_threads drop column tenant cascade",
         ),
         (
-            "a constraint that spares the probe",
+            "a constraint on users",
             "create table users (id text primary key);
              alter table conversation_threads add constraint users foreign key (user_id) references users not valid",
             "alter table conversation_threads drop constraint users; drop table users",
@@ -410,7 +410,9 @@ async fn an_operators_mistake_costs_no_queued_write(server: Server) {
             assert_eq!(get(&cache, key).await.unwrap().freshness(), Freshness::Queued, "{what}");
         }
         let second = patient(&gateway).open().await.unwrap();
-        assert_eq!(second.health().is_available(), what.contains("spares the probe"), "{what}");
+        // A probe has no user and no tenant, so that a constraint shows by the first writes.
+        let is_constraint = what.contains("constraint") || what.contains("NOT NULL");
+        assert_eq!(second.health().is_available(), is_constraint, "{what}");
         sql(remedy);
         drained(what, &cache).await;
     }

@@ -273,6 +273,10 @@ fn keep_ranked(
     let held: Option<(i64, i64)> = held.optional()?;
     let is_there = held.is_some_and(|(version, _)| version == record.version.raw());
     let replaced = if is_there { None } else { keep(connection, state, copy, clock)? };
+    if replaced.is_some() {
+        // It is a write of this daemon, and so in use.
+        return Ok(replaced);
+    }
     let seq = match (copy.rank, held) {
         (Rank::Listed, Some((_, seq))) => seq,
         (Rank::Listed, None) => state.next_listed(),
