@@ -355,7 +355,7 @@ impl Replay {
         drop(turn);
         let sent = match applied {
             Ok(applied) => {
-                let applied = self.noted(applied);
+                self.trouble.wrote(Ok(&applied));
                 self.conclude(batch, applied, began).await
             }
             Err(error) => self.examine(batch, error, trial).await,
@@ -407,12 +407,6 @@ impl Replay {
             return Ok(applied);
         }
         Err(Error::new(ErrorKind::Schema, "the store did not answer for all records"))
-    }
-
-    fn noted(&self, applied: Vec<Applied>) -> Vec<Applied> {
-        let applied = Ok(applied);
-        self.trouble.wrote(&applied);
-        applied.unwrap_or_default()
     }
 
     /// Finds out whether a batch failed because of a record in it, or because the source of truth takes no writes. Only a

@@ -105,10 +105,11 @@ impl Trouble {
     }
 
     /// Takes note of an answer to writes. Only one that was stored shows that writes work.
-    pub(crate) fn wrote(&self, result: &Result<Vec<Applied>>) {
+    pub(crate) fn wrote(&self, result: Result<&[Applied], &Error>) {
         match result {
-            Ok(applied) if !applied.contains(&Applied::Stored) => {}
-            result => self.note(Call::Write, result),
+            Ok(applied) if applied.contains(&Applied::Stored) => self.write_works(),
+            Ok(_) => {}
+            Err(error) => self.note::<()>(Call::Write, &Err(error.clone())),
         }
     }
 
@@ -207,9 +208,9 @@ mod tests {
         trouble.note(Call::Read, &Ok(()));
         trouble.note(Call::Probe, &Ok(()));
         assert!(trouble.get().is_some(), "neither a read nor a probe shows that these writes work");
-        trouble.wrote(&Ok(vec![Applied::TooOld]));
+        trouble.wrote(Ok(&[Applied::TooOld]));
         assert!(trouble.get().is_some(), "nothing was stored");
-        trouble.wrote(&Ok(vec![Applied::Stored]));
+        trouble.wrote(Ok(&[Applied::Stored]));
         assert!(trouble.get().is_none() && !is_common(4, "23502"));
     }
 }

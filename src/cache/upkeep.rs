@@ -9,6 +9,8 @@ use crate::blocking;
 /// Threads in one call.
 const PORTION: usize = 500;
 
+/// How often the end of a fault is looked for.
+const PROOF: Duration = Duration::from_secs(5);
 /// Calls of one purge at most: a store that always says that there is more must not keep it busy for ever.
 const PURGES: usize = 1_000;
 
@@ -18,12 +20,25 @@ pub(super) async fn keep_up(cache: Weak<Inner>, period: Duration) {
     loop {
         // This timer does not count a sleep of the machine. The chores also ask the origin, and so learn what time it is.
         let Some(clock) = cache.upgrade().map(|cache| Arc::clone(cache.origin.clock())) else { return };
-        tokio::select! {
-            () = tokio::time::sleep(period.mul_f64(0.75 + fastrand::f64() / 4.0)) => {}
-            () = clock.jumped() => {}
+        let mut chores = std::pin::pin!(async {
+            tokio::select! {
+                () = tokio::time::sleep(period.mul_f64(0.75 + fastrand::f64() / 4.0)) => {}
+                () = clock.jumped() => {}
+            }
+        });
+        // A fault may keep all traffic away that would show its end, so its end is looked for more often.
+        loop {
+            let is_time = tokio::select! {
+                () = &mut chores => true,
+                () = tokio::time::sleep(PROOF) => false,
+            };
+            let Some(cache) = cache.upgrade() else { return };
+            cache.ask_again().await;
+            if is_time {
+                break;
+            }
         }
         let Some(cache) = cache.upgrade() else { return };
-        cache.ask_again().await;
         cache.report_accesses().await;
         cache.keep_read().await;
         cache.purge().await;
@@ -34,7 +49,8 @@ pub(super) async fn keep_up(cache: Weak<Inner>, period: Duration) {
 impl Inner {
     /// Where the origin needed an operator, asks whether it has got one: there may be no traffic that would tell.
     async fn ask_again(&self) {
-        if self.trouble.get().is_some() && self.is_reachable() {
+        let is_at_fault = self.trouble.get().is_some() || self.origin.fault().is_some();
+        if is_at_fault && self.is_reachable() {
             self.note(Call::Probe, self.origin.probe().await).ok();
         }
         if let Some(spool) = self.spool.as_ref().filter(|spool| spool.fault().is_some())

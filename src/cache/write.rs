@@ -413,7 +413,7 @@ impl Inner {
     async fn apply(&self, record: &Arc<Record>, expect: Option<Version>) -> Result<Applied> {
         let write = Write { record: Arc::clone(record), expect, again: false };
         let applied = self.origin.apply(&[write]).await;
-        self.trouble.wrote(&applied);
+        self.trouble.wrote(applied.as_deref());
         let applied = match applied {
             Ok(applied) => applied.first().copied(),
             Err(e) => {

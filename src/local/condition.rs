@@ -60,7 +60,7 @@ impl Condition {
         let known = self.faults().name.clone();
         match known {
             Some(nameless) => Err(nameless),
-            None if self.names.first().is_none_or(Name::is_there) => Ok(()),
+            None if self.names.first().is_none_or(|name| name.is_there() && !name.is_emptied()) => Ok(()),
             None => self.look(),
         }
     }
@@ -70,7 +70,9 @@ impl Condition {
     /// # Errors
     /// [`Local`](crate::ErrorKind::Local) if one does not. What is written from now on may be lost with the process.
     pub(super) fn look(&self) -> Result<()> {
-        let lost = self.names.iter().find(|name| !name.is_there());
+        let is_lost = |name: &&Name| !name.is_there();
+        let is_emptied = |name: &&Name| name.is_emptied();
+        let lost = self.names.iter().find(is_lost).or_else(|| self.names.first().filter(is_emptied));
         let mut faults = self.faults();
         match (lost, &faults.name) {
             (None, None) => Ok(()),
@@ -119,6 +121,11 @@ impl Name {
     fn is_there(&self) -> bool {
         identity(&self.path) == Some(self.file)
     }
+
+    /// SQLite never makes the file itself empty.
+    fn is_emptied(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|data| data.is_file() && data.len() == 0)
+    }
 }
 
 /// An error that is not the file's fault changes nothing.
@@ -129,7 +136,11 @@ fn note(fault: &mut Option<Error>, error: Option<&Error>) {
 }
 
 fn nameless(path: &Path, lost: &Name) -> Error {
-    let what = if lost.path.exists() { "is another file now" } else { "is gone" };
+    let what = match () {
+        () if !lost.path.exists() => "is gone",
+        () if lost.is_there() => "was emptied",
+        () => "is another file now",
+    };
     let (lost, process) = (lost.path.display(), std::process::id());
     let why = format!(
         "was deleted, moved or replaced while it was open ({lost} {what}): no write is taken into it; put it back, or move away \

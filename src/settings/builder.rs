@@ -490,7 +490,7 @@ impl Builder {
         }
         let missing = self.missing();
         if !missing.is_empty() && !self.strict && errors.is_empty() {
-            let missing = missing.join(" and ");
+            let missing = missing.join(" not set and ");
             tracing::warn!(
                 "CONVERSATION_STORAGE_BACKEND is supabase, but {missing} not set: FALLING BACK TO MEMORY, conversations are lost on restart"
             );

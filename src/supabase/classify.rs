@@ -31,6 +31,8 @@ pub(super) struct Said {
     /// The SQLSTATE, or PostgREST's own code; empty if there is none that can be used.
     pub(super) code: String,
     pub(super) what: String,
+    /// Whether it is a page for people, which neither PostgREST nor Supabase's gateway sends.
+    is_page: bool,
 }
 
 impl Said {
@@ -45,20 +47,24 @@ impl Said {
             .join("; ");
         let said = if said.is_empty() { "no reason given".into() } else { said };
         let shown = if code.is_empty() { String::new() } else { format!(" {code:.60}") };
-        Self { what: format!("HTTP {}{shown}: {said:.500}", status.as_u16()), code: usable(code) }
+        Self {
+            what: format!("HTTP {}{shown}: {said:.500}", status.as_u16()),
+            code: usable(code),
+            is_page: is_page(body),
+        }
     }
 
     /// Which kind of failure it is.
     #[cfg(feature = "cli")]
     pub(super) fn kind(&self, status: StatusCode) -> ErrorKind {
-        judge(status, &self.code, &[]).kind
+        judge(status, &self.code, self.is_page).kind
     }
 }
 
 /// An answer with an error status.
 pub(super) fn answer(status: StatusCode, retry_after: Option<Duration>, body: &[u8], hint: &str) -> Error {
-    let Said { code, what } = Said::of(status, body);
-    let Verdict { kind, scope, trace, needs_operator } = judge(status, &code, body);
+    let Said { code, what, is_page } = Said::of(status, body);
+    let Verdict { kind, scope, trace, needs_operator } = judge(status, &code, is_page);
     let mut error =
         Error::new(kind, explain(kind, scope, status, &code, &what, hint)).with_scope(scope).with_code(&code);
     if needs_operator {
@@ -76,9 +82,6 @@ pub(super) fn answer(status: StatusCode, retry_after: Option<Duration>, body: &[
 /// What happened, and what to do.
 fn explain(kind: ErrorKind, scope: Scope, status: StatusCode, code: &str, what: &str, hint: &str) -> String {
     match kind {
-        ErrorKind::Denied if code.is_empty() && scope == Scope::Request => {
-            format!("a gateway before Supabase refuses the request ({what}); look at its rules")
-        }
         ErrorKind::Denied if code == "42501" => {
             format!(
                 "the database denies the request ({what}); apply the migrations, or grant what a trigger needs; {hint}"
@@ -96,6 +99,9 @@ fn explain(kind: ErrorKind, scope: Scope, status: StatusCode, code: &str, what: 
             "the database cannot carry out the request ({what}); look at the triggers and columns that were added to \
              conversation_threads"
         ),
+        _ if scope == Scope::Request && matches!(status.as_u16(), 401 | 403) => {
+            format!("a gateway before Supabase refuses the request ({what}); look at its rules")
+        }
         _ if scope == Scope::Request => {
             format!("a gateway before Supabase takes no body of this size ({what})")
         }
@@ -144,9 +150,9 @@ impl Verdict {
     }
 }
 
-fn judge(status: StatusCode, code: &str, body: &[u8]) -> Verdict {
+fn judge(status: StatusCode, code: &str, is_page: bool) -> Verdict {
     match code {
-        "" => by_status(status, body),
+        "" => by_status(status, is_page),
         code if code.starts_with("PGRST") => by_postgrest(code),
         code => by_sqlstate(code),
     }
@@ -161,6 +167,10 @@ fn usable(code: String) -> String {
             && code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
     };
     if is_sqlstate(&code) || code.starts_with("PGRST") { code } else { String::new() }
+}
+
+fn is_page(body: &[u8]) -> bool {
+    body.trim_ascii_start().starts_with(b"<")
 }
 
 fn by_postgrest(code: &str) -> Verdict {
@@ -216,13 +226,12 @@ fn by_sqlstate(code: &str) -> Verdict {
 }
 
 /// An answer without a usable code is not PostgREST's verdict on this request.
-fn by_status(status: StatusCode, body: &[u8]) -> Verdict {
+fn by_status(status: StatusCode, is_page: bool) -> Verdict {
     use ErrorKind::{Denied, Unavailable};
     use Scope::{Everything, Request};
-    let is_page = body.trim_ascii_start().starts_with(b"<");
     match status.as_u16() {
-        // A firewall in between dislikes this body; a gateway that refuses the key answers JSON, or nothing.
-        403 if is_page => verdict(Denied, Request, Trace::None),
+        // A firewall or a sign-in page in between; a gateway that refuses the key answers JSON, or nothing.
+        401 | 403 if is_page => verdict(Unavailable, Request, Trace::None).by_operator(),
         401 | 403 => verdict(Denied, Everything, Trace::None),
         // Too large for a gateway in between.
         413 | 414 | 431 => verdict(Unavailable, Request, Trace::None),
@@ -346,7 +355,8 @@ mod tests {
                 assert_eq!(kind(status, body), (Unavailable, false), "{status} {body}");
             }
             for status in [401, 403] {
-                assert_eq!(kind(status, body), (Denied, false), "{status} {body}");
+                let expected = if body == "<html>" { Unavailable } else { Denied };
+                assert_eq!(kind(status, body), (expected, false), "{status} {body}");
             }
         }
         assert_eq!(kind(401, r#"{"message":"Invalid API key"}"#), (Denied, false));

@@ -218,7 +218,7 @@ fn why(status: StatusCode, said: &Said) -> Why {
     match (said.kind(status), status.as_u16()) {
         (_, 540) => Why::Paused,
         (_, 402) => Why::Restricted,
-        (ErrorKind::Unavailable, 300..400 | 404..408) if said.code.is_empty() => Why::Elsewhere,
+        (ErrorKind::Unavailable, 300..=399 | 401 | 403 | 404..=407) if said.code.is_empty() => Why::Elsewhere,
         (ErrorKind::Unavailable, _) => Why::Away,
         (ErrorKind::Denied, _) if said.code == "42501" => Why::Grant,
         (ErrorKind::Denied, _) => Why::Key,
@@ -256,6 +256,7 @@ mod tests {
             (404, r#"{"code":"PGRST202"}"#, Why::Missing),
             (404, r#"{"message":"no Route"}"#, Why::Elsewhere),
             (301, "", Why::Elsewhere),
+            (403, "<html>", Why::Elsewhere),
             (400, "{}", Why::Away),
             (400, r#"{"code":"22P05"}"#, Why::Refused),
         ] {

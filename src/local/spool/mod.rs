@@ -216,7 +216,11 @@ impl Spool {
         survives: Survives,
         work: impl FnMut(&Connection, &mut State) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.hand_over(survives, work, |_| {}).await?.await.map_err(|_| closed())?
+        let written = self.hand_over(survives, work, |_| {}).await?.await.map_err(|_| closed())?;
+        if written.is_err() {
+            self.read_anew().await.ok();
+        }
+        written
     }
 
     /// As [`write`](Self::write), but that it returns when the writing thread has the work, and answers to whoever waits.
@@ -253,7 +257,13 @@ impl Spool {
 
     /// Finds out whether the file can be written and read. There may be no traffic that would tell.
     pub(crate) async fn prove(&self) -> Result<()> {
-        self.database.prove().await
+        self.database.prove().await?;
+        self.read_anew().await
+    }
+
+    /// Has the figures read from the file, after a commit that failed: they had counted it.
+    async fn read_anew(&self) -> Result<()> {
+        self.hand_over(Survives::Crash, |_, _| Ok(()), |_| {}).await?.await.map_err(|_| closed())?
     }
 }
 

@@ -98,8 +98,11 @@ impl Spool {
             drop(passage);
         };
         let answer = self.hand_over(Survives::Restart, work, announce).await?;
-        let enqueued = answer.await.map_err(|_| closed())??;
-        enqueued.ok_or_else(|| full(self.path(), self.bounds, self.holdings()))
+        let enqueued = answer.await.map_err(|_| closed())?;
+        if enqueued.is_err() {
+            self.read_anew().await.ok();
+        }
+        enqueued?.ok_or_else(|| full(self.path(), self.bounds, self.holdings()))
     }
 
     /// What waits, as it is marked at the start.
