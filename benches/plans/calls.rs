@@ -78,7 +78,7 @@ const KEYS: &str = "select jsonb_agg(thread_id) from bench.some(:turn, :count, :
 const MOST: &str = "select bench.expire(:turn, :count)";
 
 pub const CALLS: &[Call] = &[
-    Call::new("probe", "threadkeep_probe()", 0, "select ''"),
+    Call::new("probe", "threadkeep_probe()", 1, "select ''"),
     Call::new("load 1", LOAD, 1, WANTS),
     Call::new("load 64", LOAD, 64, WANTS),
     Call::new("load 500", LOAD, 500, WANTS),
