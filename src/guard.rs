@@ -230,8 +230,7 @@ impl<S: Store> Shared<S> {
 async fn probe_writes<S: Store>(store: &S) -> Result<()> {
     store.probe().await.map_err(|error| match error.kind() {
         ErrorKind::Refused | ErrorKind::Invalid => error.of_all_writes(),
-        ErrorKind::Busy if error.may_be_of_one() => error.of_all_writes(),
-        ErrorKind::Unavailable if error.may_be_of_one() => error.of_all_writes(),
+        ErrorKind::Busy | ErrorKind::Unavailable if error.may_be_of_one() => error.of_all_writes(),
         _ => error,
     })
 }

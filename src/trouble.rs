@@ -56,7 +56,7 @@ struct State {
 
 /// Threads whose writes failed with one code, one after the other.
 #[derive(Debug, Default)]
-pub(crate) struct InARow {
+struct InARow {
     code: String,
     keys: Vec<Key>,
     last: Option<Instant>,
@@ -64,7 +64,7 @@ pub(crate) struct InARow {
 
 impl InARow {
     /// Counts a failure; says whether several threads in a row met the same.
-    pub(crate) fn note(&mut self, key: &Key, error: &Error) -> bool {
+    fn note(&mut self, key: &Key, error: &Error) -> bool {
         let code = error.code().unwrap_or(error.kind().as_str());
         if self.code != code || self.is_long_ago() {
             *self = Self { code: code.to_owned(), ..Self::default() };
@@ -78,6 +78,24 @@ impl InARow {
 
     fn is_long_ago(&self) -> bool {
         self.last.is_none_or(|last| last.elapsed() > MEMORY)
+    }
+}
+
+impl State {
+    /// Ends the alerts that are over; says whether one was there.
+    fn end_if(&mut self, is_over: impl Fn(Witness, &Error) -> bool) -> bool {
+        let mut has_ended = false;
+        for (witness, alert) in WITNESSES.into_iter().zip(&mut self.alerts) {
+            has_ended |= alert.take_if(|alert| is_over(witness, alert)).is_some();
+        }
+        if has_ended && self.is_quiet() {
+            tracing::info!("the source of truth works again");
+        }
+        has_ended
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.alerts.iter().all(Option::is_none)
     }
 }
 
@@ -138,30 +156,22 @@ impl Trouble {
 
     fn write_works(&self) {
         self.accepted.fetch_add(1, SeqCst);
-        let had_failed = !std::mem::take(&mut self.lock().in_a_row).keys.is_empty();
-        self.end_if(|_, _| true);
-        if had_failed {
+        let mut state = self.lock();
+        let had_failed = !std::mem::take(&mut state.in_a_row).keys.is_empty();
+        if state.end_if(|_, _| true) || had_failed {
             self.mended.notify_waiters();
         }
     }
 
     fn end_if(&self, is_over: impl Fn(Witness, &Error) -> bool) {
-        let mut state = self.lock();
-        let mut has_ended = false;
-        for (witness, alert) in WITNESSES.into_iter().zip(&mut state.alerts) {
-            has_ended |= alert.take_if(|alert| is_over(witness, alert)).is_some();
-        }
-        if has_ended {
+        if self.lock().end_if(is_over) {
             self.mended.notify_waiters();
-            if state.alerts.iter().all(Option::is_none) {
-                tracing::info!("the source of truth works again");
-            }
         }
     }
 
     fn raise(&self, witness: Witness, error: &Error) {
         let mut state = self.lock();
-        if state.alerts.iter().all(Option::is_none) {
+        if state.is_quiet() {
             tracing::error!(%error, "the source of truth needs an operator");
         }
         state.alerts[witness as usize] = Some(error.clone());
