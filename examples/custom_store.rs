@@ -1,7 +1,7 @@
-//! A source of truth of one's own, put to the contract: `cargo run --features testing --example custom_store`.
+//! A custom store that passes the conformance suite: `cargo run --features testing --example custom_store`.
 //!
-//! A journal: a file to which each accepted write adds a line, which is read when it is opened. What a store may accept is not
-//! for it to decide: that is [`judge`]'s.
+//! The store is a journal: each accepted write appends a line to a file, and `open` reads the file. The store does not
+//! decide which write it accepts: [`decide`] does (I9).
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -13,11 +13,12 @@ use std::time::Instant;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use threadkeep::testing::conformance;
-use threadkeep::{
-    ACCEPTED, Applied, Cache, Clock, Durability, Error, ErrorKind, Json, Key, Loaded, Page, Recent, Record,
-    Result, Store, Timestamp, Version, Want, Write, judge,
+use threadkeep::store::{
+    Applied, Clock, Json, ListPage, ListRequest, LoadRequest, Loaded, REMEMBERED_VERSIONS, Record, Store,
+    Timestamp, Write, decide,
 };
+use threadkeep::testing::conformance;
+use threadkeep::{Cache, Error, ErrorKind, Key, Result, Version, WriteOutcome};
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -26,9 +27,9 @@ async fn main() -> Result<()> {
     println!("the journal keeps the contract");
 
     let cache = Cache::builder().store(Journal::open(&path)?).open().await?;
-    assert_eq!(cache.put("thread-1", &["hello"]).await?, Durability::Stored);
-    let after_a_restart = Cache::builder().store(Journal::open(&path)?).open().await?;
-    let found = after_a_restart.get("thread-1").await?;
+    assert_eq!(cache.put("thread-1", &["hello"]).await?, WriteOutcome::Stored);
+    let reopened = Cache::builder().store(Journal::open(&path)?).open().await?;
+    let found = reopened.get("thread-1").await?;
     println!("after a restart: {}", found.as_ref().map_or("nothing", |found| found.json()));
     assert!(found.is_some());
     std::fs::remove_file(&path).map_err(|error| failed("removed", error))
@@ -37,23 +38,23 @@ async fn main() -> Result<()> {
 #[derive(Debug)]
 struct Journal {
     clock: Arc<Clock>,
-    threads: Mutex<Threads>,
+    contents: Mutex<Contents>,
 }
 
 #[derive(Debug)]
-struct Threads {
+struct Contents {
     file: File,
-    held: BTreeMap<Key, Thread>,
+    entries: BTreeMap<Key, Entry>,
 }
 
 #[derive(Debug, Clone)]
-struct Thread {
+struct Entry {
     record: Arc<Record>,
-    /// The last versions that were accepted, newest first.
+    /// The last accepted versions, newest first.
     accepted: Vec<Version>,
 }
 
-/// A record as a line of the file.
+/// A line of the file, which holds one record.
 #[derive(Serialize, Deserialize)]
 struct Line {
     key: String,
@@ -70,46 +71,48 @@ impl Journal {
         let mut file = file.map_err(|error| failed("opened", error))?;
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(|error| failed("read", error))?;
-        let mut held = BTreeMap::new();
-        // A last line without an end was never acknowledged.
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        file.set_len(whole as u64).map_err(|error| failed("written", error))?;
-        for line in text[..whole].lines() {
+        let mut entries = BTreeMap::new();
+        // A crash can leave a last line without its newline. Its write was never acknowledged.
+        let complete = text.rfind('\n').map_or(0, |end| end + 1);
+        file.set_len(complete as u64).map_err(|error| failed("written", error))?;
+        for line in text[..complete].lines() {
             let line: Line = serde_json::from_str(line).map_err(|error| failed("understood", error))?;
-            accept(&mut held, line.record()?);
+            accept(&mut entries, line.record()?);
         }
         let clock = Clock::new();
-        // It is the truth about time, too.
+        // Expiry follows the store's clock (I17). This store's clock is the local one, so it is correct by definition.
         let now = Instant::now();
-        clock.correct(now, now, clock.at(now));
-        held.values().for_each(|thread| clock.advance(thread.record.version));
-        Ok(Self { clock: clock.into(), threads: Mutex::new(Threads { file, held }) })
+        clock.correct(now, now, clock.now());
+        for entry in entries.values() {
+            clock.advance(entry.record.version);
+        }
+        Ok(Self { clock: clock.into(), contents: Mutex::new(Contents { file, entries }) })
     }
 
-    fn threads(&self) -> MutexGuard<'_, Threads> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    fn contents(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look_up(&self, want: &Want) -> Loaded {
-        match self.threads().held.get(&want.key).map(|thread| &thread.record) {
+    fn look_up(&self, request: &LoadRequest) -> Loaded {
+        match self.contents().entries.get(&request.key).map(|entry| &entry.record) {
             None => Loaded::Absent(Version::NONE),
             Some(record) if !record.is_live(self.clock.now()) => Loaded::Absent(record.version),
-            Some(record) if want.known == Some(record.version) => Loaded::Same,
+            Some(record) if request.if_none_match == Some(record.version) => Loaded::NotModified,
             Some(record) => Loaded::Found(Arc::clone(record)),
         }
     }
 }
 
-/// Several writes of one key may come in one call: each finds the one before.
-fn accept(held: &mut BTreeMap<Key, Thread>, record: Record) {
-    let mut accepted = held.get(&record.key).map_or(Vec::new(), |thread| thread.accepted.clone());
+/// Replaces the record of a key. A call may hold several writes of one key, and each one sees the previous one.
+fn accept(entries: &mut BTreeMap<Key, Entry>, record: Record) {
+    let mut accepted = entries.get(&record.key).map_or(Vec::new(), |entry| entry.accepted.clone());
     accepted.insert(0, record.version);
-    accepted.truncate(ACCEPTED);
-    held.insert(record.key.clone(), Thread { record: Arc::new(record), accepted });
+    accepted.truncate(REMEMBERED_VERSIONS);
+    entries.insert(record.key.clone(), Entry { record: Arc::new(record), accepted });
 }
 
-impl Threads {
-    /// What was not synced is not held.
+impl Contents {
+    /// Appends lines and syncs the file. After a failure, the file is cut back to the synced lines.
     fn append(&mut self, lines: &str) -> Result<()> {
         let before = self.file.seek(SeekFrom::End(0)).map_err(|error| failed("read", error))?;
         let written = self.file.write_all(lines.as_bytes()).and_then(|()| self.file.sync_data());
@@ -126,55 +129,58 @@ impl Store for Journal {
         &self.clock
     }
 
-    async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
-        Ok(wants.iter().map(|want| self.look_up(want)).collect())
+    async fn load(&self, requests: &[LoadRequest]) -> Result<Vec<Loaded>> {
+        Ok(requests.iter().map(|request| self.look_up(request)).collect())
     }
 
-    /// A store with more to do would do it on a thread for blocking work.
+    // A store with more work in a call moves it to an OS thread for blocking work.
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
-        let mut threads = self.threads();
-        let (mut new, mut lines, mut answers) = (BTreeMap::new(), String::new(), Vec::new());
+        let mut contents = self.contents();
+        // Memory changes only after the file is synced, so the accepted writes stay in `new` until then.
+        let mut new = BTreeMap::new();
+        let mut lines = String::new();
+        let mut results = Vec::new();
         for write in writes {
             let key = &write.record.key;
-            if let (false, Some(thread)) = (new.contains_key(key), threads.held.get(key)) {
-                new.insert(key.clone(), Thread::clone(thread));
+            if let (false, Some(entry)) = (new.contains_key(key), contents.entries.get(key)) {
+                new.insert(key.clone(), Entry::clone(entry));
             }
-            let accepted = new.get(key).map_or(&[][..], |thread| &thread.accepted);
-            let verdict = judge(write, accepted, &self.clock);
-            if verdict.is_none() {
+            let accepted = new.get(key).map_or(&[][..], |entry| &entry.accepted);
+            let decision = decide(write, accepted, &self.clock);
+            if decision.is_none() {
                 lines += &Line::of(&write.record)?;
                 accept(&mut new, Record::clone(&write.record));
             }
-            answers.push(verdict.unwrap_or(Applied::Stored));
+            results.push(decision.unwrap_or(Applied::Stored));
         }
-        threads.append(&lines)?;
-        threads.held.extend(new);
-        Ok(answers)
+        contents.append(&lines)?;
+        contents.entries.extend(new);
+        Ok(results)
     }
 
-    async fn recent(&self, page: &Page) -> Result<Recent> {
+    async fn list(&self, page: &ListRequest) -> Result<ListPage> {
         let now = self.clock.now();
-        let is_wanted = |record: &&Arc<Record>| {
+        let matches = |record: &&Arc<Record>| {
             let is_after = |(version, key): &(Version, Key)| (record.version, &record.key) < (*version, key);
-            let is_theirs = |user: &Arc<str>| record.user.as_ref() == Some(user);
+            let is_of_user = |user: &Arc<str>| record.user.as_ref() == Some(user);
             record.is_live(now)
-                && page.user.as_ref().is_none_or(is_theirs)
+                && page.user.as_ref().is_none_or(is_of_user)
                 && page.after.as_ref().is_none_or(is_after)
         };
-        let threads = self.threads();
+        let contents = self.contents();
         let mut newest: Vec<_> =
-            threads.held.values().map(|thread| &thread.record).filter(is_wanted).collect();
+            contents.entries.values().map(|entry| &entry.record).filter(matches).collect();
         newest.sort_unstable_by_key(|record| std::cmp::Reverse((record.version, &record.key)));
-        let is_last = newest.len() <= page.most;
-        let records = newest.into_iter().take(page.most).map(|record| Record::clone(record)).collect();
-        Ok(Recent { records, is_last })
+        let is_last = newest.len() <= page.limit;
+        let records = newest.into_iter().take(page.limit).map(|record| Record::clone(record)).collect();
+        Ok(ListPage::new(records, is_last))
     }
 
     async fn touch(&self, _: &[Key]) -> Result<()> {
         Ok(())
     }
 
-    /// A journal forgets nothing; one that should would be written anew now and then.
+    // The journal keeps expired records. A real one rewrites its file from time to time.
     async fn purge(&self, _: usize) -> Result<usize> {
         Ok(0)
     }
@@ -197,7 +203,7 @@ impl Line {
             user: record.user.as_deref().map(Into::into),
             metadata: raw(&record.metadata)?,
         };
-        // JSON on one line: a value may have been written on many.
+        // A value may contain newlines between its tokens, and a line of the journal must not.
         let line = serde_json::to_string(&line).map_err(|error| failed("written", error))?;
         Ok(line.replace(['\n', '\r'], " ") + "\n")
     }
@@ -214,6 +220,6 @@ impl Line {
     }
 }
 
-fn failed(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(ErrorKind::Local, format!("the journal cannot be {what}: {error}")).with_source(error)
+fn failed(action: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::LocalStorage, format!("the journal cannot be {action}: {error}")).with_source(error)
 }

@@ -1,67 +1,69 @@
-//! An outage lived through, in one process: `cargo run --features testing --example outage`.
+//! An outage in one process: `cargo run --features testing --example outage`.
 //!
-//! The source of truth is a store that fails on command, behind the same guard as Supabase: what happens to reads and
-//! writes is what happens with a daemon. So a daemon's own reaction can be tested, too.
+//! The store fails on command, behind the same wrapper as Supabase. So reads and writes behave as in a daemon. A test can
+//! check a daemon's own reaction in the same way.
 
 use std::time::Duration;
 
-use threadkeep::testing::{Fault, Faulty};
-use threadkeep::{Cache, Durability, Freshness, Guard, Memory, Result};
+use threadkeep::store::{Memory, ResilientStore};
+use threadkeep::testing::{Fault, FaultStore};
+use threadkeep::{Cache, Freshness, Result, WriteOutcome};
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let store = Faulty::new(Memory::new());
+    let store = FaultStore::new(Memory::new());
     let faults = store.faults();
     let queue = std::env::temp_dir().join(format!("threadkeep-outage-{}.db", std::process::id()));
-    let guarded = Guard::new(store, Duration::from_secs(1));
-    let cache = Cache::builder().store(guarded).queue(&queue).fresh_for(Duration::ZERO).open().await?;
+    let resilient = ResilientStore::new(store, Duration::from_secs(1));
+    // With `fresh_for` zero, every read asks the store, so that the example shows the outage at once.
+    let cache = Cache::builder().store(resilient).queue(&queue).fresh_for(Duration::ZERO).open().await?;
 
-    println!("in health");
-    tell("put", cache.put("thread-1", &["hello"]).await);
-    read(&cache, "thread-1").await;
+    println!("the store is available");
+    print_outcome("put", cache.put("thread-1", &["hello"]).await);
+    print_get(&cache, "thread-1").await;
 
-    println!("\nthe source of truth is away");
+    println!("\nthe store is unavailable");
     faults.always(Fault::Refuse);
-    read(&cache, "thread-1").await;
-    read(&cache, "nobody knows").await;
-    tell("put", cache.put("thread-2", &["said in the outage"]).await);
-    read(&cache, "thread-2").await;
+    print_get(&cache, "thread-1").await;
+    print_get(&cache, "nobody knows").await;
+    print_outcome("put", cache.put("thread-2", &["said in the outage"]).await);
+    print_get(&cache, "thread-2").await;
     let health = cache.health();
     println!(
         "  breaker {:?}, {} writes queued",
         health.breaker,
-        cache.health().queue.map_or(0, |queue| queue.records)
+        health.queue.map_or(0, |queue| queue.records)
     );
 
-    println!("\nit is back: the queue empties by itself");
-    faults.heal();
+    println!("\nthe store is available again: replay empties the queue");
+    faults.clear();
     while cache.health().queue.is_some_and(|queue| queue.records > 0) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    read(&cache, "thread-2").await;
-    read(&cache, "nobody knows").await;
-    let left = cache.shutdown(Duration::from_secs(5)).await?;
-    println!("\nstopped, {} writes left in the queue", left.still_queued);
-    for end in ["", "-wal", "-shm", ".lock"] {
-        std::fs::remove_file(format!("{}{end}", queue.display())).ok();
+    print_get(&cache, "thread-2").await;
+    print_get(&cache, "nobody knows").await;
+    let report = cache.shutdown(Duration::from_secs(5)).await?;
+    println!("\nstopped, {} writes left in the queue", report.still_queued);
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        std::fs::remove_file(format!("{}{suffix}", queue.display())).ok();
     }
     Ok(())
 }
 
-fn tell(what: &str, result: Result<Durability>) {
+fn print_outcome(operation: &str, result: Result<WriteOutcome>) {
     match result {
-        Ok(durability) => println!("  {what}: {durability:?}"),
-        Err(error) => println!("  {what}: {error}"),
+        Ok(outcome) => println!("  {operation}: {outcome:?}"),
+        Err(error) => println!("  {operation}: {error}"),
     }
 }
 
-async fn read(cache: &Cache, thread: &str) {
-    match cache.get(thread).await {
+async fn print_get(cache: &Cache, id: &str) {
+    match cache.get(id).await {
         Ok(Some(found)) => match found.freshness() {
-            Freshness::Stale { age } => println!("  get {thread}: {}, {age:.1?} old", found.json()),
-            freshness => println!("  get {thread}: {}, {freshness:?}", found.json()),
+            Freshness::Stale { age } => println!("  get {id}: {}, {age:.1?} old", found.json()),
+            freshness => println!("  get {id}: {}, {freshness:?}", found.json()),
         },
-        Ok(None) => println!("  get {thread}: there is none"),
-        Err(error) => println!("  get {thread}: {:?}: {error}", error.kind()),
+        Ok(None) => println!("  get {id}: there is none"),
+        Err(error) => println!("  get {id}: {:?}: {error}", error.kind()),
     }
 }

@@ -1,20 +1,20 @@
-//! A conversation that outlives its daemon: `cargo run --example quickstart`, and once more.
+//! A conversation that survives a restart: run `cargo run --example quickstart` twice.
 //!
-//! It is kept in `./threadkeep.db`, or wherever the settings in `.env.example` put it.
+//! The store is `./threadkeep.db`. The settings in `.env.example` select another store.
 
 use threadkeep::{Cache, Result};
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let cache = Cache::from_env().await?;
-    let say = |said: Option<Vec<String>>| {
-        let mut said = said.unwrap_or_default();
-        said.push(format!("hello for the {}. time", said.len() + 1));
-        Ok(Some(said))
+    let append = |current: Option<Vec<String>>| {
+        let mut messages = current.unwrap_or_default();
+        messages.push(format!("hello for the {}. time", messages.len() + 1));
+        Ok(Some(messages))
     };
-    let acknowledged = cache.update("quickstart", say).await?; // compare-and-set: no concurrent turn is lost
+    let outcome = cache.update("quickstart", append).await?; // compare-and-set: no concurrent turn is lost
     let found = cache.get("quickstart").await?;
-    println!("{acknowledged:?}: {}", found.map_or("expired".into(), |found| found.json().to_owned()));
-    let _ = cache.shutdown(std::time::Duration::from_secs(5)).await?;
+    println!("{outcome:?}: {}", found.map_or("expired".into(), |found| found.json().to_owned()));
+    cache.shutdown(std::time::Duration::from_secs(5)).await?;
     Ok(())
 }

@@ -1,5 +1,5 @@
--- The table of the plan, to the letter, with the plan's three indexes. The file changes nothing if a relation of that name exists:
--- the next file compares it with the plan.
+-- Creates the planned table, with the three indexes of the plan. If a relation of that name exists, this file changes nothing, and
+-- the next file compares the relation with the plan.
 
 set lock_timeout = '1s';
 
@@ -24,7 +24,8 @@ begin
     create index idx_conversation_threads_expires_at on public.conversation_threads (expires_at);
     create index idx_conversation_threads_user_id    on public.conversation_threads (user_id);
 
-    -- Older projects grant a new table to the public key, and newer ones to nobody. The next file adds the policies.
+    -- Older Supabase projects grant a new table to the public keys, and newer projects grant it to no role. The next file adds the
+    -- policies.
     alter table public.conversation_threads enable row level security;
     if exists (select from pg_catalog.pg_roles where rolname = 'service_role') then
         grant select, insert, update, delete on table public.conversation_threads to service_role;

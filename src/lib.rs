@@ -1,93 +1,140 @@
-//! Conversation threads that survive restarts.
+//! Conversations that survive restarts and outages.
 //!
-//! A [`Cache`] keeps JSON documents under thread ids: in memory for reads, and in a source of truth before a write is
-//! acknowledged. The source of truth is one SQLite file or a Supabase project; in front of the latter stands a circuit
-//! breaker, so that known threads can be read on while it is away.
+//! A conversation is a JSON document under a thread id, with a time to live. A [`Cache`] answers reads from memory. It
+//! acknowledges a write only after the [store] has it. The store is one SQLite file or a Supabase project.
+//!
+//! While Supabase is unavailable, a circuit breaker stops the requests. The cache then syncs writes to a queue on the local
+//! disk, and replays them later. Reads return the last known copy, with its age.
 //!
 //! ```
 //! use std::time::Duration;
-//! use threadkeep::{Cache, Durability};
+//! use threadkeep::{Cache, WriteOutcome};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> threadkeep::Result<()> {
 //! let cache = Cache::builder().memory().open().await?; // `Cache::from_env()` in a daemon
-//! let acknowledged = cache.put("thread-1", &vec!["hello"]).ttl(Duration::from_secs(3600)).user("u1").await?;
-//! assert_eq!(acknowledged, Durability::Stored);
 //!
-//! let found = cache.get("thread-1").await?.expect("it was just put");
+//! let outcome = cache.put("thread-1", &vec!["hello"]).ttl(Duration::from_secs(3600)).user("u1").await?;
+//! assert_eq!(outcome, WriteOutcome::Volatile); // `Stored` with the other backends
+//!
+//! let found = cache.get("thread-1").await?.expect("the put has stored it");
 //! assert_eq!(found.decode::<Vec<String>>()?, ["hello"]);
 //! assert_eq!(found.user(), Some("u1"));
+//!
+//! // Compare-and-set: no concurrent turn is lost.
+//! let _ = cache
+//!     .update("thread-1", |current: Option<Vec<String>>| {
+//!         let mut messages = current.unwrap_or_default();
+//!         messages.push("how are you?".into());
+//!         Ok(Some(messages))
+//!     })
+//!     .await?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! What goes wrong is an [`Error`] whose [`kind`](Error::kind) tells what to do; an outage is never read as absence. The
-//! [settings](SETTINGS) come from the environment or from [`Builder`]. A [`Store`] of one's own can take the place of
-//! those here: see [`testing`] (feature `testing`) for the suite that it has to pass. The [`guide`] says how to embed it, how to
-//! choose settings, and how to come from something else.
+//! # Four rules
 //!
-//! The modules below stand in the order of their dependencies: each uses only those before it, which a test holds.
+//! * **An acknowledged write is never lost.** A [`WriteOutcome`] says whether the store or the local queue has it.
+//! * **An outage never looks like absence.** Only the store, or a queued remove, makes [`Cache::get`] return `None`.
+//! * **The newest write wins,** in any order of arrival. A [`Version`] orders the writes of all daemons.
+//! * **Every failure names a reaction.** An [`Error`] has a [`kind`](Error::kind) and often a [`remedy`](Error::remedy).
+//!
+//! # Modules
+//!
+//! | for | look at |
+//! |---|---|
+//! | daemons | [`Cache`], [`Builder`], [`Conversation`], [`Error`], and the [`guide`] |
+//! | tests of a daemon | [`testing`] (feature `testing`): a store that fails by script |
+//! | operators | [`metrics`], [`prometheus`] (feature `prometheus`), [`Health`] |
+//! | authors of stores | [`store`]: the trait [`Store`](store::Store), the contract, and the wrappers |
+//! | command lines | [`tools`]: the table of settings, the outage file without a cache, and probes for a diagnosis |
+//!
+//! The environment or a [`Builder`] gives the settings; [`tools::SETTINGS`] lists them. `DESIGN.md` in the repository
+//! explains the protocol.
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod cache;
+mod config;
 mod error;
-mod background;
-mod backoff;
-mod blocking;
-mod version;
-mod json;
-mod record;
-pub mod metrics;
-mod breaker;
-mod store;
-mod memory;
-#[cfg_attr(not(feature = "sqlite"), allow(dead_code, reason = "there is no file to put it into"))]
-mod spool;
-#[cfg(feature = "sqlite")]
-mod local;
-#[cfg(feature = "sqlite")]
-mod queue_file;
-mod supabase;
-mod guard;
-mod batch;
+mod model;
+mod observe;
+mod outage;
+mod resilience;
+mod sqlite;
+pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
-mod fence;
-mod pending;
-mod near;
-mod fill;
-mod trouble;
-mod replay;
-mod warmup;
-mod cache;
-mod settings;
-#[cfg(feature = "prometheus")]
-pub mod prometheus;
-#[cfg(feature = "cli")]
-pub mod doctor;
-pub mod guide;
 
-pub use backoff::Backoff;
-pub use batch::Batched;
-pub use breaker::{Breaker, State};
-pub use cache::{Cache, DeadLetters, Found, Health, List, OnOutage, Put, Queue, Remove, Shutdown, Update};
+pub use cache::conversation::Conversation;
+pub use cache::health::{Health, QueueHealth};
+pub use cache::list::List;
+pub use cache::warmup::WarmupProgress;
+pub use cache::{Cache, DeadLetters, OnOutage, Put, Remove, ShutdownReport, Update};
+pub use config::{Backend, Builder};
 pub use error::{Error, ErrorKind, Result};
-pub use guard::Guard;
-#[cfg(feature = "sqlite")]
-pub use local::Local;
-pub use memory::Memory;
-#[cfg(feature = "sqlite")]
-pub use queue_file::{QueueFile, QueueStatus, Salvaged};
-pub use record::{Durability, Freshness, Json, Key, Record, Want, Write};
-pub use settings::{Backend, Builder, SETTINGS, Setting};
-pub use spool::DeadLetter;
-#[cfg(feature = "sqlite")]
-pub use spool::{Imported, QueuedWrite};
-pub use store::{ACCEPTED, Applied, Loaded, Page, Recent, Store, judge};
-pub use supabase::Supabase;
-pub use version::{Clock, Moment, OLDEST, REMEMBERED, Stamp, TOLERANCE, Timestamp, Version};
-pub use warmup::WarmUp;
+pub use model::key::Key;
+pub use model::outcome::{Freshness, WriteOutcome};
+pub use model::version::Version;
+pub use observe::metrics;
+#[cfg(feature = "prometheus")]
+pub use observe::prometheus;
+pub use outage::DeadLetter;
+pub use resilience::breaker::BreakerState;
 
-/// The README's examples compile.
+/// Tools for command lines and scripts: the table of settings, the outage file without a cache, and probes for a
+/// diagnosis.
+pub mod tools {
+    pub use crate::config::resolved::{ResolvedConfig, Secret, proxy_variable};
+    pub use crate::config::{SETTINGS, Setting, SettingProblem};
+    pub use crate::outage::admin::{QueueAdmin, QueueStatus};
+    pub use crate::outage::inspect::{FileSummary, Inspection, inspect_local, inspect_outage_file};
+    pub use crate::outage::{ImportItem, ImportReport, QueuedWrite, Usage};
+    pub use crate::sqlite::file::quarantine_path;
+    pub use crate::store::supabase::project_probe::{
+        Caller, FUNCTIONS, MIGRATIONS, ProbeFailure, ProbeFailureKind, ProbeResponse, ProjectProbe, REVISION,
+    };
+    pub use crate::store::supabase::{KeyFacts, origin_of};
+}
+
+/// The guide, in seven chapters. These modules hold text and no code.
+///
+/// * [`embed`](guide::embed): put threadkeep into a daemon
+/// * [`choose`](guide::choose): choose a backend and settings
+/// * [`watch`](guide::watch): metrics, dashboards, health
+/// * [`test`](mod@guide::test): test the daemon's reaction to an outage
+/// * [`from_a_map`](guide::from_a_map): replace a map in memory
+/// * [`from_plain_supabase`](guide::from_plain_supabase): replace direct calls to Supabase's tables
+/// * [`side_by_side`](guide::side_by_side): run the old and the new storage together for a while
+///
+/// `OPERATIONS.md`, beside the README, is for operators: metrics, alerts, errors, capacity.
+pub mod guide {
+    #[doc = include_str!("../guide/embed.md")]
+    pub mod embed {}
+
+    #[doc = include_str!("../guide/choose.md")]
+    pub mod choose {}
+
+    #[cfg(feature = "prometheus")]
+    #[doc = include_str!("../guide/watch.md")]
+    pub mod watch {}
+
+    #[cfg(feature = "testing")]
+    #[doc = include_str!("../guide/test.md")]
+    pub mod test {}
+
+    #[doc = include_str!("../guide/from_a_map.md")]
+    pub mod from_a_map {}
+
+    #[doc = include_str!("../guide/from_plain_supabase.md")]
+    pub mod from_plain_supabase {}
+
+    #[doc = include_str!("../guide/side_by_side.md")]
+    pub mod side_by_side {}
+}
+
+/// Compiles the README's examples.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

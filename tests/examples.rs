@@ -1,10 +1,10 @@
-//! Each example runs, as a process, and says what it is there to say.
+//! Each example runs as a process and prints the expected lines.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::path::Path;
 use std::process::Command;
 
-/// Runs an example, as it is now, in this directory, without settings from outside.
+/// Builds and runs an example in `directory` with an empty environment, and returns its output.
 fn run(example: &str, directory: &Path) -> String {
     let test = std::env::current_exe().unwrap();
     let [profile, target] = [2, 3].map(|up| test.ancestors().nth(up).unwrap());
@@ -18,17 +18,17 @@ fn run(example: &str, directory: &Path) -> String {
     );
     let mut process = Command::new(profile.join("examples").join(example));
     let output = process.current_dir(directory).env_clear().output().unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{example}: {said}\n{}", String::from_utf8_lossy(&output.stderr));
-    said
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{example}: {printed}\n{}", String::from_utf8_lossy(&output.stderr));
+    printed
 }
 
-/// The examples whose processes tests/daemon and tests/prometheus start.
-const ELSEWHERE: [&str; 1] = ["daemon"];
-const HERE: [&str; 4] = ["quickstart", "outage", "custom_store", "metrics"];
+/// The examples that tests/daemon and tests/prometheus start.
+const RUN_BY_OTHER_TESTS: [&str; 1] = ["daemon"];
+const RUN_HERE: [&str; 4] = ["quickstart", "outage", "custom_store", "metrics"];
 
 #[test]
-fn quickstart_goes_on_where_it_ended() {
+fn quickstart_second_run_continues_the_first() {
     let directory = tempfile::tempdir().unwrap();
     assert_eq!(run("quickstart", directory.path()), "Stored: [\"hello for the 1. time\"]\n");
     let second = run("quickstart", directory.path());
@@ -36,8 +36,8 @@ fn quickstart_goes_on_where_it_ended() {
 }
 
 #[test]
-fn outage_tells_what_an_outage_does() {
-    let said = run("outage", tempfile::tempdir().unwrap().path());
+fn outage_example_prints_each_stage() {
+    let printed = run("outage", tempfile::tempdir().unwrap().path());
     for line in [
         "  put: Stored",
         "get thread-1: [\"hello\"], Fresh",
@@ -50,26 +50,26 @@ fn outage_tells_what_an_outage_does() {
         "get nobody knows: there is none",
         "stopped, 0 writes left",
     ] {
-        assert!(said.contains(line), "{line:?} is missing in:\n{said}");
+        assert!(printed.contains(line), "{line:?} is missing in:\n{printed}");
     }
 }
 
 #[test]
-fn custom_store_keeps_the_contract() {
-    let said = run("custom_store", tempfile::tempdir().unwrap().path());
-    assert_eq!(said, "the journal keeps the contract\nafter a restart: [\"hello\"]\n");
+fn custom_store_example_passes_conformance() {
+    let printed = run("custom_store", tempfile::tempdir().unwrap().path());
+    assert_eq!(printed, "the journal keeps the contract\nafter a restart: [\"hello\"]\n");
 }
 
 #[test]
-fn metrics_prints_what_was_counted() {
-    let said = run("metrics", tempfile::tempdir().unwrap().path());
-    assert!(said.contains("threadkeep_reads_total{outcome=\"absent\"} 1"), "{said}");
+fn metrics_example_prints_the_counters() {
+    let printed = run("metrics", tempfile::tempdir().unwrap().path());
+    assert!(printed.contains("threadkeep_reads_total{outcome=\"absent\"} 1"), "{printed}");
 }
 
 #[test]
-fn no_example_is_forgotten() {
+fn examples_are_all_run_by_a_test() {
     for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")).unwrap() {
         let name = entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned();
-        assert!(HERE.contains(&&*name) || ELSEWHERE.contains(&&*name), "no test runs {name}");
+        assert!(RUN_HERE.contains(&&*name) || RUN_BY_OTHER_TESTS.contains(&&*name), "no test runs {name}");
     }
 }

@@ -1,4 +1,4 @@
-//! All series of the table appear, with the labels that it names, and no others; and gauges say what is held.
+//! The exported series are exactly the series of the table `SERIES`, and the gauges show the present state.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use threadkeep::metrics::SERIES;
-use threadkeep::testing::{Fault, Faults, Faulty};
-use threadkeep::{Cache, ErrorKind, Guard, Memory, State};
+use threadkeep::store::{Memory, ResilientStore};
+use threadkeep::testing::{Fault, FaultStore, Faults};
+use threadkeep::{BreakerState, Cache, ErrorKind};
 
-/// A recorder for the thread of a test, which all its tasks run on.
+/// Makes a recorder for the OS thread of a test. All tasks of the test run on that OS thread.
 fn recorder() -> (PrometheusRecorder, PrometheusHandle) {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
     (recorder, handle)
 }
 
-/// The value of each series, by its name and label; of a histogram, how much was recorded.
+/// Reads the value of each series by its name and label. For a histogram, the value is the number of recordings.
 fn values(exported: &PrometheusHandle) -> BTreeMap<(String, String), f64> {
     let text = exported.render();
     let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
@@ -36,32 +37,32 @@ fn value(exported: &PrometheusHandle, name: &str, label: &str) -> f64 {
     values(exported)[&(format!("threadkeep_{name}"), label.to_owned())]
 }
 
-/// Waits until it is so; nobody calls anything meanwhile.
-async fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+/// Waits until `condition` holds. The test makes no call during the wait.
+async fn wait_until(event: &str, condition: impl Fn() -> bool) {
     for _ in 0..1_500 {
-        if is_so() {
+        if condition() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("waited in vain for {what}");
+    panic!("timed out: {event}");
 }
 
-/// Waits until gauges have these values.
+/// Waits until each gauge has its expected value.
 async fn wait_for(exported: &PrometheusHandle, gauges: &[(&str, f64)]) {
     let is = |(name, expected): &(&str, f64)| value(exported, name, "") == *expected;
     wait_until(&format!("{gauges:?}"), || gauges.iter().all(is)).await;
 }
 
-/// A store that can be away, behind a guard.
-fn away() -> (Guard<Faulty<Memory>>, Faults) {
-    let store = Faulty::new(Memory::new());
+/// Makes a `ResilientStore` with planned faults.
+fn resilient_store() -> (ResilientStore<FaultStore<Memory>>, Faults) {
+    let store = FaultStore::new(Memory::new());
     let faults = store.faults();
-    (Guard::new(store, Duration::from_secs(1)), faults)
+    (ResilientStore::new(store, Duration::from_secs(1)), faults)
 }
 
 #[tokio::test]
-async fn the_series_are_those_of_the_table_however_many_threads_there_are() {
+async fn series_match_the_table_for_any_number_of_conversations() {
     let (recorder, exported) = recorder();
     let _here = metrics::set_default_local_recorder(&recorder);
     let series = || values(&exported).into_keys().collect::<BTreeSet<_>>();
@@ -76,20 +77,20 @@ async fn the_series_are_those_of_the_table_however_many_threads_there_are() {
         })
         .collect();
 
-    let memory = Cache::builder().memory().cache_bytes(1 << 20).open().await.unwrap();
-    // A breaker's series are there as soon as there is one.
-    let (guard, faults) = away();
-    let cache = Cache::builder().store(guard).fresh_for(Duration::ZERO).open().await.unwrap();
-    assert_eq!(series(), expected, "all are there before anything is counted");
+    let memory = Cache::builder().memory().cache_max_bytes(1 << 20).open().await.unwrap();
+    // The breaker exports its series as soon as it exists.
+    let (store, faults) = resilient_store();
+    let cache = Cache::builder().store(store).fresh_for(Duration::ZERO).open().await.unwrap();
+    assert_eq!(series(), expected, "each series exists before its first count");
 
-    for kind in [ErrorKind::Denied, ErrorKind::Refused, ErrorKind::Schema] {
+    for kind in [ErrorKind::Unauthorized, ErrorKind::Rejected, ErrorKind::SchemaOutdated] {
         faults.script([Fault::Fail(kind)]);
         cache.put("t", &1).await.unwrap_err();
     }
-    let _ = cache.put("t", &1).user("u").await.unwrap();
+    cache.put("t", &1).user("u").await.unwrap();
     assert!(cache.get("t").await.unwrap().is_some());
     faults.always(Fault::Refuse);
-    while cache.health().breaker == Some(State::Closed) {
+    while cache.health().breaker == Some(BreakerState::Closed) {
         cache.get("unknown").await.unwrap_err();
     }
     for at in 0..20_000 {
@@ -98,141 +99,154 @@ async fn the_series_are_those_of_the_table_however_many_threads_there_are() {
             _ => assert!(memory.get(format!("thread {at}")).await.unwrap().is_none()),
         }
     }
-    assert_eq!(series(), expected, "no series more after 20,000 threads and each kind of failure");
+    assert_eq!(series(), expected, "20,000 conversations and each kind of failure add no series");
 }
 
 #[tokio::test]
-async fn gauges_say_what_is_queued_and_kept_without_traffic() {
+async fn gauges_show_queue_and_replica_without_traffic() {
     let (recorder, exported) = recorder();
     let _here = metrics::set_default_local_recorder(&recorder);
-    let ((guard, faults), directory) = (away(), tempfile::tempdir().unwrap());
-    let open = Cache::builder().store(guard).queue(directory.path().join("queue.db"));
-    let cache = open.queue_bytes(100_000).replica_bytes(200_000).cache_bytes(300_000).open().await.unwrap();
-    let bounds = ["queue_bound_bytes", "replica_bound_bytes", "memory_bound_bytes"];
-    assert_eq!(bounds.map(|bound| value(&exported, bound, "")), [100_000.0, 200_000.0, 300_000.0]);
+    let ((store, faults), directory) = (resilient_store(), tempfile::tempdir().unwrap());
+    let open = Cache::builder().store(store).queue(directory.path().join("queue.db"));
+    let cache = open
+        .queue_max_bytes(100_000)
+        .replica_max_bytes(200_000)
+        .cache_max_bytes(300_000)
+        .open()
+        .await
+        .unwrap();
+    let limits = ["queue_limit_bytes", "replica_limit_bytes", "cache_limit_bytes"];
+    assert_eq!(limits.map(|limit| value(&exported, limit, "")), [100_000.0, 200_000.0, 300_000.0]);
 
     faults.always(Fault::Refuse);
     for at in 0..3 {
-        let _ = cache.put(format!("t{at}"), &at).await.unwrap();
+        cache.put(format!("t{at}"), &at).await.unwrap();
     }
-    wait_for(&exported, &[("queue_records", 3.0), ("replica_records", 0.0), ("memory_entries", 3.0)]).await;
+    wait_for(&exported, &[("queue_records", 3.0), ("replica_records", 0.0), ("cache_entries", 3.0)]).await;
     let bytes = value(&exported, "queue_bytes", "");
-    assert!(bytes > 600.0 && value(&exported, "queue_oldest_seconds", "") > 0.0, "{bytes}");
+    assert!(bytes > 600.0 && value(&exported, "queue_oldest_age_seconds", "") > 0.0, "{bytes}");
     assert_ne!(value(&exported, "breaker_state", ""), 0.0);
 
-    faults.heal();
+    faults.clear();
     wait_for(&exported, &[("queue_records", 0.0), ("replica_records", 3.0), ("breaker_state", 0.0)]).await;
     wait_for(&exported, &[("queue_bytes", 0.0), ("replica_bytes", bytes)]).await;
-    wait_for(&exported, &[("queue_oldest_seconds", 0.0)]).await;
+    wait_for(&exported, &[("queue_oldest_age_seconds", 0.0)]).await;
 
     drop(cache);
-    wait_for(&exported, &[("replica_records", 0.0), ("queue_bound_bytes", 0.0)]).await;
+    wait_for(&exported, &[("replica_records", 0.0), ("queue_limit_bytes", 0.0)]).await;
 }
 
 #[tokio::test]
-async fn a_queued_write_that_is_refused_shows_as_a_dead_letter_until_it_is_forgotten() {
+async fn dead_letter_gauge_counts_until_the_letter_is_deleted() {
     let (recorder, exported) = recorder();
     let _here = metrics::set_default_local_recorder(&recorder);
-    let ((guard, faults), directory) = (away(), tempfile::tempdir().unwrap());
-    let open = Cache::builder().store(guard).queue(directory.path().join("queue.db"));
+    let ((store, faults), directory) = (resilient_store(), tempfile::tempdir().unwrap());
+    let open = Cache::builder().store(store).queue(directory.path().join("queue.db"));
     let cache = open.open().await.unwrap();
     faults.always(Fault::Refuse);
-    let _ = cache.put("t", &1).await.unwrap();
-    faults.heal();
-    faults.poison("t", Fault::Fail(ErrorKind::Refused));
+    cache.put("t", &1).await.unwrap();
+    faults.clear();
+    faults.fail_key("t", Fault::Fail(ErrorKind::Rejected));
     wait_for(&exported, &[("queue_records", 0.0), ("dead_letters", 1.0)]).await;
     assert!(value(&exported, "dead_letters_bytes", "") > 200.0);
     assert_eq!(cache.health().queue.unwrap().dead_letters, 1);
     let letters = cache.dead_letters().await.unwrap();
-    cache.forget_dead_letters(&letters[0]).await.unwrap();
+    cache.delete_dead_letters(&letters[0]).await.unwrap();
     wait_for(&exported, &[("dead_letters", 0.0), ("dead_letters_bytes", 0.0)]).await;
 }
 
 #[tokio::test]
-async fn a_queued_write_that_fails_again_and_again_shows_as_parked_until_it_is_stored() {
+async fn parked_gauge_counts_until_the_write_is_stored() {
     let (recorder, exported) = recorder();
     let _here = metrics::set_default_local_recorder(&recorder);
-    let ((guard, faults), directory) = (away(), tempfile::tempdir().unwrap());
-    let open = Cache::builder().store(guard).queue(directory.path().join("queue.db"));
+    let ((store, faults), directory) = (resilient_store(), tempfile::tempdir().unwrap());
+    let open = Cache::builder().store(store).queue(directory.path().join("queue.db"));
     let cache = open.open().await.unwrap();
     faults.always(Fault::Refuse);
-    let _ = cache.put("t", &1).await.unwrap();
-    faults.poison("t", Fault::Fail(ErrorKind::Unavailable));
-    faults.heal();
-    wait_for(&exported, &[("parked_records", 1.0), ("breaker_state", 0.0)]).await;
+    cache.put("t", &1).await.unwrap();
+    faults.fail_key("t", Fault::Fail(ErrorKind::Unavailable));
+    faults.clear();
+    wait_for(&exported, &[("queue_parked_records", 1.0), ("breaker_state", 0.0)]).await;
     assert_eq!(cache.health().queue.unwrap().parked, 1);
-    faults.antidote();
-    let _ = cache.put("t", &2).await.unwrap();
-    wait_for(&exported, &[("parked_records", 0.0), ("queue_records", 0.0)]).await;
+    faults.clear_key_faults();
+    cache.put("t", &2).await.unwrap();
+    wait_for(&exported, &[("queue_parked_records", 0.0), ("queue_records", 0.0)]).await;
 }
 
 #[tokio::test]
-async fn trouble_shows_while_an_operator_is_needed() {
+async fn alert_gauge_is_one_while_an_operator_is_needed() {
     let (recorder, exported) = recorder();
     let _here = metrics::set_default_local_recorder(&recorder);
-    let (guard, faults) = away();
+    let (store, faults) = resilient_store();
     let every = Duration::from_millis(10);
     let directory = tempfile::tempdir().unwrap();
-    let open = Cache::builder().store(guard).queue(directory.path().join("queue.db")).upkeep_every(every);
+    let open =
+        Cache::builder().store(store).queue(directory.path().join("queue.db")).maintenance_interval(every);
     let cache = open.open().await.unwrap();
     faults.always(Fault::Refuse);
-    let _ = cache.put("t", &1).await.unwrap();
-    // Nobody calls anything any more: that the key is refused shows by the write that waits.
-    faults.always(Fault::Fail(ErrorKind::Denied));
-    let is_there = async |expected: f64| {
-        let shows = || value(&exported, "trouble", "kind=denied") == expected;
-        wait_until(&format!("trouble {expected}"), shows).await;
+    cache.put("t", &1).await.unwrap();
+    // From here on the test makes no call. The replay of the queued write meets the rejected key.
+    faults.always(Fault::Fail(ErrorKind::Unauthorized));
+    let wait_for_alert = async |expected: f64| {
+        let shows = || value(&exported, "operator_alert", "kind=unauthorized") == expected;
+        wait_until(&format!("operator_alert is {expected}"), shows).await;
     };
-    is_there(1.0).await;
-    assert_eq!(value(&exported, "trouble", "kind=schema"), 0.0);
-    faults.heal();
-    is_there(0.0).await;
+    wait_for_alert(1.0).await;
+    assert_eq!(value(&exported, "operator_alert", "kind=schema_outdated"), 0.0);
+    faults.clear();
+    wait_for_alert(0.0).await;
 }
 
-#[cfg(feature = "sqlite")]
 #[tokio::test]
-async fn trouble_shows_while_a_local_file_has_no_name() {
+async fn alert_gauge_is_one_while_a_local_file_has_no_name() {
     let (recorder, exported) = recorder();
     let _here = metrics::set_default_local_recorder(&recorder);
     let directory = tempfile::tempdir().unwrap();
     let paths = ["queue.db", "local.db"].map(|name| directory.path().join(name));
     let every = Duration::from_millis(50);
-    let queue =
-        Cache::builder().store(Memory::new()).queue(&paths[0]).upkeep_every(every).open().await.unwrap();
-    let local = Cache::builder().local(&paths[1]).upkeep_every(every).open().await.unwrap();
+    let queue = Cache::builder()
+        .store(Memory::new())
+        .queue(&paths[0])
+        .maintenance_interval(every)
+        .open()
+        .await
+        .unwrap();
+    let local = Cache::builder().local(&paths[1]).maintenance_interval(every).open().await.unwrap();
     for (cache, path) in [(queue, &paths[0]), (local, &paths[1])] {
-        assert_eq!(value(&exported, "trouble", "kind=local"), 0.0);
-        // Nobody calls anything.
+        assert_eq!(value(&exported, "operator_alert", "kind=local_storage"), 0.0);
+        // The test makes no call.
         std::fs::rename(path, path.with_extension("old")).unwrap();
-        wait_until("trouble", || value(&exported, "trouble", "kind=local") == 1.0).await;
-        assert_eq!(cache.health().cause.unwrap().kind(), ErrorKind::Local);
+        wait_until("the alert is on", || value(&exported, "operator_alert", "kind=local_storage") == 1.0)
+            .await;
+        assert_eq!(cache.health().cause.unwrap().kind(), ErrorKind::LocalStorage);
         std::fs::rename(path.with_extension("old"), path).unwrap();
-        wait_until("no trouble", || value(&exported, "trouble", "kind=local") == 0.0).await;
+        wait_until("the alert is off", || value(&exported, "operator_alert", "kind=local_storage") == 0.0)
+            .await;
         assert!(cache.health().cause.is_none());
     }
 }
 
 #[tokio::test]
-async fn caches_add_up_and_what_is_evicted_is_counted() {
+async fn gauges_sum_over_caches_and_evictions_are_counted() {
     let (recorder, exported) = recorder();
     let _here = metrics::set_default_local_recorder(&recorder);
-    let open = async || Cache::builder().memory().cache_bytes(100_000).open().await.unwrap();
+    let open = async || Cache::builder().memory().cache_max_bytes(100_000).open().await.unwrap();
     let (one, other) = (open().await, open().await);
     for cache in [&one, &other] {
         for at in 0..10 {
-            let _ = cache.put(format!("t{at}"), &at).await.unwrap();
+            cache.put(format!("t{at}"), &at).await.unwrap();
         }
-        let _ = cache.remove("t0").await.unwrap();
+        cache.remove("t0").await.unwrap();
     }
-    wait_for(&exported, &[("memory_entries", 18.0), ("memory_bound_bytes", 200_000.0)]).await;
-    assert_eq!(value(&exported, "memory_evictions_total", ""), 0.0, "a removal is none");
+    wait_for(&exported, &[("cache_entries", 18.0), ("cache_limit_bytes", 200_000.0)]).await;
+    assert_eq!(value(&exported, "cache_evictions_total", ""), 0.0, "a removal is no eviction");
     drop(other);
-    wait_for(&exported, &[("memory_entries", 9.0), ("memory_bound_bytes", 100_000.0)]).await;
+    wait_for(&exported, &[("cache_entries", 9.0), ("cache_limit_bytes", 100_000.0)]).await;
 
     for at in 0..1_000 {
-        let _ = one.put(format!("u{at}"), &at).await.unwrap();
+        one.put(format!("u{at}"), &at).await.unwrap();
     }
-    // Nothing reads or writes any more, and yet it is within its bound.
-    wait_until("memory within its bound", || value(&exported, "memory_bytes", "") <= 100_000.0).await;
-    wait_until("evictions", || value(&exported, "memory_evictions_total", "") > 600.0).await;
+    // Without further calls, the memory shrinks to its limit.
+    wait_until("memory is within its limit", || value(&exported, "cache_bytes", "") <= 100_000.0).await;
+    wait_until("evictions are counted", || value(&exported, "cache_evictions_total", "") > 600.0).await;
 }

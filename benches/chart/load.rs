@@ -1,39 +1,40 @@
-//! A steady load that does not slow down when answers do: each call is a task of its own, begun by the clock.
+//! A steady load. Each call is a task of its own and starts by the clock, so that slow responses do not slow the load.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use threadkeep::{Cache, Durability, Freshness};
+use threadkeep::{Cache, Freshness, WriteOutcome};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-/// Threads that this daemon knows. The first half of them is also written.
-pub const KNOWN: Threads = ("known", 600);
-/// Threads that only another daemon has had: each is read once.
-pub const STRANGERS: Threads = ("stranger", 1_500);
-/// One read each; every fifth time a write, and every fiftieth a read of a stranger, comes with it.
+/// Conversations that this daemon has read. The load also writes the first half of them.
+pub const KNOWN: Group = ("known", 600);
+/// Conversations that only another daemon has read. The load reads each of them once.
+pub const STRANGERS: Group = ("stranger", 1_500);
+/// Interval of the reads. Every fifth tick adds a write, and every fiftieth a read of a stranger.
 const TICK: Duration = Duration::from_millis(2);
 const VALUE_BYTES: usize = 1_000;
 
-pub type Threads = (&'static str, usize);
+/// Name prefix and number of conversations.
+pub type Group = (&'static str, usize);
 
-/// How one call ended.
+/// The outcome of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum CallOutcome {
     Fresh,
     Queued,
     Stale,
     Failed,
 }
 
-/// One call: when it was begun, and how long it took.
+/// One call of the load.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {
-    pub begun: Instant,
+    pub started: Instant,
     pub took: Duration,
     pub is_read: bool,
-    pub end: End,
+    pub outcome: CallOutcome,
 }
 
 pub struct Load {
@@ -42,9 +43,9 @@ pub struct Load {
     stop: tokio::sync::watch::Sender<bool>,
 }
 
-pub async fn seed(cache: &Cache, (name, count): Threads) {
+pub async fn seed(cache: &Cache, (name, count): Group) {
     for at in 0..count {
-        let _ = cache.put(format!("{name}-{at}"), &"x".repeat(VALUE_BYTES)).await.unwrap();
+        cache.put(format!("{name}-{at}"), &"x".repeat(VALUE_BYTES)).await.unwrap();
     }
 }
 
@@ -56,7 +57,7 @@ impl Load {
         Self { calls, ticks, stop }
     }
 
-    /// The calls that ended since this was asked last.
+    /// Returns the calls that ended since the last call of this function.
     pub fn take(&self) -> Vec<Call> {
         std::mem::take(&mut *self.calls.lock().unwrap())
     }
@@ -82,12 +83,12 @@ async fn tick(
             break;
         }
         while tasks.try_join_next().is_some() {}
-        let mut spawn = |call: fn(Cache, String) -> Ending, thread: String| {
+        let mut spawn = |call: fn(Cache, String) -> CallFuture, thread_id: String| {
             let (cache, calls) = (cache.clone(), Arc::clone(&calls));
             tasks.spawn(async move {
-                let begun = Instant::now();
-                let (is_read, end) = call(cache, thread).await;
-                calls.lock().unwrap().push(Call { begun, took: begun.elapsed(), is_read, end });
+                let started = Instant::now();
+                let (is_read, outcome) = call(cache, thread_id).await;
+                calls.lock().unwrap().push(Call { started, took: started.elapsed(), is_read, outcome });
             });
         };
         spawn(read, format!("known-{}", fastrand::usize(..KNOWN.1)));
@@ -101,32 +102,32 @@ async fn tick(
     tasks
 }
 
-type Ending = std::pin::Pin<Box<dyn Future<Output = (bool, End)> + Send>>;
+type CallFuture = std::pin::Pin<Box<dyn Future<Output = (bool, CallOutcome)> + Send>>;
 
-fn read(cache: Cache, thread: String) -> Ending {
+fn read(cache: Cache, thread_id: String) -> CallFuture {
     Box::pin(async move {
-        let end = match cache.get(&thread).await {
+        let outcome = match cache.get(&thread_id).await {
             Ok(Some(found)) => match found.freshness() {
-                Freshness::Fresh => End::Fresh,
-                Freshness::Queued => End::Queued,
-                _ => End::Stale,
+                Freshness::Fresh => CallOutcome::Fresh,
+                Freshness::Queued => CallOutcome::Queued,
+                _ => CallOutcome::Stale,
             },
-            // That would be a thread lost, or an outage taken for absence.
-            Ok(None) => panic!("{thread} is gone"),
-            Err(error) if error.is_outage() => End::Failed,
+            // The cache has lost a conversation, or reports an outage as absence (I14).
+            Ok(None) => panic!("{thread_id} is absent"),
+            Err(error) if error.is_outage() => CallOutcome::Failed,
             Err(error) => panic!("{error}"),
         };
-        (true, end)
+        (true, outcome)
     })
 }
 
-fn write(cache: Cache, thread: String) -> Ending {
+fn write(cache: Cache, thread_id: String) -> CallFuture {
     Box::pin(async move {
-        let end = match cache.put(&thread, &"y".repeat(VALUE_BYTES)).await {
-            Ok(Durability::Queued) => End::Queued,
-            Ok(_) => End::Fresh,
-            Err(error) => panic!("a write was not taken: {error}"),
+        let outcome = match cache.put(&thread_id, &"y".repeat(VALUE_BYTES)).await {
+            Ok(WriteOutcome::Queued) => CallOutcome::Queued,
+            Ok(_) => CallOutcome::Fresh,
+            Err(error) => panic!("a put failed: {error}"),
         };
-        (false, end)
+        (false, outcome)
     })
 }

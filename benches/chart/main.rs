@@ -1,8 +1,9 @@
-//! Draws an outage lived through: `cargo bench --bench chart --features testing` writes `benches/outage.svg`.
+//! Draws a real outage: `cargo bench --bench chart --features testing` writes `benches/outage.svg`.
 //!
-//! The stack is real (PostgreSQL and postrust behind the tests' gateway; run `tests/install` first), the load is steady, and
-//! the settings are the defaults but for `fresh_for`. The outage is of the worst kind: nothing is refused, all hangs. Without
-//! `--bench`, as `cargo test --benches` calls it, all is shorter, and the picture stays as it is.
+//! The stack is real: PostgreSQL and postrust behind the tests' gateway (run `tests/install` first). The load is steady.
+//! All settings but `fresh_for` have their defaults. In this outage every request hangs, which is the worst case: a
+//! rejected request would fail at once. Without `--bench` (`cargo test --benches`), the run is shorter and does not write
+//! `benches/outage.svg`.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 mod load;
@@ -17,12 +18,12 @@ use std::time::{Duration, Instant};
 use load::Load;
 use series::{Outage, Series};
 use stack::{Fault, Server, Stack};
-use threadkeep::{Cache, State};
+use threadkeep::{BreakerState, Cache};
 
 const BEFORE: Duration = Duration::from_secs(8);
-const AWAY: Duration = Duration::from_secs(20);
+const OUTAGE: Duration = Duration::from_secs(20);
 const AFTER: Duration = Duration::from_secs(6);
-/// Short, so that one sees what is fresh become stale.
+/// Short, so that fresh entries become stale within the picture.
 const FRESH_FOR: Duration = Duration::from_secs(5);
 const PICTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/outage.svg");
 const QUICK_PICTURE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/outage.svg");
@@ -30,7 +31,7 @@ const QUICK_PICTURE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/outage.svg");
 #[tokio::main(worker_threads = 2)]
 async fn main() {
     let is_quick = std::env::args().all(|arg| arg != "--bench");
-    // An outage has to be longer than the deadline of a call: only then does the breaker open.
+    // The breaker opens only if the outage is longer than the deadline of a call.
     let span = |span: Duration| if is_quick { span * 2 / 5 } else { span };
     let stack = tokio::task::block_in_place(|| Stack::start(Server::Postrust));
     let gateway = stack.gateway().await;
@@ -42,26 +43,31 @@ async fn main() {
     load::seed(&cache, load::KNOWN).await;
 
     let load = Load::begin(&cache);
-    tokio::time::sleep(FRESH_FOR).await; // so that what is re-read is spread over time
+    // Spreads the expiry of the entries over time, so that loads do not come in one burst.
+    tokio::time::sleep(FRESH_FOR).await;
     let mut series = Series::begin(&load);
     series.watch(&cache, &load, span(BEFORE)).await;
 
     let began = series.now();
     gateway.always(Fault::Hang);
-    series.watch(&cache, &load, span(AWAY)).await;
-    gateway.heal();
+    series.watch(&cache, &load, span(OUTAGE)).await;
+    gateway.clear();
     let ended = series.now();
 
-    let healed = Instant::now();
-    while !is_well(&cache) {
-        assert!(healed.elapsed() < Duration::from_secs(60), "it does not recover: {:?}", cache.health());
+    let recovery = Instant::now();
+    while !is_recovered(&cache) {
+        assert!(
+            recovery.elapsed() < Duration::from_secs(60),
+            "the cache does not recover: {:?}",
+            cache.health()
+        );
         series.watch(&cache, &load, series::STEP).await;
     }
-    let well = series.now();
+    let recovered = series.now();
     series.watch(&cache, &load, span(AFTER)).await;
     load.end().await;
 
-    let outage = Outage { began, ended, well };
+    let outage = Outage { began, ended, recovered };
     let picture = if is_quick { QUICK_PICTURE } else { PICTURE };
     std::fs::write(picture, panels::draw(&series, &outage)).unwrap();
     println!("{}", series.summary(&outage));
@@ -70,7 +76,7 @@ async fn main() {
     }
 }
 
-fn is_well(cache: &Cache) -> bool {
+fn is_recovered(cache: &Cache) -> bool {
     let health = cache.health();
-    health.breaker == Some(State::Closed) && health.queue.is_some_and(|queue| queue.records == 0)
+    health.breaker == Some(BreakerState::Closed) && health.queue.is_some_and(|queue| queue.records == 0)
 }

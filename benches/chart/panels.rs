@@ -1,6 +1,6 @@
-//! The four panels of the picture, one below the other, over the same time.
+//! Draws the four panels of the picture, one below the other, over the same time axis.
 
-use threadkeep::State;
+use threadkeep::BreakerState;
 
 use crate::series::{Bin, Outage, Series};
 use crate::svg::{Frame, Picture, WIDTH};
@@ -8,7 +8,7 @@ use crate::svg::{Frame, Picture, WIDTH};
 const HEIGHT: f64 = 640.0;
 const TOP: f64 = 76.0;
 const BOTTOM: f64 = 600.0;
-/// Seconds of one point: wide enough for a percentile.
+/// Seconds of one point, with enough calls for a percentile.
 const BIN: f64 = 0.2;
 const TIME_BETWEEN_LABELS: usize = 5;
 const LATENCIES: [(f64, &str); 4] = [(0.01, "10 µs"), (1.0, "1 ms"), (100.0, "100 ms"), (10_000.0, "10 s")];
@@ -22,23 +22,24 @@ pub fn draw(series: &Series, outage: &Outage) -> String {
     queue(&mut picture, series);
     breaker(&mut picture, series);
     time(&mut picture, series.span());
-    picture.finish("An outage lived through: latency, source of reads, queue and breaker over time")
+    picture.finish("A real outage: latency, source of reads, queue and breaker over time")
 }
 
 fn shade(picture: &mut Picture, outage: &Outage) {
-    let (from, to, well) = (picture.x(outage.began), picture.x(outage.ended), picture.x(outage.well));
+    let (from, to, recovered) =
+        (picture.x(outage.began), picture.x(outage.ended), picture.x(outage.recovered));
     picture.rect("away", (from, TOP - 24.0), (to - from, BOTTOM - TOP + 24.0));
-    picture.text("title middle", (from + to) / 2.0, 24.0, "Supabase hangs: no request is answered");
+    picture.text("title middle", (from + to) / 2.0, 24.0, "Supabase hangs and answers no request");
     let length = format!("{:.0} s", outage.ended - outage.began);
     picture.text("small middle", (from + to) / 2.0, 42.0, &length);
     picture.line("mark", (from, 48.0), (from, BOTTOM));
     picture.line("mark", (to, 48.0), (to, BOTTOM));
-    let replayed = format!("all is replayed after {:.1} s", outage.well - outage.ended);
+    let replayed = format!("all writes replayed after {:.1} s", outage.recovered - outage.ended);
     picture.text("small", (to + 6.0).min(WIDTH - 180.0), 42.0, &replayed);
-    picture.line("grid", (well, 48.0), (well, BOTTOM));
+    picture.line("grid", (recovered, 48.0), (recovered, BOTTOM));
 }
 
-/// Log scale: a hit and a call that waits are six orders of magnitude apart.
+/// Draws latencies on a log scale, because a hit and a waiting call differ by six orders of magnitude.
 fn latency(picture: &mut Picture, bins: &[Bin]) {
     let frame = Frame { top: TOP, height: 170.0, low: -3.0, high: 4.0 };
     picture.title(&frame, "latency (thick: the median, thin: 99 %)", &[("f1", "reads"), ("f2", "writes")]);
@@ -61,16 +62,16 @@ fn latency(picture: &mut Picture, bins: &[Bin]) {
 
 fn sources(picture: &mut Picture, bins: &[Bin]) {
     let totals = bins.iter().map(|bin| bin.sources.iter().sum::<usize>() as f64 / BIN);
-    let most = totals.fold(1.0, f64::max);
-    let frame = Frame { top: 286.0, height: 110.0, low: 0.0, high: most };
+    let max_rate = totals.fold(1.0, f64::max);
+    let frame = Frame { top: 286.0, height: 110.0, low: 0.0, high: max_rate };
     let legend =
-        [("a1", "fresh"), ("a2", "queued"), ("a3", "stale"), ("a4", "failed: never seen here before")];
+        [("a1", "fresh"), ("a2", "queued"), ("a3", "stale"), ("a4", "failed (never read here before)")];
     picture.title(&frame, "reads a second, by source", &legend);
     for share in [0.0, 0.5, 1.0] {
-        let value = (most * share / 50.0).round() * 50.0;
+        let value = (max_rate * share / 50.0).round() * 50.0;
         picture.grid(&frame, value, &format!("{value:.0}"));
     }
-    // What fails comes first, since it is what one looks for.
+    // Failed reads are at the bottom of the stack, so that they are easy to see.
     let order = [3, 2, 1, 0];
     let mut lower: Vec<(f64, f64)> = (0..bins.len()).map(|at| ((at as f64 + 0.5) * BIN, 0.0)).collect();
     for source in order {
@@ -82,13 +83,13 @@ fn sources(picture: &mut Picture, bins: &[Bin]) {
 }
 
 fn queue(picture: &mut Picture, series: &Series) {
-    let most = series.moments.iter().map(|moment| moment.queued).max().unwrap_or_default().max(1) as f64;
+    let most = series.samples.iter().map(|sample| sample.queued).max().unwrap_or_default().max(1) as f64;
     let frame = Frame { top: 436.0, height: 80.0, low: 0.0, high: most };
-    picture.title(&frame, "writes in the queue on disk (one for each thread)", &[]);
+    picture.title(&frame, "writes in the queue on disk (one for each conversation)", &[]);
     for value in [0.0, most] {
         picture.grid(&frame, value, &format!("{value:.0}"));
     }
-    let points = series.moments.iter().map(|moment| (moment.at, moment.queued as f64));
+    let points = series.samples.iter().map(|sample| (sample.at, sample.queued as f64));
     picture.curve("line s3", &frame, points);
 }
 
@@ -99,13 +100,13 @@ fn breaker(picture: &mut Picture, series: &Series) {
         picture.grid(&frame, level, name);
     }
     let level = |state| match state {
-        State::Closed => 0.0,
-        State::HalfOpen => 1.0,
-        State::Open => 2.0,
+        BreakerState::Closed => 0.0,
+        BreakerState::HalfOpen => 1.0,
+        BreakerState::Open => 2.0,
     };
-    let starts = std::iter::once(0.0).chain(series.moments.iter().map(|moment| moment.at));
-    let steps = series.moments.iter().zip(starts);
-    let points = steps.flat_map(|(moment, from)| [from, moment.at].map(|x| (x, level(moment.breaker))));
+    let starts = std::iter::once(0.0).chain(series.samples.iter().map(|sample| sample.at));
+    let steps = series.samples.iter().zip(starts);
+    let points = steps.flat_map(|(sample, from)| [from, sample.at].map(|x| (x, level(sample.breaker))));
     picture.curve("line s3", &frame, points);
 }
 

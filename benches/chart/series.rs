@@ -1,48 +1,48 @@
-//! What was seen, in steps of a tenth of a second.
+//! Samples the state of the cache every tenth of a second, and collects the calls of the load.
 
 use std::time::{Duration, Instant};
 
-use threadkeep::{Cache, State};
+use threadkeep::{BreakerState, Cache};
 
-use crate::load::{Call, End, Load};
+use crate::load::{Call, CallOutcome, Load};
 
 pub const STEP: Duration = Duration::from_millis(100);
 
-/// When it happened, in seconds.
+/// Times of the outage, in seconds since the begin of the series.
 pub struct Outage {
     pub began: f64,
     pub ended: f64,
-    /// From here on the breaker is closed and the queue empty.
-    pub well: f64,
+    /// The time at which the breaker is closed and the queue is empty.
+    pub recovered: f64,
 }
 
-/// How things stood at a moment.
-pub struct Moment {
+/// A sample of the cache's state.
+pub struct Sample {
     pub at: f64,
-    pub breaker: State,
+    pub breaker: BreakerState,
     pub queued: u64,
 }
 
 pub struct Series {
     began: Instant,
-    pub moments: Vec<Moment>,
+    pub samples: Vec<Sample>,
     pub calls: Vec<Call>,
 }
 
-/// The calls begun in one step of time.
+/// The calls that started in one interval.
 #[derive(Default)]
 pub struct Bin {
     reads: Vec<Duration>,
     writes: Vec<Duration>,
-    /// Reads by where they came from: fresh, queued, stale, failed.
+    /// Reads by outcome: fresh, queued, stale, failed.
     pub sources: [usize; 4],
 }
 
 impl Series {
-    /// Forgets what the load did before.
+    /// Begins a series and discards the earlier calls of the load.
     pub fn begin(load: &Load) -> Self {
         load.take();
-        Self { began: Instant::now(), moments: Vec::new(), calls: Vec::new() }
+        Self { began: Instant::now(), samples: Vec::new(), calls: Vec::new() }
     }
 
     pub fn now(&self) -> f64 {
@@ -55,25 +55,25 @@ impl Series {
             tokio::time::sleep(STEP).await;
             let health = cache.health();
             let queued = health.queue.map_or(0, |queue| queue.records);
-            self.moments.push(Moment { at: self.now(), breaker: health.breaker.unwrap(), queued });
-            self.calls.extend(load.take().into_iter().filter(|call| call.begun >= self.began));
+            self.samples.push(Sample { at: self.now(), breaker: health.breaker.unwrap(), queued });
+            self.calls.extend(load.take().into_iter().filter(|call| call.started >= self.began));
         }
     }
 
-    /// The time that the picture shows, in seconds.
+    /// Returns the length of the series in seconds.
     pub fn span(&self) -> f64 {
-        self.moments.last().unwrap().at
+        self.samples.last().unwrap().at
     }
 
     pub fn bins(&self, width: f64) -> Vec<Bin> {
         let mut bins: Vec<Bin> = Vec::new();
         bins.resize_with((self.span() / width) as usize, Bin::default);
         for call in &self.calls {
-            let at = call.begun.duration_since(self.began).as_secs_f64() / width;
+            let at = call.started.duration_since(self.began).as_secs_f64() / width;
             let Some(bin) = bins.get_mut(at as usize) else { continue };
             if call.is_read {
                 bin.reads.push(call.took);
-                bin.sources[call.end as usize] += 1;
+                bin.sources[call.outcome as usize] += 1;
             } else {
                 bin.writes.push(call.took);
             }
@@ -81,37 +81,41 @@ impl Series {
         bins
     }
 
-    /// What the picture shows, in words.
+    /// Returns the main figures of the picture as text.
     pub fn summary(&self, outage: &Outage) -> String {
         let inside = |call: &&Call| {
-            let at = call.begun.duration_since(self.began).as_secs_f64();
+            let at = call.started.duration_since(self.began).as_secs_f64();
             at >= outage.began && at < outage.ended
         };
-        let count = |is_read: bool, end: End| {
-            self.calls.iter().filter(inside).filter(|call| call.is_read == is_read && call.end == end).count()
+        let count = |is_read: bool, outcome: CallOutcome| {
+            self.calls
+                .iter()
+                .filter(inside)
+                .filter(|call| call.is_read == is_read && call.outcome == outcome)
+                .count()
         };
-        let opened = self.moments.iter().find(|moment| moment.breaker == State::Open);
+        let opened = self.samples.iter().find(|sample| sample.breaker == BreakerState::Open);
         format!(
             "an outage of {:.0} s: the breaker opened after {:.1} s\n\
-             reads: {} fresh, {} queued, {} stale, {} failed (threads that this daemon never saw)\n\
+             reads: {} fresh, {} queued, {} stale, {} failed (conversations that this daemon never read)\n\
              writes: {} stored, {} queued, 0 failed\n\
-             most queued: {}; all replayed {:.1} s after the end",
+             most queued: {}; all writes replayed {:.1} s after the end",
             outage.ended - outage.began,
-            opened.map_or(f64::NAN, |moment| moment.at - outage.began),
-            count(true, End::Fresh),
-            count(true, End::Queued),
-            count(true, End::Stale),
-            count(true, End::Failed),
-            count(false, End::Fresh),
-            count(false, End::Queued),
-            self.moments.iter().map(|moment| moment.queued).max().unwrap_or_default(),
-            outage.well - outage.ended,
+            opened.map_or(f64::NAN, |sample| sample.at - outage.began),
+            count(true, CallOutcome::Fresh),
+            count(true, CallOutcome::Queued),
+            count(true, CallOutcome::Stale),
+            count(true, CallOutcome::Failed),
+            count(false, CallOutcome::Fresh),
+            count(false, CallOutcome::Queued),
+            self.samples.iter().map(|sample| sample.queued).max().unwrap_or_default(),
+            outage.recovered - outage.ended,
         )
     }
 }
 
 impl Bin {
-    /// The latency that this share of the reads or writes stayed below, in milliseconds.
+    /// Returns a percentile of the reads or writes, in milliseconds.
     pub fn latency(&self, of_reads: bool, share: f64) -> Option<f64> {
         let mut took = if of_reads { self.reads.clone() } else { self.writes.clone() };
         took.sort();

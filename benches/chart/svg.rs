@@ -1,4 +1,4 @@
-//! As much SVG as four panels need. Colours are classes, so that the picture follows light and dark mode.
+//! Writes the SVG elements of the picture. Colours are CSS classes, so that the picture follows light and dark mode.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ pub const WIDTH: f64 = 860.0;
 const LEFT: f64 = 70.0;
 const RIGHT: f64 = 16.0;
 
-/// Colours in light and in dark mode; the picture brings its own background, whatever is around it.
+/// Styles for light and dark mode. The picture has its own background, so it is readable on every page.
 const STYLE: &str = "\
 text{font:12px system-ui,-apple-system,'Segoe UI',sans-serif;fill:#24292f}\
 .title{font-weight:600}.small{font-size:11px;fill:#57606a}.end{text-anchor:end}.middle{text-anchor:middle}\
@@ -25,7 +25,7 @@ pub struct Picture {
     span: f64,
 }
 
-/// A box to draw in: its place on the page, and what its lower and upper edge stand for.
+/// The area of a panel: its position on the page, and the values of its lower and upper edge.
 pub struct Frame {
     pub top: f64,
     pub height: f64,
@@ -66,13 +66,13 @@ impl Picture {
         );
     }
 
-    /// A line through these points, in seconds and in the frame's unit.
+    /// Draws a line through points, in seconds and in the unit of the frame.
     pub fn curve(&mut self, class: &str, frame: &Frame, points: impl Iterator<Item = (f64, f64)>) {
         let points = self.path(frame, points);
         let _ = writeln!(self.body, r#"<polyline class="{class}" points="{points}"/>"#);
     }
 
-    /// What lies between two lines.
+    /// Fills the area between two lines.
     pub fn area(&mut self, class: &str, frame: &Frame, lower: &[(f64, f64)], upper: &[(f64, f64)]) {
         let points = self.path(frame, upper.iter().chain(lower.iter().rev()).copied());
         let _ = writeln!(self.body, r#"<polygon class="{class}" points="{points}"/>"#);
@@ -82,7 +82,7 @@ impl Picture {
         points.map(|(x, y)| format!("{:.1},{:.1} ", self.x(x), frame.y(y))).collect()
     }
 
-    /// A horizontal line with what it stands for.
+    /// Draws a horizontal line with a label.
     pub fn grid(&mut self, frame: &Frame, value: f64, label: &str) {
         let y = frame.y(value);
         self.line("grid", (LEFT, y), (WIDTH - RIGHT, y));
@@ -93,7 +93,7 @@ impl Picture {
         self.text("title", LEFT, frame.top - 8.0, title);
         let mut x = WIDTH - RIGHT;
         for (class, name) in legend.iter().rev() {
-            // Letters of 11 px are about 6 wide.
+            // A letter of 11 px is about 6 px wide.
             x -= name.chars().count() as f64 * 5.8;
             self.text("small", x, frame.top - 8.0, name);
             x -= 15.0;

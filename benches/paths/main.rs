@@ -1,15 +1,15 @@
-//! Each path of the cache by itself, in this process, so that one that gets slower is noticed:
-//! `cargo bench --bench paths --features testing`; `-- queued` runs only what has that in its name.
+//! Measures each path of the cache in one process, to detect a path that becomes slower:
+//! `cargo bench --bench paths --features testing`. `-- queued` runs the benchmarks with `queued` in their name.
 //!
-//! Criterion compares with the run before on the same machine. How fast a path is beside others, and on a real database, is
-//! the question of `benches/versus`. Without `--bench`, as `cargo test --benches` calls it, each runs once and small.
+//! Criterion compares with the last run on the same machine. `benches/versus` compares with other libraries on a real
+//! database. Without `--bench` (`cargo test --benches`), each benchmark runs once with little data.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod after;
 mod reads;
 #[path = "../../tests/allocations/shelf.rs"]
 mod shelf;
-#[allow(dead_code, reason = "what measures latencies is for `versus`")]
+#[allow(dead_code, reason = "only `versus` measures latencies")]
 #[path = "../versus/work.rs"]
 mod work;
 mod world;
@@ -19,16 +19,16 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 
-/// All paths together take two minutes.
-fn brief() -> Criterion {
+/// Short settings, so that all benchmarks together take two minutes.
+fn short_runs() -> Criterion {
     let criterion = Criterion::default().sample_size(20).nresamples(10_000);
     criterion.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2))
 }
 
 criterion_group! {
     name = paths;
-    config = brief();
+    config = short_runs();
     targets = reads::hit, reads::hit_in_an_outage, reads::miss, writes::put, writes::queued_put, after::replay,
-        after::warm_up
+        after::warmup
 }
 criterion_main!(paths);

@@ -1,25 +1,26 @@
-//! Reads from memory, and those that memory cannot answer.
+//! Measures reads from memory, from the replica and from the store.
 
 use std::cell::LazyCell;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion};
 use futures::executor::block_on;
-use threadkeep::{Cache, Freshness, Memory};
+use threadkeep::store::Memory;
+use threadkeep::{Cache, Freshness};
 
 use crate::shelf::thread;
-use crate::world::{KIB, SIZES, World, roomy, scaled, size};
+use crate::world::{KIB, SIZES, World, scaled, size, without_limits};
 
-/// Prime, so that the turns pass all threads, and none is next to the one before.
+/// Step between two reads: a prime, so that the reads visit all conversations and never two neighbours in a row.
 const STRIDE: usize = 7919;
 
-/// Gets from memory, of one thread after the other. The cache is made if this is not filtered out.
+/// Measures gets from memory. The cache is created only if the filter of criterion selects the benchmark.
 fn gets(
     group: &mut BenchmarkGroup<'_, WallTime>,
     id: BenchmarkId,
     threads: usize,
     make: impl FnOnce() -> Cache,
-    is_right: fn(Freshness) -> bool,
+    is_expected: fn(Freshness) -> bool,
 ) {
     let made = LazyCell::new(|| (make(), (0..threads).map(thread).collect::<Vec<_>>()));
     let mut turn = 0;
@@ -28,7 +29,7 @@ fn gets(
         bencher.iter(|| {
             turn += 1;
             let found = block_on(cache.get(&keys[turn * STRIDE % threads])).unwrap().unwrap();
-            assert!(is_right(found.freshness()));
+            assert!(is_expected(found.freshness()));
             found
         });
     });
@@ -39,7 +40,7 @@ pub fn hit(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("hit");
     let mut hits = |id, threads, bytes| {
         let make = || {
-            let cache = world.open(roomy(Cache::builder().memory()));
+            let cache = world.open(without_limits(Cache::builder().memory()));
             world.put_all(&cache, threads, bytes);
             cache
         };
@@ -58,9 +59,9 @@ pub fn hit_in_an_outage(criterion: &mut Criterion) {
     let (world, threads) = (World::new(), scaled(10_000, 100));
     let mut group = criterion.benchmark_group("hit in an outage");
     let is_stale = |freshness| matches!(freshness, Freshness::Stale { .. });
-    gets(&mut group, BenchmarkId::from_parameter("stale"), threads, || world.cut_off(threads), is_stale);
+    gets(&mut group, BenchmarkId::from_parameter("stale"), threads, || world.in_outage(threads), is_stale);
     let make = || {
-        let cache = world.cut_off(threads);
+        let cache = world.in_outage(threads);
         world.put_all(&cache, threads, KIB);
         cache
     };
@@ -69,14 +70,14 @@ pub fn hit_in_an_outage(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Gets by one task of the thread that each turn names, evicted before if it was in memory, which is part of the time.
+/// Measures gets of one task that miss memory. The measured time includes the eviction before each get.
 fn misses(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
     world: &World,
     make: impl FnOnce() -> Cache,
     key: fn(usize) -> String,
-    is_there: bool,
+    is_found: bool,
 ) {
     let cache = LazyCell::new(make);
     let mut turn = 0;
@@ -89,31 +90,31 @@ fn misses(
                 let (cache, key) = (cache.clone(), key(first + at));
                 async move {
                     cache.evict(&key).unwrap();
-                    assert_eq!(cache.get(&key).await.unwrap().is_some(), is_there);
+                    assert_eq!(cache.get(&key).await.unwrap().is_some(), is_found);
                 }
             })
         });
     });
 }
 
-const HELD: usize = 1_000;
+const STORED: usize = 1_000;
 
 pub fn miss(criterion: &mut Criterion) {
     let world = World::new();
     let mut group = criterion.benchmark_group("miss");
-    let holding = |cache: Cache| {
-        world.put_all(&cache, HELD, KIB);
+    let filled = |cache: Cache| {
+        world.put_all(&cache, STORED, KIB);
         cache
     };
-    let alone = || holding(world.open(world.before(Memory::new()).0));
-    let with_file = || holding(world.with_file());
-    let cut_off = || world.cut_off(HELD);
-    let held = |turn| thread(turn * STRIDE % HELD);
+    let alone = || filled(world.open(world.builder_for(Memory::new()).0));
+    let with_file = || filled(world.with_file());
+    let in_outage = || world.in_outage(STORED);
+    let stored = |turn| thread(turn * STRIDE % STORED);
     let unknown = |turn| format!("nobody-{turn}");
     misses(&mut group, "an id nobody has", &world, alone, unknown, false);
     misses(&mut group, "an id nobody has, again", &world, alone, |_| "nobody".to_owned(), false);
-    misses(&mut group, "in the store", &world, alone, held, true);
-    misses(&mut group, "in the store, with a file", &world, with_file, held, true);
-    misses(&mut group, "in the file, breaker open", &world, cut_off, held, true);
+    misses(&mut group, "in the store", &world, alone, stored, true);
+    misses(&mut group, "in the store, with a file", &world, with_file, stored, true);
+    misses(&mut group, "in the file, breaker open", &world, in_outage, stored, true);
     group.finish();
 }

@@ -1,12 +1,13 @@
-//! Caches as the builder composes them, over a store in this process.
+//! Builds caches over a store in this process, with the layers that the builder adds.
 
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use threadkeep::testing::{Fault, Faults, Faulty};
-use threadkeep::{Batched, Builder, Cache, Durability, Guard, Memory, Store};
+use threadkeep::store::{BatchingStore, Memory, ResilientStore, Store};
+use threadkeep::testing::{Fault, FaultStore, Faults};
+use threadkeep::{Builder, Cache, WriteOutcome};
 use tokio::runtime::Runtime;
 
 use crate::shelf::thread;
@@ -14,9 +15,9 @@ use crate::work::{Conversation, by_tasks, conversation};
 
 pub const KIB: usize = 1024;
 pub const SIZES: [usize; 3] = [KIB, 16 * KIB, 400_000];
-const PLENTY: usize = 8 << 30;
+const LIMIT: usize = 8 << 30;
 
-/// A value's size as names have it.
+/// Returns a size as it appears in the name of a benchmark.
 pub fn size(bytes: usize) -> String {
     if bytes.is_multiple_of(KIB) { format!("{} KiB", bytes / KIB) } else { format!("{} KB", bytes / 1_000) }
 }
@@ -25,7 +26,7 @@ pub fn value(bytes: usize) -> Conversation {
     conversation("a conversation", bytes)
 }
 
-/// That it runs at all is all that a quick run shows.
+/// Returns `full` with `--bench`, else `quick`. A quick run checks only that the benchmark works.
 pub fn scaled(full: usize, quick: usize) -> usize {
     if std::env::args().any(|arg| arg == "--bench") { full } else { quick }
 }
@@ -46,40 +47,41 @@ impl World {
         self.runtime.block_on(future)
     }
 
-    /// A file of its own, on a real disk.
+    /// Returns a new path on a real disk.
     pub fn file(&self) -> PathBuf {
         self.files.set(self.files.get() + 1);
         self.dir.path().join(format!("{}.db", self.files.get()))
     }
 
-    /// What stands before a store as before Supabase, with a line that can be cut.
-    pub fn before(&self, store: impl Store) -> (Builder, Faults) {
+    /// Returns a builder with the layers of the Supabase backend, and the faults of the store.
+    pub fn builder_for(&self, store: impl Store) -> (Builder, Faults) {
         let _guard = self.runtime.enter();
-        let faulty = Faulty::new(store);
+        let faulty = FaultStore::new(store);
         let faults = faulty.faults();
-        let store = Batched::new(Guard::new(faulty, Duration::from_secs(5)));
-        (roomy(Cache::builder().store(store)), faults)
+        let store = BatchingStore::new(ResilientStore::new(faulty, Duration::from_secs(5)));
+        (without_limits(Cache::builder().store(store)), faults)
     }
 
-    /// An empty store, and the file for queue and last known copies.
+    /// Opens a cache with an empty store and an outage file.
     pub fn with_file(&self) -> Cache {
-        self.open(self.before(Memory::new()).0.queue(self.file()))
+        self.open(self.builder_for(Memory::new()).0.queue(self.file()))
     }
 
     pub fn open(&self, builder: Builder) -> Cache {
         self.block_on(builder.open()).unwrap()
     }
 
-    /// A cache whose source of truth is away, and which knows it, once it has been given so many threads; none is fresh.
-    pub fn cut_off(&self, threads: usize) -> Cache {
-        let (builder, faults) = self.before(Memory::new());
+    /// Opens a cache, puts `threads` conversations and starts an outage. The breaker is open and no entry is fresh.
+    pub fn in_outage(&self, threads: usize) -> Cache {
+        let (builder, faults) = self.builder_for(Memory::new());
         let cache = self.open(builder.queue(self.file()).fresh_for(Duration::ZERO));
         self.put_all(&cache, threads, KIB);
-        self.cut(&cache, &faults);
+        self.start_outage(&cache, &faults);
         cache
     }
 
-    pub fn cut(&self, cache: &Cache, faults: &Faults) {
+    /// Starts an outage and waits until the breaker is open.
+    pub fn start_outage(&self, cache: &Cache, faults: &Faults) {
         faults.always(Fault::Refuse);
         while cache.health().is_available() {
             let _ = self.block_on(cache.get("nobody has this id"));
@@ -90,11 +92,11 @@ impl World {
         let (cache, value) = (cache.clone(), value(bytes));
         self.run(64, threads, move |at| {
             let (cache, value) = (cache.clone(), value.clone());
-            async move { assert_ne!(cache.put(thread(at), &value).await.unwrap(), Durability::Superseded) }
+            async move { assert_ne!(cache.put(thread(at), &value).await.unwrap(), WriteOutcome::Superseded) }
         });
     }
 
-    /// So many calls by so many tasks at once.
+    /// Runs `count` calls in `tasks` concurrent tasks and returns the total time.
     pub fn run<F: Future<Output = ()> + Send>(
         &self,
         tasks: usize,
@@ -105,7 +107,7 @@ impl World {
     }
 }
 
-/// No bound of memory or file is met here.
-pub fn roomy(builder: Builder) -> Builder {
-    builder.cache_bytes(PLENTY).queue_bytes(PLENTY).replica_bytes(PLENTY)
+/// Raises the limits of memory and file, so that no benchmark reaches them.
+pub fn without_limits(builder: Builder) -> Builder {
+    builder.cache_max_bytes(LIMIT).queue_max_bytes(LIMIT).replica_max_bytes(LIMIT)
 }

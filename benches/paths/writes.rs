@@ -1,16 +1,16 @@
-//! Puts that are stored, and puts that are queued.
+//! Measures stored and queued puts.
 
 use std::cell::LazyCell;
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput};
-use threadkeep::{Cache, Durability};
+use threadkeep::{Cache, WriteOutcome};
 
 use crate::shelf::thread;
-use crate::world::{SIZES, World, roomy, size, value};
+use crate::world::{SIZES, World, size, value, without_limits};
 
 const TASKS: usize = 64;
-/// More than tasks, so that none waits for the turn of another.
+/// More keys than tasks, so that no task waits for the key lock of another task.
 const KEYS: usize = 2 * TASKS;
 
 fn puts(
@@ -19,7 +19,7 @@ fn puts(
     world: &World,
     (tasks, bytes): (usize, usize),
     make: impl FnOnce() -> Cache,
-    expected: Durability,
+    expected: WriteOutcome,
 ) {
     let cache = LazyCell::new(make);
     group.throughput(Throughput::Elements(1)).bench_function(id, |bencher| {
@@ -41,9 +41,9 @@ pub fn put(criterion: &mut Criterion) {
     for bytes in SIZES {
         let id = |backend| BenchmarkId::new(backend, size(bytes));
         let remote = || world.with_file();
-        puts(&mut group, id("a store and a file"), &world, (1, bytes), remote, Durability::Stored);
-        let local = || world.open(roomy(Cache::builder().local(world.file())));
-        puts(&mut group, id("local"), &world, (1, bytes), local, Durability::Stored);
+        puts(&mut group, id("a store and a file"), &world, (1, bytes), remote, WriteOutcome::Stored);
+        let local = || world.open(without_limits(Cache::builder().local(world.file())));
+        puts(&mut group, id("local"), &world, (1, bytes), local, WriteOutcome::Stored);
     }
     group.finish();
 }
@@ -55,7 +55,7 @@ pub fn queued_put(criterion: &mut Criterion) {
     for bytes in SIZES {
         for (name, tasks) in [("one task", 1), ("64 tasks", TASKS)] {
             let id = BenchmarkId::new(name, size(bytes));
-            puts(&mut group, id, &world, (tasks, bytes), || world.cut_off(0), Durability::Queued);
+            puts(&mut group, id, &world, (tasks, bytes), || world.in_outage(0), WriteOutcome::Queued);
         }
     }
     group.finish();

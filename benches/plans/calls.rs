@@ -1,16 +1,17 @@
-//! The table, and the calls as the library makes them.
+//! Fills the table, and builds the calls that the library makes.
 
 use tokio_postgres::Client;
 
 use crate::stack::Stack;
 
-/// A call of a function.
+/// A call of an SQL function.
 pub struct Call {
     pub name: &'static str,
-    pub function: &'static str, // of $1, if it takes anything
-    /// The threads that it has to do with.
+    /// The call expression; `$1` is the argument.
+    pub function: &'static str,
+    /// Number of conversations that the call reads or writes.
     count: usize,
-    /// SQL that makes the argument, of :turn, :count and :threads.
+    /// SQL that builds the argument from :turn, :count and :threads.
     argument: &'static str,
 }
 
@@ -32,7 +33,7 @@ impl Call {
         self.count > 0
     }
 
-    /// The rows that any step of it may meet: some are expired that stand between those asked for.
+    /// Returns the rows that one plan step may process. Expired rows may lie between the requested rows.
     pub fn allowed_rows(&self) -> u64 {
         2 * self.count as u64 + 100
     }
@@ -40,64 +41,65 @@ impl Call {
 
 const LOAD: &str = "threadkeep_load($1::text::jsonb)";
 const APPLY: &str = "threadkeep_apply($1::text::jsonb)";
-const RECENT: &str = "threadkeep_recent($1::text::jsonb)";
+const LIST: &str = "threadkeep_list($1::text::jsonb)";
 const TOUCH: &str = "threadkeep_touch($1::text::jsonb)";
 
-/// Each third is known, each seventh does not exist.
-const WANTS: &str = "select jsonb_agg(case when nth % 7 = 6 then jsonb_build_object('key', 'nobody-' || nth)
-        when nth % 3 = 2 then jsonb_build_object('key', thread_id, 'known', version::text)
+/// Every third conversation is known to the caller, every seventh does not exist.
+const REQUESTS: &str =
+    "select jsonb_agg(case when nth % 7 = 6 then jsonb_build_object('key', 'nobody-' || nth)
+        when nth % 3 = 2 then jsonb_build_object('key', thread_id, 'if_none_match', version::text)
         else jsonb_build_object('key', thread_id) end)
     from bench.some(:turn, :count, :threads)";
 const NEW: &str = "select jsonb_agg(bench.record('new-' || gen_random_uuid(), null, nth)) from generate_series(1, :count) as nth";
 const KNOWN: &str =
     "select jsonb_agg(bench.record(thread_id, null, nth)) from bench.some(:turn, :count, :threads)";
-/// Each second is new, each eighth is a deletion, each fifth of what is known an update.
+/// Every second write is new, every eighth a remove, and every fifth write of an existing row has a condition.
 const MIXED: &str = "select jsonb_agg(case when nth % 8 = 7 then bench.record(thread_id, null, nth) - 'value'
         when nth % 2 = 0 then bench.record('new-' || gen_random_uuid(), null, nth)
         else bench.record(thread_id, case when nth % 5 = 0 then version end, nth) end)
     from bench.some(:turn, :count, :threads)";
-const FIRST_PAGE: &str = "select jsonb_build_object('most', :count)";
-/// After the page in the middle of those that are live.
+const FIRST_PAGE: &str = "select jsonb_build_object('limit', :count)";
+/// Begins in the middle of the live conversations.
 const LATE_PAGE: &str =
-    "select jsonb_build_object('most', :count, 'version', version::text, 'key', thread_id)
+    "select jsonb_build_object('limit', :count, 'after_version', version::text, 'after_key', thread_id)
     from (select version, thread_id from public.conversation_threads where expires_at > now()
           order by version desc offset :threads / 2 + :turn limit 1) as row";
-/// After which there are no more.
+/// Begins close to the end, so that no page follows.
 const LAST_PAGE: &str =
-    "select jsonb_build_object('most', :count, 'version', version::text, 'key', thread_id)
+    "select jsonb_build_object('limit', :count, 'after_version', version::text, 'after_key', thread_id)
     from (select version, thread_id from public.conversation_threads where expires_at > now()
           order by version offset :count / 2 + :turn limit 1) as row";
-const USERS_PAGE: &str = "select jsonb_build_object('most', :count, 'user', 'user-' || :turn)";
-const BUSY_USERS_PAGE: &str = "select jsonb_build_object('most', :count, 'user', 'busy')";
+const USERS_PAGE: &str = "select jsonb_build_object('limit', :count, 'user', 'user-' || :turn)";
+const BUSY_USERS_PAGE: &str = "select jsonb_build_object('limit', :count, 'user', 'busy')";
 const BUSY_USERS_LATE_PAGE: &str =
-    "select jsonb_build_object('most', :count, 'user', 'busy', 'version', version::text, 'key', thread_id)
+    "select jsonb_build_object('limit', :count, 'user', 'busy', 'after_version', version::text, 'after_key', thread_id)
     from (select version, thread_id from public.conversation_threads where expires_at > now() and user_id = 'busy'
           order by version desc offset :threads / 25 + :turn limit 1) as row";
 const KEYS: &str = "select jsonb_agg(thread_id) from bench.some(:turn, :count, :threads)";
-/// As many as have expired since the one before.
+/// Inserts expired rows for purge to remove.
 const MOST: &str = "select bench.expire(:turn, :count)";
 
 pub const CALLS: &[Call] = &[
     Call::new("probe", "threadkeep_probe()", 1, "select ''"),
-    Call::new("load 1", LOAD, 1, WANTS),
-    Call::new("load 64", LOAD, 64, WANTS),
-    Call::new("load 500", LOAD, 500, WANTS),
+    Call::new("load 1", LOAD, 1, REQUESTS),
+    Call::new("load 64", LOAD, 64, REQUESTS),
+    Call::new("load 500", LOAD, 500, REQUESTS),
     Call::new("apply 1, new", APPLY, 1, NEW),
     Call::new("apply 1, known", APPLY, 1, KNOWN),
     Call::new("apply 64", APPLY, 64, MIXED),
     Call::new("apply 500", APPLY, 500, MIXED),
-    Call::new("recent, first page", RECENT, 500, FIRST_PAGE),
-    Call::new("recent, late page", RECENT, 500, LATE_PAGE),
-    Call::new("recent, last page", RECENT, 500, LAST_PAGE),
-    Call::new("recent of a user", RECENT, 500, USERS_PAGE),
-    Call::new("recent of a busy user, first page", RECENT, 500, BUSY_USERS_PAGE),
-    Call::new("recent of a busy user, late page", RECENT, 500, BUSY_USERS_LATE_PAGE),
+    Call::new("list, first page", LIST, 500, FIRST_PAGE),
+    Call::new("list, late page", LIST, 500, LATE_PAGE),
+    Call::new("list, last page", LIST, 500, LAST_PAGE),
+    Call::new("list of a user", LIST, 500, USERS_PAGE),
+    Call::new("list of a busy user, first page", LIST, 500, BUSY_USERS_PAGE),
+    Call::new("list of a busy user, late page", LIST, 500, BUSY_USERS_LATE_PAGE),
     Call::new("touch 64", TOUCH, 64, KEYS),
     Call::new("touch 500", TOUCH, 500, KEYS),
     Call::new("purge 500", "threadkeep_purge($1::text::integer)", 500, MOST),
 ];
 
-/// What the arguments are made of; the schema is none of the library's.
+/// SQL functions that build the arguments. The schema `bench` is not part of the library.
 const SUPPORT: &str = r#"
     drop schema if exists bench cascade;
     create schema bench;
@@ -110,7 +112,7 @@ const SUPPORT: &str = r#"
             jsonb_build_object('role', 'assistant', 'content', repeat(md5((at + 1)::text) || ' ', 13))) $$;
     create function bench.version(at timestamptz, nth bigint) returns bigint language sql immutable
         as $$ select (floor(extract(epoch from at) * 1000)::bigint << 21) + nth % 2097152 $$;
-    -- Threads from all over the table, others at each turn.
+    -- Conversations from all parts of the table, different ones at each turn.
     create function bench.some(turn bigint, count bigint, threads bigint)
         returns table (nth bigint, thread_id text, version bigint) language sql as $$
         select nth, thread.thread_id, thread.version from generate_series(1, count) as nth
@@ -118,8 +120,8 @@ const SUPPORT: &str = r#"
           on thread.thread_id = bench.key((turn * count + nth) * 104729 % threads) $$;
     create function bench.record(key text, expect bigint, nth bigint) returns jsonb language sql as $$
         select jsonb_strip_nulls(jsonb_build_object(
-            'key', key, 'version', bench.version(clock_timestamp(), nth)::text, 'expect', expect::text,
-            'expires', public.threadkeep_now() + 86400000, 'user', 'user of ' || key, 'metadata', '{}'::jsonb,
+            'key', key, 'version', bench.version(clock_timestamp(), nth)::text, 'if_version', expect::text,
+            'expires_at', public.threadkeep_now() + 86400000, 'user', 'user of ' || key, 'metadata', '{}'::jsonb,
             'value', bench.value(nth))) $$;
     create function bench.expire(turn bigint, count bigint) returns bigint language plpgsql as $$
     begin
@@ -131,12 +133,14 @@ const SUPPORT: &str = r#"
     end $$;
 "#;
 
-/// As threadkeep_apply would have written them in the last 24 h, in no order: live threads, of which each tenth is one
-/// user's and others have 18, and a fiftieth more that were deleted. Then as many as a fifth that have expired and wait
-/// for purge, half of them long enough.
+/// Fills the table with rows as `threadkeep_apply` writes them.
+///
+/// The live conversations have versions of the last 23 h, in random order. Every tenth belongs to one busy user; the
+/// other users have 18 each. The table also has 2 % tombstones and 20 % expired rows. Purge may remove half of the
+/// expired rows.
 const FILL: &str = "
     truncate public.conversation_threads;
-    truncate public.threadkeep_deleted;
+    truncate public.threadkeep_tombstones;
     insert into public.conversation_threads
         (thread_id, version, conversation_data, created_at, accessed_at, expires_at, user_id, metadata)
     select bench.key(at), bench.version(written, at), bench.value(at), written, written, written + interval '1 day',

@@ -1,26 +1,28 @@
-//! A plan as auto_explain tells it: what is read of it, what is wrong with it, and how it is shown.
+//! Parses the plans of auto_explain, judges them and prints them.
 
 use std::fmt::Write;
 
 use serde::Deserialize;
 
 const TABLE: &str = "conversation_threads";
-/// As much as is shown of a statement, and of a condition.
-const SHOWN: usize = 84;
+/// Maximum characters of a printed statement or condition.
+const MAX_TEXT: usize = 84;
 
-/// One statement that was run.
+/// The plan of one executed statement.
 #[derive(Debug, Deserialize)]
 pub struct Explained {
     #[serde(rename = "Query Text")]
     query: String,
     #[serde(rename = "Plan")]
     plan: Node,
-    /// What was compiled, where PostgreSQL took the statement for a large one.
+    /// Present if PostgreSQL compiled the statement (JIT) because of a high estimated cost.
     #[serde(rename = "JIT")]
     compiled: Option<serde::de::IgnoredAny>,
 }
 
-/// Rows and times are of one loop, in the middle; the pages are those of all loops, and of the nodes below.
+/// A node of a plan.
+///
+/// Rows and times are averages of one loop. Pages are sums of all loops and of the nodes below.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Node {
@@ -37,7 +39,7 @@ struct Node {
     #[serde(rename = "Filter")]
     filter: Option<String>,
     #[serde(rename = "Plan Rows")]
-    guessed: f64,
+    estimated_rows: f64,
     #[serde(rename = "Actual Rows")]
     rows: f64,
     #[serde(rename = "Actual Loops")]
@@ -59,7 +61,7 @@ struct Node {
 }
 
 impl Explained {
-    /// Its beginning.
+    /// Returns the shortened text of the statement.
     pub fn statement(&self) -> String {
         shorten(&self.query)
     }
@@ -76,17 +78,18 @@ impl Explained {
         self.plan.millis
     }
 
-    /// The most rows that any step met.
+    /// Returns the largest number of rows that a step processed.
     pub fn most_rows(&self) -> u64 {
         self.plan.most_rows()
     }
 
-    /// What would grow with the table, where the call has to do with so many rows.
+    /// Returns the faults that make the cost grow with the table, for a call that needs `allowed` rows.
     pub fn faults(&self, allowed: u64) -> Vec<String> {
         let mut faults = Vec::new();
         self.plan.faults(allowed, &mut faults);
-        faults
-            .extend(self.compiled.map(|_| "is compiled (JIT), as its cost is guessed above 100,000".into()));
+        faults.extend(
+            self.compiled.map(|_| "is compiled (JIT), because its estimated cost is above 100,000".into()),
+        );
         faults
     }
 
@@ -124,7 +127,10 @@ impl Node {
         if self.kind == "Seq Scan" && self.relation.as_deref() == Some(TABLE) {
             faults.push(format!("has a Seq Scan on {TABLE}"));
         } else if met > allowed {
-            faults.push(format!("has a step that meets {met} rows, and {allowed} may be: {}", self.name()));
+            faults.push(format!(
+                "has a step that processes {met} rows, and {allowed} are allowed: {}",
+                self.name()
+            ));
         }
         self.below.iter().for_each(|node| node.faults(allowed, faults));
     }
@@ -142,8 +148,8 @@ impl Node {
     fn show(&self, depth: usize, text: &mut String) {
         let indent = "  ".repeat(depth);
         write!(text, "{indent}{}: rows {}", self.name(), self.yielded()).unwrap();
-        if self.guessed != self.rows {
-            write!(text, " (guessed {:.0})", self.guessed * self.loops.max(1.0)).unwrap();
+        if self.estimated_rows != self.rows {
+            write!(text, " (estimated {:.0})", self.estimated_rows * self.loops.max(1.0)).unwrap();
         }
         if self.dropped() > 0 {
             write!(text, ", dropped {}", self.dropped()).unwrap();
@@ -158,13 +164,13 @@ impl Node {
     }
 }
 
-/// On one line, without comments and types, and no longer than one can read.
+/// Shortens SQL to one line, without comments, types and schema names.
 fn shorten(text: &str) -> String {
     let code = text.lines().map(|line| line.split("--").next().unwrap_or_default());
     let line = code.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ");
     let noise = ["public.", "::timestamp with time zone", "::bigint", "::uuid", "::interval", "::text"];
     let line = noise.iter().fold(line, |line, word| line.replace(word, ""));
-    match line.char_indices().nth(SHOWN) {
+    match line.char_indices().nth(MAX_TEXT) {
         Some((end, _)) => format!("{} …", &line[..end]),
         None => line,
     }

@@ -1,4 +1,4 @@
-//! One session of a REST server, as PostgreSQL sees it, that tells of its plans.
+//! Opens a database session with the settings of a REST server, and reads its plans.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 use crate::plan::Explained;
 
-/// As the superuser, whom auto_explain asks for; what is called later is called as the daemon's role, and with its deadline.
+/// Sets up auto_explain, which needs a superuser. The calls then run with the role and the deadline of a daemon.
 const SETUP: &str = "
     load 'auto_explain';
     set auto_explain.log_format = json;
@@ -17,7 +17,7 @@ const SETUP: &str = "
     set auto_explain.log_buffers = on;
     set auto_explain.log_nested_statements = on;
     set client_min_messages = log;
-    set log_min_messages = fatal; -- else the server's log has it all, too
+    set log_min_messages = fatal; -- keeps the plans out of the server's log
     set statement_timeout = '8s';
     set role service_role";
 
@@ -42,7 +42,7 @@ impl Session {
         Self { client, notices }
     }
 
-    /// Says how long it took.
+    /// Calls the function and returns the time of the call.
     pub async fn call(&self, function: &str, argument: &str) -> Duration {
         let sql = format!("select public.{function}::text");
         let statement = self.client.prepare(&sql).await.unwrap();
@@ -51,17 +51,17 @@ impl Session {
         let began = Instant::now();
         let answer: String = self.client.query_one(&statement, given).await.unwrap().get(0);
         let span = began.elapsed();
-        let refused = ["ahead", "too old", "conflict", "forgotten", "superseded"];
-        assert!(answer.contains("\"schema\""), "{function} answered {answer}");
-        assert!(!refused.iter().any(|state| answer.contains(state)), "{function} answered {answer}");
+        let rejected = ["version_in_future", "too_old", "conflict", "indeterminate", "superseded"];
+        assert!(answer.contains("\"revision\""), "{function} answered {answer}");
+        assert!(!rejected.iter().any(|state| answer.contains(state)), "{function} answered {answer}");
         span
     }
 
-    /// Calls it and tells how: a plan for each statement that was run within, and last that of the call itself.
+    /// Calls the function and returns its plans: one for each inner statement, and last the plan of the call itself.
     pub async fn explained(&mut self, function: &str, argument: &str) -> Vec<Explained> {
-        self.log_from("0").await;
+        self.log_plans_above("0").await;
         self.call(function, argument).await;
-        self.log_from("-1").await;
+        self.log_plans_above("-1").await;
         let mut plans = Vec::new();
         while let Ok(notice) = self.notices.try_recv() {
             if let Some((_, plan)) = notice.split_once(" plan:\n") {
@@ -71,8 +71,8 @@ impl Session {
         plans
     }
 
-    async fn log_from(&self, least: &str) {
-        let sql = format!("reset role; set auto_explain.log_min_duration = {least}; set role service_role");
+    async fn log_plans_above(&self, millis: &str) {
+        let sql = format!("reset role; set auto_explain.log_min_duration = {millis}; set role service_role");
         self.client.batch_execute(&sql).await.unwrap();
     }
 }

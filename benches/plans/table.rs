@@ -1,4 +1,4 @@
-//! What was seen, printed as benches/PLANS.md has it.
+//! Prints the results in the format of benches/PLANS.md.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,18 +6,18 @@ use std::time::Duration;
 use crate::calls::Call;
 use crate::plan::Explained;
 
-/// Indexes become deeper by a level or two, and what was neighbouring lies apart.
-const PAGES_MAY_GROW: u64 = 3;
+/// Allowed growth of pages. In a large table an index has more levels, and neighbouring rows lie on different pages.
+const MAX_PAGE_GROWTH: u64 = 3;
 
-/// One call at one size of the table.
-pub struct Seen {
+/// The results of one call at one size of the table.
+pub struct Measured {
     pub call: &'static Call,
     pub plans: Vec<Explained>,
     pub span: Duration,
 }
 
-impl Seen {
-    /// Those of the call itself, whose plan comes last and includes what was run within.
+impl Measured {
+    /// Returns the pages of the whole call: the last plan is the call itself and includes the inner statements.
     fn pages(&self) -> u64 {
         self.plans.last().map_or(0, Explained::pages)
     }
@@ -30,7 +30,7 @@ impl Seen {
         self.plans.iter().map(Explained::most_rows).max().unwrap_or(0)
     }
 
-    /// The statements on the table, each with how often it was run, how long in all, and its last plan.
+    /// Returns each statement on the table with its count, its total time and its last plan.
     fn statements(&self) -> Vec<(usize, f64, &Explained)> {
         let mut order = Vec::new();
         let mut statements = BTreeMap::<String, (usize, f64, &Explained)>::new();
@@ -46,26 +46,27 @@ impl Seen {
     }
 }
 
-/// What grows with the table, and where nothing was seen that could be judged.
-pub fn faults(all: &[(usize, Vec<Seen>)]) -> Vec<String> {
+/// Returns each call whose cost grows with the table, and each call without visible plans.
+pub fn faults(all: &[(usize, Vec<Measured>)]) -> Vec<String> {
     let mut faults = Vec::new();
-    for (threads, seen) in all {
-        for Seen { call, plans, .. } in seen {
-            let mut fault = |what: String| faults.push(format!("{threads} threads, {}: {what}", call.name));
+    for (threads, measured) in all {
+        for Measured { call, plans, .. } in measured {
+            let mut fault =
+                |problem: String| faults.push(format!("{threads} conversations, {}: {problem}", call.name));
             for plan in plans {
                 let found = plan.faults(call.allowed_rows());
-                found.into_iter().for_each(|what| fault(format!("{what}: {}", plan.statement())));
+                found.into_iter().for_each(|problem| fault(format!("{problem}: {}", plan.statement())));
             }
             if call.is_on_the_table() != plans.iter().any(Explained::is_on_the_table) {
-                fault("its plans were not seen".into());
+                fault("auto_explain reported no plan".into());
             }
         }
     }
     for (first, last) in ends(all) {
         let (few, many) = (first.pages(), last.pages());
-        if many > PAGES_MAY_GROW * few {
+        if many > MAX_PAGE_GROWTH * few {
             faults.push(format!(
-                "{}: touches {few} pages of a small table and {many} of a large one",
+                "{}: touches {few} pages of the small table and {many} of the large one",
                 first.call.name
             ));
         }
@@ -75,21 +76,21 @@ pub fn faults(all: &[(usize, Vec<Seen>)]) -> Vec<String> {
     faults
 }
 
-/// Each call at the least size and at the largest.
-fn ends(all: &[(usize, Vec<Seen>)]) -> impl Iterator<Item = (&Seen, &Seen)> {
+/// Pairs the results of each call at the smallest and at the largest size.
+fn ends(all: &[(usize, Vec<Measured>)]) -> impl Iterator<Item = (&Measured, &Measured)> {
     all[0].1.iter().zip(&all[all.len() - 1].1)
 }
 
-pub fn print_plans((threads, seen): &(usize, Vec<Seen>)) {
-    println!("## Plans at {threads} threads\n");
-    for seen in seen {
-        println!("### {}\n", seen.call.name);
-        if seen.statements().is_empty() {
-            println!("No statement of it is on the table.\n");
+pub fn print_plans((threads, measured): &(usize, Vec<Measured>)) {
+    println!("## Plans at {threads} conversations\n");
+    for measured in measured {
+        println!("### {}\n", measured.call.name);
+        if measured.statements().is_empty() {
+            println!("The call has no statement on the table.\n");
         }
-        for (times, millis, plan) in seen.statements() {
+        for (times, millis, plan) in measured.statements() {
             println!(
-                "`{}`, {times} times, {millis:.2} ms in all\n\n```text\n{}```\n",
+                "`{}`, {times} times, {millis:.2} ms in total\n\n```text\n{}```\n",
                 plan.statement(),
                 plan.show()
             );
@@ -97,17 +98,20 @@ pub fn print_plans((threads, seen): &(usize, Vec<Seen>)) {
     }
 }
 
-/// Noise does not touch the pages and rows; the times it does.
-pub fn print_growth(all: &[(usize, Vec<Seen>)]) {
-    let column = |(threads, _): &(usize, Vec<Seen>)| format!(" {threads} threads: ms | pages | most rows |");
+/// Prints pages, rows and times for each size. Other programs on the machine affect the times only.
+pub fn print_growth(all: &[(usize, Vec<Measured>)]) {
+    let column =
+        |(threads, _): &(usize, Vec<Measured>)| format!(" {threads} conversations: ms | pages | most rows |");
     println!(
         "## From size to size\n\n| call |{} ms × | pages × |",
         all.iter().map(column).collect::<String>()
     );
     println!("|---|{}", "---|".repeat(3 * all.len() + 2));
     for (at, (first, last)) in ends(all).enumerate() {
-        let cell = |seen: &Seen| format!(" {:.2} | {} | {} |", seen.millis(), seen.pages(), seen.most_rows());
-        let cells: String = all.iter().map(|(_, seen)| cell(&seen[at])).collect();
+        let cell = |measured: &Measured| {
+            format!(" {:.2} | {} | {} |", measured.millis(), measured.pages(), measured.most_rows())
+        };
+        let cells: String = all.iter().map(|(_, measured)| cell(&measured[at])).collect();
         let pages = last.pages() as f64 / first.pages().max(1) as f64;
         println!("| {} |{cells} {:.1} | {pages:.1} |", first.call.name, last.millis() / first.millis());
     }

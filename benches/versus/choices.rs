@@ -1,4 +1,4 @@
-//! Why the near cache is made as it is: each choice beside what it was chosen over, with bare moka.
+//! Compares the settings of the in-memory cache with their alternatives, on bare moka.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use moka::policy::EvictionPolicy;
 use moka::sync::{Cache, CacheBuilder};
 
 use crate::hits::each;
-use crate::table::Wanted::AtMost;
+use crate::table::Goal::AtMost;
 use crate::table::{Table, Unit};
 use crate::work::{conversation, thread};
 use crate::world::{KIB, Scale};
@@ -17,17 +17,17 @@ use crate::world::{KIB, Scale};
 type Value = Arc<str>;
 type Get = Box<dyn Fn(&str) -> bool>;
 
-/// As an entry knows when it ends, moka would ask it.
-struct Own;
+/// Per-entry expiry by moka, the alternative to the expiry check of threadkeep.
+struct EntryExpiry;
 
-impl Expiry<String, Value> for Own {
+impl Expiry<String, Value> for EntryExpiry {
     fn expire_after_create(&self, _: &String, _: &Value, _: Instant) -> Option<Duration> {
         Some(Duration::from_secs(86_400))
     }
 }
 
-/// As the near cache is made: weighed, the least recently used goes first.
-fn chosen(bytes: u64) -> CacheBuilder<String, Value, Cache<String, Value>> {
+/// Configures moka as threadkeep does: weighed entries, LRU eviction.
+fn threadkeep_settings(bytes: u64) -> CacheBuilder<String, Value, Cache<String, Value>> {
     Cache::builder()
         .max_capacity(bytes)
         .weigher(|_: &String, value: &Value| value.len() as u32)
@@ -49,13 +49,14 @@ fn fold() -> foldhash::fast::RandomState {
     foldhash::fast::RandomState::default()
 }
 
-/// What a get costs with each.
+/// Measures a get with each setting.
 pub fn gets(scale: Scale) -> Table {
-    const CHOSEN: &str = "foldhash, LRU, expiry of ours";
+    const CHOSEN: &str = "foldhash, LRU, expiry by threadkeep";
     let threads = scale.of(10_000, 500);
-    let mut table = Table::new(format!("Gets of bare moka::sync, {threads} threads of 1 KiB"), Unit::Span);
+    let mut table =
+        Table::new(format!("Gets of bare moka::sync, {threads} conversations of 1 KiB"), Unit::Span);
     let keys: Vec<String> = (0..threads).map(thread).collect();
-    let room = || chosen(8 << 30);
+    let room = || threadkeep_settings(8 << 30);
     let day = Duration::from_secs(86_400);
     let ways: [(&str, Get); 5] = [
         (CHOSEN, filled(room().build_with_hasher(fold()), &keys)),
@@ -65,7 +66,10 @@ pub fn gets(scale: Scale) -> Table {
             filled(room().eviction_policy(EvictionPolicy::tiny_lfu()).build_with_hasher(fold()), &keys),
         ),
         ("time_to_live of moka", filled(room().time_to_live(day).build_with_hasher(fold()), &keys)),
-        ("Expiry of moka, per entry", filled(room().expire_after(Own).build_with_hasher(fold()), &keys)),
+        (
+            "Expiry of moka, per entry",
+            filled(room().expire_after(EntryExpiry).build_with_hasher(fold()), &keys),
+        ),
     ];
     let gets = scale.of(200_000, 1_000);
     for _ in 0..scale.of(25, 2) {
@@ -79,17 +83,20 @@ pub fn gets(scale: Scale) -> Table {
     table
 }
 
-/// How many new threads stay in a full memory whose old ones are read again and again: each will be read next.
+/// Counts the new conversations that a full cache rejects while the old ones are read often.
+///
+/// A new conversation is read next, so a rejected one costs a load.
 pub fn newcomers(scale: Scale) -> Table {
-    const LRU: &str = "refused by LRU";
-    const NEW: &str = "new threads";
+    const LRU: &str = "rejected by LRU";
+    const NEW: &str = "new conversations";
     let threads = scale.of(1_000, 200);
-    let mut table = Table::new("New threads that a full memory does not take", Unit::Count);
+    let mut table = Table::new("New conversations that a full memory rejects", Unit::Count);
     for _ in 0..scale.rounds {
         for (name, policy) in
-            [(LRU, EvictionPolicy::lru()), ("refused by TinyLFU", EvictionPolicy::tiny_lfu())]
+            [(LRU, EvictionPolicy::lru()), ("rejected by TinyLFU", EvictionPolicy::tiny_lfu())]
         {
-            let cache = chosen((threads * KIB) as u64).eviction_policy(policy).build_with_hasher(fold());
+            let cache =
+                threadkeep_settings((threads * KIB) as u64).eviction_policy(policy).build_with_hasher(fold());
             let value: Value = "x".repeat(KIB).into();
             let (old, new) = (|at| format!("old-{at:06}"), |at| format!("new-{at:06}"));
             (0..threads).for_each(|at| cache.insert(old(at), Arc::clone(&value)));
@@ -97,16 +104,16 @@ pub fn newcomers(scale: Scale) -> Table {
                 cache.get(&old(at));
             }
             cache.run_pending_tasks();
-            let refused = (0..threads / 10).filter(|at| {
+            let rejected = (0..threads / 10).filter(|at| {
                 cache.insert(new(*at), Arc::clone(&value));
                 cache.run_pending_tasks();
                 !cache.contains_key(&new(*at))
             });
-            table.note(name, refused.count() as f64);
+            table.note(name, rejected.count() as f64);
         }
         table.note(NEW, (threads / 10) as f64);
     }
     table.claim(LRU, AtMost(0.0), NEW);
-    table.compare("refused by TinyLFU", NEW);
+    table.compare("rejected by TinyLFU", NEW);
     table
 }

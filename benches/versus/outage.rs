@@ -1,28 +1,29 @@
-//! Reads and writes while the source of truth is away, and what comes after.
+//! Measures reads and writes during an outage, and the replay after it.
 
 use std::time::{Duration, Instant};
 
 use rusqlite::OpenFlags;
 use threadkeep::testing::{Fault, Faults};
-use threadkeep::{Cache, Durability, Freshness};
+use threadkeep::{Cache, Freshness, WriteOutcome};
 
 use crate::hits::each;
-use crate::table::Wanted::{AtLeast, AtMost};
+use crate::table::Goal::{AtLeast, AtMost};
 use crate::table::{Table, Unit};
 use crate::work::{
     Conversation, at_a_rate, by_tasks, conversation, one_by_one, per_second, percentile, thread,
 };
 use crate::world::{KIB, World};
-use crate::writes::{THREADS, put, puts};
+use crate::writes::{CONVERSATIONS, put, puts};
 
-pub async fn cut(cache: &Cache, faults: &Faults) {
+/// Starts an outage and waits until the breaker is open.
+pub async fn start_outage(cache: &Cache, faults: &Faults) {
     faults.always(Fault::Refuse);
     while cache.health().is_available() {
         let _ = cache.get("nobody has this id").await;
     }
 }
 
-/// `count` puts into the queue by so many tasks.
+/// Queues `count` puts in `tasks` concurrent tasks and returns the total time.
 pub async fn queue(
     cache: &Cache,
     tasks: usize,
@@ -33,22 +34,22 @@ pub async fn queue(
     let (cache, value) = (cache.clone(), value.clone());
     let put = move |at: usize| {
         let (cache, value) = (cache.clone(), value.clone());
-        async move { assert_eq!(cache.put(thread(at % threads), &value).await.unwrap(), Durability::Queued) }
+        async move { assert_eq!(cache.put(thread(at % threads), &value).await.unwrap(), WriteOutcome::Queued) }
     };
     by_tasks(tasks, count, put).await
 }
 
 pub async fn hits(world: &World) -> Table {
     let threads = world.scale.of(10_000, 500);
-    let mut table = Table::new(format!("Hits in an outage, {threads} threads of 1 KiB"), Unit::Span);
+    let mut table = Table::new(format!("Hits in an outage, {threads} conversations of 1 KiB"), Unit::Span);
     world.seed(threads, KIB).await;
     let keys: Vec<String> = (0..threads).map(thread).collect();
     let value = conversation("a conversation", KIB);
-    let (builder, _) = world.cut_builder();
-    let health = builder.fresh_for(Duration::from_secs(86_400)).open().await.unwrap();
-    let mut caches = vec![(health, "fresh", None)];
+    let (builder, _) = world.builder_with_faults();
+    let healthy = builder.fresh_for(Duration::from_secs(86_400)).open().await.unwrap();
+    let mut caches = vec![(healthy, "fresh", None)];
     for name in ["stale, breaker open", "queued, breaker open"] {
-        let (builder, faults) = world.cut_builder();
+        let (builder, faults) = world.builder_with_faults();
         caches.push((builder.fresh_for(Duration::ZERO).open().await.unwrap(), name, Some(faults)));
     }
     for (cache, name, faults) in &caches {
@@ -56,7 +57,7 @@ pub async fn hits(world: &World) -> Table {
             cache.get(key).await.unwrap().unwrap();
         }
         if let Some(faults) = faults {
-            cut(cache, faults).await;
+            start_outage(cache, faults).await;
         }
         if name.starts_with("queued") {
             queue(cache, 64, threads, threads, &value).await;
@@ -83,9 +84,9 @@ pub async fn queued_puts(world: &World) -> Table {
     const ALONE: &str = "threadkeep, 1 task";
     const MANY: &str = "threadkeep, 64 tasks";
     let mut table = Table::new("Puts of 1 KiB with the breaker open", Unit::Rate);
-    let (builder, faults) = world.cut_builder();
+    let (builder, faults) = world.builder_with_faults();
     let cache = builder.open().await.unwrap();
-    cut(&cache, &faults).await;
+    start_outage(&cache, &faults).await;
     let raw = rusqlite::Connection::open(world.file()).unwrap();
     raw.execute_batch(
         "pragma journal_mode = wal; pragma synchronous = full; create table t (key text primary key, value text)",
@@ -109,30 +110,30 @@ pub async fn queued_puts(world: &World) -> Table {
     table
 }
 
-/// Gets of what only the file has.
+/// Measures gets that only the replica can answer.
 pub async fn cold_gets(world: &World) -> Table {
     const POINT: &str = "a point read of the same file";
-    let threads = world.scale.of(THREADS, 200);
+    let threads = world.scale.of(CONVERSATIONS, 200);
     let mut table =
-        Table::new(format!("Cold gets with the breaker open, {threads} threads of 1 KiB"), Unit::Span);
+        Table::new(format!("Cold gets with the breaker open, {threads} conversations of 1 KiB"), Unit::Span);
     world.seed(threads, KIB).await;
     let file = world.file();
     let cache = world.builder().queue(&file).open().await.unwrap();
     for at in 0..threads {
         cache.get(thread(at)).await.unwrap().unwrap();
     }
-    let _ = cache.shutdown(Duration::from_secs(60)).await.unwrap();
+    cache.shutdown(Duration::from_secs(60)).await.unwrap();
     drop(cache);
     for _ in 0..world.scale.rounds {
-        let (builder, faults) = world.cut_builder();
+        let (builder, faults) = world.builder_with_faults();
         let cache = builder.queue(&file).open().await.unwrap();
-        cut(&cache, &faults).await;
+        start_outage(&cache, &faults).await;
         let get = async |at| {
             let found = cache.get(thread(at * 7919 % threads)).await.unwrap().unwrap();
             assert!(matches!(found.freshness(), Freshness::Stale { .. }));
         };
         table.note_span("threadkeep", one_by_one(threads, get).await);
-        let _ = cache.shutdown(Duration::from_secs(1)).await.unwrap();
+        cache.shutdown(Duration::from_secs(1)).await.unwrap();
 
         let raw = rusqlite::Connection::open_with_flags(&file, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         let mut select =
@@ -150,16 +151,16 @@ pub async fn cold_gets(world: &World) -> Table {
     table
 }
 
-/// What an outage leaves behind reaches the database, while others write.
+/// Measures the replay of a queue, and live puts during the replay.
 pub async fn replay(world: &World) -> Vec<Table> {
     const PUTS: &str = "puts, 256 tasks";
     const REPLAY: &str = "replay, under live puts";
     let records = world.scale.of(100_000, 2_000);
     let mut rates = Table::new(format!("Replay of {records} records of 1 KiB"), Unit::Rate);
-    let mut live = Table::new("Live puts of 1 KiB meanwhile, 100 a second, p99", Unit::Span);
+    let mut live = Table::new("Live puts of 1 KiB during the replay, 100 a second, p99", Unit::Span);
     let value = conversation("a conversation", KIB);
     for _ in 0..world.scale.rounds {
-        let (builder, faults) = world.cut_builder();
+        let (builder, faults) = world.builder_with_faults();
         let cache = builder.open().await.unwrap();
         let many = world.scale.of(30_000, 500);
         rates.note(PUTS, per_second(many, puts(&cache, many, &value).await));
@@ -170,13 +171,14 @@ pub async fn replay(world: &World) -> Vec<Table> {
         let span = world.scale.span(Duration::from_secs(4));
         live.note_span("without replay", percentile(&at_a_rate(100, span, put_live).await, 0.99));
 
-        cut(&cache, &faults).await;
+        start_outage(&cache, &faults).await;
         queue(&cache, 256, records, records, &value).await;
-        faults.heal();
+        faults.clear();
         while !cache.health().is_available() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let queued = || cache.health().queue.unwrap().records as usize;
+        // The replay may have begun during the wait, so the rate counts the records from here.
         let (began, at_first) = (Instant::now(), queued());
         let drained = async {
             while queued() > 0 {
@@ -194,10 +196,10 @@ pub async fn replay(world: &World) -> Vec<Table> {
         };
         let (drained, p99) = tokio::join!(drained, live_puts);
         rates.note(REPLAY, per_second(at_first, drained));
-        live.note_span("while it replays", p99);
-        let _ = cache.shutdown(Duration::from_secs(60)).await.unwrap();
+        live.note_span("during the replay", p99);
+        cache.shutdown(Duration::from_secs(60)).await.unwrap();
     }
     rates.claim(REPLAY, AtLeast(0.7), PUTS);
-    live.claim("while it replays", AtMost(2.0), "without replay");
+    live.claim("during the replay", AtMost(2.0), "without replay");
     vec![rates, live]
 }

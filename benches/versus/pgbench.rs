@@ -1,4 +1,4 @@
-//! SQL without REST, as a tool does it that is made for speed.
+//! Measures SQL without REST, by PostgreSQL's own benchmark tool.
 
 use std::process::Command;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::work::Conversation;
 use crate::world::World;
 
-/// Prepared upserts of single rows by 16 clients, into the same table; says how many a second.
+/// Runs prepared upserts of single rows by 16 clients into the same table. Returns the rate per second.
 pub fn upserts(world: &World, threads: usize, value: &Conversation, span: Duration) -> f64 {
     let json = serde_json::to_string(value).unwrap();
     let script = format!(
@@ -23,8 +23,8 @@ pub fn upserts(world: &World, threads: usize, value: &Conversation, span: Durati
     let mut pgbench = Command::new(world.stack.program("pgbench"));
     pgbench.args(["-n", "-M", "prepared", "-c", "16", "-j", "2", "-T", &seconds, "-f"]).arg(&file);
     let output = tokio::task::block_in_place(|| pgbench.arg(world.stack.database_url()).output().unwrap());
-    let said =
+    let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    let rate = said.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
-    rate.unwrap_or_else(|| panic!("pgbench did not say how fast it was:\n{said}"))
+    let rate = text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+    rate.unwrap_or_else(|| panic!("pgbench printed no rate:\n{text}"))
 }

@@ -1,4 +1,4 @@
-//! Gets of what is not in memory, on the real stack.
+//! Measures gets that miss memory, on the real stack.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use threadkeep::{Cache, Freshness};
 
 use crate::rest::load_body;
-use crate::table::Wanted::{AtLeast, AtMost};
+use crate::table::Goal::{AtLeast, AtMost};
 use crate::table::{Table, Unit};
 use crate::work::{Conversation, by_tasks, per_second, thread};
 use crate::world::{KIB, World};
-use crate::writes::{TASKS, THREADS};
+use crate::writes::{CONVERSATIONS, TASKS};
 
 const BATCH: usize = TASKS / 4;
 
-/// As a daemon reads: it wants the conversation, not its JSON.
+/// Reads as a daemon does: gets the conversation and decodes its JSON.
 async fn get(cache: &Cache, key: &str) {
     let found = cache.get(key).await.unwrap().unwrap();
     assert_eq!(found.freshness(), Freshness::Fresh);
@@ -25,7 +25,7 @@ async fn get(cache: &Cache, key: &str) {
 pub async fn cold(world: &World) -> Table {
     const BARE: &str = "bare reqwest, prebuilt batches of 64";
     const GET: &str = "one GET per key";
-    let threads = world.scale.of(THREADS, 500);
+    let threads = world.scale.of(CONVERSATIONS, 500);
     let mut table = Table::new(format!("Cold gets of 1 KiB, {threads} keys, {TASKS} tasks"), Unit::Rate);
     world.seed(threads, KIB).await;
     let keys: Vec<String> = (0..threads).map(thread).collect();
@@ -38,7 +38,7 @@ pub async fn cold(world: &World) -> Table {
             async move { get(&cache, &thread(at)).await }
         };
         table.note("threadkeep", per_second(threads, by_tasks(TASKS, threads, load).await));
-        let _ = cache.shutdown(Duration::from_secs(60)).await.unwrap();
+        cache.shutdown(Duration::from_secs(60)).await.unwrap();
 
         let span = world.rest.call_all("threadkeep_load", &bodies).await;
         table.note(BARE, per_second(threads, span));
@@ -55,14 +55,14 @@ pub async fn cold(world: &World) -> Table {
     table
 }
 
-/// How many loads a thousand callers of one key cause.
+/// Counts the loads of 1,000 concurrent callers of one key.
 pub async fn one_key(world: &World) -> Table {
     const CALLERS: usize = 1_000;
     let mut table = Table::new(format!("One cold key, {CALLERS} tasks at once"), Unit::Count);
     world.seed(1, KIB).await;
-    let mut most = 0;
+    let mut max_loads = 0;
     for _ in 0..world.scale.rounds {
-        let (builder, faults) = world.cut_builder();
+        let (builder, faults) = world.builder_with_faults();
         let cache = builder.open().await.unwrap();
         let (callers, begun) = (cache.clone(), Arc::new(AtomicUsize::new(0)));
         let load = move |_| {
@@ -73,37 +73,39 @@ pub async fn one_key(world: &World) -> Table {
             }
         };
         by_tasks(CALLERS, CALLERS, load).await;
-        most = most.max(faults.calls("load"));
-        let _ = cache.shutdown(Duration::from_secs(60)).await.unwrap();
+        max_loads = max_loads.max(faults.calls("load"));
+        cache.shutdown(Duration::from_secs(60)).await.unwrap();
     }
-    table.note("the most loads in a round", most as f64);
+    table.note("most loads in a round", max_loads as f64);
     table.note("keys", 1.0);
-    table.claim("the most loads in a round", AtMost(1.0), "keys");
+    table.claim("most loads in a round", AtMost(1.0), "keys");
     table
 }
 
-/// The newest threads into memory, beside fetching the same pages and doing nothing with them.
-pub async fn warm_up(world: &World) -> Table {
+/// Measures the warm-up, against a bare fetch of the same pages.
+pub async fn warmup(world: &World) -> Table {
     const BARE: &str = "bare reqwest, the same pages";
     let threads = world.scale.of(100_000, 1_000);
-    let mut table = Table::new(format!("Warm-up of {threads} threads of 1 KiB, local file on"), Unit::Rate);
+    let mut table =
+        Table::new(format!("Warm-up of {threads} conversations of 1 KiB, local file on"), Unit::Rate);
     world.seed(threads, KIB).await;
     for _ in 0..world.scale.rounds {
         let began = Instant::now();
-        let cache = world.builder().warm_threads(threads).open().await.unwrap();
+        let cache = world.builder().warmup_limit(threads).open().await.unwrap();
         let warm = cache.warm().await.unwrap();
-        table.note("threadkeep", per_second(warm.threads, began.elapsed()));
-        assert_eq!(warm.threads, threads);
-        let _ = cache.shutdown(Duration::from_secs(60)).await.unwrap();
+        table.note("threadkeep", per_second(warm.conversations, began.elapsed()));
+        assert_eq!(warm.conversations, threads);
+        cache.shutdown(Duration::from_secs(60)).await.unwrap();
         table.note(BARE, per_second(threads, pages(world, threads).await));
     }
     table.claim("threadkeep", AtLeast(0.7), BARE);
     table
 }
 
+/// Fetches the pages of the list and returns the time of the requests.
 async fn pages(world: &World, threads: usize) -> Duration {
     #[derive(serde::Deserialize)]
-    struct Answer<'a> {
+    struct Response<'a> {
         #[serde(borrow)]
         rows: Vec<Row<'a>>,
     }
@@ -115,13 +117,13 @@ async fn pages(world: &World, threads: usize) -> Duration {
     const PAGE: usize = 500;
     let (mut waited, mut after) = (Duration::ZERO, String::new());
     for _ in 0..threads.div_ceil(PAGE) {
-        let body = format!(r#"{{"page":{{"most":{PAGE}{after}}}}}"#);
+        let body = format!(r#"{{"request":{{"limit":{PAGE}{after}}}}}"#);
         let began = Instant::now();
-        let answer = world.rest.call("threadkeep_recent", body).await;
+        let response = world.rest.call("threadkeep_list", body).await;
         waited += began.elapsed();
-        let answer: Answer<'_> = serde_json::from_slice(&answer).unwrap();
-        let Row { key, version } = answer.rows.last().unwrap();
-        after = format!(r#","version":"{version}","key":"{key}""#);
+        let response: Response<'_> = serde_json::from_slice(&response).unwrap();
+        let Row { key, version } = response.rows.last().unwrap();
+        after = format!(r#","after_version":"{version}","after_key":"{key}""#);
     }
     waited
 }

@@ -1,27 +1,29 @@
-//! What one would write without threadkeep: requests to the table as the official clients send them, and, as the limit of what
-//! can be had over REST, the functions of the migrations called with batches that were made beforehand.
+//! Sends the requests of a client without threadkeep.
+//!
+//! Single requests to the table have the form of the official clients. Prebuilt batches to the functions of the
+//! migrations show the limit of the speed over REST.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
-use threadkeep::Clock;
+use threadkeep::store::Clock;
 
 use crate::work::{Conversation, conversation};
 
 const TABLE: &str = "conversation_threads";
-/// As many as threadkeep has under way.
-const LANES: usize = 4;
+/// Concurrent requests, as many as threadkeep sends.
+const MAX_CONCURRENT: usize = 4;
 
-/// A PostgREST server, spoken to by plain reqwest.
+/// Calls a PostgREST server with plain reqwest.
 #[derive(Clone)]
 pub struct Rest {
     client: reqwest::Client,
     url: String,
 }
 
-/// Batches that only have to be sent.
+/// Prebuilt request bodies.
 pub type Bodies = Arc<[String]>;
 
 impl Rest {
@@ -34,14 +36,14 @@ impl Rest {
         Self { client, url: url.to_owned() }
     }
 
-    async fn answer(request: reqwest::RequestBuilder) -> Vec<u8> {
-        let answer = request.send().await.unwrap();
-        let (status, body) = (answer.status(), answer.bytes().await.unwrap());
+    async fn response(request: reqwest::RequestBuilder) -> Vec<u8> {
+        let response = request.send().await.unwrap();
+        let (status, body) = (response.status(), response.bytes().await.unwrap());
         assert!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
         body.into()
     }
 
-    /// One write, as `upsert` of the official clients sends it.
+    /// Writes one conversation as `upsert` of the official clients does.
     pub async fn upsert(&self, key: &str, value: &Conversation) {
         #[derive(serde::Serialize)]
         struct Row<'a> {
@@ -53,10 +55,10 @@ impl Rest {
         let row = Row { thread_id: key, conversation_data: value, expires_at };
         let url = format!("{}/{TABLE}?on_conflict=thread_id", self.url);
         let request = self.client.post(url).header("Prefer", "resolution=merge-duplicates,return=minimal");
-        Self::answer(request.body(serde_json::to_string(&row).unwrap())).await;
+        Self::response(request.body(serde_json::to_string(&row).unwrap())).await;
     }
 
-    /// One read, as `select` of the official clients sends it.
+    /// Reads one conversation as `select` of the official clients does.
     pub async fn select(&self, key: &str) -> Conversation {
         #[derive(serde::Deserialize)]
         struct Row {
@@ -64,52 +66,52 @@ impl Rest {
         }
         let url =
             format!("{}/{TABLE}?select=conversation_data,expires_at,metadata&thread_id=eq.{key}", self.url);
-        let rows: [Row; 1] = serde_json::from_slice(&Self::answer(self.client.get(url)).await).unwrap();
+        let rows: [Row; 1] = serde_json::from_slice(&Self::response(self.client.get(url)).await).unwrap();
         let [row] = rows;
         row.conversation_data
     }
 
-    /// A call of a function of the migrations.
+    /// Calls a function of the migrations.
     pub async fn call(&self, function: &str, body: String) -> Vec<u8> {
-        Self::answer(self.client.post(format!("{}/rpc/{function}", self.url)).body(body)).await
+        Self::response(self.client.post(format!("{}/rpc/{function}", self.url)).body(body)).await
     }
 
-    /// Sends all of these, four at a time; says how long that took.
+    /// Sends all bodies, [`MAX_CONCURRENT`] at a time, and returns the total time.
     pub async fn call_all(&self, function: &'static str, bodies: &Bodies) -> Duration {
         let (began, next) = (Instant::now(), Arc::new(AtomicUsize::new(0)));
-        let lanes = (0..LANES).map(|_| {
+        let senders = (0..MAX_CONCURRENT).map(|_| {
             let (rest, bodies, next) = (self.clone(), Arc::clone(bodies), Arc::clone(&next));
             tokio::spawn(async move {
                 while let Some(body) = bodies.get(next.fetch_add(1, Relaxed)) {
-                    let answer = rest.call(function, body.clone()).await;
-                    assert!(!answer.is_empty());
+                    let response = rest.call(function, body.clone()).await;
+                    assert!(!response.is_empty());
                 }
             })
         });
-        for lane in lanes.collect::<Vec<_>>() {
-            lane.await.unwrap();
+        for sender in senders.collect::<Vec<_>>() {
+            sender.await.unwrap();
         }
         began.elapsed()
     }
 }
 
-/// The body of one `threadkeep_apply` with these threads, to be sent soon.
+/// Builds the body of one `threadkeep_apply` call. The versions age, so send the body soon.
 pub fn apply_body(clock: &Clock, threads: impl Iterator<Item = (String, usize)>) -> String {
     let expires = clock.now().plus(Duration::from_secs(86_400)).0;
     let records: Vec<String> = threads
         .map(|(key, bytes)| {
             let value = serde_json::to_string(&conversation(&key, bytes)).unwrap();
-            let version = clock.stamp().version;
+            let version = clock.issue_version();
             format!(
-                r#"{{"key":"{key}","version":"{version}","expires":{expires},"metadata":{{}},"value":{value}}}"#
+                r#"{{"key":"{key}","version":"{version}","expires_at":{expires},"metadata":{{}},"value":{value}}}"#
             )
         })
         .collect();
-    format!(r#"{{"records":[{}]}}"#, records.join(","))
+    format!(r#"{{"writes":[{}]}}"#, records.join(","))
 }
 
-/// The body of one `threadkeep_load` of these threads.
+/// Builds the body of one `threadkeep_load` call.
 pub fn load_body(keys: &[String]) -> String {
-    let wants: Vec<String> = keys.iter().map(|key| format!(r#"{{"key":"{key}"}}"#)).collect();
-    format!(r#"{{"wants":[{}]}}"#, wants.join(","))
+    let requests: Vec<String> = keys.iter().map(|key| format!(r#"{{"key":"{key}"}}"#)).collect();
+    format!(r#"{{"requests":[{}]}}"#, requests.join(","))
 }

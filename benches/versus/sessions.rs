@@ -1,7 +1,7 @@
-//! tower-sessions with moka before Postgres: what is at hand for keeping JSON by an id in a database, with a cache in front.
+//! Measures tower-sessions with moka in front of Postgres, a ready-made cache for JSON by id.
 //!
-//! Its own store for Postgres comes with sqlx, which cannot be linked beside rusqlite (both bring SQLite). This one does the
-//! same by tokio-postgres; a hit does not get that far.
+//! The Postgres store of tower-sessions needs sqlx. sqlx and rusqlite both link SQLite, so one binary cannot have both.
+//! The store in this file does the same with tokio-postgres. A hit does not reach the store.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ impl Sessions {
         Self { store, keys: (0..threads).map(|at| at.to_string()).collect() }
     }
 
-    /// How long a load takes of what is in its cache.
+    /// Measures the mean time of a load from the cache.
     pub fn hits(&self, gets: usize) -> Duration {
         hits::each(&self.keys, gets, async |key| {
             assert!(self.store.load(&Id(key.parse().unwrap())).await.unwrap().is_some());

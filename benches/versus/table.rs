@@ -1,49 +1,49 @@
-//! Tables of what was measured: medians of rounds in which all ways take their turn, and ratios within the rounds.
+//! Tables of measurements: medians of the rounds, and ratios within the rounds.
 
 use std::time::Duration;
 
-/// What one way of doing it showed, round by round.
-struct Way {
+/// The samples of one alternative, one for each round.
+struct Alternative {
     name: String,
     samples: Vec<f64>,
 }
 
-/// What a ratio is to be.
+/// The goal for a ratio.
 #[derive(Clone, Copy)]
-pub enum Wanted {
+pub enum Goal {
     AtLeast(f64),
     AtMost(f64),
 }
 
-use Wanted::{AtLeast, AtMost};
+use Goal::{AtLeast, AtMost};
 
 #[derive(Clone, Copy)]
 pub enum Unit {
-    /// So many a second.
+    /// Operations per second.
     Rate,
-    /// So long for each.
+    /// Seconds for one operation.
     Span,
     Count,
-    /// So many times as much.
+    /// A factor.
     Times,
 }
 
 pub struct Table {
     title: String,
     unit: Unit,
-    ways: Vec<Way>,
-    claims: Vec<(String, String, Option<Wanted>)>,
+    alternatives: Vec<Alternative>,
+    ratios: Vec<(String, String, Option<Goal>)>,
 }
 
 impl Table {
     pub fn new(title: impl Into<String>, unit: Unit) -> Self {
-        Self { title: title.into(), unit, ways: Vec::new(), claims: Vec::new() }
+        Self { title: title.into(), unit, alternatives: Vec::new(), ratios: Vec::new() }
     }
 
     pub fn note(&mut self, way: &str, sample: f64) {
-        match self.ways.iter_mut().find(|one| one.name == way) {
+        match self.alternatives.iter_mut().find(|one| one.name == way) {
             Some(way) => way.samples.push(sample),
-            None => self.ways.push(Way { name: way.to_owned(), samples: vec![sample] }),
+            None => self.alternatives.push(Alternative { name: way.to_owned(), samples: vec![sample] }),
         }
     }
 
@@ -51,28 +51,28 @@ impl Table {
         self.note(way, span.as_secs_f64());
     }
 
-    /// The ratio of two ways is to be so.
-    pub fn claim(&mut self, way: &str, wanted: Wanted, other: &str) {
-        self.claims.push((way.to_owned(), other.to_owned(), Some(wanted)));
+    /// Adds a ratio with a goal.
+    pub fn claim(&mut self, name: &str, goal: Goal, other: &str) {
+        self.ratios.push((name.to_owned(), other.to_owned(), Some(goal)));
     }
 
-    /// The ratio of two ways is shown, whatever it is.
-    pub fn compare(&mut self, way: &str, other: &str) {
-        self.claims.push((way.to_owned(), other.to_owned(), None));
+    /// Adds a ratio without a goal.
+    pub fn compare(&mut self, name: &str, other: &str) {
+        self.ratios.push((name.to_owned(), other.to_owned(), None));
     }
 
-    /// Prints it; says how many claims did not come true, if that is to be judged.
+    /// Prints the table. Returns the number of missed goals, or 0 if `is_judged` is false.
     pub fn print(&self, is_judged: bool) -> usize {
         println!("### {}\n\n| | median | least | most |\n|---|---|---|---|", self.title);
-        for way in &self.ways {
-            let [least, middle, most] = spread(&way.samples).map(|value| self.show(value));
+        for way in &self.alternatives {
+            let [least, middle, most] = min_median_max(&way.samples).map(|value| self.show(value));
             println!("| {} | {middle} | {least} | {most} |", way.name);
         }
-        if !self.claims.is_empty() {
+        if !self.ratios.is_empty() {
             println!("\n| ratio | median | wanted | |\n|---|---|---|---|");
         }
         let mut missed = 0;
-        for (way, other, wanted) in &self.claims {
+        for (way, other, wanted) in &self.ratios {
             let ratio = self.ratio(way, other);
             let (wanted, verdict) = match *wanted {
                 Some(AtLeast(bound)) => (format!("≥ {bound}"), ratio >= bound),
@@ -88,11 +88,11 @@ impl Table {
         missed
     }
 
-    /// The median of what the ratio was in each round: the machine's speed changes between them.
+    /// Returns the median of the ratios within the rounds, because the speed of the machine changes between rounds.
     fn ratio(&self, way: &str, other: &str) -> f64 {
-        let samples = |name: &str| &self.ways.iter().find(|way| way.name == name).unwrap().samples;
+        let samples = |name: &str| &self.alternatives.iter().find(|way| way.name == name).unwrap().samples;
         let ratios: Vec<f64> = samples(way).iter().zip(samples(other)).map(|(one, two)| one / two).collect();
-        spread(&ratios)[1]
+        min_median_max(&ratios)[1]
     }
 
     fn show(&self, value: f64) -> String {
@@ -105,8 +105,8 @@ impl Table {
     }
 }
 
-/// The least, the median, and the most.
-fn spread(samples: &[f64]) -> [f64; 3] {
+/// Returns minimum, median and maximum.
+fn min_median_max(samples: &[f64]) -> [f64; 3] {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     [sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]]

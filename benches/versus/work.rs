@@ -1,23 +1,23 @@
-//! What is read and written, and by how many at once.
+//! Builds conversations, and runs calls in tasks, in sequence or at a fixed rate.
 
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-/// As a chat daemon has them.
-pub type Conversation = Vec<Turn>;
+/// A conversation of a chat daemon.
+pub type Conversation = Vec<Message>;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Turn {
+pub struct Message {
     pub role: String,
     pub content: String,
 }
 
 const SENTENCE: &str = "It was the best of times, it was the worst of times, it was the age of wisdom. ";
 
-/// A conversation that takes about so many bytes as JSON.
+/// Builds a conversation of about `bytes` bytes of JSON.
 pub fn conversation(key: &str, bytes: usize) -> Conversation {
-    let turn = |at: usize, content: String| Turn {
+    let turn = |at: usize, content: String| Message {
         role: if at.is_multiple_of(2) { "user" } else { "assistant" }.into(),
         content,
     };
@@ -30,7 +30,7 @@ pub fn thread(at: usize) -> String {
     format!("thread-{at:08}")
 }
 
-/// `count` calls by so many tasks at once; says how long they took together.
+/// Runs `count` calls in `tasks` concurrent tasks and returns the total time.
 pub async fn by_tasks<F: Future<Output = ()> + Send>(
     tasks: usize,
     count: usize,
@@ -51,7 +51,7 @@ pub async fn by_tasks<F: Future<Output = ()> + Send>(
     began.elapsed()
 }
 
-/// `count` calls one after the other; says how long each took, in the middle.
+/// Runs `count` calls in sequence and returns the median time of a call.
 pub async fn one_by_one(count: usize, mut call: impl AsyncFnMut(usize)) -> Duration {
     let mut spans = Vec::with_capacity(count);
     for at in 0..count {
@@ -63,8 +63,9 @@ pub async fn one_by_one(count: usize, mut call: impl AsyncFnMut(usize)) -> Durat
     spans[count / 2]
 }
 
-/// Calls begun by the clock, `per_second` of them, whether those before have ended or not; the time that each took from when
-/// it was due, sorted.
+/// Starts calls at a fixed rate, also if earlier calls still run.
+///
+/// Returns the sorted times of the calls. The time of a call counts from its due time, so that a late start is visible.
 pub async fn at_a_rate<F: Future<Output = ()> + Send + 'static>(
     per_second: u32,
     span: Duration,
@@ -75,7 +76,7 @@ pub async fn at_a_rate<F: Future<Output = ()> + Send + 'static>(
     let mut due = began;
     while due < began + span {
         tokio::time::sleep_until(due.into()).await;
-        // The timer's grain is a millisecond: what has become due meanwhile begins at once.
+        // The timer's resolution is 1 ms. All calls that became due in this time start at once.
         while due <= Instant::now() {
             let (call, since) = (call(calls.len()), due);
             calls.push(tokio::spawn(async move {
@@ -93,7 +94,7 @@ pub async fn at_a_rate<F: Future<Output = ()> + Send + 'static>(
     spans
 }
 
-/// What so much of the sorted spans does not exceed.
+/// Returns the percentile of sorted times.
 pub fn percentile(spans: &[Duration], share: f64) -> Duration {
     spans[((spans.len() - 1) as f64 * share) as usize]
 }

@@ -1,4 +1,4 @@
-//! The stack that all compete on, and caches in front of it as the builder makes them.
+//! Starts the shared stack, and builds caches in front of it.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -6,19 +6,20 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use threadkeep::testing::{Faults, Faulty};
-use threadkeep::{Batched, Builder, Cache, Clock, Guard, Supabase};
+use threadkeep::store::{BatchingStore, Clock, ResilientStore, Supabase};
+use threadkeep::testing::{FaultStore, Faults};
+use threadkeep::{Builder, Cache};
 
 use crate::rest::{Rest, apply_body};
 use crate::stack::{Server, Stack, jwt};
 use crate::work::thread;
 
-/// As the builder has it.
+/// Deadline of a call, the same as in the builder.
 const DEADLINE: Duration = Duration::from_millis(5_250);
-const SEEDING: usize = 250;
+const SEED_BATCH: usize = 250;
 pub const KIB: usize = 1024;
 
-/// How much is measured.
+/// The amount of work: full or quick.
 #[derive(Clone, Copy)]
 pub struct Scale {
     pub rounds: usize,
@@ -26,7 +27,7 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// That it runs at all is all that a quick run shows.
+    /// Returns `quick` in a quick run, else `full`. A quick run checks only that the benchmark works.
     pub fn of(self, full: usize, quick: usize) -> usize {
         if self.is_quick { quick } else { full }
     }
@@ -36,26 +37,26 @@ impl Scale {
     }
 }
 
-/// Keeps this process, and what it starts from now on, on one part of the machine's cores. One core is shared.
-fn stay_on(part: usize, parts: usize) {
+/// Pins this process and its future children to one part of the cores. A machine with one core shares it.
+fn pin_to_cores(part: usize, parts: usize) {
     static CORES: OnceLock<usize> = OnceLock::new();
     let cores = CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from));
     let (first, last) = (cores * part / parts, (cores * (part + 1) / parts).max(1) - 1);
     let (list, process) = (format!("{first}-{}", last.max(first)), std::process::id().to_string());
     let pin =
         || Command::new("taskset").args(["--all-tasks", "--cpu-list", "--pid", &list, &process]).output();
-    let mut done = None;
-    // A thread that ends while taskset goes through them makes it fail.
+    let mut last_output = None;
+    // taskset fails if an OS thread ends while taskset iterates over the threads. So the pin is repeated.
     for _ in 0..10 {
-        let output = pin().unwrap_or_else(|error| panic!("taskset (of util-linux) does not run: {error}"));
+        let output = pin().unwrap_or_else(|error| panic!("cannot run taskset (package util-linux): {error}"));
         let is_done = output.status.success();
-        done = Some(output);
+        last_output = Some(output);
         if is_done {
             break;
         }
     }
-    let is_done = done.as_ref().is_some_and(|done| done.status.success());
-    assert!(*cores == 1 || is_done, "{done:?}");
+    let is_done = last_output.as_ref().is_some_and(|output| output.status.success());
+    assert!(*cores == 1 || is_done, "{last_output:?}");
 }
 
 pub struct World {
@@ -71,7 +72,7 @@ pub struct World {
 impl World {
     pub fn start(scale: Scale) -> Self {
         let stack = tokio::task::block_in_place(|| {
-            stay_on(0, 2);
+            pin_to_cores(0, 2);
             Stack::start_synced(Server::Postrust)
         });
         let (url, token) = (stack.server_url(), jwt("service_role"));
@@ -80,38 +81,46 @@ impl World {
         Self { stack, rest, scale, url, token, dir, files: 0.into() }
     }
 
-    /// In reality, the database is another machine, and what a client computes takes nothing from it: the two have one half of
-    /// the cores each. Where the database has nothing to do, a client has all.
-    pub fn share_cores(&self, is_by_itself: bool) {
-        tokio::task::block_in_place(|| if is_by_itself { stay_on(0, 1) } else { stay_on(1, 2) });
+    /// Gives the client its cores: one half, or all if the stack is idle.
+    ///
+    /// In reality the database is another machine, and the client takes no CPU time from it.
+    pub fn share_cores(&self, is_stack_idle: bool) {
+        tokio::task::block_in_place(|| if is_stack_idle { pin_to_cores(0, 1) } else { pin_to_cores(1, 2) });
     }
 
-    /// A file of its own, on a real disk.
+    /// Returns a new path on a real disk.
     pub fn file(&self) -> PathBuf {
         self.files.set(self.files.get() + 1);
         self.dir.path().join(format!("{}.db", self.files.get()))
     }
 
-    /// What `Cache::builder().supabase(…)` makes, but that the server is spoken to without a gateway.
+    /// Returns a builder like `Cache::builder().supabase(…)`, but without a gateway in front of the server.
     pub fn builder(&self) -> Builder {
-        self.cut_builder().0
+        self.builder_with_faults().0
     }
 
-    /// The same with a line that can be cut.
-    pub fn cut_builder(&self) -> (Builder, Faults) {
-        let faulty = Faulty::new(Supabase::of_postgrest(&self.url, &self.token).unwrap());
+    /// Returns the same builder, and the faults of its store.
+    pub fn builder_with_faults(&self) -> (Builder, Faults) {
+        let faulty = FaultStore::new(Supabase::of_postgrest(&self.url, &self.token).unwrap());
         let faults = faulty.faults();
-        let builder = Cache::builder().store(Batched::new(Guard::new(faulty, DEADLINE)));
-        (builder.queue(self.file()).queue_bytes(4 << 30).cache_bytes(4 << 30).replica_bytes(4 << 30), faults)
+        let builder = Cache::builder().store(BatchingStore::new(ResilientStore::new(faulty, DEADLINE)));
+        (
+            builder
+                .queue(self.file())
+                .queue_max_bytes(4 << 30)
+                .cache_max_bytes(4 << 30)
+                .replica_max_bytes(4 << 30),
+            faults,
+        )
     }
 
-    /// Sees to it that these threads are stored, by way of nobody who is measured.
+    /// Stores conversations with bare requests, before a measurement.
     pub async fn seed(&self, threads: usize, bytes: usize) {
         let clock = Clock::new();
         let bodies: Vec<String> = (0..threads)
-            .step_by(SEEDING)
+            .step_by(SEED_BATCH)
             .map(|first| {
-                let some = first..(first + SEEDING).min(threads);
+                let some = first..(first + SEED_BATCH).min(threads);
                 apply_body(&clock, some.map(|at| (thread(at), bytes)))
             })
             .collect();

@@ -1,12 +1,13 @@
-//! Puts on the real stack.
+//! Measures puts on the real stack.
 
 use std::time::Duration;
 
-use threadkeep::{Cache, Clock, Durability};
+use threadkeep::store::Clock;
+use threadkeep::{Cache, WriteOutcome};
 
 use crate::pgbench;
 use crate::rest::{Rest, apply_body};
-use crate::table::Wanted::{AtLeast, AtMost};
+use crate::table::Goal::{AtLeast, AtMost};
 use crate::table::{Table, Unit};
 use crate::work::{
     Conversation, at_a_rate, by_tasks, conversation, one_by_one, per_second, percentile, thread,
@@ -14,20 +15,20 @@ use crate::work::{
 use crate::world::{KIB, World};
 
 pub const TASKS: usize = 256;
-pub const THREADS: usize = 10_000;
-/// Four lanes share what 256 tasks have under way.
+pub const CONVERSATIONS: usize = 10_000;
+/// Four concurrent batches share the writes of 256 tasks.
 const BATCH: usize = TASKS / 4;
 
 pub async fn put(cache: &Cache, key: &str, value: &Conversation) {
-    assert_eq!(cache.put(key, value).await.unwrap(), Durability::Stored);
+    assert_eq!(cache.put(key, value).await.unwrap(), WriteOutcome::Stored);
 }
 
-/// Each way writes the same threads over and over.
+/// Returns the key of a write. All alternatives write the same conversations repeatedly.
 fn key(at: usize) -> String {
-    thread(at % THREADS)
+    thread(at % CONVERSATIONS)
 }
 
-pub async fn by_many(world: &World) -> Table {
+pub async fn by_256_tasks(world: &World) -> Table {
     const BARE: &str = "bare reqwest, prebuilt batches of 64";
     const POST: &str = "one POST per write";
     const PGBENCH: &str = "pgbench, prepared upserts, 16 clients";
@@ -53,16 +54,16 @@ pub async fn by_many(world: &World) -> Table {
         table.note(POST, per_second(few, by_tasks(TASKS, few, post).await));
 
         let span = world.scale.span(Duration::from_secs(3));
-        table.note(PGBENCH, pgbench::upserts(world, THREADS, &value, span));
+        table.note(PGBENCH, pgbench::upserts(world, CONVERSATIONS, &value, span));
     }
     table.claim("threadkeep", AtLeast(0.8), BARE);
     table.claim("threadkeep", AtLeast(5.0), POST);
     table.claim("threadkeep", AtLeast(2.0), PGBENCH);
-    let _ = cache.shutdown(Duration::from_secs(60)).await.unwrap();
+    cache.shutdown(Duration::from_secs(60)).await.unwrap();
     table
 }
 
-/// Puts by all tasks at once; says how long they took.
+/// Runs puts in [`TASKS`] concurrent tasks and returns the total time.
 pub async fn puts(cache: &Cache, count: usize, value: &Conversation) -> Duration {
     let (cache, value) = (cache.clone(), value.clone());
     let put_one = move |at| {
@@ -72,9 +73,8 @@ pub async fn puts(cache: &Cache, count: usize, value: &Conversation) -> Duration
     by_tasks(TASKS, count, put_one).await
 }
 
-pub async fn at_equal_load(world: &World) -> Table {
-    let mut table =
-        Table::new("Puts of 1 KiB, 1,000 a second are begun, whatever becomes of them", Unit::Span);
+pub async fn at_equal_rate(world: &World) -> Table {
+    let mut table = Table::new("Puts of 1 KiB, 1,000 started each second", Unit::Span);
     let cache = world.builder().open().await.unwrap();
     let value = conversation("a conversation", KIB);
     let span = world.scale.span(Duration::from_secs(4));
@@ -97,11 +97,11 @@ pub async fn at_equal_load(world: &World) -> Table {
     for name in ["p50", "p99"] {
         table.claim(&format!("threadkeep, {name}"), AtMost(1.0), &format!("one POST per write, {name}"));
     }
-    let _ = cache.shutdown(Duration::from_secs(60)).await.unwrap();
+    cache.shutdown(Duration::from_secs(60)).await.unwrap();
     table
 }
 
-/// One after the other, by one task.
+/// Measures puts of one task, one after the other.
 pub async fn alone(world: &World) -> Table {
     const POST: &str = "one POST of the same function";
     let mut table = Table::new("A lone put of 1 KiB", Unit::Span);
@@ -113,11 +113,11 @@ pub async fn alone(world: &World) -> Table {
         table.note_span(POST, one_by_one(count, posts(&world.rest, KIB)).await);
     }
     table.claim("threadkeep", AtMost(1.25), POST);
-    let _ = cache.shutdown(Duration::from_secs(60)).await.unwrap();
+    cache.shutdown(Duration::from_secs(60)).await.unwrap();
     table
 }
 
-/// Calls of the function that threadkeep writes through, one record each.
+/// Calls the function `threadkeep_apply` with one record each time.
 pub fn posts(rest: &Rest, bytes: usize) -> impl AsyncFnMut(usize) {
     let clock = Clock::new();
     async move |at| {

@@ -1,4 +1,4 @@
-//! The routes: conversations are documents that grow by a turn with each message.
+//! The routes of conversations. A conversation is a document, and each message appends a turn.
 
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
@@ -7,11 +7,11 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use threadkeep::{Cache, Durability, Error, Freshness};
+use threadkeep::{Cache, Error, Freshness, WriteOutcome};
 
 use crate::reply::{Failure, not_found};
 
-/// A conversation as it is kept.
+/// The stored document.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Conversation {
     messages: Vec<Message>,
@@ -31,8 +31,8 @@ struct Chat {
 }
 
 impl Conversation {
-    /// Appends a message and the answer to it.
-    fn turn(&mut self, message: &str) -> String {
+    /// Appends a message and its answer. Returns the answer.
+    fn append_turn(&mut self, message: &str) -> String {
         let answer = respond(message, self);
         for (role, content) in [("user", message), ("assistant", &answer)] {
             self.messages.push(Message { role: role.into(), content: content.into() });
@@ -47,48 +47,48 @@ pub fn routes() -> Router<Cache> {
     Router::new().route("/chat", post(chat)).route("/conversations/{id}", get(conversation).delete(forget))
 }
 
-/// Appends a turn, by compare-and-set: concurrent turns of one conversation are all kept.
+/// Appends a turn by compare-and-set, so that no concurrent turn of the conversation is lost.
 async fn chat(State(cache): State<Cache>, body: Result<Json<Chat>, JsonRejection>) -> Reply {
     let Json(chat) = body?;
     let Some(id) = chat.continuation_id.clone() else { return begin(&cache, &chat).await };
     let mut answer = String::new();
     let update = cache.update(&id, |current: Option<Conversation>| {
         let mut conversation = current.ok_or_else(|| Error::aborted(not_found(&id)))?;
-        answer = conversation.turn(&chat.message);
+        answer = conversation.append_turn(&chat.message);
         Ok(Some(conversation))
     });
-    let durability = match &chat.user_id {
+    let outcome = match &chat.user_id {
         Some(user) => update.user(user).await?,
         None => update.await?,
     };
-    Ok(turn(&id, &answer, durability))
+    Ok(turn_response(&id, &answer, outcome))
 }
 
-/// A new conversation is put: nobody else can have its id, so there is nothing to compare with, also in an outage.
+/// Puts a new conversation. Its id is unique, so the write needs no comparison and also works in an outage.
 async fn begin(cache: &Cache, chat: &Chat) -> Reply {
     let id = uuid::Uuid::new_v4().to_string();
     let mut conversation = Conversation::default();
-    let answer = conversation.turn(&chat.message);
+    let answer = conversation.append_turn(&chat.message);
     let put = cache.put(&id, &conversation);
-    let durability = match &chat.user_id {
+    let outcome = match &chat.user_id {
         Some(user) => put.user(user).await?,
         None => put.await?,
     };
-    Ok(turn(&id, &answer, durability))
+    Ok(turn_response(&id, &answer, outcome))
 }
 
-fn turn(id: &str, answer: &str, durability: Durability) -> Json<Value> {
-    if durability == Durability::Superseded {
-        tracing::warn!(%id, "another daemon wrote this conversation at the same time");
+fn turn_response(id: &str, answer: &str, outcome: WriteOutcome) -> Json<Value> {
+    if outcome == WriteOutcome::Superseded {
+        tracing::warn!(%id, "a newer write of another daemon superseded this turn");
     }
-    let durability = format!("{durability:?}").to_lowercase();
+    let durability = format!("{outcome:?}").to_lowercase();
     Json(json!({ "reply": answer, "continuation_id": id, "durability": durability }))
 }
 
-/// What a model would do.
-fn respond(message: &str, before: &Conversation) -> String {
-    let turn = before.messages.iter().filter(|message| message.role == "user").count() + 1;
-    match before.messages.iter().rev().find(|message| message.role == "user") {
+/// Stands in for a model.
+fn respond(message: &str, history: &Conversation) -> String {
+    let turn = history.messages.iter().filter(|message| message.role == "user").count() + 1;
+    match history.messages.iter().rev().find(|message| message.role == "user") {
         None => format!("This is turn {turn}. You said: {message}"),
         Some(last) => format!("This is turn {turn}. You said: {message} (before that: {})", last.content),
     }
@@ -110,8 +110,8 @@ async fn conversation(State(cache): State<Cache>, Path(id): Path<String>) -> Rep
 }
 
 async fn forget(State(cache): State<Cache>, Path(id): Path<String>) -> Result<StatusCode, Failure> {
-    let is_there =
+    let remove_existing =
         |current: Option<Value>| current.map(|_| None).ok_or_else(|| Error::aborted(not_found(&id)));
-    let _ = cache.update(&id, is_there).await?;
+    cache.update(&id, remove_existing).await?;
     Ok(StatusCode::NO_CONTENT)
 }

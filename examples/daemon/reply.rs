@@ -1,4 +1,4 @@
-//! What went wrong, as HTTP says it: unknown is 404, an outage is 503 with `Retry-After`, and never the one for the other.
+//! Failures as HTTP responses. An unknown conversation is 404, and an outage is 503 with `Retry-After`, never 404.
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
@@ -34,14 +34,16 @@ impl From<Error> for Failure {
             ErrorKind::Invalid => StatusCode::BAD_REQUEST,
             ErrorKind::Aborted => StatusCode::NOT_FOUND,
             ErrorKind::Conflict => StatusCode::CONFLICT,
-            ErrorKind::Unavailable | ErrorKind::Denied | ErrorKind::Busy | ErrorKind::Closed => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            ErrorKind::Unavailable
+            | ErrorKind::Unauthorized
+            | ErrorKind::Overloaded
+            | ErrorKind::QueueFull
+            | ErrorKind::Closed => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        // In an outage each request fails; that it began and ended is in the log already.
+        // In an outage every request fails. The breaker has logged the outage already, so these errors are not logged.
         if status == StatusCode::INTERNAL_SERVER_ERROR {
-            tracing::error!(%error, "a request failed");
+            tracing::error!(%error, "request failed; the daemon answers 500");
         }
         let wait = error.retry_after().map_or(1, |wait| wait.as_secs().max(1));
         let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(wait);

@@ -1,4 +1,4 @@
-//! The routes for whoever watches the daemon: an orchestrator, a load balancer, Prometheus.
+//! The routes for an orchestrator, a load balancer and Prometheus.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -9,16 +9,16 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use threadkeep::{Cache, Health};
 
-/// What the process counts, where it was built to be asked.
+/// The exporter of the metrics, if the feature `prometheus` is on.
 #[derive(Clone)]
-pub struct Counts {
+pub struct MetricsExporter {
     #[cfg(feature = "prometheus")]
     exporter: threadkeep::prometheus::Exporter,
 }
 
-impl Counts {
-    /// To be called before the cache is opened: what is counted before is lost.
-    pub fn begin() -> threadkeep::Result<Self> {
+impl MetricsExporter {
+    /// Installs the recorder. Call it before the cache opens: an earlier cache records nothing.
+    pub fn install() -> threadkeep::Result<Self> {
         Ok(Self {
             #[cfg(feature = "prometheus")]
             exporter: threadkeep::prometheus::install_recorder()?,
@@ -26,21 +26,21 @@ impl Counts {
     }
 
     #[cfg(feature = "prometheus")]
-    fn answer(&self) -> (StatusCode, &'static str, String) {
+    fn render(&self) -> (StatusCode, &'static str, String) {
         (StatusCode::OK, threadkeep::prometheus::CONTENT_TYPE, self.exporter.render())
     }
 
     #[cfg(not(feature = "prometheus"))]
-    fn answer(&self) -> (StatusCode, &'static str, String) {
-        let why = "this daemon was built without metrics: build it with --features prometheus\n";
-        (StatusCode::NOT_FOUND, "text/plain", why.to_owned())
+    fn render(&self) -> (StatusCode, &'static str, String) {
+        let message = "this daemon was built without metrics: build it with --features prometheus\n";
+        (StatusCode::NOT_FOUND, "text/plain", message.to_owned())
     }
 }
 
-pub fn routes(counts: Counts) -> Router<Cache> {
+pub fn routes(exporter: MetricsExporter) -> Router<Cache> {
     let metrics = async move || {
-        let (status, kind, text) = counts.answer();
-        (status, [(CONTENT_TYPE, kind)], text)
+        let (status, content_type, text) = exporter.render();
+        (status, [(CONTENT_TYPE, content_type)], text)
     };
     Router::new()
         .route("/healthz", get(healthz))
@@ -48,24 +48,23 @@ pub fn routes(counts: Counts) -> Router<Cache> {
         .route("/metrics", get(metrics))
 }
 
-/// Whether the daemon is alive: restarting it would not end an outage of Supabase, so that makes it no less so.
+/// Reports liveness. It is always "ok", because a restart of the daemon does not end an outage of Supabase.
 async fn healthz(State(cache): State<Cache>) -> Json<Value> {
     let mut body = describe(cache.health());
     body["status"] = "ok".into();
     Json(body)
 }
 
-/// Whether it is worth sending requests to. In an outage it is as long as its queue takes writes; known conversations
-/// are answered too.
+/// Reports readiness. In an outage the daemon is ready while its queue takes writes, and it serves known conversations.
 async fn readyz(State(cache): State<Cache>) -> impl IntoResponse {
     let health = cache.health();
-    let (status, word, reason) = match health.can_write() {
+    let (status, state, reason) = match health.can_write() {
         Ok(()) if health.is_available() && health.cause.is_none() => (StatusCode::OK, "ready", None),
         Ok(()) => (StatusCode::OK, "degraded", health.cause.clone()),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, "unready", Some(error)),
     };
     let mut body = describe(health);
-    body["status"] = word.into();
+    body["status"] = state.into();
     body["reason"] = reason.map(|reason| reason.to_string()).into();
     (status, Json(body))
 }
@@ -76,12 +75,12 @@ fn describe(health: Health) -> Value {
         "available": health.is_available(),
         "breaker": health.breaker.map(|state| state.as_str()),
         "cause": health.cause.map(|cause| cause.to_string()),
-        "threads_in_memory": health.threads,
+        "conversations_in_memory": health.conversations,
         "bytes_in_memory": health.bytes,
         "queue": health.queue.map(|queue| json!({
             "records": queue.records,
             "bytes": queue.bytes,
-            "bound": queue.bound,
+            "max_bytes": queue.max_bytes,
             "oldest_seconds": queue.oldest.map(|age| age.as_secs()),
             "parked": queue.parked,
             "dead_letters": queue.dead_letters,

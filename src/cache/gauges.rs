@@ -1,63 +1,64 @@
-//! The gauges say what `health` says.
+//! The gauges. A background task samples them from `health`, never a call.
 
 use std::future::Future;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::Inner;
+use crate::cache::Shared;
 use crate::error::Error;
-use crate::metrics::{Levels, TROUBLES};
+use crate::observe::metrics::{ALERT_KINDS, GaugeSet};
 
-/// What is shown is at most so old. Whoever scrapes comes by less often.
-const PERIOD: Duration = Duration::from_secs(1);
+/// The sampling interval. It is shorter than any usual scrape interval.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Shows what the cache holds, now and from then on, until it is gone.
-pub(super) fn follow(cache: &Arc<Inner>) -> impl Future<Output = ()> + use<> {
-    let (mut levels, cache) = (Levels::default(), Arc::downgrade(cache));
-    look(&cache, &mut levels);
+/// Samples the gauges now, and then at each interval until the cache is dropped.
+pub(super) fn run(cache: &Arc<Shared>) -> impl Future<Output = ()> + use<> {
+    let (mut gauges, cache) = (GaugeSet::default(), Arc::downgrade(cache));
+    sample(&cache, &mut gauges);
     async move {
         loop {
-            tokio::time::sleep(PERIOD).await;
-            if !look(&cache, &mut levels) {
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
+            if !sample(&cache, &mut gauges) {
                 return;
             }
         }
     }
 }
 
-fn look(cache: &Weak<Inner>, levels: &mut Levels) -> bool {
+/// Records one sample. Returns false if the cache is dropped.
+fn sample(cache: &Weak<Shared>, gauges: &mut GaugeSet) -> bool {
     let cache = cache.upgrade();
-    cache.iter().for_each(|cache| cache.show(levels));
+    cache.iter().for_each(|cache| cache.record_gauges(gauges));
     cache.is_some()
 }
 
-impl Inner {
-    fn show(&self, levels: &mut Levels) {
+impl Shared {
+    fn record_gauges(&self, gauges: &mut GaugeSet) {
         let health = self.health();
-        levels.show("threadkeep_memory_entries", health.threads as f64);
-        levels.show("threadkeep_memory_bytes", health.bytes as f64);
-        levels.show("threadkeep_memory_bound_bytes", health.bytes_bound as f64);
-        levels.show("threadkeep_warm_up_threads", health.warm_up.threads as f64);
+        gauges.record("threadkeep_cache_entries", health.conversations as f64);
+        gauges.record("threadkeep_cache_bytes", health.bytes as f64);
+        gauges.record("threadkeep_cache_limit_bytes", health.max_bytes as f64);
+        gauges.record("threadkeep_warmup_conversations", health.warmup.conversations as f64);
         let queue = health.queue.as_ref();
-        let of = |what: fn(&super::Queue) -> u64| queue.map_or(0.0, |queue| what(queue) as f64);
-        levels.show("threadkeep_queue_records", of(|queue| queue.records));
-        levels.show("threadkeep_queue_bytes", of(|queue| queue.bytes));
-        levels.show("threadkeep_queue_bound_bytes", of(|queue| queue.bound));
-        levels.show("threadkeep_parked_records", of(|queue| queue.parked));
-        levels.show("threadkeep_dead_letters", of(|queue| queue.dead_letters));
-        levels.show("threadkeep_dead_letters_bytes", of(|queue| queue.dead_letters_bytes));
-        levels.show("threadkeep_replica_records", of(|queue| queue.copies));
-        levels.show("threadkeep_replica_bytes", of(|queue| queue.copies_bytes));
-        levels.show("threadkeep_replica_bound_bytes", of(|queue| queue.copies_bound));
+        let of = |what: fn(&super::QueueHealth) -> u64| queue.map_or(0.0, |queue| what(queue) as f64);
+        gauges.record("threadkeep_queue_records", of(|queue| queue.records));
+        gauges.record("threadkeep_queue_bytes", of(|queue| queue.bytes));
+        gauges.record("threadkeep_queue_limit_bytes", of(|queue| queue.max_bytes));
+        gauges.record("threadkeep_queue_parked_records", of(|queue| queue.parked));
+        gauges.record("threadkeep_dead_letters", of(|queue| queue.dead_letters));
+        gauges.record("threadkeep_dead_letters_bytes", of(|queue| queue.dead_letters_bytes));
+        gauges.record("threadkeep_replica_records", of(|queue| queue.copies));
+        gauges.record("threadkeep_replica_bytes", of(|queue| queue.copies_bytes));
+        gauges.record("threadkeep_replica_limit_bytes", of(|queue| queue.copies_max_bytes));
         let oldest = queue.and_then(|queue| queue.oldest).unwrap_or_default();
-        levels.set("threadkeep_queue_oldest_seconds", oldest.as_secs_f64());
-        let offset = self.origin.clock().offset();
-        levels.set("threadkeep_clock_offset_seconds", offset as f64 / 1_000.0);
-        let alert = self.trouble.get().or(health.cause).filter(Error::needs_operator);
-        let troubles = [alert, self.origin.fault(), self.file_fault()];
-        let troubles = troubles.map(|trouble| trouble.map(|trouble| trouble.kind().as_str()));
-        for kind in TROUBLES {
-            levels.show_trouble(kind, troubles.contains(&Some(*kind)));
+        gauges.set("threadkeep_queue_oldest_age_seconds", oldest.as_secs_f64());
+        let offset = self.store.clock().offset();
+        gauges.set("threadkeep_clock_offset_seconds", offset as f64 / 1_000.0);
+        let alert = self.alert.get().or(health.cause).filter(Error::needs_operator);
+        let alerts = [alert, self.store.fault(), self.file_fault()];
+        let alerts = alerts.map(|alert| alert.map(|alert| alert.kind().as_str()));
+        for kind in ALERT_KINDS {
+            gauges.record_alert(kind, alerts.contains(&Some(*kind)));
         }
     }
 }

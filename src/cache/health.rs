@@ -1,83 +1,115 @@
-//! How the cache, its source of truth and its queue are doing.
+//! The health of the cache, of its store and of its outage file.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Cache, Inner, OnOutage};
-use crate::breaker::{Breaker, State};
+use crate::cache::warmup::WarmupProgress;
+use crate::cache::{Cache, OnOutage, Shared};
 use crate::error::{Error, ErrorKind};
-use crate::warmup::WarmUp;
+use crate::resilience::breaker::{Breaker, BreakerState};
 
-/// How the cache and its source of truth are doing.
+/// The health of the cache, its store and its outage file, from [`Cache::health`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Health {
-    /// `local`, `supabase`, `memory`, or `custom`.
+    /// The backend: `local`, `supabase`, `memory`, or `custom`.
     pub backend: &'static str,
-    /// The breaker's state, where the backend has one.
-    pub breaker: Option<State>,
-    /// Why the breaker is not closed; or what keeps the store from working though it answers, until it works again: a
-    /// refused key, missing migrations, a full disk. Also the fault of the queue's file, if the store itself is well.
+    /// The breaker's state, if the store has a breaker.
+    pub breaker: Option<BreakerState>,
+    /// The cause of the present failure.
+    ///
+    /// The first of these that exists:
+    ///
+    /// * the cause of the open breaker
+    /// * the failure that needs an operator: a rejected key, or missing migrations
+    /// * the fault of the store's file
+    /// * the fault of the outage file
     pub cause: Option<Error>,
-    /// Whether the cause is one of the source of truth, and not of the queue's file alone.
+    /// Whether the store works. A fault of the outage file alone leaves this true.
     is_available: bool,
-    /// Threads in memory.
-    pub threads: u64,
-    /// The bytes that they take.
+    /// The number of conversations in memory.
+    pub conversations: u64,
+    /// Their bytes.
     pub bytes: u64,
-    /// The bytes that they may take.
-    pub bytes_bound: u64,
-    /// What waits on the local disk, where there is such a file.
-    pub queue: Option<Queue>,
-    /// How far the warm-up is.
-    pub warm_up: WarmUp,
+    /// The limit on their bytes.
+    pub max_bytes: u64,
+    /// The outage file, if the backend has one.
+    pub queue: Option<QueueHealth>,
+    /// The progress of the warm-up.
+    pub warmup: WarmupProgress,
 }
 
-/// What the file beside the source of truth holds.
+/// The contents of the outage file: queue, dead letters and replica.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Queue {
-    /// Where the file lies.
+pub struct QueueHealth {
+    /// The path of the file.
     pub path: PathBuf,
-    /// Acknowledged writes that are not yet in the source of truth: falls while they are replayed.
+    /// The number of acknowledged writes that the store does not have yet.
     pub records: u64,
-    /// Their bytes, as counted against the bound.
+    /// Their bytes, as the limit counts them.
     pub bytes: u64,
-    /// The bound of queued writes and dead letters together, in bytes.
-    pub bound: u64,
-    /// How long the oldest has been waiting.
+    /// The limit on bytes of queued writes and dead letters together.
+    pub max_bytes: u64,
+    /// The age of the oldest queued write.
     pub oldest: Option<Duration>,
-    /// How many failed alone, again and again; they are tried less and less often, and delay no others.
+    /// The number of queued writes that failed alone, again and again. Replay retries them more and more
+    /// rarely; they delay no other write.
     pub parked: u64,
-    /// Acknowledged writes that the source of truth turned out not to take.
+    /// The number of dead letters: acknowledged writes that the store will not take.
     pub dead_letters: u64,
-    /// Their bytes, as counted against the bound.
+    /// Their bytes, as the limit counts them.
     pub dead_letters_bytes: u64,
-    /// Last known copies.
+    /// The number of last known copies in the replica.
     pub copies: u64,
-    /// Their bytes, as counted against their bound.
+    /// Their bytes, as their limit counts them.
     pub copies_bytes: u64,
-    /// The bound of the copies, in bytes.
-    pub copies_bound: u64,
-    /// Why a write in an outage is not taken: the queue is full, its file cannot be written, or none is wanted there. What
-    /// the last write met is forgotten when one is taken, and otherwise after a minute, since it may be mended.
+    /// The limit on bytes of the copies.
+    pub copies_max_bytes: u64,
+    /// The reason why the queue takes no write, if it takes none.
+    ///
+    /// The queue is full, or the outage file cannot be written, or the setting rejects writes in an outage.
+    /// An error of the last write ends with the next queued write, or after one interval of the
+    /// maintenance.
     pub refusal: Option<Error>,
-    /// What keeps the file from working, until it works again: it was deleted, its disk is full. Replay stands still meanwhile,
-    /// but for a deleted file, whose queue is still replayed.
+    /// The fault of the outage file, until it works again: the file was deleted, or its disk is full.
+    ///
+    /// Replay stops during a fault. Only the queue of a deleted file is still replayed.
     pub fault: Option<Error>,
 }
 
 impl Health {
-    /// Whether the source of truth can be worked with, as far as is known.
+    /// Returns true if the store works, as far as the cache knows.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// if !cache.health().is_available() {
+    ///     println!("an outage: {:?}", cache.health().cause);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn is_available(&self) -> bool {
         self.is_available
     }
 
-    /// Whether a write would be kept now, as far as is known: in the source of truth, or else in the queue. A daemon in an
-    /// outage whose queue works is worth sending requests to; one that can do neither is not.
+    /// Checks whether the cache can keep a write now, in the store or in the queue.
+    ///
+    /// A readiness check uses this. A daemon with a working queue is ready during an outage. The check
+    /// contacts nothing.
     ///
     /// # Errors
-    /// What stands in the way: of the queue, or where there is none, of the source of truth.
+    ///
+    /// The reason why neither takes writes: [`QueueFull`](ErrorKind::QueueFull) or
+    /// [`LocalStorage`](ErrorKind::LocalStorage) from the queue, [`Unavailable`](ErrorKind::Unavailable) if
+    /// the setting rejects writes in an outage. Without an outage file, the [cause](Self::cause).
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// let is_ready = cache.health().can_write().is_ok();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn can_write(&self) -> Result<(), Error> {
         if self.is_available() {
             return Ok(());
@@ -85,74 +117,82 @@ impl Health {
         match (&self.queue, &self.cause) {
             (Some(queue), _) => queue.refusal.clone().map_or(Ok(()), Err),
             (None, Some(cause)) => Err(cause.clone()),
-            (None, None) => Err(Error::new(ErrorKind::Unavailable, "the source of truth is unavailable")),
+            (None, None) => Err(Error::new(ErrorKind::Unavailable, "the store is unavailable")),
         }
     }
 }
 
 impl Cache {
-    /// How the cache and its source of truth are doing; asks nobody.
+    /// Returns the health of the cache, its store and its outage file. It contacts nothing.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// let health = cache.health();
+    /// println!("{} conversations in memory, breaker {:?}", health.conversations, health.breaker);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn health(&self) -> Health {
         self.0.health()
     }
 }
 
-impl Inner {
+impl Shared {
     pub(super) fn health(&self) -> Health {
-        let breaker = self.origin.breaker();
+        let breaker = self.store.breaker();
         let state = breaker.map(Breaker::state);
-        let is_cut_off = state.is_some_and(|state| state != State::Closed);
-        let outage = breaker.filter(|_| is_cut_off).and_then(Breaker::cause);
-        let cause = outage.or_else(|| self.trouble.get()).or_else(|| self.origin.fault());
-        let is_available = !is_cut_off && cause.is_none();
-        let (threads, bytes) = self.near.size();
-        let bytes_bound = self.limits.memory_bytes;
+        let is_circuit_open = state.is_some_and(|state| state != BreakerState::Closed);
+        let outage = breaker.filter(|_| is_circuit_open).and_then(Breaker::cause);
+        let cause = outage.or_else(|| self.alert.get()).or_else(|| self.store.fault());
+        let is_available = !is_circuit_open && cause.is_none();
+        let (conversations, bytes) = self.memory.size();
+        let max_bytes = self.limits.memory_bytes;
         Health {
             backend: self.backend,
             breaker: state,
             cause: cause.or_else(|| self.file_fault()),
             is_available,
-            threads,
+            conversations,
             bytes,
-            bytes_bound,
-            queue: self.queue(),
-            warm_up: *self.warm_up.borrow(),
+            max_bytes,
+            queue: self.queue_health(),
+            warmup: *self.warmup.borrow(),
         }
     }
 
-    /// What waits on disk.
-    fn queue(&self) -> Option<Queue> {
-        let spool = self.spool.as_ref()?;
-        let (holdings, bounds) = (spool.holdings(), spool.bounds());
-        // The file is settled first: what memory still shows as queued counts.
-        let records = holdings.queue.records.max(self.pending.len() as u64);
-        Some(Queue {
-            path: spool.path().to_owned(),
+    /// Returns the health of the outage file, if there is one.
+    fn queue_health(&self) -> Option<QueueHealth> {
+        let file = self.file.as_ref()?;
+        let (usage, limits) = (file.usage(), file.limits());
+        // The outage file acknowledges a write before the index does. The larger count includes both.
+        let records = usage.queue.records.max(self.queue_index.len() as u64);
+        Some(QueueHealth {
+            path: file.path().to_owned(),
             records,
-            bytes: holdings.queue.bytes,
-            bound: bounds.queue,
-            oldest: self.pending.oldest(),
-            // One that found its end otherwise is forgotten by replay when its time comes.
-            parked: records.min(self.pending.parked() as u64),
-            dead_letters: holdings.dead_letters.records,
-            dead_letters_bytes: holdings.dead_letters.bytes,
-            copies: holdings.replica.records,
-            copies_bytes: holdings.replica.bytes,
-            copies_bound: bounds.replica,
+            bytes: usage.queue.bytes,
+            max_bytes: limits.queue,
+            oldest: self.queue_index.oldest(),
+            // Replay forgets a parked write only at its next turn, so the index may count too many.
+            parked: records.min(self.queue_index.parked() as u64),
+            dead_letters: usage.dead_letters.records,
+            dead_letters_bytes: usage.dead_letters.bytes,
+            copies: usage.replica.records,
+            copies_bytes: usage.replica.bytes,
+            copies_max_bytes: limits.replica,
             refusal: match self.limits.on_outage {
-                OnOutage::Queue => self.file_fault().or_else(|| self.refusal().clone()),
+                OnOutage::Queue => self.file_fault().or_else(|| self.last_enqueue_error().clone()),
                 OnOutage::Reject => {
-                    let why =
-                        "writes are rejected while the source of truth is away (CONVERSATION_ON_OUTAGE)";
-                    Some(Error::new(ErrorKind::Unavailable, why))
+                    let message = "the settings reject writes during an outage";
+                    let error = Error::new(ErrorKind::Unavailable, message);
+                    Some(error.with_remedy("set CONVERSATION_ON_OUTAGE=queue"))
                 }
             },
             fault: self.file_fault(),
         })
     }
 
-    /// What keeps the queue's file from working.
+    /// Returns the fault of the outage file.
     pub(super) fn file_fault(&self) -> Option<Error> {
-        self.spool.as_ref().and_then(|spool| spool.fault())
+        self.file.as_ref().and_then(|file| file.fault())
     }
 }

@@ -1,23 +1,32 @@
-//! A user's threads, newest first.
+//! The list of a user's conversations, newest first.
 
 use std::future::IntoFuture;
 use std::sync::Arc;
 
-use super::write::Sending;
-use super::{Cache, Call, Found};
-use crate::background;
+use crate::cache::memory::Admission;
+use crate::cache::page_size::PageSizer;
+use crate::cache::put::BoxFuture;
+use crate::cache::{Access, Cache, Conversation};
 use crate::error::{Error, ErrorKind, Result};
-use crate::near::Learnt;
-use crate::record::{Key, user};
-use crate::spool::Rank;
-use crate::store::{Page, Portion, Recent};
-use crate::version::{Moment, Version};
+use crate::model::key::{Key, user};
+use crate::model::moment::Moment;
+use crate::model::version::Version;
+use crate::outage::CopyRank;
+use crate::resilience::tasks;
+use crate::store::{ListPage, ListRequest};
 
 const DEFAULT_LIMIT: usize = 100;
-/// Threads in one call.
-const PAGE: usize = 500;
+/// The limit on conversations of one call to the store.
+const MAX_PAGE: usize = 500;
 
-/// A listing that is about to be made: await it.
+/// A list call of [`Cache::list`]. Await it to run it.
+///
+/// ```
+/// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+/// let newest = cache.list("u1").limit(20).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "nothing is listed before this is awaited"]
 pub struct List {
@@ -28,94 +37,133 @@ pub struct List {
 }
 
 impl Cache {
-    /// The live threads of a user, newest first, from the source of truth: the first 100 unless a limit is set.
+    /// Lists the live conversations of a user, newest first, from the store.
     ///
-    /// They come into memory only while half of that is free, and take no room from copies of threads in use.
+    /// Without a limit, it returns the first 100. The conversations enter memory only while half of memory
+    /// is free. So a list call evicts no conversation in use.
     ///
     /// # Errors
-    /// When awaited: [`Invalid`](crate::ErrorKind::Invalid) for what cannot be a user id; `Unavailable` in an outage,
-    /// because a listing from memory would be incomplete; also `Denied`, `Schema`, `Local`, `Closed`.
+    ///
+    /// When awaited: [`Invalid`](crate::ErrorKind::Invalid) if `user_id` is not a valid user id.
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) in an outage, because a list from memory would be
+    /// incomplete. [`Overloaded`](crate::ErrorKind::Overloaded),
+    /// [`Unauthorized`](crate::ErrorKind::Unauthorized),
+    /// [`SchemaOutdated`](crate::ErrorKind::SchemaOutdated),
+    /// [`LocalStorage`](crate::ErrorKind::LocalStorage) and [`Closed`](crate::ErrorKind::Closed) as for
+    /// [`get`](Self::get).
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// for conversation in cache.list("u1").await? {
+    ///     println!("{}", conversation.key());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn list(&self, user_id: impl AsRef<str>) -> List {
         List { cache: self.clone(), user: user(user_id.as_ref()), limit: DEFAULT_LIMIT, after: None }
     }
 }
 
 impl List {
-    /// At most so many.
+    /// Limits the number of conversations. The default is 100.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// let newest = cache.list("u1").limit(20).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Those that come after this one, the last of an earlier listing.
-    pub fn after(mut self, last: &Found) -> Self {
+    /// Starts after `last`, the last conversation of an earlier list.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// let first = cache.list("u1").limit(20).await?;
+    /// if let Some(last) = first.last() {
+    ///     let second = cache.list("u1").limit(20).after(last).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn after(mut self, last: &Conversation) -> Self {
         self.after = Some((last.version(), last.key().clone()));
         self
     }
 }
 
 impl IntoFuture for List {
-    type Output = Result<Vec<Found>>;
-    type IntoFuture = Sending<Vec<Found>>;
+    type Output = Result<Vec<Conversation>>;
+    type IntoFuture = BoxFuture<Vec<Conversation>>;
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let Self { cache, user, limit, mut after } = self;
             cache.0.check_open()?;
             let user = user?;
-            let (mut all, mut portion) = (Vec::new(), Portion::new(PAGE));
-            // Each turn goes further down the listing, or asks for less.
-            while all.len() < limit {
-                let most = portion.of(limit - all.len());
-                let page = Page { user: Some(Arc::clone(&user)), most, after: after.clone() };
-                let listed = cache.list_page(&page, &mut all).await;
-                portion.grow_after(&listed);
-                match listed {
-                    Ok(Some(end)) => after = Some(further(end, after)?),
+            let (mut found, mut page_size) = (Vec::new(), PageSizer::new(MAX_PAGE));
+            // Each round advances the cursor or halves the page, so the loop ends (I12).
+            while found.len() < limit {
+                let page_limit = page_size.next(limit - found.len());
+                let page =
+                    ListRequest { user: Some(Arc::clone(&user)), limit: page_limit, after: after.clone() };
+                let next = cache.list_page(&page, &mut found).await;
+                page_size.grow_after(&next);
+                match next {
+                    Ok(Some(end)) => after = Some(check_progress(end, after)?),
                     Ok(None) => break,
-                    Err(error) if portion.shrink(&*cache.0.origin, most, &error).await => {}
+                    Err(error) if page_size.shrink(&*cache.0.store, page_limit, &error).await => {}
                     Err(error) => return Err(error),
                 }
             }
-            // What was overtaken came in its newer version.
-            all.sort_by(|one, two| (two.version(), two.key()).cmp(&(one.version(), one.key())));
-            Ok(all)
+            // A stale record was replaced by a newer version, which belongs further up.
+            found.sort_by(|one, two| (two.version(), two.key()).cmp(&(one.version(), one.key())));
+            Ok(found)
         })
     }
 }
 
-/// Where a page ended, if that lies further down than where it began: else a listing would never end.
-fn further(end: (Version, Key), after: Option<(Version, Key)>) -> Result<(Version, Key)> {
+/// Returns the end of a page if it lies after the start. Otherwise the list would never end.
+fn check_progress(end: (Version, Key), after: Option<(Version, Key)>) -> Result<(Version, Key)> {
     if after.is_none_or(|after| end < after) {
         return Ok(end);
     }
-    Err(Error::new(ErrorKind::Schema, "the store answered with a page that it had been asked to go on from"))
+    Err(Error::new(ErrorKind::SchemaOutdated, "the store returned a page that does not advance the list"))
 }
 
 impl Cache {
-    /// Appends a page, and says where it ended if it was not the last.
-    async fn list_page(&self, page: &Page, all: &mut Vec<Found>) -> Result<Option<(Version, Key)>> {
-        let inner = &self.0;
-        inner.check_reachable()?;
-        let (ticket, began) = (inner.fences.begin(), Moment::now());
-        let (origin, wanted) = (Arc::clone(&inner.origin), page.clone());
-        let recent = background::run(async move { origin.recent(&wanted).await }).await;
-        let Recent { records, is_last } = inner.note(Call::Read, recent?)?;
+    /// Appends one page to `found`. Returns its end, unless it is the last page.
+    async fn list_page(
+        &self,
+        page: &ListRequest,
+        found: &mut Vec<Conversation>,
+    ) -> Result<Option<(Version, Key)>> {
+        let shared = &self.0;
+        shared.check_reachable()?;
+        let (token, requested_at) = (shared.floors.token(), Moment::now());
+        let (store, request) = (Arc::clone(&shared.store), page.clone());
+        let response = tasks::run(async move { store.list(&request).await }).await;
+        let ListPage { records, is_last } = shared.note(Access::Read, response?)?;
         let end = records.last().map(|record| (record.version, record.key.clone()));
         let records: Vec<_> = records.into_iter().map(Arc::new).collect();
-        // First what was read since the last listing, so that this one does not displace it.
-        inner.keep_read().await;
-        // The newest goes last, if there are too many.
-        inner.keep(records.iter().rev().cloned(), &ticket, began, Rank::Listed).await;
-        let learnt = inner.near.learn_listed(&records, &ticket, began);
-        for (record, learnt) in records.iter().zip(learnt) {
+        // The replica first promotes listed copies that a caller has read. So this list does not displace
+        // them.
+        shared.save_first_reads().await;
+        // The oldest come first, because the replica drops the copies that were written first.
+        shared.save_copies(records.iter().rev().cloned(), &token, requested_at, CopyRank::Listed).await;
+        let admissions = shared.memory.admit_listed(&records, &token, requested_at);
+        for (record, admission) in records.iter().zip(admissions) {
             let key = &record.key;
-            if let Learnt::Present(entry) = learnt {
-                all.extend(inner.is_live(&entry).then(|| Found::fresh(entry)));
+            if let Admission::Cached(entry) = admission {
+                found.extend(shared.is_live(&entry).then(|| Conversation::fresh(entry)));
             } else {
-                // It was overtaken while it travelled, and may not belong into the listing any more.
-                let found = self.get(key.as_str()).await?;
-                all.extend(found.filter(|found| found.user() == page.user.as_deref()));
+                // A newer version exists, which may belong to another user or be a tombstone.
+                let current = self.get(key.as_str()).await?;
+                found.extend(current.filter(|current| current.user() == page.user.as_deref()));
             }
         }
         Ok(end.filter(|_| !is_last))

@@ -1,15 +1,26 @@
-//! The handle that a daemon holds.
+//! The cache: the handle that a daemon holds.
+//!
+//! Each operation has a file: `get`, `put`, `write` (the write path), `update`, `list`. `memory` holds
+//! conversations, `outage` talks to the outage file.
 
-mod found;
+pub(crate) mod conversation;
+mod dead_letters;
 mod gauges;
-mod health;
-mod list;
+mod get;
+pub(crate) mod health;
+mod key_lock;
+pub(crate) mod list;
+mod maintenance;
+pub(crate) mod memory;
 mod outage;
-mod read;
-mod turns;
+mod page_size;
+mod put;
+mod read_token;
+mod single_flight;
 mod update;
-mod upkeep;
+pub(crate) mod warmup;
 mod write;
+mod write_progress;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -19,223 +30,265 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 
-use crate::background;
-use crate::breaker::State;
+use crate::cache::memory::{Admission, MemoryCache};
+use crate::cache::read_token::VersionFloors;
+use crate::cache::single_flight::SingleFlight;
+use crate::cache::warmup::{Warmer, WarmupProgress};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fence::Fences;
-use crate::fill::Flights;
-#[cfg(feature = "sqlite")]
-use crate::local::spool::Spool;
-use crate::metrics::Metrics;
-use crate::near::{Learnt, Near};
-use crate::pending::Pending;
-use crate::replay::Replay;
-use crate::spool::Waiting;
-#[cfg(not(feature = "sqlite"))]
-use crate::spool::without::Spool;
+use crate::observe::alert::{Access, OperatorAlert};
+use crate::observe::metrics::Metrics;
+use crate::outage::IndexEntry;
+use crate::outage::file::OutageFile;
+use crate::outage::index::QueueIndex;
+use crate::outage::replay::Replayer;
+use crate::resilience::breaker::BreakerState;
+use crate::resilience::tasks;
 use crate::store::Store;
-use crate::trouble::{Call, Trouble};
-use crate::warmup::{Stove, WarmUp};
 
-pub use found::Found;
-pub use health::{Health, Queue};
-pub use list::List;
-pub use outage::DeadLetters;
+pub use conversation::Conversation;
+pub use dead_letters::DeadLetters;
+pub use health::QueueHealth;
+pub use put::{Put, Remove};
 pub use update::Update;
-pub use write::{Put, Remove};
 
-/// Conversation threads, kept: a handle that is cheap to clone and can be used from any task.
+/// A cache of conversations over a store. Clone the handle freely, and use it from any task.
 ///
-/// Reads are answered from memory; writes go to the source of truth before they are acknowledged. All futures are
-/// cancel-safe: work whose caller has gone is completed all the same, and still updates memory.
+/// Memory answers reads. A write reaches the store, or the queue on the local disk, before the cache
+/// acknowledges it. All futures are cancel-safe: the cache completes the work of a caller that has gone,
+/// and updates memory.
+///
+/// ```
+/// use threadkeep::Cache;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> threadkeep::Result<()> {
+/// let cache = Cache::builder().memory().open().await?;
+/// cache.put("thread-1", "hello").await?;
+/// assert_eq!(cache.get("thread-1").await?.unwrap().json(), r#""hello""#);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
-pub struct Cache(Arc<Inner>);
+pub struct Cache(Arc<Shared>);
 
-/// What bounds a cache.
+/// The limits of a cache.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
-    /// Time to live of a thread, unless a write says otherwise.
+    /// The time to live of a write that sets none.
     pub(crate) ttl: Duration,
-    /// Bytes of one value.
+    /// The size limit of one value, in bytes.
     pub(crate) value_bytes: usize,
-    /// Bytes of threads in memory.
+    /// The limit on bytes of conversations in memory.
     pub(crate) memory_bytes: u64,
-    /// Bytes of writes under way.
+    /// The limit on bytes of writes in flight.
     pub(crate) in_flight_bytes: usize,
-    /// How long a thread in memory counts as fresh; `None` where nobody else can write.
+    /// The time during which a validated entry is fresh. `None` if no other process can write.
     pub(crate) fresh_for: Option<Duration>,
-    /// How many of the newest threads come into memory at the start.
-    pub(crate) warm_threads: usize,
-    /// How long a read waits for the source of truth while it has a stale copy, and a write for its turn.
-    pub(crate) patience: Duration,
-    /// How often accesses are reported and expired records forgotten.
-    pub(crate) upkeep_every: Duration,
-    /// What becomes of a write while the source of truth cannot take it.
+    /// The limit on conversations that the warm-up loads.
+    pub(crate) warmup_limit: usize,
+    /// The wait of a read before the stale fallback answers, and of a write before the cache queues it.
+    pub(crate) soft_timeout: Duration,
+    /// The interval of the maintenance.
+    pub(crate) maintenance_interval: Duration,
+    /// The treatment of a write during an outage.
     pub(crate) on_outage: OnOutage,
 }
 
-/// What becomes of a write while the source of truth cannot take it.
+/// The treatment of a write during an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnOutage {
-    /// It is queued on the local disk, and acknowledged as [`Queued`](crate::Durability::Queued).
+    /// The cache queues the write on the local disk, and answers [`Queued`](crate::WriteOutcome::Queued).
     Queue,
-    /// It is an error.
+    /// The cache returns an error.
     Reject,
 }
 
-struct Inner {
+struct Shared {
     backend: &'static str,
-    origin: Arc<dyn Store>,
+    store: Arc<dyn Store>,
     limits: Limits,
-    near: Arc<Near>,
-    /// The file with queue and replica, where there is one.
-    spool: Option<Arc<Spool>>,
-    pending: Arc<Pending>,
+    memory: Arc<MemoryCache>,
+    /// The outage file, if the backend has one.
+    file: Option<Arc<OutageFile>>,
+    queue_index: Arc<QueueIndex>,
     replay: Option<AbortHandle>,
     warming: AbortHandle,
-    warm_up: watch::Receiver<WarmUp>,
-    fences: Fences,
-    flights: Flights<Result<Learnt>>,
-    turns: turns::Turns,
-    /// Counts KiB of writes that may still begin.
-    room: Arc<Semaphore>,
+    warmup: watch::Receiver<WarmupProgress>,
+    floors: VersionFloors,
+    single_flight: SingleFlight<Result<Admission>>,
+    key_locks: key_lock::KeyLocks,
+    /// Permits for writes in flight, one for each KiB.
+    write_budget: Arc<Semaphore>,
+    /// The number of writes in flight. `shutdown` waits until it is zero.
     writing: watch::Sender<usize>,
     is_closed: AtomicBool,
-    /// What an operator has to mend, from the last call to the origin.
-    trouble: Arc<Trouble>,
-    /// Why the last write that was to be queued was not taken, until it is worth another try.
-    refusal: Mutex<Option<Error>>,
+    /// The failure that needs an operator, as the last call to the store showed it.
+    alert: Arc<OperatorAlert>,
+    /// The error of the last failed enqueue. Maintenance clears it when another attempt makes sense.
+    enqueue_error: Mutex<Option<Error>>,
     metrics: Metrics,
 }
 
 impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cache").field("backend", &self.0.backend).field("origin", &self.0.origin).finish()
+        f.debug_struct("Cache").field("backend", &self.0.backend).field("store", &self.0.store).finish()
     }
 }
 
-/// What a shutdown leaves.
+/// The remaining work after a shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Shutdown {
-    /// Writes whose outcome was not known at the deadline.
+pub struct ShutdownReport {
+    /// The number of writes without a known outcome at the deadline.
     pub unfinished: usize,
-    /// Acknowledged writes that wait on disk for the next start.
+    /// The number of acknowledged writes in the queue. The next start replays them.
     pub still_queued: usize,
 }
 
 impl Cache {
-    pub(crate) fn over(
-        origin: Arc<dyn Store>,
+    /// Creates a cache over an open store, and starts its background tasks.
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
         backend: &'static str,
         limits: Limits,
-        spool: Option<(Spool, Vec<Waiting>)>,
+        file: Option<(OutageFile, Vec<IndexEntry>)>,
     ) -> Self {
-        let fences = Fences::default();
-        let clock = Arc::clone(origin.clock());
-        let (spool, waiting) = spool.map(|(spool, waiting)| (Arc::new(spool), waiting)).unzip();
-        let pending = Arc::new(Pending::new(waiting.unwrap_or_default(), Arc::clone(&clock)));
-        let (bytes, fresh_for) = (limits.memory_bytes, limits.fresh_for);
+        let floors = VersionFloors::default();
+        let clock = Arc::clone(store.clock());
+        let (file, waiting) = file.map(|(file, waiting)| (Arc::new(file), waiting)).unzip();
+        let queue_index = Arc::new(QueueIndex::new(waiting.unwrap_or_default(), Arc::clone(&clock)));
         let metrics = Metrics::new();
-        let evictions = metrics.evictions.clone();
-        let near = Near::new(bytes, fresh_for, fences.clone(), Arc::clone(&pending), clock, evictions);
-        let near = Arc::new(near);
-        let trouble = Arc::<Trouble>::default();
-        let replay = spool.as_ref().map(|spool| {
-            let (origin, spool) = (Arc::clone(&origin), Arc::clone(spool));
-            let replay =
-                Replay::new(origin, spool, Arc::clone(&near), Arc::clone(&pending), Arc::clone(&trouble));
-            background::spawn_for_good(replay.run()).abort_handle()
+        let memory = Arc::new(MemoryCache::new(
+            limits.memory_bytes,
+            limits.fresh_for,
+            floors.clone(),
+            Arc::clone(&queue_index),
+            clock,
+            metrics.evictions.clone(),
+        ));
+        let alert = Arc::<OperatorAlert>::default();
+        let replay = file.as_ref().map(|file| {
+            let (store, file, observer) = (Arc::clone(&store), Arc::clone(file), Arc::clone(&memory) as _);
+            let replay = Replayer::new(store, file, observer, Arc::clone(&queue_index), Arc::clone(&alert));
+            tasks::spawn_for_good(replay.run()).abort_handle()
         });
-        let (progress, warm_up) = watch::channel(WarmUp::default());
-        let stove = Stove {
-            origin: Arc::clone(&origin),
-            spool: spool.clone(),
-            near: Arc::clone(&near),
-            fences: fences.clone(),
-            most: limits.warm_threads,
-            most_bytes: limits.memory_bytes / 2,
+        let (progress, warmup) = watch::channel(WarmupProgress::default());
+        let warmer = Warmer {
+            store: Arc::clone(&store),
+            file: file.clone(),
+            memory: Arc::clone(&memory),
+            floors: floors.clone(),
+            max_count: limits.warmup_limit,
+            max_bytes: limits.memory_bytes / 2,
             progress,
         };
-        let warming = background::spawn_for_good(stove.run()).abort_handle();
-        let room = Arc::new(Semaphore::new(limits.in_flight_bytes / write::KIB));
-        let inner = Arc::new(Inner {
+        let warming = tasks::spawn_for_good(warmer.run()).abort_handle();
+        let shared = Arc::new(Shared {
             backend,
-            origin,
-            near,
-            spool,
-            pending,
+            store,
+            memory,
+            file,
+            queue_index,
             replay,
             warming,
-            warm_up,
-            fences,
-            flights: Flights::default(),
-            turns: turns::Turns::default(),
-            room,
+            warmup,
+            floors,
+            single_flight: SingleFlight::default(),
+            key_locks: key_lock::KeyLocks::default(),
+            write_budget: Arc::new(Semaphore::new(limits.in_flight_bytes / write::KIB)),
             writing: watch::Sender::new(0),
             is_closed: AtomicBool::new(false),
-            trouble,
-            refusal: Mutex::default(),
+            alert,
+            enqueue_error: Mutex::default(),
             metrics,
             limits,
         });
-        background::spawn_for_good(gauges::follow(&inner));
-        background::spawn_for_good(upkeep::keep_up(Arc::downgrade(&inner), inner.limits.upkeep_every));
-        Self(inner)
+        shared.spawn_sampling_and_maintenance();
+        Self(shared)
     }
 
-    /// Waits until the newest threads are in memory: from the source of truth, or, while that is away, from the local disk.
-    /// Nobody has to: what is not there yet is loaded when it is read. With the backends `local` and `memory` there is no
-    /// warm-up to wait for.
+    /// Waits until the warm-up has loaded the newest conversations into memory.
+    ///
+    /// The warm-up reads them from the store, or in an outage from the local disk. A daemon need not wait:
+    /// `get` loads a conversation that is not in memory yet. The backends `local` and `memory` have no
+    /// warm-up, so this returns at once.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`] where the cache is shut down meanwhile.
-    pub async fn warm(&self) -> Result<WarmUp> {
-        let mut progress = self.0.warm_up.clone();
-        let warm_up = progress.wait_for(|progress| progress.is_done).await;
-        warm_up.map(|warm_up| *warm_up).map_err(|_| closed())
+    ///
+    /// [`ErrorKind::Closed`] if the cache shuts down during the wait.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// let progress = cache.warm().await?;
+    /// println!("{} conversations in memory", progress.conversations);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn warm(&self) -> Result<WarmupProgress> {
+        let mut progress = self.0.warmup.clone();
+        let warmup = progress.wait_for(|progress| progress.is_done).await;
+        warmup.map(|warmup| *warmup).map_err(|_| closed())
     }
 
-    /// Takes no more calls, waits until the writes under way are done and, while the source of truth can be reached, the
-    /// queue is empty, at most for `deadline`. What is still queued is kept on disk for the next start. Calls that come
-    /// later get [`ErrorKind::Closed`], as do writes that are stored only after the deadline, and the queue's file can be
-    /// opened by another process.
+    /// Shuts the cache down within `deadline`.
+    ///
+    /// The cache accepts no more calls. It waits for the writes in flight and, if the store is reachable,
+    /// until the queue is empty. The outage file keeps the rest of the queue for the next start. Then
+    /// another process can open the file. Later calls, and writes that the store takes after the deadline,
+    /// get [`ErrorKind::Closed`].
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`] where it was shut down before.
-    pub async fn shutdown(&self, deadline: Duration) -> Result<Shutdown> {
+    ///
+    /// [`ErrorKind::Closed`] if the cache was shut down before.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// let left = cache.shutdown(std::time::Duration::from_secs(5)).await?;
+    /// println!("{} writes wait for the next start", left.still_queued);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn shutdown(&self, deadline: Duration) -> Result<ShutdownReport> {
         if self.0.is_closed.swap(true, Relaxed) {
             return Err(closed());
         }
         let mut writing = self.0.writing.subscribe();
         let all_done = async {
             writing.wait_for(|count| *count == 0).await.ok();
-            let inner = Arc::clone(&self.0);
-            background::run(async move { inner.report_accesses().await }).await.ok();
+            let shared = Arc::clone(&self.0);
+            tasks::run(async move { shared.flush_access_times().await }).await.ok();
             self.0.drain().await;
         };
         let unfinished = tokio::select! {
             () = all_done => 0,
             () = tokio::time::sleep(deadline) => *self.0.writing.borrow(),
         };
-        self.0.close_spool().await;
-        // Callers on this thread hear of their writes before this returns.
+        self.0.close_outage_file().await;
+        // Callers on a runtime with one thread get their results before this returns.
         tokio::task::yield_now().await;
-        Ok(Shutdown { unfinished, still_queued: self.0.pending.len() })
+        Ok(ShutdownReport { unfinished, still_queued: self.0.queue_index.len() })
     }
 
-    /// Takes note of why the origin took no writes when it was contacted first.
+    /// Records the failure of the first contact with the store as an operator alert.
     pub(crate) fn note_first_contact(&self, failure: Error) {
-        self.0.trouble.note::<()>(Call::Probe, &Err(failure));
+        self.0.alert.note::<()>(Access::Probe, &Err(failure));
     }
 
-    /// Drops a thread from memory, as memory itself may at any time.
+    /// Evicts a conversation from memory, as memory itself may at any time.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] where `key` is none.
+    ///
+    /// [`ErrorKind::Invalid`] if `key` is not a valid thread id.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// cache.evict("thread-1")?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "testing")]
     pub fn evict(&self, key: impl AsRef<str>) -> Result<()> {
-        self.0.near.evict(&crate::record::Key::new(key)?);
+        self.0.memory.evict(&crate::model::key::Key::new(key)?);
         Ok(())
     }
 }
@@ -244,34 +297,40 @@ fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the cache was shut down")
 }
 
-impl Drop for Inner {
+impl Drop for Shared {
     fn drop(&mut self) {
         self.replay.iter().for_each(AbortHandle::abort);
         self.warming.abort();
     }
 }
 
-impl Inner {
+impl Shared {
+    fn spawn_sampling_and_maintenance(self: &Arc<Self>) {
+        tasks::spawn_for_good(gauges::run(self));
+        let interval = self.limits.maintenance_interval;
+        tasks::spawn_for_good(maintenance::run(Arc::downgrade(self), interval));
+    }
+
     fn check_open(&self) -> Result<()> {
         if self.is_closed.load(Relaxed) { Err(closed()) } else { Ok(()) }
     }
 
-    /// Refuses at once, and for nearly nothing, what could not reach the source of truth.
+    /// Returns the error of an open breaker at once, without a call to the store.
     fn check_reachable(&self) -> Result<()> {
-        self.origin.breaker().map_or(Ok(()), crate::breaker::Breaker::check)
+        self.store.breaker().map_or(Ok(()), crate::resilience::breaker::Breaker::check)
     }
 
-    /// Takes note of what a call to the origin says about it.
-    fn note<T>(&self, call: Call, result: Result<T>) -> Result<T> {
-        self.trouble.note(call, &result);
+    /// Updates the operator alert from the result of a call to the store.
+    fn note<T>(&self, call: Access, result: Result<T>) -> Result<T> {
+        self.alert.note(call, &result);
         result
     }
 
-    fn refusal(&self) -> MutexGuard<'_, Option<Error>> {
-        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_enqueue_error(&self) -> MutexGuard<'_, Option<Error>> {
+        self.enqueue_error.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_reachable(&self) -> bool {
-        self.origin.breaker().is_none_or(|breaker| breaker.state() == State::Closed)
+        self.store.breaker().is_none_or(|breaker| breaker.state() == BreakerState::Closed)
     }
 }

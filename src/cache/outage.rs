@@ -1,353 +1,347 @@
-//! What the cache does with the file beside the source of truth: writes into the queue, reads from queue and replica.
+//! The cache's use of the outage file: writes into the queue, reads from queue and replica.
 
-use std::future::{Future, IntoFuture};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Cache, Found, Inner, OnOutage, Spool};
+use crate::cache::memory::CacheEntry;
+use crate::cache::read_token::ReadToken;
+use crate::cache::{Conversation, OnOutage, OutageFile, Shared};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fence::Ticket;
-use crate::near::Entry;
-use crate::record::{Durability, Key, Record};
-use crate::spool::{Copy, DeadLetter, Enqueued, Entry as ToQueue, Rank};
-use crate::version::{Moment, Stamp, Version};
+use crate::model::clock::IssuedVersion;
+use crate::model::key::Key;
+use crate::model::moment::Moment;
+use crate::model::outcome::WriteOutcome;
+use crate::model::record::Record;
+use crate::model::version::Version;
+use crate::outage::{CopyRank, EnqueueOutcome, NewQueuedWrite, ReplicaRecord};
 
-/// How often a call looks again because the thread changed while it looked. Each look needs a change of its own.
-pub(super) const LOOKS: usize = 64;
-/// After this long it does not look again.
-pub(super) const LOOKING: Duration = Duration::from_secs(15);
-/// How long memory may take to show what was changed on disk.
-const AGREEMENT: Duration = Duration::from_secs(5);
-/// How often a write gets another version because an older one in the queue has a newer one.
-const CROSSINGS: usize = 16;
-/// When to try again what others were faster with.
-const SOON: Duration = Duration::from_secs(1);
-/// Dead letters that one call reads.
-const PAGE: usize = 1_000;
+/// The limit on lookups of one call (I12). Each further lookup needs a change of the conversation during the
+/// last one.
+pub(super) const MAX_LOOKUPS: usize = 64;
+/// The limit on the time of these lookups.
+pub(super) const MAX_LOOKUP_TIME: Duration = Duration::from_secs(15);
+/// The limit on the wait until the queue index follows a change of the outage file.
+const MAX_INDEX_LAG: Duration = Duration::from_secs(5);
+/// The limit on new versions of one write, because an older queued write has a higher version (I12).
+const MAX_REORDERS: usize = 16;
+/// The wait that the errors of this file recommend before a retry.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// What the queue says of a thread.
-pub(super) enum FromQueue {
-    /// Nothing.
-    Nothing,
-    /// There is a write, deletions included, that has not expired by itself.
-    Newest(Option<Arc<Entry>>, Version),
-    /// There is one, and its time to live is over: others may have renewed the thread since.
+/// The result of a lookup in the queue.
+pub(super) enum QueueLookup {
+    /// The queue has no write of the conversation.
+    NotQueued,
+    /// The newest write, with its version. A remove has no entry.
+    Newest(Option<Arc<CacheEntry>>, Version),
+    /// The newest write, whose time to live is over. Another daemon may have renewed the conversation since.
     Expired(Version),
 }
 
-/// What the disk knows of a thread.
-pub(super) enum Known {
-    /// This, once.
-    Copy(Found),
-    /// Nothing that could be handed out.
-    Nothing,
-    /// The thread changed while it was looked for.
-    Changed,
+/// The result of a lookup in the replica.
+pub(super) enum ReplicaLookup {
+    /// An unexpired copy.
+    Found(Conversation),
+    /// The replica has no unexpired copy, or cannot be read.
+    Missing,
+    /// The conversation changed during the lookup. The caller looks again.
+    Raced,
 }
 
-impl Inner {
-    /// The spool, where a write may go into its queue.
-    pub(super) fn queueing(&self) -> Option<&Arc<Spool>> {
-        self.spool.as_ref().filter(|_| self.limits.on_outage == OnOutage::Queue)
+impl Shared {
+    /// Returns the outage file if the settings let a write enter its queue.
+    pub(super) fn queue_if_enabled(&self) -> Option<&Arc<OutageFile>> {
+        self.file.as_ref().filter(|_| self.limits.on_outage == OnOutage::Queue)
     }
 
-    /// Puts a write into the queue; it is the thread's newest from then on.
+    /// Queues a write. From then on, the write is the newest of its conversation.
+    ///
+    /// `Queued` means that the outage file has synced the write to the local disk (I4).
     pub(super) async fn enqueue(
         &self,
-        spool: &Spool,
+        file: &OutageFile,
         record: &Arc<Record>,
-        mut stamp: Stamp,
-        over: Option<Version>,
-        ticket: Arc<Ticket>,
-        is_sent: bool,
-    ) -> Result<Durability> {
-        let (mut record, clock) = (Arc::clone(record), self.origin.clock());
-        for _ in 0..CROSSINGS {
-            // A newer write of this handle, or of another, was seen stored while this one was under way.
-            if stamp.blindness.is_none() && ticket.seen(&record.key).is_some_and(|seen| seen > record.version)
+        mut stamp: IssuedVersion,
+        if_version: Option<Version>,
+        token: Arc<ReadToken>,
+        is_dispatched: bool,
+    ) -> Result<WriteOutcome> {
+        let (mut record, clock) = (Arc::clone(record), self.store.clock());
+        for _ in 0..MAX_REORDERS {
+            // A call saw a newer write in the store while this write was in flight. A provisional version
+            // cannot be compared yet (I8).
+            if stamp.unsynced.is_none()
+                && token.confirmed(&record.key).is_some_and(|seen| seen > record.version)
             {
-                return overtaken_on_its_way(&record.key, over);
+                return superseded(&record.key, if_version);
             }
-            let Stamp { shown: stamped_at, blindness, .. } = stamp;
-            let entry = ToQueue { record: Arc::clone(&record), over, is_sent, stamped_at, blindness };
-            let (near, marked, ticket) = (Arc::clone(&self.near), Arc::clone(&record), Arc::clone(&ticket));
-            let announce = move |enqueued| match enqueued {
-                Enqueued::Kept { blindness, queued_at } => {
-                    near.enqueued(&marked, &ticket, blindness, queued_at);
-                }
-                // Memory may not know yet, or may have forgotten.
-                Enqueued::Behind(version) => near.overtaken(&marked.key, version),
-                Enqueued::Stored => near.overtaken(&marked.key, marked.version),
-                _ => {}
+            let IssuedVersion { shown: issued_at, unsynced, .. } = stamp;
+            let write = NewQueuedWrite {
+                record: Arc::clone(&record),
+                base: if_version,
+                is_dispatched,
+                issued_at,
+                unsynced,
             };
-            let enqueued = spool.enqueue(entry, announce).await;
-            *self.refusal() = enqueued.as_ref().err().cloned();
+            let enqueued = file.enqueue(write, self.on_enqueue_commit(&record, &token)).await;
+            *self.last_enqueue_error() = enqueued.as_ref().err().cloned();
             return match enqueued? {
-                Enqueued::Kept { .. } => Ok(Durability::Queued),
-                Enqueued::Stored => Ok(Durability::Stored),
-                // Where the two were made at once, that update may yet lose against another daemon: this one must not be
-                // lost with it.
-                Enqueued::Crossed(other) => {
-                    let anew = clock.stamp_after(other);
-                    record = record.stamped_anew(anew.version, anew.shown.0 - stamp.shown.0).into();
-                    stamp = anew;
+                EnqueueOutcome::Queued { .. } => Ok(WriteOutcome::Queued),
+                EnqueueOutcome::AlreadyStored => Ok(WriteOutcome::Stored),
+                // The older queued write has a higher version. This write gets a version above it, because
+                // the older write may yet lose against another daemon, and this write must not be lost
+                // with it.
+                EnqueueOutcome::Reordered(other) => {
+                    let next = clock.stamp_after(other);
+                    record = record.with_version(next.version, next.shown.0 - stamp.shown.0).into();
+                    stamp = next;
                     continue;
                 }
-                // Not superseded: that would make an update be tried again that may have been stored.
-                Enqueued::Conflict => Err(super::write::changed_meanwhile(&record.key)),
-                Enqueued::Behind(_) | Enqueued::Overtaken => overtaken_on_its_way(&record.key, over),
+                // This is not `Superseded`: an update would then run again, although the store may hold it.
+                EnqueueOutcome::Conflict => Err(super::write::conflict(&record.key)),
+                EnqueueOutcome::SupersededInStore(_) | EnqueueOutcome::SupersededInQueue => {
+                    superseded(&record.key, if_version)
+                }
             };
         }
         Err(changes_too_fast(&record.key))
     }
 
-    /// What the queue says of a thread: from memory, or else from disk.
-    pub(super) async fn ask_queue(&self, key: &Key) -> Result<FromQueue> {
-        let Some(spool) = &self.spool else { return Ok(FromQueue::Nothing) };
-        let deadline = Instant::now() + AGREEMENT;
-        for _ in 0..LOOKS {
-            let Some(version) = self.pending.current(key) else { return Ok(FromQueue::Nothing) };
-            if let Some(entry) = self.near.queued(key) {
-                return Ok(self.judge(entry, version));
+    /// Returns the callback that takes a committed enqueue to memory (I3).
+    fn on_enqueue_commit(
+        &self,
+        record: &Arc<Record>,
+        token: &Arc<ReadToken>,
+    ) -> impl FnOnce(EnqueueOutcome) + Send + 'static {
+        let (memory, record, token) = (Arc::clone(&self.memory), Arc::clone(record), Arc::clone(token));
+        move |enqueued| match enqueued {
+            EnqueueOutcome::Queued { unsynced, queued_at } => {
+                memory.admit_queued(&record, &token, unsynced, queued_at);
             }
-            let queued = spool.queued(key).await?;
-            if queued.as_ref().is_some_and(|queued| !queued.is_waiting && queued.record.version == version) {
-                // It was stored just now.
-                queued.iter().for_each(|queued| self.near.stored(&queued.record, Moment::now(), false));
-                continue;
+            // Memory may not know the stored version yet, or may have evicted it.
+            EnqueueOutcome::SupersededInStore(version) => memory.invalidate_superseded(&record.key, version),
+            EnqueueOutcome::AlreadyStored => memory.invalidate_superseded(&record.key, record.version),
+            _ => {}
+        }
+    }
+
+    /// Looks up the newest queued write of a conversation, in memory and then on disk.
+    pub(super) async fn lookup_queued(&self, key: &Key) -> Result<QueueLookup> {
+        let Some(file) = &self.file else { return Ok(QueueLookup::NotQueued) };
+        let deadline = Instant::now() + MAX_INDEX_LAG;
+        for _ in 0..MAX_LOOKUPS {
+            let Some(version) = self.queue_index.newest(key) else { return Ok(QueueLookup::NotQueued) };
+            if let Some(entry) = self.memory.get_queued(key) {
+                return Ok(self.check_expiry(entry, version));
             }
-            if let Some(queued) = queued.filter(|queued| queued.record.version == version) {
-                if queued.record.value.is_none() {
-                    return Ok(FromQueue::Newest(None, version));
+            let row = file.queued(key).await?.filter(|row| row.record.version == version);
+            match row {
+                // Replay has just stored the write, and memory does not know yet.
+                Some(row) if !row.is_queued => {
+                    self.memory.mark_stored(&row.record, Moment::now(), false);
+                    continue;
                 }
-                let entry = self.near.recall_queued(&queued.record, queued.blindness);
-                return Ok(self.judge(entry, version));
+                Some(row) if row.record.value.is_none() => return Ok(QueueLookup::Newest(None, version)),
+                Some(row) => {
+                    let entry = self.memory.admit_queued_from_disk(&row.record, row.unsynced);
+                    return Ok(self.check_expiry(entry, version));
+                }
+                None => {}
             }
-            // It is being replaced or settled: the mark in memory follows.
+            // The file replaces or completes the write at this moment. The index follows.
             tokio::select! {
-                () = self.pending.wait_until(|pending| pending.current(key) != Some(version)) => {}
+                () = self.queue_index.wait_until(|queue_index| queue_index.newest(key) != Some(version)) => {}
                 () = tokio::time::sleep_until(deadline.into()) => break,
             }
         }
-        let message = format!("what the file and memory say of the queued write of the thread {key} differs");
-        tracing::error!("a queued write cannot be read: {message}");
-        Err(Error::new(ErrorKind::Busy, message).with_retry_after(SOON))
+        let message =
+            format!("the outage file and memory disagree on the queued write of conversation {key}");
+        tracing::error!("queue lookup failed: {message}; the call fails");
+        let error = Error::new(ErrorKind::Overloaded, message).with_key(key.as_str());
+        Err(error.with_retry_after(RETRY_AFTER))
     }
 
-    fn judge(&self, entry: Arc<Entry>, version: Version) -> FromQueue {
-        match entry.record.is_live(self.origin.clock().now()) {
-            true => FromQueue::Newest(Some(entry), version),
-            false => FromQueue::Expired(version),
+    fn check_expiry(&self, entry: Arc<CacheEntry>, version: Version) -> QueueLookup {
+        if self.is_live(&entry) {
+            QueueLookup::Newest(Some(entry), version)
+        } else {
+            QueueLookup::Expired(version)
         }
     }
 
-    /// The last known copy on disk, if it has not expired.
-    pub(super) async fn last_known(&self, key: &Key) -> Known {
-        let Some(spool) = &self.spool else { return Known::Nothing };
-        let ticket = self.fences.begin();
-        let known = spool.last_known(key).await;
-        let known = known.inspect_err(|error| tracing::warn!(%error, "the last known copies cannot be read"));
-        let Ok(Some((record, confirmed_at))) = known else { return Known::Nothing };
-        let now = self.origin.clock().now();
+    /// Looks up the last known copy of a conversation in the replica.
+    pub(super) async fn lookup_replica(&self, key: &Key) -> ReplicaLookup {
+        let Some(file) = &self.file else { return ReplicaLookup::Missing };
+        let token = self.floors.token();
+        let copy = file.lookup_replica(key).await.inspect_err(|error| {
+            tracing::warn!(%error, "cannot read the replica; a read in an outage was answered without it");
+        });
+        let Ok(Some((record, confirmed_at))) = copy else { return ReplicaLookup::Missing };
+        let now = self.store.clock().now();
         if !record.is_live(now) {
-            return Known::Nothing;
+            return ReplicaLookup::Missing;
         }
-        match self.near.recall(&ticket, record, now.since(confirmed_at), true) {
-            Some(entry) if entry.record.is_live(now) => Known::Copy(self.as_it_is(entry)),
-            Some(_) => Known::Nothing,
-            None => Known::Changed,
+        match self.memory.admit_replica(&token, record, now.since(confirmed_at), true) {
+            Some(entry) if entry.record.is_live(now) => ReplicaLookup::Found(self.to_conversation(entry)),
+            Some(_) => ReplicaLookup::Missing,
+            None => ReplicaLookup::Raced,
         }
     }
 
-    /// What is in memory, for want of anything better.
-    pub(super) fn as_it_is(&self, entry: Arc<Entry>) -> Found {
-        let is_fresh = self.near.is_fresh(&entry, Moment::now());
-        if is_fresh { Found::fresh(entry) } else { Found::stale(entry) }
+    /// Turns an entry of the stale fallback into a conversation. The entry may be fresh by now.
+    pub(super) fn to_conversation(&self, entry: Arc<CacheEntry>) -> Conversation {
+        let is_fresh = self.memory.is_fresh(&entry, Moment::now());
+        if is_fresh { Conversation::fresh(entry) } else { Conversation::stale(entry) }
     }
 
-    /// Keeps copies of what a call that began at `began` with `ticket` saw the source of truth hold, before anybody hears of it.
-    /// What was overtaken on its way is not kept: the row of what overtook it may have made room for others already.
-    pub(super) async fn keep(
+    /// Saves copies of records that a call saw in the store, before the call returns them.
+    ///
+    /// The call took `token`, and began at `requested_at`. Stale records are not saved, because the replica
+    /// may have dropped the row of the newer version already.
+    pub(super) async fn save_copies(
         &self,
         records: impl IntoIterator<Item = Arc<Record>>,
-        ticket: &Ticket,
-        began: Moment,
-        rank: Rank,
+        token: &ReadToken,
+        requested_at: Moment,
+        rank: CopyRank,
     ) {
-        let is_news = |record: &Arc<Record>| !ticket.is_overtaken(&record.key, record.version);
-        self.keep_all(records.into_iter().filter(is_news), began, rank).await;
+        let is_current = |record: &Arc<Record>| !token.is_superseded(&record.key, record.version);
+        self.save_copies_of(records.into_iter().filter(is_current), requested_at, rank).await;
     }
 
-    /// Has the file keep what came by a listing and was read since as what is used.
-    pub(super) async fn keep_read(&self) {
-        let read = self.near.take_first_reads();
-        if let Some(spool) = &self.spool {
-            let near = Arc::clone(&self.near);
-            spool.keep(read, move |settled| near.settled(settled)).await;
+    /// Promotes the copies of listed conversations that callers have read since the last call.
+    pub(super) async fn save_first_reads(&self) {
+        let copies = self.memory.drain_first_reads();
+        if let Some(file) = &self.file {
+            let memory = Arc::clone(&self.memory);
+            file.save_copies(copies, move |completed| memory.mark_completed(completed)).await;
         }
     }
 
-    async fn keep_all(&self, records: impl Iterator<Item = Arc<Record>>, began: Moment, rank: Rank) {
-        let Some(spool) = &self.spool else { return };
-        let confirmed_at = self.origin.clock().at(began);
-        let copies = records.map(|record| Copy { record, confirmed_at, is_own: false, rank });
-        let near = Arc::clone(&self.near);
-        spool.keep(copies.collect(), move |settled| near.settled(settled)).await;
+    async fn save_copies_of(
+        &self,
+        records: impl Iterator<Item = Arc<Record>>,
+        requested_at: Moment,
+        rank: CopyRank,
+    ) {
+        let Some(file) = &self.file else { return };
+        let confirmed_at = self.store.clock().at(requested_at);
+        let copies = records.map(|record| ReplicaRecord { record, confirmed_at, is_own: false, rank });
+        let memory = Arc::clone(&self.memory);
+        file.save_copies(copies.collect(), move |completed| memory.mark_completed(completed)).await;
     }
 
-    /// The source of truth was seen to hold this version, which is not at hand: what is older is read no more, neither from
-    /// memory nor from the disk.
-    pub(super) async fn overtaken(&self, key: &Key, version: Version) {
-        let deletion = Arc::new(Record::deletion(key.clone(), version));
-        self.keep_all(std::iter::once(deletion), Moment::now(), Rank::Used).await;
-        self.near.overtaken(key, version);
+    /// Invalidates everything older than `version` in memory and in the outage file.
+    ///
+    /// The store was seen to hold this version, but its value is unknown.
+    pub(super) async fn supersede(&self, key: &Key, version: Version) {
+        let tombstone = Arc::new(Record::tombstone(key.clone(), version));
+        self.save_copies_of(std::iter::once(tombstone), Moment::now(), CopyRank::Used).await;
+        self.memory.invalidate_superseded(key, version);
     }
 
-    /// Keeps a write of this handle that the source of truth has taken. One that does not go on from what was there takes
-    /// the place of an older one in the queue.
+    /// Saves the copy of a write of this handle that the store has taken.
+    ///
+    /// A write without a condition also replaces older queued writes of its conversation.
     ///
     /// # Errors
-    /// [`ErrorKind::Closed`]: it came too late for the file, so that who starts next in an outage would not find it.
-    pub(super) async fn keep_own(&self, record: &Arc<Record>, over: Option<Version>) -> Result<()> {
-        let Some(spool) = &self.spool else { return Ok(()) };
-        let confirmed_at = self.origin.clock().now();
-        let copy =
-            Copy { record: Arc::clone(record), confirmed_at, is_own: over.is_none(), rank: Rank::Used };
-        let too_late = |_| {
-            let message = format!("the cache was shut down while it wrote the thread {}", record.key);
-            Error::new(ErrorKind::Closed, message).with_outcome_unknown()
+    ///
+    /// [`ErrorKind::Closed`] if the outage file is closed. The next start in an outage would not find the
+    /// write, so the call does not acknowledge it.
+    pub(super) async fn save_own_copy(
+        &self,
+        record: &Arc<Record>,
+        if_version: Option<Version>,
+    ) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let copy = ReplicaRecord {
+            record: Arc::clone(record),
+            confirmed_at: self.store.clock().now(),
+            is_own: if_version.is_none(),
+            rank: CopyRank::Used,
         };
-        let near = Arc::clone(&self.near);
-        spool.keep_own(copy, move |settled| near.settled(settled)).await.map_err(too_late)
+        let closed = |_| {
+            let message = format!("the cache was shut down during the write of conversation {}", record.key);
+            Error::new(ErrorKind::Closed, message).with_key(record.key.as_str()).with_outcome_unknown()
+        };
+        let memory = Arc::clone(&self.memory);
+        file.save_own_copy(copy, move |completed| memory.mark_completed(completed)).await.map_err(closed)
     }
 
-    /// An attempt that took longer than its caller waited has put a queued write into the source of truth after all.
-    pub(super) async fn stored_late(&self, spool: &Spool, record: &Arc<Record>, began: Moment) {
-        let settled = vec![(record.key.clone(), record.version, crate::spool::Fate::Stored)];
-        match spool.settle(settled).await {
-            Ok(_) => self.near.stored(record, began, true),
-            Err(error) => tracing::debug!(%error, "a write that was stored late stays in the queue for now"),
-        }
-    }
-
-    /// Waits a little until the queue has let go of a thread, so that an update can go on from what is stored.
-    pub(super) async fn let_settle(&self, key: &Key) {
-        if self.pending.contains(key) && self.is_reachable() {
-            tokio::select! {
-                () = self.pending.wait_until(|pending| !pending.contains(key)) => {}
-                () = tokio::time::sleep(self.limits.patience) => {}
+    /// Completes a queued write after its request, which outlived the soft timeout, has stored it.
+    pub(super) async fn ack_late_write(&self, file: &OutageFile, record: &Arc<Record>, requested_at: Moment) {
+        let settled = vec![(record.key.clone(), record.version, crate::outage::ReplayOutcome::Stored)];
+        match file.complete(settled).await {
+            Ok(_) => self.memory.mark_stored(record, requested_at, true),
+            Err(error) => {
+                tracing::debug!(%error, "a late write was stored but not completed; replay sends it again");
             }
         }
     }
 
-    /// Waits until the queue is empty or the source of truth is away; asks it, where nobody knows.
+    /// Waits until the queue has no write of a conversation, at most for the soft timeout.
+    ///
+    /// An update can then start from the stored record. In an outage, the wait is pointless.
+    pub(super) async fn wait_for_queue(&self, key: &Key) {
+        if self.queue_index.contains(key) && self.is_reachable() {
+            tokio::select! {
+                () = self.queue_index.wait_until(|queue_index| !queue_index.contains(key)) => {}
+                () = tokio::time::sleep(self.limits.soft_timeout) => {}
+            }
+        }
+    }
+
+    /// Waits until the queue is empty, or until the store is unreachable.
+    ///
+    /// If the queue has writes, a probe first finds out whether the store is reachable.
     pub(super) async fn drain(&self) {
-        let away = async {
-            match self.origin.breaker() {
-                Some(breaker) => breaker.opened().await,
+        let outage_begins = async {
+            match self.store.breaker() {
+                Some(breaker) => breaker.wait_open().await,
                 None => std::future::pending().await,
             }
         };
-        let is_back = match self.origin.breaker() {
-            Some(breaker) if self.pending.len() > 0 => breaker.ask().await,
+        let is_reachable = match self.store.breaker() {
+            Some(breaker) if self.queue_index.len() > 0 => breaker.probe_now().await,
             _ => self.is_reachable(),
         };
-        if is_back {
+        if is_reachable {
             tokio::select! {
-                () = self.pending.wait_until(|pending| pending.len() == 0) => {}
-                () = away => {}
+                () = self.queue_index.wait_until(|queue_index| queue_index.len() == 0) => {}
+                () = outage_begins => {}
             }
         }
     }
 
-    /// Ends the replay, and lets others open the file.
-    pub(super) async fn close_spool(&self) {
+    /// Stops replay and warm-up, and closes the outage file for other processes to open.
+    pub(super) async fn close_outage_file(&self) {
         self.replay.iter().for_each(tokio::task::AbortHandle::abort);
         self.warming.abort();
-        if let Some(spool) = &self.spool
-            && let Err(error) = spool.close().await
+        if let Some(file) = &self.file
+            && let Err(error) = file.close().await
         {
-            tracing::warn!(%error, "the queue's file could not be closed");
+            tracing::warn!(%error, "cannot close the outage file; the next start reads its log again");
         }
     }
 }
 
-/// A look at the dead letters that is about to be taken: await it.
-#[derive(Debug)]
-#[must_use = "nothing is read before this is awaited"]
-pub struct DeadLetters {
-    cache: Cache,
-    after: i64,
-}
-
-impl Cache {
-    /// Acknowledged writes that the source of truth turned out not to take, oldest first: superseded by another daemon,
-    /// refused, or too old. They are kept until [forgotten](Self::forget_dead_letters).
-    ///
-    /// # Errors
-    /// When awaited: [`ErrorKind::Local`] where the file cannot be read; [`ErrorKind::Closed`].
-    pub fn dead_letters(&self) -> DeadLetters {
-        DeadLetters { cache: self.clone(), after: 0 }
-    }
-
-    /// Forgets the dead letters up to this one; says how many there were.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Local`] where the file cannot be written; [`ErrorKind::Closed`].
-    pub async fn forget_dead_letters(&self, last: &DeadLetter) -> Result<usize> {
-        self.0.check_open()?;
-        match &self.0.spool {
-            Some(spool) => {
-                let forgotten = spool.forget_dead_letters(last.id).await?;
-                // They took room in the queue.
-                *self.0.refusal() = None;
-                Ok(forgotten)
-            }
-            None => Ok(0),
-        }
-    }
-}
-
-impl DeadLetters {
-    /// Those that come after this one; a call reads a thousand.
-    pub fn after(mut self, last: &DeadLetter) -> Self {
-        self.after = last.id;
-        self
-    }
-}
-
-impl IntoFuture for DeadLetters {
-    type Output = Result<Vec<DeadLetter>>;
-    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move {
-            self.cache.0.check_open()?;
-            match &self.cache.0.spool {
-                Some(spool) => spool.dead_letters(self.after, PAGE).await,
-                None => Ok(Vec::new()),
-            }
-        })
-    }
-}
-
-/// Why a call gave up that looked again and again.
+/// Creates the error of a call that reached its limit of lookups.
 pub(super) fn changes_too_fast(key: &Key) -> Error {
-    let message = format!("the thread {key} changed again and again while it was looked at; try again later");
-    Error::new(ErrorKind::Busy, message).with_retry_after(SOON)
+    let message = format!("conversation {key} changed during each lookup");
+    Error::new(ErrorKind::Overloaded, message).with_key(key.as_str()).with_retry_after(RETRY_AFTER)
 }
 
-/// What becomes of a write when something newer is stored before it could be queued.
-fn overtaken_on_its_way(key: &Key, over: Option<Version>) -> Result<Durability> {
-    match over {
-        Some(_) => Err(super::write::changed_meanwhile(key)),
-        None => Ok(Durability::Superseded),
+/// Returns the result of a write that is older than the stored version.
+fn superseded(key: &Key, if_version: Option<Version>) -> Result<WriteOutcome> {
+    match if_version {
+        Some(_) => Err(super::write::conflict(key)),
+        None => Ok(WriteOutcome::Superseded),
     }
 }
 
-/// Whether a write that failed so may go into the queue: the failure says nothing about the record. The source of truth
-/// could not be asked, refuses the key, or lacks the migrations.
-pub(super) fn is_to_be_queued(error: &Error) -> bool {
-    error.is_outage() || matches!(error.kind(), ErrorKind::Denied | ErrorKind::Schema)
+/// Returns true if a write that failed so may enter the queue.
+///
+/// Such a failure does not concern the record: the store is unreachable, rejects the key, or lacks the
+/// migrations.
+pub(super) fn can_enqueue(error: &Error) -> bool {
+    error.is_outage() || matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::SchemaOutdated)
 }

@@ -1,4 +1,4 @@
-//! Compare-and-set, as a loop: look, change, write over exactly what was looked at.
+//! The update: a compare-and-set loop of read, change and conditional write.
 
 use std::future::{Future, IntoFuture};
 use std::marker::PhantomData;
@@ -10,19 +10,28 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::Instrument;
 
-use super::write::{Draft, Options};
-use super::{Cache, Found};
-use crate::backoff::Backoff;
+use crate::cache::put::{Options, PendingWrite};
+use crate::cache::{Cache, Conversation};
 use crate::error::{Error, ErrorKind, Result};
-use crate::json::Untouched;
-use crate::record::{Durability, Json, Key};
+use crate::model::json::{Json, PreservedDigits};
+use crate::model::key::Key;
+use crate::model::outcome::WriteOutcome;
+use crate::resilience::backoff::Backoff;
 
-/// How often an update is tried before it gives up with [`ErrorKind::Conflict`].
-const ATTEMPTS: usize = 64;
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LAST_PAUSE: Duration = Duration::from_millis(500);
+/// The limit on attempts before an update fails with [`ErrorKind::Conflict`] (I12).
+const MAX_ATTEMPTS: usize = 64;
+const MIN_PAUSE: Duration = Duration::from_millis(5);
+const MAX_PAUSE: Duration = Duration::from_millis(500);
 
-/// An update that is about to be made: await it.
+/// An update call of [`Cache::update`]. Await it to run it.
+///
+/// ```
+/// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+/// let clear = |_: Option<Vec<String>>| Ok(Some(vec!["hello".to_owned()]));
+/// let outcome = cache.update("thread-1", clear).user("u1").await?;
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "nothing is changed before this is awaited"]
 pub struct Update<'a, T, F> {
     cache: Cache,
@@ -33,36 +42,40 @@ pub struct Update<'a, T, F> {
 }
 
 impl Cache {
-    /// Changes a thread by what it is: `change` gets the present value (`None` where there is no thread) and returns the
-    /// next (`None` to remove it). It is called again where another writer came between, so it should do nothing else.
-    /// No change of anybody is lost, also through lost answers: a change that was made is recognised as one's own.
+    /// Changes a conversation by a function of its present value.
     ///
-    /// A number that `change` leaves alone keeps its digits, also where `T` cannot hold them: an integer beyond 64 bits stays
-    /// one through `Value`. What else `T` does not know, such as a field, is not in the next value.
+    /// `change` gets the present value, or `None` if the conversation does not exist. It returns the next
+    /// value, or `None` to remove the conversation. The update calls `change` again after each conflict, so
+    /// `change` must have no other effect. The update loses no change of another writer. It also recognises
+    /// its own change after a lost response.
     ///
-    /// User and metadata stay as they are unless set; the time to live starts anew.
+    /// A number that `change` leaves alone keeps its digits, even if `T` cannot hold them. An integer
+    /// beyond 64 bits survives a `Value`. A field that `T` does not know is not in the next value.
     ///
-    /// In an outage, `change` gets what is at hand (queued, in memory, or the last known copy on disk), and the next value
-    /// is queued. Where another daemon has changed the thread since, the source of truth keeps that, and the queued update
-    /// goes to the [dead letters](Self::dead_letters).
+    /// User and metadata stay unless the update sets them. The time to live starts again.
+    ///
+    /// In an outage, `change` gets the stale fallback (queue, memory or replica), and the cache queues the
+    /// next value. If another daemon has changed the conversation since, the store keeps that change. The
+    /// queued update then becomes a [dead letter](Self::dead_letters).
+    ///
+    /// # Errors
+    ///
+    /// When awaited: the error that `change` returns. [`ErrorKind::Conflict`] if other writers were faster
+    /// in all attempts. [`ErrorKind::Decode`] if the stored JSON is not a `T`. All errors of
+    /// [`put`](Self::put).
     ///
     /// ```
     /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// let turn = "hello".to_owned();
     /// cache
     ///     .update("thread-1", |current: Option<Vec<String>>| {
-    ///         let mut turns = current.unwrap_or_default();
-    ///         turns.push(turn.clone());
-    ///         Ok(Some(turns))
+    ///         let mut messages = current.unwrap_or_default();
+    ///         messages.push("hello".to_owned());
+    ///         Ok(Some(messages))
     ///     })
     ///     .await?;
     /// # Ok(())
     /// # }
     /// ```
-    ///
-    /// # Errors
-    /// When awaited: what `change` returns; as for [`put`](Self::put); [`ErrorKind::Conflict`] where others were faster
-    /// again and again; [`ErrorKind::Mismatch`] where the stored JSON is not a `T`.
     pub fn update<'a, T, F>(&self, key: impl AsRef<str>, change: F) -> Update<'a, T, F>
     where
         T: DeserializeOwned + Serialize + 'a,
@@ -74,17 +87,41 @@ impl Cache {
 }
 
 impl<T, F> Update<'_, T, F> {
-    /// How long the thread lives from now on.
+    /// Sets the time to live of the next value.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// let keep = |current: Option<Vec<String>>| Ok(current);
+    /// let outcome = cache.update("thread-1", keep).ttl(std::time::Duration::from_secs(3600)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn ttl(self, ttl: Duration) -> Self {
         self.with(|options| options.set_ttl(ttl))
     }
 
-    /// Whose thread it is from now on.
+    /// Sets the user of the conversation. [`Cache::list`] finds conversations by their user.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// let keep = |current: Option<Vec<String>>| Ok(current);
+    /// let outcome = cache.update("thread-1", keep).user("u1").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn user(self, id: impl AsRef<str>) -> Self {
         self.with(|options| options.set_user(id.as_ref()))
     }
 
-    /// What else is to be kept with it from now on, as JSON.
+    /// Sets the metadata of the conversation, as JSON.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// let keep = |current: Option<Vec<String>>| Ok(current);
+    /// let outcome = cache.update("thread-1", keep).metadata(&["archived"]).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn metadata<M: Serialize + ?Sized>(self, metadata: &M) -> Self {
         self.with(|options| options.set_metadata(metadata))
     }
@@ -100,66 +137,68 @@ where
     T: DeserializeOwned + Serialize + 'a,
     F: FnMut(Option<T>) -> Result<Option<T>> + Send + 'a,
 {
-    type Output = Result<Durability>;
+    type Output = Result<WriteOutcome>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send + 'a>>;
 
     fn into_future(self) -> Self::IntoFuture {
         let Self { cache, key, mut change, options, .. } = self;
         Box::pin(async move {
-            let value = |found: Option<&Found>| {
-                let current: Option<T> = found.map(Found::decode).transpose()?;
-                let untouched = found.zip(current.as_ref());
-                let untouched = untouched.and_then(|(found, current)| Untouched::of(found.json(), current));
+            let value = |found: Option<&Conversation>| {
+                let current: Option<T> = found.map(Conversation::decode).transpose()?;
+                let preserved = found.zip(current.as_ref());
+                let preserved =
+                    preserved.and_then(|(found, current)| PreservedDigits::of(found.json(), current));
                 let next = change(current)?;
-                next.map(|next| cache.0.changed_value(&next, untouched.as_ref())).transpose()
+                next.map(|next| cache.0.changed_value(&next, preserved.as_ref())).transpose()
             };
             let key = key?;
-            let span = tracing::debug_span!("update", thread = %key);
+            let span = tracing::debug_span!("update", thread_id = %key);
             update(&cache, &key, &options?, value).instrument(span).await
         })
     }
 }
 
+/// Runs the loop under the key lock. `change` returns the next value, or `None` to remove the conversation.
 async fn update(
     cache: &Cache,
     key: &Key,
     options: &Options,
-    mut change: impl FnMut(Option<&Found>) -> Result<Option<Json>>,
-) -> Result<Durability> {
-    let inner = &cache.0;
-    inner.check_open()?;
-    let turn = Arc::new(inner.turns.wait(key).await);
-    inner.let_settle(key).await;
-    let mut pauses = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
-    for attempt in 0..ATTEMPTS {
-        let (found, version) = inner.current(key, attempt == 0).await?;
+    mut change: impl FnMut(Option<&Conversation>) -> Result<Option<Json>>,
+) -> Result<WriteOutcome> {
+    let shared = &cache.0;
+    shared.check_open()?;
+    let key_lock = Arc::new(shared.key_locks.acquire(key).await);
+    shared.wait_for_queue(key).await;
+    let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
+    for attempt in 0..MAX_ATTEMPTS {
+        // After a conflict, memory may hold the version that lost. Only the first attempt trusts it.
+        let (found, version) = shared.read_for_update(key, attempt == 0).await?;
         let value = change(found.as_ref())?;
         if value.is_none() && found.is_none() {
-            return Ok(Durability::Stored);
+            return Ok(shared.acknowledged(WriteOutcome::Stored));
         }
-        let options = options.or_those_of(found.as_ref().filter(|_| value.is_some()));
-        let draft = Draft { key: key.clone(), value, options, expect: Some(version) };
-        match inner.write(draft, Some(Arc::clone(&turn))).await {
-            // Superseded, too, means that the change was not made.
-            Ok(Durability::Superseded) => {}
+        let options = options.or_from(found.as_ref().filter(|_| value.is_some()));
+        let pending_write = PendingWrite { key: key.clone(), value, options, if_version: Some(version) };
+        match shared.write(pending_write, Some(Arc::clone(&key_lock))).await {
+            // `Superseded` also means that the store did not take the change.
+            Ok(WriteOutcome::Superseded) => {}
             Err(e) if e.kind() == ErrorKind::Conflict && !e.outcome_unknown() => {}
             done => return done,
         }
-        tokio::time::sleep(pauses.next().unwrap_or(LAST_PAUSE)).await;
+        tokio::time::sleep(backoff.next().unwrap_or(MAX_PAUSE)).await;
     }
-    let message =
-        format!("the thread {key} was changed by others during each of {ATTEMPTS} attempts; try again");
-    Err(Error::new(ErrorKind::Conflict, message))
+    let message = format!("other writers changed conversation {key} during each of {MAX_ATTEMPTS} attempts");
+    Err(Error::new(ErrorKind::Conflict, message).with_remedy("retry the update").with_key(key.as_str()))
 }
 
 impl Options {
-    /// What is not set stays as it is.
-    fn or_those_of(&self, found: Option<&Found>) -> Self {
-        let kept = || found.map(|found| Json::trusted(found.metadata()));
+    /// Returns these options, completed by those of the present record.
+    fn or_from(&self, found: Option<&Conversation>) -> Self {
+        let metadata = || found.map(|found| Json::trusted(found.metadata()));
         Self {
             ttl: self.ttl,
-            user: self.user.clone().or_else(|| found.and_then(Found::user).map(Into::into)),
-            metadata: self.metadata.clone().or_else(kept),
+            user: self.user.clone().or_else(|| found.and_then(Conversation::user).map(Into::into)),
+            metadata: self.metadata.clone().or_else(metadata),
         }
     }
 }

@@ -1,569 +1,393 @@
-//! The write path: the source of truth first, then memory, then the acknowledgement.
+//! The write path: the store, the outage file, memory, and then the caller (I1).
+//!
+//! A write runs in a task of its own. The task sends it to the store. After the soft timeout, or in an
+//! outage, the task queues it on the local disk and answers `Queued`. A request in flight continues in the
+//! background, and its result completes the queued write.
 
-use std::future::{Future, IntoFuture};
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Instrument;
 
-use super::outage::is_to_be_queued;
-use super::turns::Turn;
-use super::{Cache, Inner, Spool};
-use crate::background;
+use crate::cache::key_lock::KeyLockGuard;
+use crate::cache::memory::Observation;
+use crate::cache::outage::can_enqueue;
+use crate::cache::put::PendingWrite;
+use crate::cache::read_token::ReadToken;
+use crate::cache::write_progress::{Responder, SentWrite, WriteCounter, WriteProgress};
+use crate::cache::{OutageFile, Shared};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fence::Ticket;
-use crate::json::Untouched;
-use crate::metrics::Wrote;
-use crate::near::News;
-use crate::pending::Passing;
-use crate::record::{Durability, Json, Key, Record, Write, user};
-use crate::store::Applied;
-use crate::version::{Moment, Stamp, TOLERANCE, Timestamp, Version};
+use crate::model::json::Json;
+use crate::model::key::Key;
+use crate::model::moment::Moment;
+use crate::model::outcome::WriteOutcome;
+use crate::model::record::Record;
+use crate::model::version::{MAX_CLOCK_SKEW, Version};
+use crate::observe::metrics::WriteResult;
+use crate::resilience::tasks;
+use crate::store::{Applied, Write};
 
-/// The unit in which writes under way are counted.
+/// The unit of the write budget.
 pub(super) const KIB: usize = 1024;
-/// How often a write is stamped anew because the clock turned out wrong.
-const STAMPS: usize = 4;
-/// A time to live beyond this is a mistake.
-const LONGEST_TTL: Duration = Duration::from_secs(100 * 366 * 86_400);
+/// The limit on new versions of one write after clock corrections (I12).
+const MAX_STAMPS: usize = 4;
+/// The wait beyond the computed time until the store accepts a version that was in its future.
+const FUTURE_MARGIN: Duration = Duration::from_millis(50);
 
-/// A future that can be spawned.
-pub type Sending<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
-
-/// What beside the value a write may say.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Options {
-    pub(super) ttl: Option<Duration>,
-    pub(super) user: Option<Arc<str>>,
-    pub(super) metadata: Option<Json>,
-}
-
-/// What is to be written, before it has a version.
-#[derive(Debug)]
-pub(super) struct Draft {
-    pub(super) key: Key,
-    pub(super) value: Option<Json>,
-    pub(super) options: Options,
-    pub(super) expect: Option<Version>,
-}
-
-/// A put that is about to be sent: await it, or spawn its [`IntoFuture`].
-#[derive(Debug)]
-#[must_use = "nothing is written before this is awaited"]
-pub struct Put {
-    cache: Cache,
-    draft: Result<Draft>,
-}
-
-/// A remove that is about to be sent: await it, or spawn its [`IntoFuture`].
-#[derive(Debug)]
-#[must_use = "nothing is removed before this is awaited"]
-pub struct Remove {
-    cache: Cache,
-    draft: Result<Draft>,
-}
-
-impl Cache {
-    /// Stores a conversation under a thread id, whatever was there before.
-    ///
-    /// The value is anything that serde can write as JSON (a `&RawValue` goes as it is). It reads back as its type, if serde_json
-    /// reads what that type writes. A float that is not finite is refused, since JSON has none. [`Found::json`](super::Found::json)
-    /// says what `jsonb` does to the text. Time to live, user and metadata
-    /// can be added before the put is awaited; without them it is the default, nobody, and `{}`.
-    ///
-    /// # Errors
-    /// When awaited: [`ErrorKind::Invalid`] for a key, value, user, metadata or time to live that cannot be stored;
-    /// [`ErrorKind::QueueFull`] in an outage where the queue is at its bound, or, without a queue,
-    /// [`ErrorKind::Unavailable`]; [`outcome_unknown`](Error::outcome_unknown) tells whether it may be stored all the same;
-    /// also `Busy`, `Denied`, `Refused`, `Schema`, `Local`, `Closed`. After an error, memory holds what it held, or, where
-    /// the outcome is unknown, nothing of this thread.
-    pub fn put<T: Serialize + ?Sized>(&self, key: impl AsRef<str>, value: &T) -> Put {
-        let draft = Key::new(key).and_then(|key| Ok((key, self.0.value(value)?)));
-        let draft = draft.map(|(key, value)| Draft::new(key, Some(value)));
-        Put { cache: self.clone(), draft }
-    }
-
-    /// Deletes a thread; there need not be one.
-    ///
-    /// # Errors
-    /// When awaited: as for [`put`](Self::put).
-    pub fn remove(&self, key: impl AsRef<str>) -> Remove {
-        Remove { cache: self.clone(), draft: Key::new(key).map(|key| Draft::new(key, None)) }
-    }
-}
-
-impl Put {
-    /// How long the thread lives from now on.
-    pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.draft = self.draft.and_then(|draft| draft.with(|options| options.set_ttl(ttl)));
-        self
-    }
-
-    /// Whose thread it is.
-    pub fn user(mut self, id: impl AsRef<str>) -> Self {
-        self.draft = self.draft.and_then(|draft| draft.with(|options| options.set_user(id.as_ref())));
-        self
-    }
-
-    /// What else is to be kept with it, as JSON.
-    pub fn metadata<T: Serialize + ?Sized>(mut self, metadata: &T) -> Self {
-        self.draft = self.draft.and_then(|draft| draft.with(|options| options.set_metadata(metadata)));
-        self
-    }
-}
-
-impl IntoFuture for Put {
-    type Output = Result<Durability>;
-    type IntoFuture = Sending<Durability>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move {
-            let draft = self.draft?;
-            let span = tracing::debug_span!("put", thread = %draft.key);
-            self.cache.0.write(draft, None).instrument(span).await
-        })
-    }
-}
-
-impl IntoFuture for Remove {
-    type Output = Result<Durability>;
-    type IntoFuture = Sending<Durability>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move {
-            let draft = self.draft?;
-            let span = tracing::debug_span!("remove", thread = %draft.key);
-            self.cache.0.write(draft, None).instrument(span).await
-        })
-    }
-}
-
-impl Options {
-    pub(super) fn set_ttl(&mut self, ttl: Duration) -> Result<()> {
-        if ttl < Duration::from_millis(1) || ttl > LONGEST_TTL {
-            let message = format!("a time to live of {ttl:?} is not possible; from 1 ms to 100 years is");
-            return Err(Error::new(ErrorKind::Invalid, message));
-        }
-        self.ttl = Some(ttl);
-        Ok(())
-    }
-
-    pub(super) fn set_user(&mut self, id: &str) -> Result<()> {
-        self.user = Some(user(id)?);
-        Ok(())
-    }
-
-    pub(super) fn set_metadata<T: Serialize + ?Sized>(&mut self, metadata: &T) -> Result<()> {
-        self.metadata = Some(Json::of(metadata)?);
-        Ok(())
-    }
-}
-
-impl Draft {
-    fn new(key: Key, value: Option<Json>) -> Self {
-        Self { key, value, options: Options::default(), expect: None }
-    }
-
-    fn with(mut self, change: impl FnOnce(&mut Options) -> Result<()>) -> Result<Self> {
-        change(&mut self.options)?;
-        Ok(self)
-    }
-
-    /// The record of this draft: its life runs from the moment of the put, that of a deletion ends there.
-    fn record(&self, version: Version, put_at: Timestamp, ttl: Duration) -> Record {
-        let ttl = self.options.ttl.unwrap_or(ttl);
-        Record {
-            key: self.key.clone(),
-            version,
-            value: self.value.clone(),
-            expires_at: if self.value.is_some() { put_at.plus(ttl) } else { put_at },
-            user: self.options.user.clone(),
-            metadata: self.options.metadata.clone().unwrap_or_default(),
-        }
-    }
-}
-
-impl Inner {
-    /// The JSON of a value, if it is not too large.
-    pub(super) fn value<T: Serialize + ?Sized>(&self, value: &T) -> Result<Json> {
-        let json = Json::of(value)?;
-        self.check_size("the value", &json)?;
-        Ok(json)
-    }
-
-    /// The same after a change, with the digits of the numbers that it left alone.
-    pub(super) fn changed_value<T: Serialize + DeserializeOwned>(
-        &self,
-        value: &T,
-        untouched: Option<&Untouched<'_>>,
-    ) -> Result<Json> {
-        let json = Json::of(value)?;
-        let restored = untouched.and_then(|untouched| untouched.restore::<T>(json.as_str()));
-        let json = restored.and_then(|text| Json::new(text).ok()).unwrap_or(json);
-        self.check_size("the value", &json)?;
-        Ok(json)
-    }
-
-    fn check_size(&self, what: &str, json: &Json) -> Result<()> {
-        let (len, most) = (json.len(), self.limits.value_bytes);
-        if len <= most {
-            return Ok(());
-        }
-        let message = format!("{what} has {len} bytes; at most {most} are possible (CONVERSATION_MAX_BYTES)");
-        Err(Error::new(ErrorKind::Invalid, message))
-    }
-
-    /// Writes, and counts how it ended. An update keeps its turn until the outcome is known, also when its caller goes.
-    pub(super) async fn write(self: &Arc<Self>, draft: Draft, turn: Option<Arc<Turn>>) -> Result<Durability> {
-        let result = self.try_write(draft, turn).await;
+impl Shared {
+    /// Writes, and counts the result. An update holds its key lock until the outcome is known, even if its
+    /// caller goes.
+    pub(super) async fn write(
+        self: &Arc<Self>,
+        pending_write: PendingWrite,
+        key_lock: Option<Arc<KeyLockGuard>>,
+    ) -> Result<WriteOutcome> {
+        let result = self.try_write(pending_write, key_lock).await.map(|outcome| self.acknowledged(outcome));
         self.metrics.wrote(match &result {
-            Ok(Durability::Stored) => Wrote::Stored,
-            Ok(Durability::Superseded) => Wrote::Superseded,
-            Ok(Durability::Queued) => Wrote::Queued,
-            Err(_) => Wrote::Failed,
+            Ok(WriteOutcome::Stored) => WriteResult::Stored,
+            Ok(WriteOutcome::Superseded) => WriteResult::Superseded,
+            Ok(WriteOutcome::Queued) => WriteResult::Queued,
+            Ok(WriteOutcome::Volatile) => WriteResult::Volatile,
+            Err(_) => WriteResult::Failed,
         });
         result
     }
 
-    /// Writes in a task of its own, so that it is completed also when the caller goes.
-    async fn try_write(self: &Arc<Self>, draft: Draft, turn: Option<Arc<Turn>>) -> Result<Durability> {
-        // Counted before the look, so that a shutdown either sees this write or is seen by it.
-        let writing = Writing::begin(&self.writing);
+    /// Returns the outcome for the caller. The backend `memory` stores nothing beyond the process.
+    pub(super) fn acknowledged(&self, outcome: WriteOutcome) -> WriteOutcome {
+        match outcome {
+            WriteOutcome::Stored if self.backend == "memory" => WriteOutcome::Volatile,
+            other => other,
+        }
+    }
+
+    /// Writes in a task of its own, so that the write completes even if the caller goes.
+    async fn try_write(
+        self: &Arc<Self>,
+        pending_write: PendingWrite,
+        key_lock: Option<Arc<KeyLockGuard>>,
+    ) -> Result<WriteOutcome> {
+        // The write is counted before the check. So a shutdown sees this write, or this write sees the
+        // shutdown.
+        let counter = WriteCounter::begin(&self.writing);
         self.check_open()?;
-        if let Some(metadata) = &draft.options.metadata {
+        if let Some(metadata) = &pending_write.options.metadata {
             self.check_size("the metadata", metadata)?;
         }
-        if self.queueing().is_none() {
+        if self.queue_if_enabled().is_none() {
             self.check_reachable()?;
         }
-        let room = self.room(&draft).await?;
-        let (inner, key) = (Arc::clone(self), draft.key.clone());
-        let (answer, answered) = oneshot::channel();
-        let answer = Answer { answer, _turn: turn };
-        let work = async move {
-            inner.carry_out(draft, answer).await;
-            drop((room, writing));
+        let budget = self.acquire_budget(&pending_write).await?;
+        let (shared, key) = (Arc::clone(self), pending_write.key.clone());
+        let (sender, receiver) = oneshot::channel();
+        let responder = Responder { sender, _key_lock: key_lock };
+        let task = async move {
+            shared.execute(pending_write, responder).await;
+            drop((budget, counter));
         };
-        let work = background::spawn(work.in_current_span());
-        match answered.await {
+        let task = tasks::spawn(task.in_current_span());
+        match receiver.await {
             Ok(result) => result,
             Err(_) => {
-                let cause = work.await.err();
-                self.near.doubt(&key, self.origin.clock().stamp().version);
-                let message = "the write was given up: the runtime ends, or a bug";
-                let error = Error::new(ErrorKind::Unavailable, message).with_outcome_unknown();
+                let cause = task.await.err();
+                // The runtime shuts down, or the task panicked. The store may hold the write (I6).
+                self.memory.invalidate_below(&key, self.store.clock().stamp().version);
+                let message = format!("the task that wrote conversation {key} ended early");
+                let error = Error::new(ErrorKind::Unavailable, message);
+                let error = error.with_key(key.as_str()).with_outcome_unknown();
                 Err(cause.map_or(error.clone(), |cause| error.with_source(cause)))
             }
         }
     }
 
-    /// Room for one more write; abandoned writes take room until they are done.
-    async fn room(&self, draft: &Draft) -> Result<OwnedSemaphorePermit> {
-        let value = draft.value.as_ref().map_or(0, Json::len);
-        let metadata = draft.options.metadata.as_ref().map_or(0, Json::len);
-        let most = self.limits.in_flight_bytes / KIB;
-        let kib = u32::try_from((1 + (value + metadata) / KIB).min(most)).unwrap_or(u32::MAX);
+    /// Takes a share of the write budget. An abandoned write keeps its share until it ends.
+    async fn acquire_budget(&self, pending_write: &PendingWrite) -> Result<OwnedSemaphorePermit> {
+        let value = pending_write.value.as_ref().map_or(0, Json::len);
+        let metadata = pending_write.options.metadata.as_ref().map_or(0, Json::len);
+        let max_kib = self.limits.in_flight_bytes / KIB;
+        let kib = u32::try_from((1 + (value + metadata) / KIB).min(max_kib)).unwrap_or(u32::MAX);
         tokio::select! {
-            room = Arc::clone(&self.room).acquire_many_owned(kib) => room.map_err(|_| super::closed()),
-            () = tokio::time::sleep(self.limits.patience) => {
-                let message = format!("{most} KiB of writes are under way; try again later");
-                Err(Error::new(ErrorKind::Busy, message).with_retry_after(self.limits.patience))
+            budget = Arc::clone(&self.write_budget).acquire_many_owned(kib) => budget.map_err(|_| super::closed()),
+            () = tokio::time::sleep(self.limits.soft_timeout) => {
+                let message = format!("{max_kib} KiB of writes are in flight");
+                Err(Error::new(ErrorKind::Overloaded, message).with_retry_after(self.limits.soft_timeout))
             }
         }
     }
 
-    /// Writes into the source of truth or, where that cannot be done soon enough, into the queue.
-    async fn carry_out(&self, draft: Draft, answer: Answer) {
-        let Some(spool) = self.queueing() else {
-            return answer.give(self.write_through(draft, &Attempt::default()).await);
+    /// Writes to the store or, in an outage, to the queue.
+    async fn execute(&self, pending_write: PendingWrite, responder: Responder) {
+        let Some(file) = self.queue_if_enabled() else {
+            return responder.respond(self.write_to_store(pending_write, &WriteProgress::default()).await);
         };
-        // An update of what waits in the queue goes on from there, so it can only wait there, too.
-        let goes_on = draft.expect.is_some() && draft.expect == self.pending.current(&draft.key);
-        if self.is_reachable() && !goes_on {
-            return self.write_with_patience(spool, draft, answer).await;
+        // An update of a queued write must follow it in the queue, because the store does not have its
+        // base.
+        let extends_queue = pending_write.if_version.is_some()
+            && pending_write.if_version == self.queue_index.newest(&pending_write.key);
+        if self.is_reachable() && !extends_queue {
+            return self.write_with_soft_timeout(file, pending_write, responder).await;
         }
-        let (clock, ticket) = (self.origin.clock(), Arc::new(self.fences.begin()));
+        let (clock, token) = (self.store.clock(), Arc::new(self.floors.token()));
         let stamp = clock.stamp();
-        let record = draft.record(stamp.version, stamp.shown, self.limits.ttl).into();
-        answer.give(self.enqueue(spool, &record, stamp, draft.expect, ticket, false).await);
+        let record = pending_write.record(stamp.version, stamp.shown, self.limits.ttl).into();
+        responder.respond(self.enqueue(file, &record, stamp, pending_write.if_version, token, false).await);
     }
 
-    /// Tries the source of truth for as long as a caller waits; then queues the write, while the attempt goes on behind.
-    async fn write_with_patience(&self, spool: &Spool, draft: Draft, answer: Answer) {
-        // Taken before it is stamped, and held until it is marked as queued.
-        let ticket = Arc::new(self.fences.begin());
-        let attempt = Attempt::default();
-        let mut writing = std::pin::pin!(self.write_through(draft, &attempt));
+    /// Writes to the store. After the soft timeout, queues the write while the request continues.
+    async fn write_with_soft_timeout(
+        &self,
+        file: &OutageFile,
+        pending_write: PendingWrite,
+        responder: Responder,
+    ) {
+        // The token is older than the version, and lives until the index marks the write (I2).
+        let token = Arc::new(self.floors.token());
+        let progress = WriteProgress::default();
+        let mut writing = std::pin::pin!(self.write_to_store(pending_write, &progress));
         tokio::select! {
             biased;
-            result = &mut writing => return answer.give(match result {
-                Err(e) if is_to_be_queued(&e) => self.queue_after(spool, &attempt, ticket, &e).await,
+            result = &mut writing => return responder.respond(match result {
+                Err(e) if can_enqueue(&e) => self.enqueue_after_failure(file, &progress, token, &e).await,
                 result => result,
             }),
-            () = tokio::time::sleep(self.limits.patience) => {}
+            () = tokio::time::sleep(self.limits.soft_timeout) => {}
         }
-        let Some((record, over, stamp)) = self.latest(&attempt) else { return answer.give(writing.await) };
-        let refused = match self.enqueue(spool, &record, stamp, over, ticket, true).await {
-            Ok(durability) => {
-                attempt.is_queued.store(true, Relaxed);
-                answer.give(Ok(durability));
-                // What it ends with, memory and the queue know.
-                return drop(writing.await);
-            }
-            Err(refused) => refused,
-        };
-        answer.give(match writing.await {
-            Err(e) if is_to_be_queued(&e) => Err(not_queued(refused, &e)),
+        let Some(sent) = self.last_sent(&progress) else { return responder.respond(writing.await) };
+        let enqueue_error =
+            match self.enqueue(file, &sent.record, sent.stamp, sent.if_version, token, true).await {
+                Ok(outcome) => {
+                    progress.is_queued.store(true, Relaxed);
+                    responder.respond(Ok(outcome));
+                    // The request still runs. `finish_late` takes its result to memory and queue.
+                    return drop(writing.await);
+                }
+                Err(enqueue_error) => enqueue_error,
+            };
+        responder.respond(match writing.await {
+            Err(e) if can_enqueue(&e) => Err(enqueue_failed(enqueue_error, &e)),
             result => result,
         });
     }
 
-    /// The record of an attempt as it is to be queued: stamped anew if the clock was put right meanwhile, or has jumped.
-    fn latest(&self, attempt: &Attempt) -> Option<(Arc<Record>, Option<Version>, Stamp)> {
-        let (record, over, stamp, began) = attempt.latest()?;
-        let clock = self.origin.clock();
-        if stamp.is_joined_to(clock.moment()) && !clock.misjudged(&stamp) {
-            return Some((record, over, stamp));
+    /// Returns the write as the queue must get it.
+    ///
+    /// It gets a new version if a clock sync has corrected the clock, or the clock has jumped, since the
+    /// request (I8).
+    fn last_sent(&self, progress: &WriteProgress) -> Option<SentWrite> {
+        let sent = progress.last_sent()?;
+        let clock = self.store.clock();
+        if sent.stamp.is_comparable_to(clock.moment()) && !clock.is_out_of_tolerance(&sent.stamp) {
+            return Some(sent);
         }
-        let anew = clock.stamp();
-        let later = anew.shown_at(began).0 - stamp.shown_at(began).0;
-        Some((record.stamped_anew(anew.version, later).into(), over, anew))
+        let stamp = clock.stamp();
+        let shift = stamp.shown_at(sent.called_at).0 - sent.stamp.shown_at(sent.called_at).0;
+        Some(SentWrite { record: sent.record.with_version(stamp.version, shift).into(), stamp, ..sent })
     }
 
-    /// Queues a write that the source of truth could not take.
-    async fn queue_after(
+    /// Queues a write that the store could not take.
+    async fn enqueue_after_failure(
         &self,
-        spool: &Spool,
-        attempt: &Attempt,
-        ticket: Arc<Ticket>,
+        file: &OutageFile,
+        progress: &WriteProgress,
+        token: Arc<ReadToken>,
         failure: &Error,
-    ) -> Result<Durability> {
-        let Some((record, over, stamp)) = self.latest(attempt) else { return Err(failure.clone()) };
-        let queued = self.enqueue(spool, &record, stamp, over, ticket, failure.outcome_unknown()).await;
-        queued.map_err(|refused| not_queued(refused, failure))
+    ) -> Result<WriteOutcome> {
+        let Some(sent) = self.last_sent(progress) else { return Err(failure.clone()) };
+        let is_dispatched = failure.outcome_unknown();
+        let queued =
+            self.enqueue(file, &sent.record, sent.stamp, sent.if_version, token, is_dispatched).await;
+        queued.map_err(|enqueue_error| enqueue_failed(enqueue_error, failure))
     }
 
-    /// Writes into the source of truth, and into memory what that says.
-    async fn write_through(&self, mut draft: Draft, attempt: &Attempt) -> Result<Durability> {
-        let clock = self.origin.clock();
-        let began = clock.moment();
+    /// Writes to the store, and hands the result to the outage file and to memory (I1).
+    ///
+    /// A response can show that this clock was wrong. A version of the wrong clock must neither win nor lose
+    /// by its error, and must not expire at the wrong time. So the loop sends the write again with a new
+    /// version.
+    async fn write_to_store(
+        &self,
+        mut pending_write: PendingWrite,
+        progress: &WriteProgress,
+    ) -> Result<WriteOutcome> {
+        let clock = self.store.clock();
+        let called_at = clock.moment();
         let mut is_stored = false;
-        for left in (0..STAMPS).rev() {
-            // What waits in the queue must not be sent under another version.
-            if attempt.is_queued.load(Relaxed) {
-                return Ok(Durability::Queued);
+        for stamps_left in (0..MAX_STAMPS).rev() {
+            // The queue holds the write under its last version. A sent write keeps its version.
+            if progress.is_queued.load(Relaxed) {
+                return Ok(WriteOutcome::Queued);
             }
-            let ticket = self.fences.begin();
+            // The token is older than the version and the request (I2).
+            let (token, if_version) = (self.floors.token(), pending_write.if_version);
             let stamp = clock.stamp();
-            let record = Arc::new(draft.record(stamp.version, stamp.shown_at(began), self.limits.ttl));
-            attempt.note(&record, draft.expect, stamp, began);
-            attempt.passes(self.pending.passing_by(&draft.key, stamp.version));
-            let spool = self.queueing();
-            if let Some(spool) = spool {
-                spool.attempting(&draft.key, stamp.version, draft.expect.is_none()).await;
-            }
-            let applied = self.apply(&record, draft.expect).await;
-            if let Some(spool) = spool
-                && applied.as_ref().is_err_and(|e| !e.outcome_unknown())
-            {
-                spool.attempt_failed(&draft.key, stamp.version).await;
-            }
+            let record =
+                Arc::new(pending_write.record(stamp.version, stamp.shown_at(called_at), self.limits.ttl));
+            progress.set_last_sent(SentWrite { record: Arc::clone(&record), if_version, stamp, called_at });
+            progress.add_direct_write(self.queue_index.begin_direct_write(&pending_write.key, stamp.version));
+            let applied = self.send(&record, if_version).await;
             let applied = applied.map_err(|e| if is_stored { e.with_outcome_unknown() } else { e })?;
-            // The answer may have shown that the clock was wrong. What it stamped must neither win nor lose by that,
-            // nor expire at the wrong time: it is stamped anew.
-            let is_misjudged = clock.misjudged(&stamp);
-            if attempt.is_queued.load(Relaxed) {
-                return self.settle_queued(&record, began, applied, is_misjudged).await;
+            let is_misstamped = clock.is_out_of_tolerance(&stamp);
+            if progress.is_queued.load(Relaxed) {
+                return self.finish_late(&record, called_at, applied, is_misstamped).await;
             }
             match applied {
-                Applied::Stored if is_misjudged && left > 0 => {
+                Applied::Stored if is_misstamped && stamps_left > 0 => {
                     is_stored = true;
-                    self.near.doubt(&draft.key, stamp.version);
-                    // Whoever has gone on from it meanwhile must not be overwritten.
-                    draft.expect = Some(stamp.version);
+                    self.memory.invalidate_below(&pending_write.key, stamp.version);
+                    // Another writer may have built on the stored version. The condition protects that
+                    // write.
+                    pending_write.if_version = Some(stamp.version);
                 }
                 Applied::Superseded(version) | Applied::Conflict(version) if is_stored => {
-                    // The change was made, and somebody has gone on from it.
-                    self.overtaken(&draft.key, version).await;
-                    return Ok(Durability::Stored);
+                    // The store took the write, and another writer has built on it.
+                    self.supersede(&pending_write.key, version).await;
+                    return Ok(WriteOutcome::Stored);
                 }
-                Applied::Superseded(_) | Applied::TooOld if is_misjudged => {}
-                Applied::Ahead => {
-                    // A little ahead, as where the clock has moved past a version that was: real time catches up. More
-                    // than that comes from a clock that this answer has put right.
-                    let excess = stamp.version.at().since(clock.now_for_versions().plus(TOLERANCE));
-                    if excess <= TOLERANCE {
-                        tokio::time::sleep(excess + Duration::from_millis(50)).await;
-                    }
-                }
-                applied => return self.settle(&record, draft.expect, &ticket, began, applied).await,
+                Applied::Superseded(_) | Applied::TooOld if is_misstamped => {}
+                Applied::VersionInFuture => self.wait_for_version(stamp.version).await,
+                applied => return self.finish(&record, if_version, &token, called_at, applied).await,
             }
         }
+        let key = &pending_write.key;
         let message =
-            format!("the store's clock and this one's differ too much to write the thread {}", draft.key);
-        let error = Error::new(ErrorKind::Unavailable, message).with_retry_after(TOLERANCE);
+            format!("conversation {key} was not written: the clocks of the store and this process differ");
+        let error = Error::new(ErrorKind::Unavailable, message).with_key(key.as_str());
+        let error = error.with_remedy("synchronise this machine's clock").with_retry_after(MAX_CLOCK_SKEW);
         Err(if is_stored { error.with_outcome_unknown() } else { error })
     }
 
-    async fn apply(&self, record: &Arc<Record>, expect: Option<Version>) -> Result<Applied> {
-        let write = Write { record: Arc::clone(record), expect, again: false };
-        let applied = self.origin.apply(&[write]).await;
-        self.trouble.wrote(applied.as_deref());
+    /// Waits until the store accepts a version that was in its future.
+    ///
+    /// A version is a little ahead after this clock has passed a version that was ahead. A larger lead comes
+    /// from a wrong clock, which the response has just corrected. So no wait is needed.
+    async fn wait_for_version(&self, version: Version) {
+        let now = self.store.clock().now_for_versions();
+        let excess = version.at().since(now.plus(MAX_CLOCK_SKEW));
+        if excess <= MAX_CLOCK_SKEW {
+            tokio::time::sleep(excess + FUTURE_MARGIN).await;
+        }
+    }
+
+    /// Sends one version of the write. The outage file records the version first (I7).
+    async fn send(&self, record: &Arc<Record>, if_version: Option<Version>) -> Result<Applied> {
+        let Some(file) = self.queue_if_enabled() else { return self.apply(record, if_version).await };
+        file.record_attempt(&record.key, record.version, if_version.is_none()).await;
+        let applied = self.apply(record, if_version).await;
+        // The store does not have this version, so a restarted process must not take it for its own.
+        if applied.as_ref().is_err_and(|e| !e.outcome_unknown()) {
+            file.delete_attempt(&record.key, record.version).await;
+        }
+        applied
+    }
+
+    async fn apply(&self, record: &Arc<Record>, if_version: Option<Version>) -> Result<Applied> {
+        let write = Write { record: Arc::clone(record), if_version, is_retry: false };
+        let applied = self.store.apply(&[write]).await;
+        self.alert.wrote(applied.as_deref());
         let applied = match applied {
             Ok(applied) => applied.first().copied(),
             Err(e) => {
                 if e.outcome_unknown() {
-                    self.near.doubt(&record.key, record.version);
+                    // The store may hold the write, so memory must not answer with an older version (I6).
+                    self.memory.invalidate_below(&record.key, record.version);
                 }
-                // Without a queue, each caller hears of his own record.
-                let may_be_common = e.may_be_of_one() && self.queueing().is_some();
-                let common = may_be_common.then(|| self.trouble.is_common(&record.key, &e));
+                // Without a queue, each caller gets the error of its own record. With a queue, failures of
+                // several records in a row count as an outage of writes.
+                let may_be_common = e.may_affect_one_record() && self.queue_if_enabled().is_some();
+                let common = may_be_common.then(|| self.alert.note_record_failure(&record.key, &e));
                 return Err(common.flatten().unwrap_or(e));
             }
         };
-        let message = || format!("the store gave no answer for the thread {}", record.key);
-        applied.ok_or_else(|| Error::new(ErrorKind::Schema, message()).with_outcome_unknown())
+        applied.ok_or_else(|| {
+            let message = format!("the store returned no result for conversation {}", record.key);
+            let error = Error::new(ErrorKind::SchemaOutdated, message);
+            error.with_key(record.key.as_str()).with_outcome_unknown()
+        })
     }
 
-    /// What the store's verdict means for memory and for the caller.
-    async fn settle(
+    /// Turns the store's verdict into changes of memory and into the result for the caller.
+    async fn finish(
         &self,
         record: &Arc<Record>,
-        expect: Option<Version>,
-        ticket: &Ticket,
-        began: Moment,
+        if_version: Option<Version>,
+        token: &ReadToken,
+        requested_at: Moment,
         applied: Applied,
-    ) -> Result<Durability> {
+    ) -> Result<WriteOutcome> {
         let key = &record.key;
-        if let Some(version) = newer(applied) {
-            self.overtaken(key, version).await;
+        if let Some(version) = superseding_version(applied) {
+            self.supersede(key, version).await;
         }
-        let error = |kind, what: &str| Err(Error::new(kind, format!("the thread {key} {what}")));
+        let error = |kind, reason: &str| {
+            Error::new(kind, format!("conversation {key} was not written: {reason}")).with_key(key.as_str())
+        };
         match applied {
             Applied::Stored => {
-                // The file comes before memory: what has been read once must not be older there.
-                self.keep_own(record, expect).await?;
-                self.near.learn(key, ticket, began, News::from(Arc::clone(record)));
-                Ok(Durability::Stored)
+                // The outage file comes before memory (I3). After an eviction, the replica must not return
+                // an older version than memory did (I16).
+                self.save_own_copy(record, if_version).await?;
+                self.memory.admit(key, token, requested_at, Observation::from(Arc::clone(record)));
+                Ok(WriteOutcome::Stored)
             }
-            Applied::Superseded(_) => Ok(Durability::Superseded),
-            Applied::Conflict(_) => Err(changed_meanwhile(key)),
-            Applied::Forgotten(_) => {
-                error(ErrorKind::Unavailable, "has changed too often since an answer was lost")
-                    .map_err(Error::with_outcome_unknown)
+            Applied::Superseded(_) => Ok(WriteOutcome::Superseded),
+            Applied::Conflict(_) => Err(conflict(key)),
+            Applied::Indeterminate(_) => {
+                let reason = "the store lost a response, and other writers changed it too often since";
+                Err(error(ErrorKind::Unavailable, reason).with_outcome_unknown())
             }
-            Applied::TooOld | Applied::Ahead => {
-                error(ErrorKind::Refused, "cannot take a version given by this clock")
+            Applied::TooOld | Applied::VersionInFuture => {
+                let reason = "the store does not accept a version of this clock";
+                Err(error(ErrorKind::Rejected, reason).with_remedy("synchronise this machine's clock"))
             }
         }
     }
 
-    /// What the verdict means for a write that has been queued meanwhile: replay has the last word, but for what is
-    /// stored as it is.
-    async fn settle_queued(
+    /// Handles the store's verdict on a write that was queued meanwhile.
+    ///
+    /// A stored write completes the queued write. Replay decides in all other cases.
+    async fn finish_late(
         &self,
         record: &Arc<Record>,
-        began: Moment,
+        requested_at: Moment,
         applied: Applied,
-        is_misjudged: bool,
-    ) -> Result<Durability> {
-        if let Some(version) = newer(applied) {
-            self.overtaken(&record.key, version).await;
+        is_misstamped: bool,
+    ) -> Result<WriteOutcome> {
+        if let Some(version) = superseding_version(applied) {
+            self.supersede(&record.key, version).await;
         }
         if applied == Applied::Stored
-            && !is_misjudged
-            && let Some(spool) = &self.spool
+            && !is_misstamped
+            && let Some(file) = &self.file
         {
-            self.stored_late(spool, record, began).await;
+            self.ack_late_write(file, record, requested_at).await;
         }
-        Ok(Durability::Queued)
+        Ok(WriteOutcome::Queued)
     }
 }
 
-/// The version that a write lost against.
-fn newer(applied: Applied) -> Option<Version> {
+/// Returns the version against which a write lost.
+fn superseding_version(applied: Applied) -> Option<Version> {
     match applied {
-        Applied::Superseded(version) | Applied::Conflict(version) | Applied::Forgotten(version) => {
+        Applied::Superseded(version) | Applied::Conflict(version) | Applied::Indeterminate(version) => {
             Some(version)
         }
-        Applied::Stored | Applied::Ahead | Applied::TooOld => None,
+        Applied::Stored | Applied::VersionInFuture | Applied::TooOld => None,
     }
 }
 
-/// Why a write could not be queued either that the source of truth could not take: that failure says whether it may be there.
-fn not_queued(refused: Error, failure: &Error) -> Error {
+/// Creates the error for a write that the store and then the queue refused. It keeps `outcome_unknown` of
+/// the first failure.
+fn enqueue_failed(enqueue_error: Error, failure: &Error) -> Error {
     if !failure.outcome_unknown() {
-        return refused;
+        return enqueue_error;
     }
-    let text = format!("{refused}; it was sent, though, and may be stored all the same");
-    refused.saying(text).with_outcome_unknown()
+    let message = format!("{}; the store may hold the write nevertheless", enqueue_error.message());
+    enqueue_error.with_message(message).with_outcome_unknown()
 }
 
-pub(super) fn changed_meanwhile(key: &Key) -> Error {
-    Error::new(ErrorKind::Conflict, format!("the thread {key} was changed by another writer meanwhile"))
-}
-
-/// What was sent last, the version that it goes on from, its stamp, and when its life began.
-type Latest = (Arc<Record>, Option<Version>, Stamp, Moment);
-
-/// An attempt to write into the source of truth, as far as it has come.
-#[derive(Debug, Default)]
-struct Attempt {
-    latest: Mutex<Option<Latest>>,
-    passing: Mutex<Vec<Passing>>,
-    /// Whether its caller waits no more, because the write is in the queue.
-    is_queued: AtomicBool,
-}
-
-impl Attempt {
-    fn note(&self, record: &Arc<Record>, over: Option<Version>, stamp: Stamp, began: Moment) {
-        *self.lock() = Some((Arc::clone(record), over, stamp, began));
-    }
-
-    /// Keeps the note that this is under way for as long as this attempt is looked at.
-    fn passes(&self, passing: Passing) {
-        self.passing.lock().unwrap_or_else(PoisonError::into_inner).push(passing);
-    }
-
-    /// The record as it was stamped last, and the version that it goes on from.
-    fn latest(&self) -> Option<Latest> {
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Latest>> {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Where the outcome of a write goes; with it ends the turn of an update.
-struct Answer {
-    answer: oneshot::Sender<Result<Durability>>,
-    _turn: Option<Arc<Turn>>,
-}
-
-impl Answer {
-    fn give(self, result: Result<Durability>) {
-        self.answer.send(result).ok();
-    }
-}
-
-/// Counts a write that is under way.
-struct Writing(watch::Sender<usize>);
-
-impl Writing {
-    fn begin(count: &watch::Sender<usize>) -> Self {
-        count.send_modify(|count| *count += 1);
-        Self(count.clone())
-    }
-}
-
-impl Drop for Writing {
-    fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
-    }
+pub(super) fn conflict(key: &Key) -> Error {
+    let message = format!("another writer changed conversation {key} meanwhile");
+    Error::new(ErrorKind::Conflict, message).with_key(key.as_str())
 }

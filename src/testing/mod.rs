@@ -1,30 +1,31 @@
-//! For tests of stores and of daemons: the conformance suite, and a store that fails by script or by seed.
+//! Tests of stores and daemons: the conformance suite, and a store with planned faults.
 //!
 //! ```
 //! use std::sync::Arc;
-//! use threadkeep::testing::{Fault, Faulty, conformance};
-//! use threadkeep::{Cache, Memory};
+//! use threadkeep::testing::{Fault, FaultStore, conformance};
+//! use threadkeep::store::Memory;
+//! use threadkeep::Cache;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> threadkeep::Result<()> {
-//! // A store of one's own:
+//! // Tests a store against the contract:
 //! conformance(Arc::new(Memory::new())).await;
 //!
-//! // A daemon's reaction to an outage:
-//! let store = Faulty::new(Memory::new());
+//! // Tests how a daemon reacts to an outage:
+//! let store = FaultStore::new(Memory::new());
 //! let faults = store.faults();
 //! let cache = Cache::builder().store(store).open().await?;
 //! faults.always(Fault::Refuse);
 //! assert!(cache.put("thread-1", "hello").await.unwrap_err().is_outage());
-//! faults.heal();
+//! faults.clear();
 //! cache.put("thread-1", "hello").await?;
 //! # Ok(())
 //! # }
 //! ```
 
 mod conformance;
-mod faulty;
+mod fault_store;
 
-pub use crate::background::stay_on_this_thread;
+pub use crate::resilience::tasks::stay_on_this_thread;
 pub use conformance::{conformance, conformance_without_digits};
-pub use faulty::{Fault, Faults, Faulty};
+pub use fault_store::{Fault, FaultStore, Faults};

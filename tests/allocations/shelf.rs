@@ -1,16 +1,17 @@
-//! A store that makes its records when it is asked, so that whoever has them in memory has them alone.
+//! A store that generates its records for each call, so that only the caller holds their memory.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use threadkeep::{
-    Applied, Clock, Json, Key, Loaded, Page, Recent, Record, Result, Store, Timestamp, Version, Want, Write,
+use threadkeep::store::{
+    Applied, Clock, Json, ListPage, ListRequest, LoadRequest, Loaded, Record, Store, Timestamp, Write,
 };
+use threadkeep::{Key, Result, Version};
 
-/// So many threads, all of one size, all of them written just now: the first one last.
+/// A store of generated conversations of one size. Number 0 is the newest.
 #[derive(Debug)]
 pub struct Shelf {
-    threads: usize,
+    conversations: usize,
     text: String,
     newest: Version,
     clock: Arc<Clock>,
@@ -21,11 +22,11 @@ pub fn thread(at: usize) -> String {
 }
 
 impl Shelf {
-    /// Each value takes so many bytes as JSON.
-    pub fn new(threads: usize, bytes: usize) -> Self {
+    /// Each value takes `bytes` bytes as JSON.
+    pub fn new(conversations: usize, bytes: usize) -> Self {
         let clock = Arc::new(Clock::new());
         let text = "x".repeat(bytes.saturating_sub(r#""""#.len()));
-        Self { threads, text, newest: Version::lowest(clock.now()), clock }
+        Self { conversations, text, newest: Version::min_at(clock.now()), clock }
     }
 
     fn record(&self, at: usize) -> Record {
@@ -41,13 +42,13 @@ impl Shelf {
 
     fn find(&self, key: &Key) -> Option<usize> {
         let at = key.as_str().strip_prefix("thread-")?.parse().ok()?;
-        (at < self.threads).then_some(at)
+        (at < self.conversations).then_some(at)
     }
 
-    fn look_up(&self, want: &Want) -> Loaded {
-        match self.find(&want.key).map(|at| self.record(at)) {
+    fn look_up(&self, request: &LoadRequest) -> Loaded {
+        match self.find(&request.key).map(|at| self.record(at)) {
             None => Loaded::Absent(Version::NONE),
-            Some(record) if want.known == Some(record.version) => Loaded::Same,
+            Some(record) if request.if_none_match == Some(record.version) => Loaded::NotModified,
             Some(record) => Loaded::Found(Arc::new(record)),
         }
     }
@@ -59,20 +60,20 @@ impl Store for Shelf {
         &self.clock
     }
 
-    async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
-        Ok(wants.iter().map(|want| self.look_up(want)).collect())
+    async fn load(&self, requests: &[LoadRequest]) -> Result<Vec<Loaded>> {
+        Ok(requests.iter().map(|request| self.look_up(request)).collect())
     }
 
-    /// It takes whatever comes, and keeps nothing of it.
+    /// Accepts each write and drops it.
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
         Ok(vec![Applied::Stored; writes.len()])
     }
 
-    async fn recent(&self, page: &Page) -> Result<Recent> {
+    async fn list(&self, page: &ListRequest) -> Result<ListPage> {
         let first = page.after.as_ref().map_or(0, |(_, last)| self.find(last).unwrap() + 1);
-        let end = (first + page.most).min(self.threads);
+        let end = (first + page.limit).min(self.conversations);
         let records = (first..end).map(|at| self.record(at)).collect();
-        Ok(Recent { records, is_last: end == self.threads })
+        Ok(ListPage::new(records, end == self.conversations))
     }
 
     async fn touch(&self, _: &[Key]) -> Result<()> {

@@ -1,4 +1,4 @@
-//! The daemon as a process: started, killed, started again.
+//! Tests the example daemon as a process: start, kill, restart.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 #[macro_use]
@@ -13,14 +13,14 @@ use process::{Answer, Daemon};
 use serde_json::json;
 use stack::{Fault, Gateway, Server, Stack};
 
-/// The contents of a conversation's messages, one of the user and one of the daemon in turn.
+/// Returns the texts of a conversation. The user's and the daemon's messages alternate.
 fn contents(answer: &Answer) -> Vec<String> {
     let messages = answer.body["messages"].as_array().unwrap();
     messages.iter().map(|message| message["content"].as_str().unwrap().to_owned()).collect()
 }
 
 #[tokio::test]
-async fn with_no_configuration_a_conversation_outlives_sigterm_and_sigkill() {
+async fn conversation_without_settings_survives_sigterm_and_sigkill() {
     let mut daemon = Daemon::start(&[]).await;
     let first = daemon.chat("one", None).await;
     assert_eq!((first.status, &first.body["durability"]), (200, &json!("stored")));
@@ -36,14 +36,18 @@ async fn with_no_configuration_a_conversation_outlives_sigterm_and_sigkill() {
     assert_eq!(daemon.chat("three", Some(&id)).await.status, 200);
     let conversation = daemon.get(&id).await;
     assert_eq!(conversation.body["freshness"], "fresh");
-    let said: Vec<String> = contents(&conversation).into_iter().step_by(2).collect();
-    assert_eq!(said, ["one", "two", "three"]);
+    let texts: Vec<String> = contents(&conversation).into_iter().step_by(2).collect();
+    assert_eq!(texts, ["one", "two", "three"]);
     assert!(daemon.log().contains("kept in a local file"));
     let mode = std::fs::metadata(daemon.directory().join("threadkeep.db")).unwrap().permissions();
-    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600, "for the owner's eyes only");
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777,
+        0o600,
+        "the file is readable by its owner alone"
+    );
 }
 
-on_each_server!(the_planned_end_to_end_test);
+on_each_server!(conversation_survives_sigkill_and_is_in_its_row);
 
 async fn on_supabase(gateway: &Gateway, more: &[(&str, &str)]) -> Daemon {
     let (url, key) = (gateway.url(), gateway.keys().secret);
@@ -52,8 +56,8 @@ async fn on_supabase(gateway: &Gateway, more: &[(&str, &str)]) -> Daemon {
     Daemon::start(&[&settings, more].concat()).await
 }
 
-/// Start a chat, take its continuation_id, kill the daemon, start it, go on, and read the row with SQL.
-async fn the_planned_end_to_end_test(server: Server) {
+/// Starts a chat, kills and restarts the daemon, continues the chat by its `continuation_id`, and reads the row with SQL.
+async fn conversation_survives_sigkill_and_is_in_its_row(server: Server) {
     let stack = tokio::task::block_in_place(|| Stack::shared(server));
     let gateway = stack.gateway().await;
     let mut daemon = on_supabase(&gateway, &[]).await;
@@ -63,17 +67,17 @@ async fn the_planned_end_to_end_test(server: Server) {
     let second = daemon.chat("again", Some(&id)).await;
     assert_eq!((second.status, second.id()), (200, id.clone()));
     assert!(second.body["reply"].as_str().unwrap().contains("before that: hello"));
-    let said = "select string_agg(message ->> 'content', '|' order by at) from conversation_threads,
-                jsonb_array_elements(conversation_data -> 'messages') with ordinality as one(message, at)";
-    let row = stack.psql(&format!("{said} where thread_id = '{id}' and message ->> 'role' = 'user'"));
+    let texts = "select string_agg(message ->> 'content', '|' order by at) from conversation_threads,
+                jsonb_array_elements(conversation_data -> 'messages') with ordinality as entry(message, at)";
+    let row = stack.psql(&format!("{texts} where thread_id = '{id}' and message ->> 'role' = 'user'"));
     assert_eq!(row.trim(), "hello|again");
-    let whose = stack.psql(&format!("select user_id from conversation_threads where thread_id = '{id}'"));
-    assert_eq!(whose.trim(), "u1");
-    assert!(!daemon.log().contains(&gateway.keys().secret), "the key shows in the log");
+    let user = stack.psql(&format!("select user_id from conversation_threads where thread_id = '{id}'"));
+    assert_eq!(user.trim(), "u1");
+    assert!(!daemon.log().contains(&gateway.keys().secret), "the log contains the key");
 }
 
 #[tokio::test]
-async fn unknown_expired_and_deleted_conversations_are_404() {
+async fn unknown_expired_or_deleted_conversation_returns_404() {
     let daemon = Daemon::start(&[("CONVERSATION_TIMEOUT_HOURS", "0.0003")]).await;
     let id = daemon.chat("brief", None).await.id();
     assert_eq!(daemon.get(&id).await.status, 200);
@@ -89,11 +93,11 @@ async fn unknown_expired_and_deleted_conversations_are_404() {
 }
 
 #[tokio::test]
-async fn bad_requests_are_told_what_is_wrong() {
-    let daemon = Daemon::start(&[("CONVERSATION_MAX_BYTES", "2KiB")]).await;
+async fn bad_request_returns_its_cause() {
+    let daemon = Daemon::start(&[("CONVERSATION_MAX_VALUE_BYTES", "2KiB")]).await;
     let cases = [
         (json!({"mess": 1}), 422, "message"),
-        (json!({"message": "x".repeat(3_000)}), 400, "CONVERSATION_MAX_BYTES"),
+        (json!({"message": "x".repeat(3_000)}), 400, "CONVERSATION_MAX_VALUE_BYTES"),
     ];
     for (body, status, word) in cases {
         let answer = daemon.post("/chat", &body).await;
@@ -104,20 +108,20 @@ async fn bad_requests_are_told_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn concurrent_turns_are_all_kept() {
+async fn concurrent_turns_are_all_stored() {
     let daemon = Daemon::start(&[]).await;
     let id = daemon.chat("0", None).await.id();
     let turns: Vec<String> = (1..30).map(|turn| turn.to_string()).collect();
     let answers = futures::future::join_all(turns.iter().map(|turn| daemon.chat(turn, Some(&id)))).await;
     assert!(answers.iter().all(|answer| answer.status == 200));
-    let mut said: Vec<u32> =
+    let mut texts: Vec<u32> =
         contents(&daemon.get(&id).await).iter().step_by(2).map(|turn| turn.parse().unwrap()).collect();
-    said.sort_unstable();
-    assert_eq!(said, (0..30).collect::<Vec<_>>());
+    texts.sort_unstable();
+    assert_eq!(texts, (0..30).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_an_outage_what_nobody_knows_is_503_never_404_and_the_rest_goes_on() {
+async fn unknown_conversation_in_outage_returns_503_not_404() {
     let stack = tokio::task::block_in_place(|| Stack::shared(Server::Postrust));
     let gateway = stack.gateway().await;
     let daemon = on_supabase(&gateway, &[("CONVERSATION_FRESH_SECONDS", "0")]).await;
@@ -138,7 +142,7 @@ async fn in_an_outage_what_nobody_knows_is_503_never_404_and_the_rest_goes_on() 
     let health = daemon.request("GET", "/healthz", None).await;
     assert_eq!((health.status, &health.body["available"]), (200, &json!(false)));
     assert_eq!(health.body["queue"]["records"], json!(10));
-    gateway.heal();
+    gateway.clear();
     for _ in 0..500 {
         let health = daemon.request("GET", "/healthz", None).await;
         if health.body["queue"]["records"] == json!(0) {
@@ -151,7 +155,7 @@ async fn in_an_outage_what_nobody_knows_is_503_never_404_and_the_rest_goes_on() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_under_way_is_finished_before_the_daemon_stops() {
+async fn daemon_stopped_during_request_completes_it_first() {
     let stack = tokio::task::block_in_place(|| Stack::shared(Server::Postrust));
     let gateway = stack.gateway().await;
     let mut daemon = on_supabase(&gateway, &[]).await;
@@ -170,9 +174,9 @@ async fn a_request_under_way_is_finished_before_the_daemon_stops() {
     assert_eq!(row.trim(), "1");
 }
 
-/// The rollback of the plan: set the backend to memory, restart, and the daemon runs, whatever else is set.
+/// Rolls back to the memory backend. The daemon must run with any other settings.
 #[tokio::test]
-async fn a_rollback_to_memory_runs_and_says_what_that_means() {
+async fn memory_backend_with_broken_settings_runs_and_warns() {
     let broken = [
         ("SUPABASE_URL", "junk"),
         ("CONVERSATION_LOCAL_PATH", "/no/such/place"),
@@ -188,12 +192,12 @@ async fn a_rollback_to_memory_runs_and_says_what_that_means() {
 }
 
 #[tokio::test]
-async fn wrong_settings_stop_the_daemon_with_all_problems_at_once() {
+async fn wrong_settings_stop_daemon_and_list_all_problems() {
     let junk = [
         ("CONVERSATION_STORAGE_BACKEND", "supabase"),
         ("CONVERSATION_STRICT", "maybe"),
         ("CONVERSATION_TIMEOUT_HOURS", "soon"),
-        ("CONVERSATION_MAX_BYTES", "-1"),
+        ("CONVERSATION_MAX_VALUE_BYTES", "-1"),
         ("SUPABASE_URL", "nowhere"),
         ("SUPABASE_KEY", "with a \u{1}"),
     ];
@@ -210,7 +214,7 @@ async fn wrong_settings_stop_the_daemon_with_all_problems_at_once() {
 }
 
 #[tokio::test]
-async fn a_second_daemon_on_the_same_file_is_told_who_has_it() {
+async fn second_daemon_on_same_file_names_the_first_process() {
     let daemon = Daemon::start(&[]).await;
     let path = daemon.directory().join("threadkeep.db");
     let (status, log) = Daemon::fail(&[("CONVERSATION_LOCAL_PATH", path.to_str().unwrap())]).await;
@@ -219,7 +223,7 @@ async fn a_second_daemon_on_the_same_file_is_told_who_has_it() {
 }
 
 #[tokio::test]
-async fn settings_come_from_a_file_where_the_environment_is_silent() {
+async fn settings_unset_in_environment_come_from_dotenv_file() {
     let dotenv = "CONVERSATION_STORAGE_BACKEND=memory\nCONVERSATION_TIMEOUT_HOURS=\"1\"\n# comment\n";
     let daemon = Daemon::start_with_file(dotenv, &[]).await;
     assert!(daemon.log().contains("lost on restart"), "{}", daemon.log());

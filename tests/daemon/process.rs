@@ -1,6 +1,6 @@
-//! The example daemon as a child process, and a client for it. Needs [`crate::stack`] beside it.
+//! Runs the example daemon as a child process and calls it. A test binary also needs the module [`crate::stack`].
 
-// Each test binary compiles this module for itself and uses a part of it.
+// Each test binary compiles this module and uses a part of it.
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ use tokio::process::Child;
 
 use crate::stack::free_port;
 
-/// Longer than the daemon may take to answer, whatever happens behind it.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Longer than a start takes on a busy machine.
-const START: Duration = Duration::from_secs(60);
+/// The limit for each request, also in an outage.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// The limit for a start or stop, on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub struct Daemon {
     directory: TempDir,
@@ -43,12 +43,12 @@ impl Answer {
     pub fn id(&self) -> String {
         self.body["continuation_id"]
             .as_str()
-            .unwrap_or_else(|| panic!("no conversation: {self:?}"))
+            .unwrap_or_else(|| panic!("the response has no continuation_id: {self:?}"))
             .to_owned()
     }
 }
 
-/// The example as it is now: `cargo test` builds it along, a test alone does not.
+/// Builds the example and returns its path. `cargo test --test NAME` alone does not build examples.
 fn binary() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -58,7 +58,7 @@ fn binary() -> &'static Path {
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--quiet", "--locked", "--all-features", "--example", "daemon"]);
         build.args(["--profile", if name == "debug" { "dev" } else { name }, "--target-dir"]).arg(target);
-        assert!(build.status().unwrap().success(), "the daemon does not build");
+        assert!(build.status().unwrap().success(), "the build of the daemon failed");
         profile.join("examples/daemon")
     })
 }
@@ -82,12 +82,12 @@ fn owned(settings: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 impl Daemon {
-    /// Starts it in an empty directory with these settings and no others.
+    /// Starts the daemon in an empty directory with exactly these settings.
     pub async fn start(settings: &[(&str, &str)]) -> Self {
         Self::start_with_file("", settings).await
     }
 
-    /// As [`Daemon::start`], with a file `.env`.
+    /// Starts the daemon as [`Daemon::start`] does, with a file `.env`.
     pub async fn start_with_file(dotenv: &str, settings: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         if !dotenv.is_empty() {
@@ -101,12 +101,12 @@ impl Daemon {
         daemon
     }
 
-    /// Starts it with settings that it should not accept: how it ended and what it said.
+    /// Starts the daemon with wrong settings. Returns its exit status and its log.
     pub async fn fail(settings: &[(&str, &str)]) -> (ExitStatus, String) {
         let directory = tempfile::tempdir().unwrap();
         let settings = [owned(settings), owned(&[("DAEMON_ADDR", "127.0.0.1:0")])].concat();
         let mut child = spawn(directory.path(), &settings);
-        let ended = tokio::time::timeout(START, child.wait()).await;
+        let ended = tokio::time::timeout(START_TIMEOUT, child.wait()).await;
         let status = ended.expect("the daemon accepted the settings").unwrap();
         (status, std::fs::read_to_string(directory.path().join("log")).unwrap())
     }
@@ -116,14 +116,14 @@ impl Daemon {
         self.wait_until_ready().await;
     }
 
-    /// Starts it where it ended, and does not wait for it.
+    /// Starts the daemon again in its directory without a wait.
     pub fn start_again(&mut self) {
         self.child = spawn(self.directory.path(), &self.settings);
     }
 
     pub async fn wait_until_ready(&mut self) {
-        let began = Instant::now();
-        while began.elapsed() < START {
+        let started = Instant::now();
+        while started.elapsed() < START_TIMEOUT {
             self.assert_running();
             let url = format!("http://{}/healthz", self.client.addr);
             if self.client.http.get(url).send().await.is_ok() {
@@ -131,7 +131,7 @@ impl Daemon {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("the daemon does not answer: {}", self.log());
+        panic!("the daemon does not respond: {}", self.log());
     }
 
     pub fn assert_running(&mut self) {
@@ -140,15 +140,15 @@ impl Daemon {
         }
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Sends SIGTERM and waits for the exit.
     pub async fn terminate(&mut self) -> ExitStatus {
         let kill = Command::new("kill").arg(self.id().to_string()).status().unwrap();
         assert!(kill.success());
-        let ended = tokio::time::timeout(START, self.child.wait()).await;
+        let ended = tokio::time::timeout(START_TIMEOUT, self.child.wait()).await;
         ended.expect("the daemon does not stop").unwrap()
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL and waits for the exit.
     pub async fn kill(&mut self) {
         self.child.kill().await.unwrap();
     }
@@ -179,13 +179,14 @@ impl std::ops::Deref for Daemon {
 }
 
 impl Client {
-    /// Sends each request once: whether a lost one was carried out is the test's business.
+    /// Creates a client that sends each request once, so that a test sees each lost response.
     fn new(addr: String) -> Self {
-        let http = reqwest::Client::builder().no_proxy().retry(reqwest::retry::never()).timeout(PATIENCE);
+        let http =
+            reqwest::Client::builder().no_proxy().retry(reqwest::retry::never()).timeout(REQUEST_TIMEOUT);
         Self { http: http.build().unwrap(), addr }
     }
 
-    /// Where the daemon listens.
+    /// Returns the address of the daemon.
     pub fn addr(&self) -> &str {
         &self.addr
     }
@@ -194,7 +195,7 @@ impl Client {
         self.try_chat(message, continuation_id).await.unwrap()
     }
 
-    /// As [`Client::chat`], of a daemon that may be killed meanwhile.
+    /// Sends a message as [`Client::chat`] does. A killed daemon gives an error.
     pub async fn try_chat(&self, message: &str, continuation_id: Option<&str>) -> reqwest::Result<Answer> {
         let mut body = json!({ "message": message, "user_id": "u1" });
         if let Some(id) = continuation_id {
@@ -219,7 +220,7 @@ impl Client {
         self.try_request(method, path, body).await.unwrap()
     }
 
-    /// As [`Client::request`], of a daemon that may be killed meanwhile.
+    /// Sends a request as [`Client::request`] does. A killed daemon gives an error.
     pub async fn try_request(
         &self,
         method: &str,

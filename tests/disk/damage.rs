@@ -1,4 +1,4 @@
-//! Files that are damaged, somebody else's, readable by others, or that nobody may write.
+//! Outage files that are corrupt, foreign, readable by other users, or read-only.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use threadkeep::{Durability, ErrorKind};
+use threadkeep::{ErrorKind, WriteOutcome};
 
 use crate::log;
 use crate::mount::Mount;
@@ -15,7 +15,7 @@ use crate::world::{FILE, World, directory};
 const SECOND: Duration = Duration::from_secs(1);
 const WRITES: u64 = 30;
 
-/// The files in a directory, but for the index of the log, which is made anew with each start.
+/// Reads the files of a directory without the index of the write-ahead log. Each start rebuilds that index.
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -23,147 +23,151 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     files.filter(|(name, _)| !name.ends_with("-shm")).collect()
 }
 
-fn lay(dir: &Path, files: &BTreeMap<String, Vec<u8>>) {
+fn write_files(dir: &Path, files: &BTreeMap<String, Vec<u8>>) {
     files.iter().for_each(|(name, bytes)| fs::write(dir.join(name), bytes).unwrap());
 }
 
-/// The files of a daemon that has kept some copies and queued some writes: as it leaves them when it ends, or when it is
-/// killed after a second start.
-async fn left_behind(is_killed: bool) -> BTreeMap<String, Vec<u8>> {
+/// Returns the files of a daemon with copies in the replica and writes in the queue.
+///
+/// The daemon ends normally, or it is killed after a second start.
+async fn daemon_files(is_killed: bool) -> BTreeMap<String, Vec<u8>> {
     let dir = directory();
     let mut world = World::new(dir.path());
     let cache = world.open().await.unwrap();
     for at in 0..100 {
         let value = format!("{at} {}", "a copy ".repeat(50));
-        assert_eq!(cache.put(format!("c{at}"), &value).await.unwrap(), Durability::Stored);
+        assert_eq!(cache.put(format!("c{at}"), &value).await.unwrap(), WriteOutcome::Stored);
     }
-    world.away(&cache).await;
+    world.start_outage(&cache).await;
     for at in 0..WRITES {
         let value = format!("{at} {}", "some text ".repeat(300));
-        assert_eq!(cache.put(format!("t{at}"), &value).await.unwrap(), Durability::Queued);
+        assert_eq!(cache.put(format!("t{at}"), &value).await.unwrap(), WriteOutcome::Queued);
     }
     cache.shutdown(SECOND).await.unwrap();
     if is_killed {
-        let cache = world.open_cut_off().await.unwrap();
-        let _ = cache.put("t0", "once more").await.unwrap();
+        let cache = world.open_in_outage().await.unwrap();
+        cache.put("t0", "once more").await.unwrap();
         return files(dir.path());
     }
-    let left = files(dir.path());
-    assert_eq!(left.keys().collect::<Vec<_>>(), [FILE, "q.db.lock"]);
-    left
+    let files_before = files(dir.path());
+    assert_eq!(files_before.keys().collect::<Vec<_>>(), [FILE, "q.db.lock"]);
+    files_before
 }
 
-/// What becomes of damaged files: set aside with all their bytes and said loudly, or refused as they are, or read.
-async fn start_on(left: &BTreeMap<String, Vec<u8>>, what: &str) -> &'static str {
+/// Opens a cache on these files, and returns the outcome.
+///
+/// `quarantined`: the cache renamed the files, kept all bytes and logged an error. `rejected`: the open failed and left the
+/// files unchanged. `read`: the cache read the files.
+async fn open_on(files_before: &BTreeMap<String, Vec<u8>>, context: &str) -> &'static str {
     let dir = directory();
-    lay(dir.path(), left);
+    write_files(dir.path(), files_before);
     let mut world = World::new(dir.path());
-    let cache = match world.open_cut_off().await {
+    let cache = match world.open_in_outage().await {
         Ok(cache) => cache,
         Err(error) => {
-            assert_eq!(error.kind(), ErrorKind::Local, "{what}: {error}");
-            assert!(error.to_string().contains(FILE), "{what}: {error}");
-            let (before, after) = (left.get("q.db-wal"), files(dir.path()));
-            assert_eq!(after.get(FILE), left.get(FILE), "{what}: {error}");
+            assert_eq!(error.kind(), ErrorKind::LocalStorage, "{context}: {error}");
+            assert!(error.to_string().contains(FILE), "{context}: {error}");
+            let (before, after) = (files_before.get("q.db-wal"), files(dir.path()));
+            assert_eq!(after.get(FILE), files_before.get(FILE), "{context}: {error}");
             let log = after.get("q.db-wal").filter(|log| !log.is_empty());
-            assert_eq!(log, before, "{what}: {error}");
-            return "refused";
+            assert_eq!(log, before, "{context}: {error}");
+            return "rejected";
         }
     };
     let after = files(dir.path());
-    let Some(aside) = after.get("q.db.damaged-1") else {
-        // As long as the log has all pages, it does not matter what the file says in their place.
+    let Some(quarantined) = after.get("q.db.corrupt-1") else {
+        // If the write-ahead log has all pages, the pages in the file do not matter.
         let is_whole = cache.health().queue.unwrap().records == WRITES;
-        assert!(is_whole || !left.contains_key("q.db-wal"), "{what}: something is lost");
+        assert!(is_whole || !files_before.contains_key("q.db-wal"), "{context}: a queued write is lost");
         return "read";
     };
-    assert_eq!(Some(aside), left.get(FILE), "{what}: all its bytes");
-    let (before, after) = (left.get("q.db-wal"), after.get("q.db.damaged-1-wal"));
-    assert_eq!(after.map_or(0, Vec::len), before.map_or(0, Vec::len), "{what}");
-    assert!(after == before || before.is_none(), "{what}: those of its log, too");
-    let said = log::about(dir.path());
-    let is_loud = |line: &String| line.contains("ERROR") && line.contains("THE QUEUE FILE IS DAMAGED");
-    assert!(said.iter().any(is_loud), "{what}: {said:?}");
-    assert_eq!(cache.health().queue.unwrap().records, 0, "{what}");
-    assert_eq!(cache.put("t0", "anew").await.unwrap(), Durability::Queued, "{what}");
+    assert_eq!(Some(quarantined), files_before.get(FILE), "{context}: the quarantined file has all bytes");
+    let (before, after) = (files_before.get("q.db-wal"), after.get("q.db.corrupt-1-wal"));
+    assert_eq!(after.map_or(0, Vec::len), before.map_or(0, Vec::len), "{context}");
+    assert!(after == before || before.is_none(), "{context}: the quarantined log has all bytes");
+    let lines = log::about(dir.path());
+    let is_error = |line: &String| line.contains("ERROR") && line.contains("the outage file is corrupt");
+    assert!(lines.iter().any(is_error), "{context}: {lines:?}");
+    assert_eq!(cache.health().queue.unwrap().records, 0, "{context}");
+    assert_eq!(cache.put("t0", "anew").await.unwrap(), WriteOutcome::Queued, "{context}");
     cache.shutdown(SECOND).await.unwrap();
-    let cache = world.open_cut_off().await.unwrap();
-    assert_eq!(cache.get("t0").await.unwrap().unwrap().json(), "\"anew\"", "{what}");
-    assert!(!dir.path().join("q.db.damaged-2").exists(), "{what}");
-    "set aside"
+    let cache = world.open_in_outage().await.unwrap();
+    assert_eq!(cache.get("t0").await.unwrap().unwrap().json(), "\"anew\"", "{context}");
+    assert!(!dir.path().join("q.db.corrupt-2").exists(), "{context}");
+    "quarantined"
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_damaged_file_is_set_aside_with_all_its_bytes_and_said_loudly() {
+async fn corrupt_file_is_quarantined_complete_with_an_error_line() {
     log::listen();
     for is_killed in [false, true] {
-        let left = left_behind(is_killed).await;
-        let len = left[FILE].len();
+        let files_before = daemon_files(is_killed).await;
+        let len = files_before[FILE].len();
         type Damage = fn(&mut Vec<u8>);
-        let all: [(&str, Damage); 5] = [
-            ("the header is gone", |file| file[..100].fill(0)),
-            ("pages are rubbish", |file| file[4_096..].fill_with(|| fastrand::u8(..))),
-            ("the first page is rubbish", |file| file[100..4_096].fill_with(|| fastrand::u8(..))),
-            ("it is text", |file| *file = b"this is no database ".repeat(1_000)),
-            ("it is empty", Vec::clear),
+        let damages: [(&str, Damage); 5] = [
+            ("the header is zeroed", |file| file[..100].fill(0)),
+            ("the pages are random", |file| file[4_096..].fill_with(|| fastrand::u8(..))),
+            ("the first page is random", |file| file[100..4_096].fill_with(|| fastrand::u8(..))),
+            ("the file is text", |file| *file = b"this is no database ".repeat(1_000)),
+            ("the file is empty", Vec::clear),
         ];
-        for (what, damage) in all {
-            let mut left = left.clone();
-            damage(left.get_mut(FILE).unwrap());
-            let outcome = start_on(&left, what).await;
+        for (context, damage) in damages {
+            let mut files_before = files_before.clone();
+            damage(files_before.get_mut(FILE).unwrap());
+            let outcome = open_on(&files_before, context).await;
             assert!(
-                outcome == "set aside" || outcome == "read" && is_killed,
-                "{what}, killed {is_killed}, {len} bytes: {outcome}"
+                outcome == "quarantined" || outcome == "read" && is_killed,
+                "{context}, killed {is_killed}, {len} bytes: {outcome}"
             );
         }
     }
-    let whole = left_behind(false).await;
-    for (what, from) in [("the end", 0.9), ("the second half", 0.5)] {
-        let mut left = whole.clone();
-        let file = left.get_mut(FILE).unwrap();
+    let whole = daemon_files(false).await;
+    for (context, from) in [("the end is missing", 0.9), ("the second half is missing", 0.5)] {
+        let mut files_before = whole.clone();
+        let file = files_before.get_mut(FILE).unwrap();
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
         file.truncate((file.len() as f64 * from) as usize);
-        assert_eq!(start_on(&left, what).await, "set aside", "{what} is gone");
+        assert_eq!(open_on(&files_before, context).await, "quarantined", "{context}");
     }
-    let mut left = whole.clone();
-    let file = left.get_mut(FILE).unwrap();
+    let mut files_before = whole.clone();
+    let file = files_before.get_mut(FILE).unwrap();
     let copy = file.windows(6).rposition(|window| window == b"a copy").unwrap() / 4_096 * 4_096;
     file[copy..copy + 4_096].fill_with(|| fastrand::u8(..));
-    assert_eq!(start_on(&left, "a page of copies is rubbish").await, "set aside");
-    let mut left = whole.clone();
-    let file = left.get_mut(FILE).unwrap();
+    assert_eq!(open_on(&files_before, "a page of copies is random").await, "quarantined");
+    let mut files_before = whole.clone();
+    let file = files_before.get_mut(FILE).unwrap();
     let text = file.windows(9).rposition(|window| window == b"some text").unwrap();
     file[text] = 0xff;
-    assert_eq!(start_on(&left, "a text is none").await, "set aside");
-    assert_eq!(start_on(&whole, "nothing is damaged").await, "read");
+    assert_eq!(open_on(&files_before, "a text is not UTF-8").await, "quarantined");
+    assert_eq!(open_on(&whole, "the file is whole").await, "read");
 }
 
-/// Where one bit is wrong, that may be a bit of a value; but nothing is lost silently, and nothing panics.
+/// The flipped bit may be in a value. No queued write is lost without a log line, and no call panics.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_with_a_wrong_bit_is_read_or_set_aside_or_refused_but_never_changed() {
+async fn file_with_one_flipped_bit_is_never_changed() {
     log::listen();
-    let (seed, left) = (fastrand::u64(..), left_behind(false).await);
+    let (seed, files_before) = (fastrand::u64(..), daemon_files(false).await);
     println!("seed {seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
-    let len = left[FILE].len();
-    let places: Vec<usize> = (0..100).chain((0..60).map(|_| rng.usize(100..len))).collect();
+    let len = files_before[FILE].len();
+    let positions: Vec<usize> = (0..100).chain((0..60).map(|_| rng.usize(100..len))).collect();
     let mut outcomes = BTreeMap::<&str, usize>::new();
-    for some in places.chunks(16) {
-        let starts = some.iter().map(|place| {
-            let (mut left, bit) = (left.clone(), rng.u8(..8));
-            left.get_mut(FILE).unwrap()[*place] ^= 1 << bit;
-            async move { start_on(&left, &format!("bit {bit} of byte {place}")).await }
+    for chunk in positions.chunks(16) {
+        let starts = chunk.iter().map(|position| {
+            let (mut files_before, bit) = (files_before.clone(), rng.u8(..8));
+            files_before.get_mut(FILE).unwrap()[*position] ^= 1 << bit;
+            async move { open_on(&files_before, &format!("bit {bit} of byte {position}")).await }
         });
         for outcome in futures::future::join_all(starts).await {
             *outcomes.entry(outcome).or_default() += 1;
         }
     }
     println!("{outcomes:?}");
-    assert!(outcomes["set aside"] > 10, "{outcomes:?}");
+    assert!(outcomes["quarantined"] > 10, "{outcomes:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_of_somebody_else_is_refused_again_and_again_and_left_as_it_is() {
+async fn foreign_file_is_rejected_unchanged_each_time() {
     log::listen();
     let dir = directory();
     let sql = |name: &str, text: &str| {
@@ -174,9 +178,9 @@ async fn a_file_of_somebody_else_is_refused_again_and_again_and_left_as_it_is() 
     drop(sql("tables.db", "create table theirs (x); insert into theirs values (1)"));
     drop(sql("marked.db", "pragma application_id = 99; create table theirs (x)"));
     drop(sql("log.db", "pragma journal_mode = wal; create table theirs (x)"));
-    // Somebody works with it, so that it has a log.
+    // The open connection keeps a write-ahead log.
     let _theirs = sql("busy.db", "pragma journal_mode = wal; create table theirs (x)");
-    fs::write(dir.path().join("text.db"), "somebody's notes\n".repeat(100)).unwrap();
+    fs::write(dir.path().join("text.db"), "foreign notes\n".repeat(100)).unwrap();
     fs::write(dir.path().join("short.db"), "notes").unwrap();
     let before = files(dir.path());
     for round in 0..3 {
@@ -184,55 +188,58 @@ async fn a_file_of_somebody_else_is_refused_again_and_again_and_left_as_it_is() 
             let path = dir.path().join(name);
             let mut world = World::new(dir.path());
             let error = world.builder().queue(&path).open().await.unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Local, "{error}");
+            assert_eq!(error.kind(), ErrorKind::LocalStorage, "{error}");
             assert!(error.to_string().contains(path.to_str().unwrap()), "round {round}: {error}");
         }
     }
     let mut after = files(dir.path());
     for name in ["marked", "text", "short"] {
-        assert!(!after.contains_key(&format!("{name}.db.lock")), "SQLite was not even asked about {name}");
+        assert!(
+            !after.contains_key(&format!("{name}.db.lock")),
+            "the cache rejects {name} before it locks the file"
+        );
     }
     after.retain(|name, bytes| !(name.ends_with(".lock") || name == "log.db-wal" && bytes.is_empty()));
     assert!(after == before, "{:?} and {:?}", after.keys(), before.keys());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_the_owner_can_read_the_file_and_what_lies_beside_it_whoever_put_it_there() {
+async fn outage_files_are_readable_by_the_owner_only() {
     let dir = directory();
     for _ in 0..2 {
-        let cache = World::new(dir.path()).open_cut_off().await.unwrap();
-        let _ = cache.put("k", &1).await.unwrap();
+        let cache = World::new(dir.path()).open_in_outage().await.unwrap();
+        cache.put("k", &1).await.unwrap();
         for suffix in ["", "-wal", "-shm", ".lock"] {
             let path = dir.path().join(format!("{FILE}{suffix}"));
             let mode = fs::metadata(&path).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{}", path.display());
         }
-        // As from a backup.
-        let open_all = |suffix| {
+        // A backup may restore the files with wider permissions.
+        let widen = |suffix| {
             let path = dir.path().join(format!("{FILE}{suffix}"));
             fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
         };
-        ["", "-wal", "-shm", ".lock"].into_iter().for_each(open_all);
+        ["", "-wal", "-shm", ".lock"].into_iter().for_each(widen);
         let copy = files(dir.path());
         cache.shutdown(SECOND).await.unwrap();
-        lay(dir.path(), &copy);
+        write_files(dir.path(), &copy);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_directory_that_cannot_be_written_is_an_error_that_says_what_to_do() {
+async fn read_only_directory_fails_open_with_a_remedy() {
     let mount = Mount::tmpfs("4m");
     mount.remount("ro");
     let error = World::new(mount.path()).open().await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Local);
+    assert_eq!(error.kind(), ErrorKind::LocalStorage);
     let text = error.to_string();
     assert!(
         text.contains(FILE) && text.contains("writable") && text.contains("CONVERSATION_QUEUE_PATH"),
         "{text}"
     );
     mount.remount("rw");
-    let cache = World::new(mount.path()).open_cut_off().await.unwrap();
-    let _ = cache.put("k", &1).await.unwrap();
+    let cache = World::new(mount.path()).open_in_outage().await.unwrap();
+    cache.put("k", &1).await.unwrap();
     cache.shutdown(SECOND).await.unwrap();
     let before = files(mount.path());
     mount.remount("ro");

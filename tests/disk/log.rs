@@ -1,4 +1,4 @@
-//! What was logged in this process.
+//! The log lines of this process.
 
 use std::io::Write;
 use std::path::Path;
@@ -25,7 +25,7 @@ pub fn listen() {
     ONCE.call_once(|| subscriber().with_max_level(tracing::Level::WARN).init());
 }
 
-/// The lines that speak of something in this directory.
+/// Returns the log lines that contain the path of `directory`.
 pub fn about(directory: &Path) -> Vec<String> {
     let text = TEXT.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let text = String::from_utf8(text).unwrap();

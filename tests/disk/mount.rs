@@ -1,4 +1,4 @@
-//! A small disk in memory.
+//! A small file system in memory.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// A disk of that size, as `mount` takes it.
+    /// Mounts a tmpfs of this size, in the notation of `mount`.
     pub fn tmpfs(size: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let options = format!("size={size},mode=0777");
@@ -16,8 +16,8 @@ impl Mount {
         let mounted = as_root(&["mount", "-t", "tmpfs", "-o", &options, "none", path]);
         assert!(
             mounted,
-            "this test needs a small disk of its own: run it as root, or as somebody who may `sudo -n mount`, and in a \
-             container with the capability SYS_ADMIN"
+            "cannot mount a small disk; run this test as root or as a user with `sudo -n mount`, and in a container with \
+             the capability SYS_ADMIN"
         );
         Self { directory }
     }
@@ -38,7 +38,7 @@ impl Drop for Mount {
     }
 }
 
-/// Whether a command succeeds as root.
+/// Runs a command as root, and returns true if it succeeds.
 fn as_root(command: &[&str]) -> bool {
     let sudo: &[&str] = if is_root() { &[] } else { &["sudo", "-n"] };
     let all: Vec<&str> = sudo.iter().chain(command).copied().collect();

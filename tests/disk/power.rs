@@ -1,35 +1,36 @@
-//! The power is cut: what was acknowledged as queued is there afterwards, and nothing is half there.
+//! Power cuts: each write that was acknowledged as `Queued` survives (I4), and no write survives in part.
 
 use std::fs;
 use std::path::Path;
 
-use threadkeep::Durability;
+use threadkeep::WriteOutcome;
 
-use crate::vfs::{Call, Change, Disk, Fault, after_power_cut};
-use crate::world::{FILE, Held, Step, World, directory, held, shown};
+use crate::power_cut::{Change, after_power_cut};
+use crate::vfs::{Call, Disk, Fault};
+use crate::world::{Contents, FILE, Step, World, cached_contents, contents, directory};
 
-/// Writes, one after another, and what the disk had seen when each began and was acknowledged.
+/// A sequence of writes, and the number of disk changes at the start and at the acknowledgement of each write.
 struct History {
     changes: Vec<Change>,
-    /// What the file may hold after so many of them.
-    states: Vec<Held>,
-    moments: Vec<Moment>,
-    /// How many there were when the file had been opened, and the lock beside it says so.
+    /// The expected content of the file after each number of writes.
+    states: Vec<Contents>,
+    writes: Vec<WriteSpan>,
+    /// The number of changes after the open. From then on the lock file names this process.
     opened: usize,
     lock: Vec<u8>,
     main: Vec<u8>,
     wal: Vec<u8>,
 }
 
-struct Moment {
-    began: usize,
-    /// None: it was an error.
+struct WriteSpan {
+    started: usize,
+    /// `None` if the write failed.
     acknowledged: Option<usize>,
     is_queued: bool,
 }
 
 impl History {
-    /// `failing`: of that write a sync fails.
+    /// Records `steps` writes. A sync fails during the write with the number `failing`.
     async fn record(seed: u64, steps: usize, size: usize, failing: Option<usize>) -> Self {
         Self::record_until(seed, size, failing, |made, _| made == steps).await
     }
@@ -38,66 +39,66 @@ impl History {
         seed: u64,
         size: usize,
         failing: Option<usize>,
-        is_enough: impl Fn(usize, &Disk) -> bool,
+        is_complete: impl Fn(usize, &Disk) -> bool,
     ) -> Self {
         let dir = directory();
         let disk = Disk::watch(dir.path());
         let (mut world, mut rng) = (World::new(dir.path()), fastrand::Rng::with_seed(seed));
         let cache = world.open().await.unwrap();
         let opened = disk.len();
-        let (mut state, mut states, mut moments) = (Held::new(), vec![Held::new()], Vec::new());
-        for at in (0..).take_while(|made| !is_enough(*made, &disk)) {
+        let (mut state, mut states, mut writes) = (Contents::new(), vec![Contents::new()], Vec::new());
+        for at in (0..).take_while(|made| !is_complete(*made, &disk)) {
             let mut step = Step::next(&mut rng, at, size);
             let fails = failing == Some(at);
             if fails {
                 step.is_queued = true;
                 disk.fail(Fault { calls: &[Call::Sync], from: 0, times: 1, code: IOERR_FSYNC });
             }
-            let began = disk.len();
-            let result = step.make(&world, &cache).await;
+            let started = disk.len();
+            let result = step.run(&world, &cache).await;
             let acknowledged = result.is_ok().then(|| disk.len());
             if fails {
-                assert_eq!(disk.mend(), 1);
+                assert_eq!(disk.end_fault(), 1);
             }
-            // The sync that failed may have been one of the replay's.
+            // The failed sync may belong to the replay. Then the write succeeds.
             let is_error = match &result {
                 Err(error) => {
-                    assert!(fails && error.kind() == threadkeep::ErrorKind::Local, "{error}");
+                    assert!(fails && error.kind() == threadkeep::ErrorKind::LocalStorage, "{error}");
                     true
                 }
-                Ok(durability) => {
-                    assert_eq!(*durability == Durability::Queued, step.is_queued);
+                Ok(outcome) => {
+                    assert_eq!(*outcome == WriteOutcome::Queued, step.is_queued);
                     false
                 }
             };
             let mut next = state.clone();
             step.apply(&mut next);
             states.push(next.clone());
-            moments.push(Moment { began, acknowledged, is_queued: step.is_queued });
+            writes.push(WriteSpan { started, acknowledged, is_queued: step.is_queued });
             if !is_error {
                 state = next;
             }
         }
         let changes = disk.changes();
         let read = |suffix: &str| fs::read(dir.path().join(format!("{FILE}{suffix}"))).unwrap();
-        Self { changes, states, moments, opened, lock: read(".lock"), main: read(""), wal: read("-wal") }
+        Self { changes, states, writes, opened, lock: read(".lock"), main: read(""), wal: read("-wal") }
     }
 
-    /// Whether the file may hold this, when so many changes had been made and so many of them had to be on disk.
-    fn check(&self, made: usize, safe: usize, holds: &Held, what: &str) {
-        let is_safe = |moment: &Moment| moment.is_queued && moment.acknowledged.is_some_and(|at| at <= safe);
-        let least = self.moments.iter().rposition(is_safe).map_or(0, |at| at + 1);
-        let most = self.moments.iter().take_while(|moment| moment.began <= made).count();
-        let is_one = self.states[least..=most].contains(holds);
-        let brief = |held: &Held| -> Vec<String> {
+    /// Asserts that `found` is a possible content of the file after `made` changes, of which `safe` are synced.
+    fn check(&self, made: usize, safe: usize, found: &Contents, context: &str) {
+        let is_safe = |write: &WriteSpan| write.is_queued && write.acknowledged.is_some_and(|at| at <= safe);
+        let min = self.writes.iter().rposition(is_safe).map_or(0, |at| at + 1);
+        let max = self.writes.iter().take_while(|write| write.started <= made).count();
+        let is_possible = self.states[min..=max].contains(found);
+        let brief = |held: &Contents| -> Vec<String> {
             let start = |value: &Option<String>| value.as_ref().map(|v| v[..v.len().min(5)].to_owned());
             held.iter().map(|(key, (value, queued))| format!("{key}:{:?}:{queued}", start(value))).collect()
         };
         assert!(
-            is_one,
-            "{what}: {:?} is none of the states {least} to {most}; {:?} was acknowledged last",
-            brief(holds),
-            brief(&self.states[least]),
+            is_possible,
+            "{context}: {:?} is none of the states {min} to {max}; the last acknowledged state is {:?}",
+            brief(found),
+            brief(&self.states[min]),
         );
     }
 
@@ -105,7 +106,7 @@ impl History {
         (0..6).map(|at| format!("k{at}"))
     }
 
-    /// How long the write-ahead log was when so many changes had been made.
+    /// Returns the length of the write-ahead log after this number of changes.
     fn wal_len(&self, changes: usize) -> usize {
         let end = |change: &Change| match change {
             Change::Write { file, at, bytes } if file.ends_with("-wal") => at + bytes.len(),
@@ -114,8 +115,8 @@ impl History {
         self.changes[..changes].iter().map(end).max().unwrap_or(0)
     }
 
-    /// What the file holds with another log, as SQL says; and, where asked for, as a cache says that starts with it.
-    async fn with_wal(&self, wal: &[u8], dir: &Path, ask_cache: bool) -> Held {
+    /// Reads the content of the file with another write-ahead log. If `ask_cache` is true, a cache must show the same content.
+    async fn with_wal(&self, wal: &[u8], dir: &Path, ask_cache: bool) -> Contents {
         let prepare = |dir: &Path| {
             for (suffix, bytes) in [("", &self.main[..]), ("-wal", wal), (".lock", &self.lock)] {
                 fs::write(dir.join(format!("{FILE}{suffix}")), bytes).unwrap();
@@ -123,51 +124,51 @@ impl History {
             fs::remove_file(dir.join(format!("{FILE}-shm"))).ok();
         };
         prepare(dir);
-        let holds = held(&dir.join(FILE));
+        let found = contents(&dir.join(FILE));
         if ask_cache {
             prepare(dir);
-            agree(dir, &holds, self.keys()).await;
+            check_cache_agrees(dir, &found, self.keys()).await;
         }
-        holds
+        found
     }
 }
 
 const IOERR_FSYNC: i32 = rusqlite::ffi::SQLITE_IOERR_FSYNC;
 
-/// A cache that starts with these files in an outage takes them as they are, and hands out what they hold.
-async fn agree(dir: &Path, holds: &Held, keys: impl Iterator<Item = String>) {
-    let (shown, queued) = shown(dir, keys).await;
+/// Asserts that a cache that starts with these files in an outage accepts them and returns their content.
+async fn check_cache_agrees(dir: &Path, found: &Contents, keys: impl Iterator<Item = String>) {
+    let (shown, queued) = cached_contents(dir, keys).await;
     let readable =
         |(_, (value, is_queued)): &(&String, &(Option<String>, bool))| *is_queued || value.is_some();
-    let expected: Held =
-        holds.iter().filter(readable).map(|(key, held)| (key.clone(), held.clone())).collect();
+    let expected: Contents =
+        found.iter().filter(readable).map(|(key, held)| (key.clone(), held.clone())).collect();
     assert_eq!(shown, expected);
-    assert_eq!(queued, holds.values().filter(|(_, is_queued)| *is_queued).count());
+    assert_eq!(queued, found.values().filter(|(_, is_queued)| *is_queued).count());
     let names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert!(names.iter().all(|name| !name.to_str().unwrap().contains("damaged")), "{names:?}");
+    assert!(names.iter().all(|name| !name.to_str().unwrap().contains("corrupt")), "{names:?}");
 }
 
 fn is_every_byte() -> bool {
     std::env::var_os("DISK_EVERY_BYTE").is_some()
 }
 
-/// Every byte takes minutes; `DISK_EVERY_BYTE=1` tries them all.
-fn places(rng: &mut fastrand::Rng, len: usize) -> Vec<usize> {
+/// Chooses the positions of the cuts. All positions (`DISK_EVERY_BYTE=1`) take minutes.
+fn positions(rng: &mut fastrand::Rng, len: usize) -> Vec<usize> {
     if is_every_byte() {
         return (0..=len).collect();
     }
-    // A header of 32 bytes; then frames, each a header of 24 bytes and a page.
+    // The log has a header of 32 bytes. Each frame has a header of 24 bytes and a page.
     let ends = (0..).map(|frame| 32 + frame * (24 + 4096)).take_while(|end| *end <= len);
     let near = ends.flat_map(|end| [end - 2, end - 1, end, end + 1, end + 8, end + 23, end + 24, end + 25]);
-    let mut places: Vec<usize> = (0..=32).chain(near).chain((0..500).map(|_| rng.usize(..=len))).collect();
-    places.retain(|place| *place <= len);
-    places.sort_unstable();
-    places.dedup();
-    places
+    let mut positions: Vec<usize> = (0..=32).chain(near).chain((0..500).map(|_| rng.usize(..=len))).collect();
+    positions.retain(|position| *position <= len);
+    positions.sort_unstable();
+    positions.dedup();
+    positions
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_that_ends_anywhere_or_in_rubbish_holds_what_was_acknowledged_before() {
+async fn log_cut_or_corrupt_at_any_byte_keeps_earlier_writes() {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let (steps, size, ask_every) = if is_every_byte() { (12, 600, 2_000) } else { (24, 6_000, 40) };
@@ -176,38 +177,38 @@ async fn a_log_that_ends_anywhere_or_in_rubbish_holds_what_was_acknowledged_befo
     let len = history.wal.len();
     let safe = |upto: usize| {
         let is_within = |changes: &usize| history.wal_len(*changes) <= upto;
-        let acknowledged = history.moments.iter().filter_map(|moment| moment.acknowledged);
+        let acknowledged = history.writes.iter().filter_map(|write| write.acknowledged);
         acknowledged.filter(is_within).max().unwrap_or(0)
     };
-    let places = places(&mut rng, len);
-    println!("{} of {len} bytes", places.len());
-    for (count, cut) in places.into_iter().enumerate() {
-        let holds = history.with_wal(&history.wal[..cut], dir.path(), count % ask_every == 0).await;
-        history.check(usize::MAX, safe(cut), &holds, &format!("cut at {cut} of {len}"));
+    let positions = positions(&mut rng, len);
+    println!("{} of {len} bytes", positions.len());
+    for (count, cut) in positions.into_iter().enumerate() {
+        let found = history.with_wal(&history.wal[..cut], dir.path(), count % ask_every == 0).await;
+        history.check(usize::MAX, safe(cut), &found, &format!("cut at {cut} of {len}"));
     }
     for turn in 0..300 {
         let from = rng.usize(..len);
         let mut wal = history.wal.clone();
-        let what = match turn % 3 {
+        let damage = match turn % 3 {
             0 => {
                 wal[from] ^= 1 << rng.u8(..8);
                 "one bit flipped"
             }
             1 => {
                 wal[from..].fill_with(|| rng.u8(..));
-                "rubbish"
+                "random bytes"
             }
             _ => {
                 wal[from..].fill(0);
                 "zeroes"
             }
         };
-        let holds = history.with_wal(&wal, dir.path(), turn % 20 == 0).await;
-        history.check(usize::MAX, safe(from), &holds, &format!("{what} from {from} of {len}"));
+        let found = history.with_wal(&wal, dir.path(), turn % 20 == 0).await;
+        history.check(usize::MAX, safe(from), &found, &format!("{damage} from {from} of {len}"));
     }
 }
 
-/// Cuts the power at many moments of a history.
+/// Cuts the power at random moments of a history.
 async fn cut_power(history: &History, seed: u64, cuts: usize) {
     let mut rng = fastrand::Rng::with_seed(seed);
     for count in 0..cuts {
@@ -219,40 +220,40 @@ async fn cut_power(history: &History, seed: u64, cuts: usize) {
         if made >= history.opened {
             fs::write(dir.path().join(format!("{FILE}.lock")), &history.lock).unwrap();
         }
-        let holds = held(&dir.path().join(FILE));
-        history.check(made, made, &holds, &format!("seed {seed}, power cut after {made} changes"));
+        let found = contents(&dir.path().join(FILE));
+        history.check(made, made, &found, &format!("seed {seed}, power cut after {made} changes"));
         if count % 10 == 0 {
-            agree(dir.path(), &holds, history.keys()).await;
+            check_cache_agrees(dir.path(), &found, history.keys()).await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_power_cut_at_any_moment_loses_nothing_that_was_acknowledged() {
+async fn power_cut_loses_no_acknowledged_write() {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     cut_power(&History::record(seed, 40, 6_000, None).await, seed, 400).await;
 }
 
-/// Large values, so that the log is copied into the file and begun anew meanwhile; how often after so many writes is up to
-/// the thread that copies.
+/// Large values make SQLite checkpoint and restart the write-ahead log during the history. The OS thread of the checkpoints
+/// decides their number.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_power_cut_while_the_log_is_copied_into_the_file_loses_nothing_either() {
+async fn power_cut_during_checkpoint_loses_no_acknowledged_write() {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
-    let is_copied = |made: usize, disk: &Disk| {
-        let copies = disk.syncs_of(FILE);
-        assert!(made < 1_000, "the log was copied only {copies} times");
-        made >= 70 && copies > 2
+    let has_checkpoints = |made: usize, disk: &Disk| {
+        let checkpoints = disk.syncs_of(FILE);
+        assert!(made < 1_000, "timed out: the log had only {checkpoints} checkpoints");
+        made >= 70 && checkpoints > 2
     };
-    let history = History::record_until(seed, 400_000, None, is_copied).await;
+    let history = History::record_until(seed, 400_000, None, has_checkpoints).await;
     cut_power(&history, seed, 100).await;
 }
 
-/// What was written before a sync that failed may never reach the disk, also where the next one succeeds: what is
-/// acknowledged afterwards must not build on it.
+/// Data from before a failed sync may never reach the disk, even if the next sync succeeds. A later acknowledged write must
+/// not depend on that data (I15).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_acknowledged_after_a_sync_that_failed_survives_a_power_cut() {
+async fn power_cut_after_a_failed_sync_loses_no_later_write() {
     for turn in 0..6 {
         let seed = fastrand::u64(..);
         println!("seed {seed}");

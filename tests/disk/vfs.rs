@@ -1,10 +1,10 @@
-//! A disk between SQLite and the real one: it fails by plan, counts, holds calls up, and remembers what was written and
-//! synced, so that a test can cut the power at any moment.
+//! A VFS between SQLite and the real disk. It fails by plan, counts calls, blocks writes, and records writes and syncs.
+//! With the record, a test can cut the power at any moment.
 //!
-//! It is SQLite's default in this process, and passes on whatever lies in a directory that nobody watches.
+//! This VFS is the default of SQLite in this process. It forwards each call outside the watched directories.
 #![allow(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::size_of;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
 use rusqlite::ffi;
 
-/// What SQLite asks a disk to do, as far as it can fail.
+use crate::power_cut::Change;
+
+/// The calls of SQLite to a disk that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Call {
     Open,
@@ -25,7 +27,7 @@ pub enum Call {
     Map,
 }
 
-/// Which calls fail: of those named, all from the one numbered `from` (the first is 0), `times` times.
+/// A planned fault. Of the named calls, `times` calls fail from the call with the number `from` on. The first call has number 0.
 #[derive(Debug, Clone)]
 pub struct Fault {
     pub calls: &'static [Call],
@@ -34,51 +36,27 @@ pub struct Fault {
     pub code: c_int,
 }
 
-/// What changed the disk. A file is named by its last component.
-#[derive(Debug, Clone)]
-pub enum Change {
-    Write {
-        file: String,
-        at: usize,
-        bytes: Vec<u8>,
-    },
-    Truncate {
-        file: String,
-        to: usize,
-    },
-    Sync {
-        file: String,
-    },
-    /// What was not synced yet may never be from now on, also where a later sync succeeds.
-    SyncFailed {
-        file: String,
-    },
-    Delete {
-        file: String,
-    },
-}
-
 #[derive(Default)]
 struct State {
     changes: Vec<Change>,
     fault: Option<Fault>,
-    met: usize,
-    hit: usize,
+    matching_calls: usize,
+    failed_calls: usize,
     syncs: usize,
-    /// Writes to this file wait.
-    held: Option<String>,
-    waiting: usize,
+    /// The file whose writes are blocked.
+    blocked: Option<String>,
+    blocked_writes: usize,
 }
 
-/// What happens in one directory.
+/// The calls in one directory, with their faults.
 #[derive(Default)]
 pub struct Disk {
     state: Mutex<State>,
-    turned: Condvar,
+    unblocked: Condvar,
 }
 
 impl Disk {
-    /// Watches a directory from now on; files that are open already are not seen.
+    /// Watches a directory from now on. Files that are already open are not watched.
     pub fn watch(directory: &Path) -> Arc<Self> {
         install();
         let disk = Arc::new(Self::default());
@@ -88,17 +66,17 @@ impl Disk {
 
     pub fn fail(&self, fault: Fault) {
         let mut state = lock(&self.state);
-        (state.fault, state.met, state.hit) = (Some(fault), 0, 0);
+        (state.fault, state.matching_calls, state.failed_calls) = (Some(fault), 0, 0);
     }
 
-    /// Fails no more; says how many calls failed.
-    pub fn mend(&self) -> usize {
+    /// Ends the fault, and returns the number of failed calls.
+    pub fn end_fault(&self) -> usize {
         let mut state = lock(&self.state);
         state.fault = None;
-        state.hit
+        state.failed_calls
     }
 
-    /// How many changes there were.
+    /// Returns the number of changes.
     pub fn len(&self) -> usize {
         lock(&self.state).changes.len()
     }
@@ -111,48 +89,50 @@ impl Disk {
         lock(&self.state).syncs
     }
 
-    /// How often that file was synced.
+    /// Returns the number of syncs of this file.
     pub fn syncs_of(&self, name: &str) -> usize {
-        let is_one = |change: &&Change| matches!(change, Change::Sync { file } if file == name);
-        lock(&self.state).changes.iter().filter(is_one).count()
+        let is_sync = |change: &&Change| matches!(change, Change::Sync { file } if file == name);
+        lock(&self.state).changes.iter().filter(is_sync).count()
     }
 
-    /// Lets writes to that file wait until what this returns is dropped.
-    pub fn hold_writes(&self, file: &str) -> Hold<'_> {
-        lock(&self.state).held = Some(file.to_owned());
-        Hold(self)
+    /// Blocks writes to this file until the caller drops the returned guard.
+    pub fn block_writes(&self, file: &str) -> BlockGuard<'_> {
+        lock(&self.state).blocked = Some(file.to_owned());
+        BlockGuard(self)
     }
 
-    /// Whether a write waits.
-    pub fn is_holding(&self) -> bool {
-        lock(&self.state).waiting > 0
+    /// Returns true if a write is blocked.
+    pub fn is_blocking(&self) -> bool {
+        lock(&self.state).blocked_writes > 0
     }
 
-    fn meet(&self, call: Call, file: &str) -> c_int {
+    fn begin_call(&self, call: Call, file: &str) -> c_int {
         let mut state = lock(&self.state);
         if call == Call::Sync {
             state.syncs += 1;
         }
         if call == Call::Write {
-            while state.held.as_deref() == Some(file) {
-                state.waiting += 1;
-                state = self.turned.wait(state).unwrap_or_else(PoisonError::into_inner);
-                state.waiting -= 1;
+            while state.blocked.as_deref() == Some(file) {
+                state.blocked_writes += 1;
+                state = self.unblocked.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.blocked_writes -= 1;
             }
         }
-        let State { fault: Some(fault), met, hit, .. } = &mut *state else { return ffi::SQLITE_OK };
+        let State { fault: Some(fault), matching_calls, failed_calls, .. } = &mut *state else {
+            return ffi::SQLITE_OK;
+        };
         if !fault.calls.contains(&call) {
             return ffi::SQLITE_OK;
         }
-        *met += 1;
-        if *met <= fault.from || *met - fault.from > fault.times {
+        *matching_calls += 1;
+        if *matching_calls <= fault.from || *matching_calls - fault.from > fault.times {
             return ffi::SQLITE_OK;
         }
-        *hit += 1;
+        *failed_calls += 1;
         fault.code
     }
 
-    /// Carries out what changes the disk, and notes it, unless it fails by plan.
+    /// Performs a change and records it, unless it fails by plan.
     fn change(&self, call: Call, change: Change, real: impl FnOnce() -> c_int) -> c_int {
         let file = match &change {
             Change::Write { file, .. }
@@ -161,7 +141,7 @@ impl Disk {
             | Change::SyncFailed { file }
             | Change::Delete { file } => file.clone(),
         };
-        let planned = self.meet(call, &file);
+        let planned = self.begin_call(call, &file);
         let mut state = lock(&self.state);
         if planned != ffi::SQLITE_OK {
             if call == Call::Sync {
@@ -177,73 +157,12 @@ impl Disk {
     }
 }
 
-pub struct Hold<'a>(&'a Disk);
+pub struct BlockGuard<'a>(&'a Disk);
 
-impl Drop for Hold<'_> {
+impl Drop for BlockGuard<'_> {
     fn drop(&mut self) {
-        lock(&self.0.state).held = None;
-        self.0.turned.notify_all();
-    }
-}
-
-/// What a directory holds after the power was cut when so many of the changes had been made: all that was synced, and of the
-/// rest whatever chance has brought to disk.
-pub fn after_power_cut(changes: &[Change], rng: &mut fastrand::Rng) -> BTreeMap<String, Vec<u8>> {
-    let mut disk = BTreeMap::<String, Vec<u8>>::new();
-    let mut unsynced = HashMap::<&str, Vec<&Change>>::new();
-    for change in changes {
-        match change {
-            Change::Write { file, .. } | Change::Truncate { file, .. } => {
-                unsynced.entry(file).or_default().push(change);
-            }
-            Change::Sync { file } => {
-                let settled = unsynced.remove(file.as_str()).unwrap_or_default();
-                settled.into_iter().for_each(|change| make(&mut disk, change, usize::MAX));
-            }
-            Change::SyncFailed { file } => some(&mut disk, unsynced.remove(file.as_str()), rng),
-            Change::Delete { file } => {
-                unsynced.remove(file.as_str());
-                disk.remove(file);
-            }
-        }
-    }
-    unsynced.into_values().for_each(|left| some(&mut disk, Some(left), rng));
-    disk
-}
-
-/// Each change, part of it, or nothing of it; in one disk in three all of them up to some point.
-fn some(disk: &mut BTreeMap<String, Vec<u8>>, changes: Option<Vec<&Change>>, rng: &mut fastrand::Rng) {
-    let changes = changes.unwrap_or_default();
-    let upto = (rng.u8(..3) == 0).then(|| rng.usize(..=changes.len()));
-    for (at, change) in changes.into_iter().enumerate() {
-        match upto {
-            Some(upto) if at < upto => make(disk, change, usize::MAX),
-            Some(upto) if at == upto => make(disk, change, rng.usize(..5_000)),
-            Some(_) => {}
-            None => match rng.u8(..3) {
-                0 => {}
-                1 => make(disk, change, usize::MAX),
-                _ => make(disk, change, rng.usize(..5_000)),
-            },
-        }
-    }
-}
-
-/// Makes a change, a write as far as its first `most` bytes.
-fn make(disk: &mut BTreeMap<String, Vec<u8>>, change: &Change, most: usize) {
-    match change {
-        Change::Write { file, at, bytes } => {
-            let bytes = &bytes[..bytes.len().min(most)];
-            let file = disk.entry(file.clone()).or_default();
-            if file.len() < at + bytes.len() {
-                file.resize(at + bytes.len(), 0);
-            }
-            file[*at..at + bytes.len()].copy_from_slice(bytes);
-        }
-        Change::Truncate { file, to } => {
-            disk.entry(file.clone()).or_default().resize(*to, 0);
-        }
-        _ => {}
+        lock(&self.0.state).blocked = None;
+        self.0.unblocked.notify_all();
     }
 }
 
@@ -256,47 +175,47 @@ fn disks() -> &'static Mutex<HashMap<PathBuf, Arc<Disk>>> {
     DISKS.get_or_init(Mutex::default)
 }
 
-/// The disk under a path, and the name of the file.
+/// Returns the watched disk of a path and the name of the file.
 fn find(path: *const c_char) -> Option<(Arc<Disk>, String)> {
     if path.is_null() {
         return None;
     }
-    // SAFETY: SQLite hands over a path that ends in NUL.
+    // SAFETY: SQLite passes a path that ends in NUL.
     let path = Path::new(unsafe { CStr::from_ptr(path) }.to_str().ok()?);
     let disk = lock(disks()).get(path.parent()?).cloned()?;
     Some((disk, path.file_name()?.to_str()?.to_owned()))
 }
 
-/// An open file as SQLite sees it; the real one lies behind it in memory.
+/// An open file of this VFS. The file of the real VFS follows it in memory.
 #[repr(C)]
 struct File {
     base: ffi::sqlite3_file,
-    /// Null where nobody watches.
+    /// Null if the directory is not watched.
     watched: *mut (Arc<Disk>, String),
 }
 
-/// The VFS that SQLite comes with.
+/// The original default VFS of SQLite.
 #[derive(Clone, Copy)]
-struct Real(*mut ffi::sqlite3_vfs);
+struct RealVfs(*mut ffi::sqlite3_vfs);
 
-// SAFETY: it is a static of SQLite's, which nobody changes.
-unsafe impl Send for Real {}
-// SAFETY: as above.
-unsafe impl Sync for Real {}
+// SAFETY: the pointer names a static of SQLite that nothing changes.
+unsafe impl Send for RealVfs {}
+// SAFETY: the pointer names a static of SQLite that nothing changes.
+unsafe impl Sync for RealVfs {}
 
-static REAL: OnceLock<Real> = OnceLock::new();
+static REAL_VFS: OnceLock<RealVfs> = OnceLock::new();
 
 fn real() -> *mut ffi::sqlite3_vfs {
-    REAL.get().expect("it is installed").0
+    REAL_VFS.get().expect("`install` sets the real VFS").0
 }
 
 fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // SAFETY: the copy lives for ever, and differs from what SQLite comes with in what is set here.
+        // SAFETY: the copy is never freed. It differs from the original VFS only in the fields that are set here.
         unsafe {
             let found = ffi::sqlite3_vfs_find(std::ptr::null());
-            REAL.set(Real(found)).ok();
+            REAL_VFS.set(RealVfs(found)).ok();
             let mut ours = *found;
             ours.szOsFile += c_int::try_from(size_of::<File>()).unwrap();
             ours.zName = c"watched".as_ptr();
@@ -309,22 +228,22 @@ fn install() {
     });
 }
 
-/// The real file behind ours.
-unsafe fn behind(file: *mut ffi::sqlite3_file) -> *mut ffi::sqlite3_file {
-    // SAFETY: SQLite gave as many bytes as `szOsFile` asks for.
+/// Returns the file of the real VFS.
+unsafe fn real_file(file: *mut ffi::sqlite3_file) -> *mut ffi::sqlite3_file {
+    // SAFETY: SQLite allocates `szOsFile` bytes for each file.
     unsafe { file.cast::<u8>().add(size_of::<File>()).cast() }
 }
 
-/// Whoever watches the file.
+/// Returns the watched disk and the name of an open file.
 unsafe fn watched<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a (Arc<Disk>, String)> {
-    // SAFETY: `open` has set it, and `close` takes it.
+    // SAFETY: `open` sets the pointer and `close` takes it.
     unsafe { (*file.cast::<File>()).watched.as_ref() }
 }
 
-/// Calls a method of the real file.
-macro_rules! pass_on {
+/// Forwards a call to the file of the real VFS.
+macro_rules! forward {
     ($file:expr, $method:ident $(, $argument:expr)*) => {{
-        let file = behind($file);
+        let file = real_file($file);
         ((*(*file).pMethods).$method.unwrap())(file $(, $argument)*)
     }};
 }
@@ -358,19 +277,19 @@ unsafe extern "C" fn open(
     flags: c_int,
     out: *mut c_int,
 ) -> c_int {
-    // SAFETY: the real one gets what it is owed: its own VFS, and its part of the memory.
+    // SAFETY: the real VFS gets its own pointer and its own part of the memory.
     unsafe {
         let ours = file.cast::<File>();
         (*ours).base.pMethods = std::ptr::null();
         (*ours).watched = std::ptr::null_mut();
         let found = find(name);
         if let Some((disk, file)) = &found {
-            let code = disk.meet(Call::Open, file);
+            let code = disk.begin_call(Call::Open, file);
             if code != ffi::SQLITE_OK {
                 return code;
             }
         }
-        let code = ((*real()).xOpen.unwrap())(real(), name, behind(file), flags, out);
+        let code = ((*real()).xOpen.unwrap())(real(), name, real_file(file), flags, out);
         if code == ffi::SQLITE_OK {
             (*ours).base.pMethods = &raw const METHODS;
             (*ours).watched = found.map_or(std::ptr::null_mut(), |found| Box::into_raw(Box::new(found)));
@@ -380,7 +299,7 @@ unsafe extern "C" fn open(
 }
 
 unsafe extern "C" fn delete(_: *mut ffi::sqlite3_vfs, name: *const c_char, sync: c_int) -> c_int {
-    // SAFETY: as in `open`.
+    // SAFETY: the real VFS gets its own pointer.
     let real = || unsafe { ((*real()).xDelete.unwrap())(real(), name, sync) };
     match find(name) {
         Some((disk, file)) => disk.change(Call::Delete, Change::Delete { file }, real),
@@ -389,59 +308,59 @@ unsafe extern "C" fn delete(_: *mut ffi::sqlite3_vfs, name: *const c_char, sync:
 }
 
 unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
-    // SAFETY: SQLite closes a file once.
+    // SAFETY: SQLite closes each file once.
     unsafe {
         let watched = std::mem::replace(&mut (*file.cast::<File>()).watched, std::ptr::null_mut());
         if !watched.is_null() {
             drop(Box::from_raw(watched));
         }
-        pass_on!(file, xClose)
+        forward!(file, xClose)
     }
 }
 
 unsafe extern "C" fn read(file: *mut ffi::sqlite3_file, to: *mut c_void, len: c_int, at: i64) -> c_int {
-    // SAFETY: passed on.
+    // SAFETY: the arguments are forwarded unchanged.
     unsafe {
-        match watched(file).map_or(ffi::SQLITE_OK, |(disk, name)| disk.meet(Call::Read, name)) {
-            ffi::SQLITE_OK => pass_on!(file, xRead, to, len, at),
+        match watched(file).map_or(ffi::SQLITE_OK, |(disk, name)| disk.begin_call(Call::Read, name)) {
+            ffi::SQLITE_OK => forward!(file, xRead, to, len, at),
             code => code,
         }
     }
 }
 
 unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, from: *const c_void, len: c_int, at: i64) -> c_int {
-    // SAFETY: SQLite hands over that many bytes.
+    // SAFETY: SQLite passes `len` valid bytes.
     unsafe {
-        let Some((disk, name)) = watched(file) else { return pass_on!(file, xWrite, from, len, at) };
+        let Some((disk, name)) = watched(file) else { return forward!(file, xWrite, from, len, at) };
         let bytes = std::slice::from_raw_parts(from.cast::<u8>(), usize::try_from(len).unwrap()).to_vec();
         let change = Change::Write { file: name.clone(), at: usize::try_from(at).unwrap(), bytes };
-        disk.change(Call::Write, change, || pass_on!(file, xWrite, from, len, at))
+        disk.change(Call::Write, change, || forward!(file, xWrite, from, len, at))
     }
 }
 
 unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, to: i64) -> c_int {
-    // SAFETY: passed on.
+    // SAFETY: the arguments are forwarded unchanged.
     unsafe {
-        let Some((disk, name)) = watched(file) else { return pass_on!(file, xTruncate, to) };
+        let Some((disk, name)) = watched(file) else { return forward!(file, xTruncate, to) };
         let change = Change::Truncate { file: name.clone(), to: usize::try_from(to).unwrap() };
-        disk.change(Call::Truncate, change, || pass_on!(file, xTruncate, to))
+        disk.change(Call::Truncate, change, || forward!(file, xTruncate, to))
     }
 }
 
 unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
-    // SAFETY: passed on.
+    // SAFETY: the arguments are forwarded unchanged.
     unsafe {
-        let Some((disk, name)) = watched(file) else { return pass_on!(file, xSync, flags) };
+        let Some((disk, name)) = watched(file) else { return forward!(file, xSync, flags) };
         let change = Change::Sync { file: name.clone() };
-        disk.change(Call::Sync, change, || pass_on!(file, xSync, flags))
+        disk.change(Call::Sync, change, || forward!(file, xSync, flags))
     }
 }
 
 unsafe extern "C" fn file_size(file: *mut ffi::sqlite3_file, size: *mut i64) -> c_int {
-    // SAFETY: passed on.
+    // SAFETY: the arguments are forwarded unchanged.
     unsafe {
-        match watched(file).map_or(ffi::SQLITE_OK, |(disk, name)| disk.meet(Call::Size, name)) {
-            ffi::SQLITE_OK => pass_on!(file, xFileSize, size),
+        match watched(file).map_or(ffi::SQLITE_OK, |(disk, name)| disk.begin_call(Call::Size, name)) {
+            ffi::SQLITE_OK => forward!(file, xFileSize, size),
             code => code,
         }
     }
@@ -454,56 +373,56 @@ unsafe extern "C" fn shm_map(
     extend: c_int,
     to: *mut *mut c_void,
 ) -> c_int {
-    // SAFETY: passed on.
+    // SAFETY: the arguments are forwarded unchanged.
     unsafe {
-        match watched(file).map_or(ffi::SQLITE_OK, |(disk, name)| disk.meet(Call::Map, name)) {
-            ffi::SQLITE_OK => pass_on!(file, xShmMap, page, size, extend, to),
+        match watched(file).map_or(ffi::SQLITE_OK, |(disk, name)| disk.begin_call(Call::Map, name)) {
+            ffi::SQLITE_OK => forward!(file, xShmMap, page, size, extend, to),
             code => code,
         }
     }
 }
 
 unsafe extern "C" fn lock_file(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
-    // SAFETY: passed on.
-    unsafe { pass_on!(file, xLock, level) }
+    // SAFETY: the arguments are forwarded unchanged.
+    unsafe { forward!(file, xLock, level) }
 }
 
 unsafe extern "C" fn unlock_file(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
-    // SAFETY: passed on.
-    unsafe { pass_on!(file, xUnlock, level) }
+    // SAFETY: the arguments are forwarded unchanged.
+    unsafe { forward!(file, xUnlock, level) }
 }
 
 unsafe extern "C" fn check_reserved_lock(file: *mut ffi::sqlite3_file, out: *mut c_int) -> c_int {
-    // SAFETY: passed on.
-    unsafe { pass_on!(file, xCheckReservedLock, out) }
+    // SAFETY: the arguments are forwarded unchanged.
+    unsafe { forward!(file, xCheckReservedLock, out) }
 }
 
 unsafe extern "C" fn file_control(file: *mut ffi::sqlite3_file, what: c_int, with: *mut c_void) -> c_int {
-    // SAFETY: passed on.
-    unsafe { pass_on!(file, xFileControl, what, with) }
+    // SAFETY: the arguments are forwarded unchanged.
+    unsafe { forward!(file, xFileControl, what, with) }
 }
 
 unsafe extern "C" fn sector_size(file: *mut ffi::sqlite3_file) -> c_int {
-    // SAFETY: passed on.
-    unsafe { pass_on!(file, xSectorSize) }
+    // SAFETY: the arguments are forwarded unchanged.
+    unsafe { forward!(file, xSectorSize) }
 }
 
 unsafe extern "C" fn device_characteristics(file: *mut ffi::sqlite3_file) -> c_int {
-    // SAFETY: passed on.
-    unsafe { pass_on!(file, xDeviceCharacteristics) }
+    // SAFETY: the arguments are forwarded unchanged.
+    unsafe { forward!(file, xDeviceCharacteristics) }
 }
 
 unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, at: c_int, count: c_int, flags: c_int) -> c_int {
-    // SAFETY: passed on.
-    unsafe { pass_on!(file, xShmLock, at, count, flags) }
+    // SAFETY: the arguments are forwarded unchanged.
+    unsafe { forward!(file, xShmLock, at, count, flags) }
 }
 
 unsafe extern "C" fn shm_barrier(file: *mut ffi::sqlite3_file) {
-    // SAFETY: passed on.
-    unsafe { pass_on!(file, xShmBarrier) }
+    // SAFETY: the arguments are forwarded unchanged.
+    unsafe { forward!(file, xShmBarrier) }
 }
 
 unsafe extern "C" fn shm_unmap(file: *mut ffi::sqlite3_file, delete: c_int) -> c_int {
-    // SAFETY: passed on.
-    unsafe { pass_on!(file, xShmUnmap, delete) }
+    // SAFETY: the arguments are forwarded unchanged.
+    unsafe { forward!(file, xShmUnmap, delete) }
 }

@@ -1,35 +1,37 @@
-//! A source of truth, a directory with one daemon's file, and what is in that file.
+//! A store, the directory of one daemon, and the content of its outage file.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use threadkeep::testing::{Fault, Faults, Faulty};
-use threadkeep::{Builder, Cache, Durability, Freshness, Guard, Memory};
+use threadkeep::store::{Memory, ResilientStore};
+use threadkeep::testing::{Fault, FaultStore, Faults};
+use threadkeep::{Builder, Cache, Freshness, WriteOutcome};
 
-pub const DEADLINE: Duration = Duration::from_millis(200);
+/// The store never hangs in these tests, so a busy machine alone could reach it.
+pub const DEADLINE: Duration = Duration::from_secs(10);
 pub const FILE: &str = "q.db";
 
-/// A directory in memory, where there is one: these tests write a lot.
+/// Makes a temporary directory, in memory if the machine has /dev/shm, because these tests write much.
 pub fn directory() -> tempfile::TempDir {
     let fast = Path::new("/dev/shm");
     let made = if fast.is_dir() { tempfile::tempdir_in(fast) } else { tempfile::tempdir() };
     made.unwrap()
 }
 
-/// A source of truth that outlives the daemons, and the directory of one daemon's file.
+/// A store that outlives the daemons, and the directory with the outage file of one daemon.
 pub struct World {
-    pub truth: Arc<Memory>,
+    pub store: Arc<Memory>,
     pub faults: Faults,
     pub dir: PathBuf,
 }
 
 impl World {
     pub fn new(dir: &Path) -> Self {
-        let truth = Arc::new(Memory::new());
-        let faults = Faulty::new(Arc::clone(&truth)).faults();
-        Self { truth, faults, dir: dir.to_owned() }
+        let store = Arc::new(Memory::new());
+        let faults = FaultStore::new(Arc::clone(&store)).faults();
+        Self { store, faults, dir: dir.to_owned() }
     }
 
     pub fn path(&self) -> PathBuf {
@@ -37,50 +39,50 @@ impl World {
     }
 
     pub fn builder(&mut self) -> Builder {
-        let faulty = Faulty::new(Arc::clone(&self.truth));
+        let faulty = FaultStore::new(Arc::clone(&self.store));
         self.faults = faulty.faults();
-        let builder = Cache::builder().store(Guard::new(faulty, DEADLINE)).queue(self.path());
-        builder.fresh_for(Duration::ZERO).patience(DEADLINE / 2)
+        let builder = Cache::builder().store(ResilientStore::new(faulty, DEADLINE)).queue(self.path());
+        builder.fresh_for(Duration::ZERO).soft_timeout(DEADLINE / 2)
     }
 
     pub async fn open(&mut self) -> threadkeep::Result<Cache> {
         self.builder().open().await
     }
 
-    /// Starts while the source of truth is away.
-    pub async fn open_cut_off(&mut self) -> threadkeep::Result<Cache> {
+    /// Opens a cache during an outage.
+    pub async fn open_in_outage(&mut self) -> threadkeep::Result<Cache> {
         let builder = self.builder();
         self.faults.always(Fault::Refuse);
         let cache = builder.open().await?;
-        cut_off(&cache).await;
+        wait_until_open(&cache).await;
         Ok(cache)
     }
 
-    pub async fn away(&self, cache: &Cache) {
+    pub async fn start_outage(&self, cache: &Cache) {
         self.faults.always(Fault::Refuse);
-        cut_off(cache).await;
+        wait_until_open(cache).await;
     }
 
-    pub async fn back(&self, cache: &Cache) {
-        self.faults.heal();
+    pub async fn end_outage(&self, cache: &Cache) {
+        self.faults.clear();
         while !cache.health().is_available() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }
 
-/// Asks until the breaker is open.
-async fn cut_off(cache: &Cache) {
+/// Sends gets until the breaker opens.
+async fn wait_until_open(cache: &Cache) {
     for _ in 0..20 {
         if !cache.health().is_available() {
             return;
         }
-        let _ = cache.get("nobody has this id").await;
+        let _ = cache.get("unknown").await;
     }
     panic!("the breaker does not open");
 }
 
-pub async fn drained(cache: &Cache) {
+pub async fn wait_until_drained(cache: &Cache) {
     for _ in 0..1_500 {
         if cache.health().queue.unwrap().records == 0 {
             return;
@@ -90,25 +92,25 @@ pub async fn drained(cache: &Cache) {
     panic!("the queue is not drained: {:?}", cache.health());
 }
 
-/// What a file holds: of each thread the value (none: a deletion), and whether it waits in the queue.
-pub type Held = BTreeMap<String, (Option<String>, bool)>;
+/// The content of an outage file: the value of each conversation (`None` for a tombstone), and whether its write is queued.
+pub type Contents = BTreeMap<String, (Option<String>, bool)>;
 
-/// What a file holds, read past the cache. The file is not opened by anybody else.
-pub fn held(path: &Path) -> Held {
+/// Reads the content of a file with SQL. No cache may have the file open.
+pub fn contents(path: &Path) -> Contents {
     let connection = rusqlite::Connection::open(path).unwrap();
     let is_there = "select count(*) from sqlite_schema where name = 'records'";
     if connection.query_row(is_there, [], |row| row.get::<_, i64>(0)).unwrap() == 0 {
-        return Held::new(); // not even the tables were committed
+        return Contents::new(); // the file has no tables yet
     }
-    let mut all = connection.prepare("select key, value, pending from records").unwrap();
-    let rows = all.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))));
+    let mut select = connection.prepare("select key, value, is_queued from records").unwrap();
+    let rows = select.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))));
     rows.unwrap().collect::<rusqlite::Result<_>>().unwrap()
 }
 
-/// What a cache hands out that starts in an outage with these files.
-pub async fn shown(dir: &Path, keys: impl Iterator<Item = String>) -> (Held, usize) {
-    let cache = World::new(dir).open_cut_off().await.unwrap();
-    let mut shown = Held::new();
+/// Opens a cache in an outage, and returns the result of each get and the number of queued writes.
+pub async fn cached_contents(dir: &Path, keys: impl Iterator<Item = String>) -> (Contents, usize) {
+    let cache = World::new(dir).open_in_outage().await.unwrap();
+    let mut shown = Contents::new();
     for key in keys {
         match cache.get(&key).await {
             Ok(Some(found)) => {
@@ -119,7 +121,7 @@ pub async fn shown(dir: &Path, keys: impl Iterator<Item = String>) -> (Held, usi
             Err(e) => assert!(e.is_outage(), "{e}"),
         }
     }
-    let left = cache.shutdown(DEADLINE).await.unwrap();
+    let left = cache.shutdown(Duration::from_millis(200)).await.unwrap();
     (shown, left.still_queued)
 }
 
@@ -127,13 +129,13 @@ pub async fn shown(dir: &Path, keys: impl Iterator<Item = String>) -> (Held, usi
 #[derive(Debug, Clone)]
 pub struct Step {
     pub key: String,
-    /// None: a deletion.
+    /// `None` is a remove.
     pub value: Option<String>,
     pub is_queued: bool,
 }
 
 impl Step {
-    /// The next one of a random history.
+    /// Makes the next step of a random history.
     pub fn next(rng: &mut fastrand::Rng, at: usize, size: usize) -> Self {
         let value = format!("{at} {}", "x".repeat(rng.usize(..=size)));
         Self {
@@ -143,22 +145,22 @@ impl Step {
         }
     }
 
-    pub async fn make(&self, world: &World, cache: &Cache) -> threadkeep::Result<Durability> {
-        // What is to be queued is denied, and nothing is replayed.
-        world.faults.fail_trials(true);
+    pub async fn run(&self, world: &World, cache: &Cache) -> threadkeep::Result<WriteOutcome> {
+        // The store rejects the key of a write that must be queued. Replays fail.
+        world.faults.fail_replays(true);
         if self.is_queued {
-            world.faults.poison(&self.key, Fault::Fail(threadkeep::ErrorKind::Denied));
+            world.faults.fail_key(&self.key, Fault::Fail(threadkeep::ErrorKind::Unauthorized));
         }
         let result = match &self.value {
             Some(value) => cache.put(&self.key, value).await,
             None => cache.remove(&self.key).await,
         };
-        world.faults.antidote();
+        world.faults.clear_key_faults();
         result
     }
 
-    pub fn apply(&self, held: &mut Held) {
+    pub fn apply(&self, contents: &mut Contents) {
         let json = self.value.as_ref().map(|value| format!("\"{value}\""));
-        held.insert(self.key.clone(), (json, self.is_queued));
+        contents.insert(self.key.clone(), (json, self.is_queued));
     }
 }

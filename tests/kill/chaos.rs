@@ -1,4 +1,4 @@
-//! Kills the daemon again and again, in all weathers.
+//! Kills the daemon repeatedly while the network changes state.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,41 +11,43 @@ use crate::clients::World;
 use crate::process::Daemon;
 use crate::stack::{Fault, Gateway};
 
-/// What the way to the database is like.
+/// The state of the network between the daemon and the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Weather {
+pub enum NetworkState {
     Up,
-    /// Everything takes up to 0.4 s, which is near the daemon's deadline.
+    /// Each call takes up to 0.4 s. The daemon's timeout is 0.5 s.
     Slow,
     Refusing,
     Hanging,
     Resetting,
-    /// Writes are carried out, and most answers to them lost.
+    /// The database executes writes, and the gateway loses most of their responses.
     Losing,
-    /// Up and down every few milliseconds.
+    /// Alternates between `Up` and an outage every 20 to 120 ms.
     Flapping,
 }
 
-impl Weather {
+impl NetworkState {
     pub const ALL: [Self; 7] =
         [Self::Up, Self::Slow, Self::Refusing, Self::Hanging, Self::Resetting, Self::Losing, Self::Flapping];
 
     pub fn named(name: &str) -> Self {
-        let is_meant = |weather: &Self| format!("{weather:?}").to_lowercase() == name;
-        Self::ALL.into_iter().find(is_meant).unwrap_or_else(|| panic!("there is no weather {name:?}"))
+        let has_name = |state: &Self| format!("{state:?}").to_lowercase() == name;
+        Self::ALL.into_iter().find(has_name).unwrap_or_else(|| panic!("unknown network state {name:?}"))
     }
 
-    /// Begins it; what hung before goes on, or is lost where the gateway closes.
-    async fn begin(self, gateway: &Gateway, mut rng: Rng) {
-        let began = Instant::now();
+    /// Applies the state to the gateway. Hanging requests continue, or fail if the gateway closes.
+    async fn apply(self, gateway: &Gateway, mut rng: Rng) {
+        let started = Instant::now();
         let period = rng.u128(20..120);
         match self {
             Self::Up => gateway.always(Fault::Pass),
             Self::Slow => gateway.rule(move |_| Fault::Slow(Duration::from_millis(rng.u64(0..400)))),
             Self::Hanging => gateway.always(Fault::Hang),
             Self::Resetting => gateway.always(Fault::Reset),
-            Self::Losing => gateway.rule(move |seen| lose(seen.path.contains("threadkeep_apply"), &mut rng)),
-            Self::Flapping => gateway.rule(move |_| match began.elapsed().as_millis() / period % 2 {
+            Self::Losing => {
+                gateway.rule(move |seen| lossy_fault(seen.path.contains("threadkeep_apply"), &mut rng))
+            }
+            Self::Flapping => gateway.rule(move |_| match started.elapsed().as_millis() / period % 2 {
                 0 => Fault::Pass,
                 _ => Fault::html(522),
             }),
@@ -56,9 +58,9 @@ impl Weather {
     }
 }
 
-fn lose(is_write: bool, rng: &mut Rng) -> Fault {
+fn lossy_fault(is_write: bool, rng: &mut Rng) -> Fault {
     match rng.u32(0..4) {
-        0 if is_write => Fault::LoseAnswer,
+        0 if is_write => Fault::DropResponse,
         1 if is_write => Fault::Truncate,
         2 if is_write => Fault::HangAfter,
         _ => Fault::Pass,
@@ -70,84 +72,87 @@ pub struct Chaos<'a> {
     pub gateway: &'a Gateway,
     pub daemon: Daemon,
     rng: Rng,
-    weathers: Vec<Weather>,
-    /// What is to come before the weathers are shuffled again, so that none is forgotten.
-    coming: Vec<Weather>,
-    present: Weather,
-    pub kills: BTreeMap<Weather, usize>,
-    /// What was done, for whom it fails.
-    pub diary: Vec<String>,
+    states: Vec<NetworkState>,
+    /// The rest of the shuffled states. Each state occurs before the next shuffle.
+    upcoming: Vec<NetworkState>,
+    current: NetworkState,
+    pub kills: BTreeMap<NetworkState, usize>,
+    /// The actions of the test, for the failure report.
+    pub steps: Vec<String>,
 }
 
 impl<'a> Chaos<'a> {
-    /// A chaos on a seed. The weather is fine as often as it is bad.
+    /// Creates the generator from a seed. `Up` occurs as often as all other states together.
     pub fn new(
         world: Arc<World>,
         gateway: &'a Gateway,
         daemon: Daemon,
         seed: u64,
-        weathers: &[Weather],
+        states: &[NetworkState],
     ) -> Self {
-        let bad = weathers.iter().filter(|weather| **weather != Weather::Up).count();
-        let fine = if weathers.contains(&Weather::Up) { bad.max(1) } else { 0 };
-        let weathers = std::iter::repeat_n(Weather::Up, fine)
-            .chain(weathers.iter().copied().filter(|weather| *weather != Weather::Up))
+        let outages = states.iter().filter(|state| **state != NetworkState::Up).count();
+        let ups = if states.contains(&NetworkState::Up) { outages.max(1) } else { 0 };
+        let states = std::iter::repeat_n(NetworkState::Up, ups)
+            .chain(states.iter().copied().filter(|state| *state != NetworkState::Up))
             .collect();
         Self {
             world,
             gateway,
             daemon,
             rng: Rng::with_seed(seed),
-            weathers,
-            coming: Vec::new(),
-            present: Weather::Up,
+            states,
+            upcoming: Vec::new(),
+            current: NetworkState::Up,
             kills: BTreeMap::new(),
-            diary: Vec::new(),
+            steps: Vec::new(),
         }
     }
 
-    /// So many kills, unless something goes wrong before; the daemon runs in the end, and the weather is fine.
-    pub async fn rage(&mut self, kills: usize) {
+    /// Kills the daemon `kills` times, or until the first violation. Leaves the daemon running and the network up.
+    pub async fn kill_repeatedly(&mut self, kills: usize) {
         for _ in 0..kills {
-            let lived = self.let_live().await;
-            self.kill(lived).await;
-            if !self.world.ledger().complaints.is_empty() {
+            let lifetime = self.let_run().await;
+            self.kill(lifetime).await;
+            if !self.world.ledger().violations.is_empty() {
                 break;
             }
         }
         self.daemon.wait_until_ready().await;
-        self.begin(Weather::Up).await;
+        self.change_network(NetworkState::Up).await;
     }
 
-    /// Most lives are short; one in four sees the weather change, and is long enough for breaker and replay.
-    async fn let_live(&mut self) -> String {
+    /// Lets the daemon run for up to 0.4 s. One run in four continues through a network change, long enough for breaker and replay.
+    async fn let_run(&mut self) -> String {
         let first = self.wait(400).await;
         if self.rng.u32(0..4) > 0 {
-            return format!("{first:?} into {:?}", self.present);
+            return format!("{first:?} into {:?}", self.current);
         }
-        let (before, next) = (self.present, self.next_weather());
-        self.begin(next).await;
+        let before = self.current;
+        let next = self.next_state();
+        self.change_network(next).await;
         let second = self.wait(2_000).await;
         format!("{first:?} into {before:?} and {second:?} into {next:?}")
     }
 
-    async fn wait(&mut self, most: u64) -> Duration {
-        let wait = Duration::from_millis(self.rng.u64(0..=most));
+    async fn wait(&mut self, max_ms: u64) -> Duration {
+        let wait = Duration::from_millis(self.rng.u64(0..=max_ms));
         tokio::time::sleep(wait).await;
         wait
     }
 
-    /// Kills it and starts it again; the weather changes before or after the start, and one start in six is not
-    /// waited for, so that starting is interrupted as well.
-    async fn kill(&mut self, lived: String) {
+    /// Kills the daemon and starts it again. The network changes before or after the start. The test does not wait for
+    /// one start in six, so the next kill can interrupt that start.
+    async fn kill(&mut self, lifetime: String) {
         self.daemon.assert_running();
         self.daemon.kill().await;
-        *self.kills.entry(self.present).or_default() += 1;
+        *self.kills.entry(self.current).or_default() += 1;
         let count = self.world.kills.fetch_add(1, SeqCst) + 1;
-        let (before, next) = (self.present, self.next_weather());
-        let (changes_before, is_awaited) = (self.rng.bool(), self.rng.u32(0..6) > 0);
+        let before = self.current;
+        let next = self.next_state();
+        let changes_before = self.rng.bool();
+        let is_awaited = self.rng.u32(0..6) > 0;
         if changes_before {
-            self.begin(next).await;
+            self.change_network(next).await;
         }
         let started = Instant::now();
         self.daemon.start_again();
@@ -156,26 +161,26 @@ impl<'a> Chaos<'a> {
         }
         let ready = started.elapsed();
         if !changes_before {
-            self.begin(next).await;
+            self.change_network(next).await;
         }
         let start = if changes_before { next } else { before };
-        self.diary.push(format!(
-            "kill {count} {lived}, start in {start:?} ({}), then {next:?}",
+        self.steps.push(format!(
+            "kill {count} {lifetime}, start in {start:?} ({}), then {next:?}",
             if is_awaited { format!("ready after {ready:?}") } else { "not waited for".to_owned() }
         ));
     }
 
-    fn next_weather(&mut self) -> Weather {
-        if self.coming.is_empty() {
-            self.coming.clone_from(&self.weathers);
-            self.rng.shuffle(&mut self.coming);
+    fn next_state(&mut self) -> NetworkState {
+        if self.upcoming.is_empty() {
+            self.upcoming.clone_from(&self.states);
+            self.rng.shuffle(&mut self.upcoming);
         }
-        self.coming.pop().unwrap()
+        self.upcoming.pop().unwrap()
     }
 
-    async fn begin(&mut self, weather: Weather) {
+    async fn change_network(&mut self, state: NetworkState) {
         self.gateway.forget();
-        weather.begin(self.gateway, self.rng.fork()).await;
-        self.present = weather;
+        state.apply(self.gateway, self.rng.fork()).await;
+        self.current = state;
     }
 }

@@ -1,4 +1,4 @@
-//! Clients that talk all the time, remember what they were told, and look whether it is true.
+//! Clients that send turns, record each response in the ledger, and check each read against the ledger.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -7,54 +7,55 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde::Deserialize;
 
-use crate::ledger::{Conversation, Fate, Ledger, Turn};
+use crate::ledger::{AcknowledgedTurn, Conversation, Deletion, Ledger};
 use crate::oracle::{Message, judge_read};
 use crate::process::{self, Answer};
 
-/// Conversations that two clients share, and those that one has for itself, and may delete.
-const SHARED: usize = 8;
-const OWN: usize = 4;
-/// After so many turns, at most, a conversation is left and another one started.
-const LONGEST: usize = 150;
+/// Number of conversations that two clients share.
+const SHARED_CONVERSATIONS: usize = 8;
+/// Number of conversations with one client. That client may delete its conversation.
+const EXCLUSIVE_CONVERSATIONS: usize = 4;
+/// A client leaves its conversation after this number of turns on average, and starts another one.
+const MEAN_TURNS: usize = 150;
 
-/// What everybody knows.
+/// The state that all clients share.
 pub struct World {
     pub daemon: process::Client,
     pub kills: AtomicUsize,
-    over: AtomicBool,
+    is_stopped: AtomicBool,
     ledger: Mutex<Ledger>,
 }
 
 impl World {
     pub fn new(daemon: process::Client) -> Arc<Self> {
-        let (kills, over) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Arc::new(Self { daemon, kills, over, ledger: Mutex::default() })
+        let kills = AtomicUsize::new(0);
+        Arc::new(Self { daemon, kills, is_stopped: AtomicBool::new(false), ledger: Mutex::default() })
     }
 
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap()
     }
 
-    /// No client begins anything any more.
-    pub fn end(&self) {
-        self.over.store(true, SeqCst);
+    /// Stops the clients: no client begins another action.
+    pub fn stop(&self) {
+        self.is_stopped.store(true, SeqCst);
     }
 
-    /// Takes a complaint down, unless somebody made the same before.
-    pub fn complain(&self, what: String) {
+    /// Records a violation, unless the ledger contains the same one.
+    pub fn report(&self, violation: String) {
         let kills = self.kills.load(SeqCst);
-        let complaints = &mut self.ledger().complaints;
-        if !complaints.iter().any(|known| known.ends_with(&what)) {
-            complaints.push(format!("after {kills} kills: {what}"));
+        let violations = &mut self.ledger().violations;
+        if !violations.iter().any(|known| known.ends_with(&violation)) {
+            violations.push(format!("after {kills} kills: {violation}"));
         }
     }
 
-    /// Reads a conversation and holds the answer against what had been acknowledged before it was asked for.
+    /// Reads a conversation and checks the response against the turns acknowledged before the request.
     pub async fn read(&self, id: &str) -> Option<Vec<Message>> {
         let known = self.ledger().known(id);
         let kind = match self.daemon.try_request("GET", &format!("/conversations/{id}"), None).await {
-            Err(error) => return self.note_lost("GET", id, &error),
-            Ok(answer) if answer.status == 200 => return Some(self.take_in(id, &known, &answer)),
+            Err(error) => return self.check_lost("GET", id, &error),
+            Ok(answer) if answer.status == 200 => return Some(self.check_messages(id, &known, &answer)),
             Ok(answer) if answer.status == 404 => {
                 self.check_absence(id, &known, &answer);
                 "absent"
@@ -68,11 +69,11 @@ impl World {
         None
     }
 
-    fn take_in(&self, id: &str, known: &Conversation, answer: &Answer) -> Vec<Message> {
+    fn check_messages(&self, id: &str, known: &Conversation, answer: &Answer) -> Vec<Message> {
         let freshness = answer.body["freshness"].as_str().unwrap_or("of unknown freshness").to_owned();
         let messages = Vec::<Message>::deserialize(&answer.body["messages"]).unwrap_or_default();
-        for wrong in judge_read(known, &messages) {
-            self.complain(format!("a {freshness} read: {id} {wrong}"));
+        for fault in judge_read(known, &messages) {
+            self.report(format!("a {freshness} read: {id} {fault}"));
         }
         self.count_read(&freshness);
         messages
@@ -82,120 +83,120 @@ impl World {
         *self.ledger().counts.reads.entry(kind.to_owned()).or_default() += 1;
     }
 
-    /// A 404 says that there is no such conversation, and that must be so.
+    /// Checks a 404: the conversation has no acknowledged turn, or a client tried to delete it.
     fn check_absence(&self, id: &str, known: &Conversation, answer: &Answer) {
-        if known.fate == Fate::Kept && !known.turns.is_empty() {
-            self.complain(format!("{id} has {} acknowledged turns: {answer:?}", known.turns.len()));
+        if known.deletion == Deletion::None && !known.turns.is_empty() {
+            self.report(format!("{id} has {} acknowledged turns: {answer:?}", known.turns.len()));
         }
     }
 
-    /// Unavailable, or too busy: no other failure is one of the weather.
+    /// Checks an error status. The network causes only 503 (unavailable) and 409 (conflict).
     fn check_failure(&self, id: &str, answer: &Answer) {
         if answer.status != 503 && answer.status != 409 {
-            self.complain(format!("{id}: {answer:?}"));
+            self.report(format!("{id}: {answer:?}"));
         }
     }
 
-    /// A kill cuts connections, but the daemon answers while it lives.
-    fn note_lost<T>(&self, what: &str, id: &str, error: &reqwest::Error) -> Option<T> {
+    /// Checks a lost response. A kill cuts connections, but a running daemon answers every request.
+    fn check_lost<T>(&self, method: &str, id: &str, error: &reqwest::Error) -> Option<T> {
         if error.is_timeout() {
-            self.complain(format!("{what} {id} was never answered"));
+            self.report(format!("{method} {id} got no response"));
         }
         None
     }
 }
 
-/// Where the present conversation of one or two clients is.
-type Place = Arc<Mutex<Option<String>>>;
+/// The id of the current conversation of one or two clients.
+type CurrentId = Arc<Mutex<Option<String>>>;
 
 struct Client {
     world: Arc<World>,
     number: usize,
     rng: Rng,
-    said: usize,
-    place: Place,
-    is_alone: bool,
-    /// All conversations it took part in.
+    sent: usize,
+    current: CurrentId,
+    is_exclusive: bool,
+    /// Every conversation in which the client has a turn.
     past: Vec<String>,
 }
 
-/// Everybody who talks, on a seed.
+/// Spawns all clients with random numbers from a seed.
 pub fn spawn_all(world: &Arc<World>, seed: u64) -> tokio::task::JoinSet<()> {
     let mut rng = Rng::with_seed(seed);
-    let places = (0..SHARED + OWN).map(|_| Place::default());
-    let seats = places.enumerate().flat_map(|(at, place)| {
-        let is_alone = at >= SHARED;
-        std::iter::repeat_n((place, is_alone), if is_alone { 1 } else { 2 })
+    let conversations = (0..SHARED_CONVERSATIONS + EXCLUSIVE_CONVERSATIONS).map(|_| CurrentId::default());
+    let seats = conversations.enumerate().flat_map(|(at, current)| {
+        let is_exclusive = at >= SHARED_CONVERSATIONS;
+        std::iter::repeat_n((current, is_exclusive), if is_exclusive { 1 } else { 2 })
     });
-    let clients = seats.enumerate().map(|(number, (place, is_alone))| Client {
+    let clients = seats.enumerate().map(|(number, (current, is_exclusive))| Client {
         world: Arc::clone(world),
         number,
         rng: rng.fork(),
-        said: 0,
-        place,
-        is_alone,
+        sent: 0,
+        current,
+        is_exclusive,
         past: Vec::new(),
     });
-    clients.map(Client::live).collect()
+    clients.map(Client::run).collect()
 }
 
 impl Client {
-    async fn live(mut self) {
-        while !self.world.over.load(SeqCst) {
+    async fn run(mut self) {
+        while !self.world.is_stopped.load(SeqCst) {
             self.act().await;
-            // They are people, and the load is to last the whole test.
+            // The pause models a user, and it keeps the load even for the whole test.
             tokio::time::sleep(Duration::from_millis(self.rng.u64(0..100))).await;
         }
     }
 
     async fn act(&mut self) {
-        let present = self.place.lock().unwrap().clone();
-        match (present, self.rng.u32(0..100)) {
+        let current = self.current.lock().unwrap().clone();
+        match (current, self.rng.u32(0..100)) {
             (None, _) | (_, 0) => self.start().await,
-            (Some(id), 1..5) if self.is_alone => self.delete(&id).await,
-            (_, 5..10) if !self.past.is_empty() => self.look_back().await,
+            (Some(id), 1..5) if self.is_exclusive => self.delete(&id).await,
+            (_, 5..10) if !self.past.is_empty() => self.read_past().await,
             (Some(id), 10..15) => drop(self.world.read(&id).await),
-            (Some(id), _) => self.go_on(&id).await,
+            (Some(id), _) => self.add_turn(&id).await,
         }
     }
 
     async fn start(&mut self) {
-        if let Some(id) = self.say(None).await {
+        if let Some(id) = self.send(None).await {
             self.world.ledger().counts.started += 1;
-            *self.place.lock().unwrap() = Some(id);
+            *self.current.lock().unwrap() = Some(id);
         }
     }
 
-    async fn go_on(&mut self, id: &str) {
-        if self.say(Some(id)).await.is_some() && self.rng.bool() {
+    async fn add_turn(&mut self, id: &str) {
+        if self.send(Some(id)).await.is_some() && self.rng.bool() {
             self.world.read(id).await;
         }
-        if self.rng.usize(0..LONGEST) == 0 {
+        if self.rng.usize(0..MEAN_TURNS) == 0 {
             self.leave(id);
         }
     }
 
-    /// An old conversation: memory may not have it any more.
-    async fn look_back(&mut self) {
+    /// Reads an old conversation. Memory may have evicted it.
+    async fn read_past(&mut self) {
         let id = self.past[self.rng.usize(..self.past.len())].clone();
         self.world.read(&id).await;
     }
 
     fn leave(&self, id: &str) {
-        let mut place = self.place.lock().unwrap();
-        if place.as_deref() == Some(id) {
-            *place = None;
+        let mut current = self.current.lock().unwrap();
+        if current.as_deref() == Some(id) {
+            *current = None;
         }
     }
 
-    /// Says something that was never said before; the id of the conversation if it was acknowledged.
-    async fn say(&mut self, id: Option<&str>) -> Option<String> {
-        self.said += 1;
-        let text = format!("{}/{}", self.number, self.said);
+    /// Sends a turn with a unique text. Returns the id of the conversation if the daemon acknowledged the turn.
+    async fn send(&mut self, id: Option<&str>) -> Option<String> {
+        self.sent += 1;
+        let text = format!("{}/{}", self.number, self.sent);
         let known = id.map(|id| self.world.ledger().known(id)).unwrap_or_default();
         let name = id.unwrap_or("a new conversation");
         match self.world.daemon.try_chat(&text, id).await {
-            Ok(answer) if answer.status == 200 => return Some(self.acknowledged(text, &answer)),
+            Ok(answer) if answer.status == 200 => return Some(self.acknowledge(text, &answer)),
             Ok(answer) if answer.status < 500 => {
                 match answer.status {
                     404 => self.world.check_absence(name, &known, &answer),
@@ -209,19 +210,19 @@ impl Client {
             }
             Err(error) if error.is_connect() => self.world.ledger().refuse(text),
             Err(error) => {
-                self.world.note_lost::<()>("POST", name, &error);
+                self.world.check_lost::<()>("POST", name, &error);
                 self.world.ledger().counts.unknown += 1;
             }
         }
         None
     }
 
-    fn acknowledged(&mut self, text: String, answer: &Answer) -> String {
+    fn acknowledge(&mut self, text: String, answer: &Answer) -> String {
         let id = answer.id();
-        let turn = Turn {
+        let turn = AcknowledgedTurn {
             client: self.number,
             text,
-            place: place(answer).unwrap_or_default(),
+            number: turn_number(answer).unwrap_or_default(),
             durability: answer.body["durability"].as_str().unwrap_or_default().to_owned(),
             kills: self.world.kills.load(SeqCst),
         };
@@ -232,34 +233,34 @@ impl Client {
         id
     }
 
-    /// Deletes the conversation and turns to another one, whatever became of it.
+    /// Deletes the conversation. The client then takes another conversation, also after a failure.
     async fn delete(&mut self, id: &str) {
         self.leave(id);
         let known = self.world.ledger().known(id);
-        let fate = match self.world.daemon.try_request("DELETE", &format!("/conversations/{id}"), None).await
-        {
-            Ok(answer) if answer.status == 204 => Fate::Deleted,
-            Ok(answer) if answer.status == 404 => {
-                self.world.check_absence(id, &known, &answer);
-                Fate::Kept
-            }
-            Ok(answer) => {
-                self.world.check_failure(id, &answer);
-                Fate::MayBeGone
-            }
-            Err(error) if error.is_connect() => Fate::Kept,
-            Err(error) => {
-                self.world.note_lost::<()>("DELETE", id, &error);
-                Fate::MayBeGone
-            }
-        };
-        self.world.ledger().counts.deleted += usize::from(fate == Fate::Deleted);
-        self.world.ledger().doom(id, fate);
+        let deletion =
+            match self.world.daemon.try_request("DELETE", &format!("/conversations/{id}"), None).await {
+                Ok(answer) if answer.status == 204 => Deletion::Acknowledged,
+                Ok(answer) if answer.status == 404 => {
+                    self.world.check_absence(id, &known, &answer);
+                    Deletion::None
+                }
+                Ok(answer) => {
+                    self.world.check_failure(id, &answer);
+                    Deletion::Unknown
+                }
+                Err(error) if error.is_connect() => Deletion::None,
+                Err(error) => {
+                    self.world.check_lost::<()>("DELETE", id, &error);
+                    Deletion::Unknown
+                }
+            };
+        self.world.ledger().counts.deleted += usize::from(deletion == Deletion::Acknowledged);
+        self.world.ledger().set_deletion(id, deletion);
     }
 }
 
-/// Which turn of its conversation this answers.
-fn place(answer: &Answer) -> Option<usize> {
+/// Parses the turn's number from the daemon's reply.
+fn turn_number(answer: &Answer) -> Option<usize> {
     let reply = answer.body["reply"].as_str()?.strip_prefix("This is turn ")?;
     reply.split('.').next()?.parse().ok()
 }

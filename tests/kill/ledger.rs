@@ -1,47 +1,48 @@
-//! What the clients were told. The oracle knows nothing else, and nothing of how the daemon works.
+//! Records the daemon's responses. The oracle judges by these alone and knows nothing of how the daemon works.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// What there is to hold the daemon to.
+/// Every promise that the daemon made to the clients.
 #[derive(Debug, Default)]
 pub struct Ledger {
     pub conversations: BTreeMap<String, Conversation>,
-    /// Texts of turns that the daemon refused, or never received: they are nowhere.
+    /// Texts of turns that the daemon refused or never received. No conversation may contain them.
     pub refused: BTreeSet<String>,
-    /// What was wrong while it happened.
-    pub complaints: Vec<String>,
+    /// Violations that the clients saw during the test.
+    pub violations: Vec<String>,
     pub counts: Counts,
 }
 
-/// A conversation that somebody was told of.
+/// A conversation as its clients know it.
 #[derive(Debug, Clone, Default)]
 pub struct Conversation {
-    pub turns: Vec<Turn>,
-    pub fate: Fate,
+    pub turns: Vec<AcknowledgedTurn>,
+    pub deletion: Deletion,
 }
 
 /// An acknowledged turn.
 #[derive(Debug, Clone)]
-pub struct Turn {
+pub struct AcknowledgedTurn {
     pub client: usize,
     pub text: String,
-    /// Which turn of the conversation it is, by the daemon's answer; the first is 1.
-    pub place: usize,
+    /// The number of the turn in its conversation by the daemon's response, from 1.
+    pub number: usize,
     /// `stored` or `queued`.
     pub durability: String,
-    /// How many times the daemon had been killed by then.
+    /// The number of kills before the acknowledgement.
     pub kills: usize,
 }
 
+/// The outcome of a client's attempts to delete a conversation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Fate {
+pub enum Deletion {
     #[default]
-    Kept,
-    /// Somebody tried to delete it and does not know whether that worked.
-    MayBeGone,
-    /// The daemon said that it is deleted.
-    Deleted,
+    None,
+    /// A client tried to delete the conversation and does not know the outcome.
+    Unknown,
+    /// The daemon acknowledged the deletion.
+    Acknowledged,
 }
 
 #[derive(Debug, Default)]
@@ -52,16 +53,16 @@ pub struct Counts {
     pub failed: usize,
     pub started: usize,
     pub deleted: usize,
-    /// Reads by what they said of themselves.
+    /// Reads by their outcome.
     pub reads: BTreeMap<String, usize>,
 }
 
 impl Ledger {
-    pub fn acknowledge(&mut self, conversation: &str, turn: Turn) {
+    pub fn acknowledge(&mut self, conversation: &str, turn: AcknowledgedTurn) {
         match turn.durability.as_str() {
-            "stored" if turn.place > 0 => self.counts.stored += 1,
-            "queued" if turn.place > 0 => self.counts.queued += 1,
-            _ => self.complaints.push(format!("{conversation}: acknowledged strangely: {turn}")),
+            "stored" if turn.number > 0 => self.counts.stored += 1,
+            "queued" if turn.number > 0 => self.counts.queued += 1,
+            _ => self.violations.push(format!("{conversation}: malformed acknowledgement: {turn}")),
         }
         self.conversations.entry(conversation.to_owned()).or_default().turns.push(turn);
     }
@@ -71,20 +72,20 @@ impl Ledger {
         self.refused.insert(text);
     }
 
-    pub fn doom(&mut self, conversation: &str, fate: Fate) {
-        self.conversations.entry(conversation.to_owned()).or_default().fate = fate;
+    pub fn set_deletion(&mut self, conversation: &str, deletion: Deletion) {
+        self.conversations.entry(conversation.to_owned()).or_default().deletion = deletion;
     }
 
-    /// What is known of a conversation at this moment.
+    /// Returns a snapshot of a conversation.
     pub fn known(&self, conversation: &str) -> Conversation {
         self.conversations.get(conversation).cloned().unwrap_or_default()
     }
 }
 
-impl fmt::Display for Turn {
+impl fmt::Display for AcknowledgedTurn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { text, place, durability, kills, .. } = self;
-        write!(f, "{text:?} (turn {place}, {durability} after {kills} kills)")
+        let Self { text, number, durability, kills, .. } = self;
+        write!(f, "{text:?} (turn {number}, {durability} after {kills} kills)")
     }
 }
 

@@ -1,9 +1,9 @@
-//! The kill test: the daemon under load on a real stack is killed at random moments in all weathers. In the end every
-//! acknowledged turn is in the database, and none is there twice.
+//! The kill test kills the daemon at random moments, under load, on a real stack, in all network states. At the end the
+//! database contains every acknowledged turn exactly once.
 //!
-//! `KILL_COUNT=500 cargo test --all-features --test kill -- --nocapture` kills more often. A failure prints its seed;
-//! `KILL_SEED=…` makes the same kills, weathers and clients again, though not the same races.
-//! `KILL_WEATHER=up,hanging` narrows the weathers down.
+//! `KILL_COUNT=500 cargo test --all-features --test kill -- --nocapture` kills more often. The test prints its seed.
+//! `KILL_SEED=…` repeats the kills, network states and clients, but not the races. `KILL_NETWORK=up,hanging` selects
+//! network states.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 mod chaos;
@@ -17,7 +17,7 @@ mod stack;
 
 use std::time::{Duration, Instant};
 
-use chaos::{Chaos, Weather};
+use chaos::{Chaos, NetworkState};
 use clients::World;
 use ledger::Counts;
 use oracle::{Message, Rows, judge};
@@ -25,31 +25,32 @@ use process::Daemon;
 use serde_json::Value;
 use stack::{Gateway, Server, Stack};
 
-const KILLS: usize = 100;
-/// How long a healthy stack may take to get all that is queued.
-const REPLAY: Duration = Duration::from_secs(60);
+const DEFAULT_KILLS: usize = 100;
+/// The limit for the replay of the whole queue on a healthy stack.
+const MAX_REPLAY_TIME: Duration = Duration::from_secs(60);
 
-/// What the environment asks for.
+/// The parameters of the test, from the environment.
 struct Plan {
     seed: u64,
     kills: usize,
-    weathers: Vec<Weather>,
+    states: Vec<NetworkState>,
 }
 
 impl Plan {
     fn from_env() -> Self {
         let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
-        let weathers = std::env::var("KILL_WEATHER").ok();
+        let states = std::env::var("KILL_NETWORK").ok();
         Self {
             seed: number("KILL_SEED").unwrap_or_else(|| fastrand::u64(..)),
-            kills: number("KILL_COUNT").map_or(KILLS, |kills| kills as usize),
-            weathers: weathers
-                .map_or(Weather::ALL.to_vec(), |names| names.split(',').map(Weather::named).collect()),
+            kills: number("KILL_COUNT").map_or(DEFAULT_KILLS, |kills| kills as usize),
+            states: states.map_or(NetworkState::ALL.to_vec(), |names| {
+                names.split(',').map(NetworkState::named).collect()
+            }),
         }
     }
 }
 
-/// A daemon that notices outages fast and soon asks again whether what it has in memory is fresh.
+/// Starts a daemon with a short timeout, so that it detects outages fast, and a short freshness time.
 async fn start_daemon(gateway: &Gateway) -> Daemon {
     let (url, key) = (gateway.url(), gateway.keys().secret);
     Daemon::start(&[
@@ -57,43 +58,43 @@ async fn start_daemon(gateway: &Gateway) -> Daemon {
         ("SUPABASE_URL", &url),
         ("SUPABASE_KEY", &key),
         ("SUPABASE_TIMEOUT_SECONDS", "0.5"),
-        ("CONVERSATION_PATIENCE_SECONDS", "0.2"),
+        ("CONVERSATION_SOFT_TIMEOUT_SECONDS", "0.2"),
         ("CONVERSATION_FRESH_SECONDS", "1"),
     ])
     .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_is_killed_when_every_acknowledged_turn_is_kept_and_none_is_doubled() {
+async fn daemon_killed_anytime_keeps_each_acknowledged_turn_once() {
     let plan = Plan::from_env();
     println!("KILL_SEED={} KILL_COUNT={}", plan.seed, plan.kills);
     let stack = tokio::task::block_in_place(|| Stack::shared(Server::Postrust));
     let gateway = stack.gateway().await;
     let daemon = start_daemon(&gateway).await;
     let world = World::new(daemon.clone_client());
-    let mut chaos = Chaos::new(world.clone(), &gateway, daemon, plan.seed, &plan.weathers);
+    let mut chaos = Chaos::new(world.clone(), &gateway, daemon, plan.seed, &plan.states);
 
-    let began = Instant::now();
+    let started = Instant::now();
     let clients = clients::spawn_all(&world, plan.seed);
-    chaos.rage(plan.kills).await;
-    world.end();
+    chaos.kill_repeatedly(plan.kills).await;
+    world.stop();
     clients.join_all().await;
-    println!("{:.1?}, kills: {:?}\n{}", began.elapsed(), chaos.kills, world.ledger().counts);
-    chaos.assert_sound("while it lasted");
+    println!("{:.1?}, kills: {:?}\n{}", started.elapsed(), chaos.kills, world.ledger().counts);
+    chaos.assert_no_violation("during the test");
 
     let drained = chaos.wait_until_drained().await;
     println!("the queue was empty after {drained:.1?}");
-    // What it answers from now on comes from the database.
+    // After the restart the daemon answers from the database: the queue is empty.
     chaos.daemon.kill().await;
     chaos.daemon.restart().await;
     let rows = conversations(stack).await;
     chaos.compare_answers(&rows).await;
     let faults = judge(&world.ledger(), &rows);
-    chaos.assert_none("in the end", &faults);
-    assert_everything_happened(&plan, &world.ledger().counts);
+    chaos.assert_none("at the end", &faults);
+    assert_every_outcome_occurred(&plan, &world.ledger().counts);
 }
 
-/// What the database holds, without asking anything of ours.
+/// Reads the conversations with plain SQL, without the library.
 async fn conversations(stack: &Stack) -> Rows {
     let query = "select thread_id, conversation_data::text from conversation_threads
                  where expires_at > now() and conversation_data <> 'null'";
@@ -107,43 +108,43 @@ fn messages(json: &str) -> Vec<Message> {
 }
 
 impl Chaos<'_> {
-    /// Waits until the database has all that the daemon has taken in.
+    /// Waits until replay has sent the whole queue to the database.
     async fn wait_until_drained(&mut self) -> Duration {
-        let began = Instant::now();
+        let started = Instant::now();
         let mut health = Value::Null;
-        while began.elapsed() < REPLAY {
+        while started.elapsed() < MAX_REPLAY_TIME {
             self.daemon.assert_running();
             health = self.daemon.request("GET", "/healthz", None).await.body;
             match (&health["queue"], health["queue"]["records"].as_u64()) {
-                // It has no queue, and then must not have said `queued`.
-                (Value::Null, _) if self.world.ledger().counts.queued == 0 => return began.elapsed(),
-                (queue, Some(0)) if queue["dead_letters"] == 0 => return began.elapsed(),
+                // A daemon without a queue must not answer `queued`.
+                (Value::Null, _) if self.world.ledger().counts.queued == 0 => return started.elapsed(),
+                (queue, Some(0)) if queue["dead_letters"] == 0 => return started.elapsed(),
                 (_, Some(0)) => break,
                 _ => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
         self.assert_none("after the last kill", &[format!("the queue is not empty: {health}")]);
-        unreachable!("it was not");
+        unreachable!("assert_none panics");
     }
 
-    /// A daemon that starts anew tells what the database holds, and nothing else.
+    /// Checks that a restarted daemon returns exactly the contents of the database.
     async fn compare_answers(&self, rows: &Rows) {
         let known: Vec<String> = self.world.ledger().conversations.keys().cloned().collect();
         for id in known.iter().chain(rows.keys().filter(|id| !known.contains(id))) {
-            let told = self.world.read(id).await;
-            if told.as_ref() != rows.get(id) {
+            let answer = self.world.read(id).await;
+            if answer.as_ref() != rows.get(id) {
                 self.world
-                    .complain(format!("{id}: the daemon tells {told:?}, the database {:?}", rows.get(id)));
+                    .report(format!("{id}: the daemon returns {answer:?}, the database {:?}", rows.get(id)));
             }
         }
     }
 
-    fn assert_sound(&self, when: &str) {
-        let complaints = self.world.ledger().complaints.clone();
-        self.assert_none(when, &complaints);
+    fn assert_no_violation(&self, when: &str) {
+        let violations = self.world.ledger().violations.clone();
+        self.assert_none(when, &violations);
     }
 
-    /// Panics with all that helps to find out why.
+    /// Panics with the faults, the end of the log and the last steps, unless there is no fault.
     fn assert_none(&self, when: &str, faults: &[String]) {
         let log = self.daemon.log();
         let has_panicked = log.contains("panicked at");
@@ -155,24 +156,24 @@ impl Chaos<'_> {
         }
         let lines: Vec<&str> = log.lines().collect();
         panic!(
-            "{when}, {} faults (the daemon has panicked: {has_panicked}):\n{}\n\nthe daemon's last words:\n{}\n\n\
-             what was done:\n{}\n\nreplay with KILL_SEED, printed above",
+            "{when}, {} faults (the daemon has panicked: {has_panicked}):\n{}\n\nthe end of the daemon's log:\n{}\n\n\
+             the last steps:\n{}\n\nrepeat with KILL_SEED, printed above",
             faults.len(),
             faults[..faults.len().min(40)].join("\n"),
             lines[lines.len().saturating_sub(60)..].join("\n"),
-            self.diary[self.diary.len().saturating_sub(60)..].join("\n"),
+            self.steps[self.steps.len().saturating_sub(60)..].join("\n"),
         );
     }
 }
 
-/// A test in which nothing was queued, say, would prove nothing.
-fn assert_everything_happened(plan: &Plan, counts: &Counts) {
-    if plan.kills < KILLS || plan.weathers != Weather::ALL {
+/// Checks that every outcome occurred. A run without queued writes, for example, proves nothing.
+fn assert_every_outcome_occurred(plan: &Plan, counts: &Counts) {
+    if plan.kills < DEFAULT_KILLS || plan.states != NetworkState::ALL {
         return;
     }
     let reads = |kind: &str| counts.reads.get(kind).copied().unwrap_or(0);
     let Counts { stored, queued, unknown, failed, started, deleted, .. } = *counts;
-    let happened =
+    let occurred =
         [stored, queued, unknown, failed, started, deleted, reads("fresh"), reads("queued"), reads("stale")];
-    assert!(happened.iter().all(|count| *count > 0), "too little happened: {counts}");
+    assert!(occurred.iter().all(|count| *count > 0), "an outcome did not occur: {counts}");
 }

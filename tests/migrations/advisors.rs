@@ -1,8 +1,8 @@
-//! The rules of Supabase's advisors that concern a schema such as this, and some of our own, in SQL.
+//! Implements the rules of Supabase's advisors that apply to this schema, and further rules, in SQL.
 
 use crate::database::Database;
 
-/// Each names what breaks it.
+/// Each rule: its name, and a query that lists its violations.
 const RULES: &[(&str, &str)] = &[
     (
         "function_search_path_mutable",
@@ -75,7 +75,7 @@ const RULES: &[(&str, &str)] = &[
           and coalesce(pg_get_expr(a.indexprs, a.indrelid), '') = coalesce(pg_get_expr(b.indexprs, b.indrelid), '')
          join pg_class as c on c.oid = a.indrelid and c.relnamespace = 'public'::regnamespace",
     ),
-    // Not the advisors', who look at equal ones alone: a longer index serves what a shorter one with its first columns does.
+    // The advisors compare equal indexes only. A longer index also serves the queries of its prefix.
     (
         "index_that_a_longer_one_serves",
         "select a.indexrelid::regclass::text from pg_index as a join pg_index as b
@@ -106,7 +106,7 @@ const RULES: &[(&str, &str)] = &[
     ),
 ];
 
-/// What the advisors would say of this database.
+/// Returns the findings of all rules for this database.
 pub fn advice(database: &Database) -> Vec<String> {
     let mut all = Vec::new();
     for (rule, sql) in RULES {
@@ -135,13 +135,13 @@ fn each_rule_finds_its_fault() {
         ),
         (
             "table_open_to_the_public_key",
-            "grant select on threadkeep_deleted to authenticated",
-            "revoke all on threadkeep_deleted from authenticated",
+            "grant select on threadkeep_tombstones to authenticated",
+            "revoke all on threadkeep_tombstones from authenticated",
         ),
         (
             "rls_disabled_in_public",
-            "alter table threadkeep_deleted disable row level security",
-            "alter table threadkeep_deleted enable row level security",
+            "alter table threadkeep_tombstones disable row level security",
+            "alter table threadkeep_tombstones enable row level security",
         ),
         (
             "policy_exists_rls_disabled",
@@ -155,18 +155,18 @@ fn each_rule_finds_its_fault() {
         ),
         (
             "rls_policy_always_true",
-            "create policy planted on threadkeep_deleted using (true)",
-            "drop policy planted on threadkeep_deleted",
+            "create policy planted on threadkeep_tombstones using (true)",
+            "drop policy planted on threadkeep_tombstones",
         ),
         (
             "multiple_permissive_policies",
-            "create policy one on threadkeep_deleted using (false); create policy two on threadkeep_deleted using (false)",
-            "drop policy one on threadkeep_deleted; drop policy two on threadkeep_deleted",
+            "create policy one on threadkeep_tombstones using (false); create policy two on threadkeep_tombstones using (false)",
+            "drop policy one on threadkeep_tombstones; drop policy two on threadkeep_tombstones",
         ),
         ("no_primary_key", "create table planted (a int)", "drop table planted"),
         (
             "unindexed_foreign_keys",
-            "create table planted (a int primary key, b text references threadkeep_deleted)",
+            "create table planted (a int primary key, b text references threadkeep_tombstones)",
             "drop table planted",
         ),
         (
@@ -205,14 +205,14 @@ fn each_index_is_used() {
     database.sql(
         "set enable_seqscan = off;
          select threadkeep_load('[{\"key\": \"t1\"}, {\"key\": \"t7\"}]');
-         select threadkeep_recent('{\"most\": 10}');
-         select threadkeep_recent('{\"most\": 10, \"user\": \"u1\"}');
+         select threadkeep_list('{\"most\": 10}');
+         select threadkeep_list('{\"most\": 10, \"user\": \"u1\"}');
          select threadkeep_touch('[\"t1999\"]');
          select threadkeep_purge(10)",
     );
     let unused = "select string_agg(indexrelname, ', ') from pg_stat_user_indexes where schemaname = 'public' and idx_scan = 0";
     let mut said = String::new();
-    // The numbers come a moment after the session has ended.
+    // PostgreSQL publishes the statistics shortly after the end of the session.
     for _ in 0..1_500 {
         said = database.sql(unused);
         if said.is_empty() {

@@ -1,4 +1,4 @@
-//! A database for each test, in one cluster that is dressed as a Supabase project.
+//! Creates a database for each test, in one cluster with the roles of a Supabase project.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -24,7 +24,7 @@ impl Database {
         database
     }
 
-    /// With the migrations, applied by psql.
+    /// Creates a database and applies the migrations with psql.
     pub fn migrated() -> Self {
         let database = Self::new();
         database.apply("migrations").unwrap();
@@ -62,14 +62,14 @@ impl Database {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    /// All of the schema `public`, as pg_dump writes it.
+    /// Returns the dump of the schema `public` by pg_dump.
     pub fn schema(&self) -> String {
         let mut command = Command::new(cluster().program("pg_dump"));
         command.env_clear().args(["--schema-only", "--no-owner", "--schema=public"]).arg(self.url(SUPERUSER));
         let output = command.output().unwrap();
         assert!(output.status.success(), "{output:?}");
         let text = String::from_utf8(output.stdout).unwrap();
-        // Newer versions write a random word.
+        // Newer versions of pg_dump write a random word after these commands.
         let lines =
             text.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
         lines.flat_map(|line| [line, "\n"]).collect()
@@ -92,7 +92,7 @@ impl Database {
     }
 }
 
-/// A folder that the Supabase CLI works in, linked to nothing.
+/// A working folder for the Supabase CLI, without a linked project.
 pub struct Project {
     folder: tempfile::TempDir,
 }
@@ -112,7 +112,7 @@ impl Project {
         std::fs::write(self.migrations().join(name), sql).unwrap();
     }
 
-    /// Takes over the files of a folder, as the README says.
+    /// Copies the migrations of a folder into the project, as the README describes.
     pub fn copy(&self, folder: &str) -> &Self {
         for file in migrations(folder) {
             std::fs::copy(&file, self.migrations().join(file.file_name().unwrap())).unwrap();
@@ -131,7 +131,7 @@ impl Project {
     }
 
     pub fn lint(&self, database: &Database) -> Result<String, String> {
-        // The CLI makes the extension itself, as a role that may do so on Supabase alone.
+        // The CLI creates the extension itself, but its role may do so only on Supabase.
         database.sql("create extension if not exists plpgsql_check");
         let linted = self.cli(database, &["db", "lint", "--fail-on", "warning"]);
         database.sql("drop extension plpgsql_check");
@@ -149,7 +149,7 @@ impl Project {
     }
 }
 
-/// The names of the files of `migrations/`.
+/// Returns the names of the files in `migrations/`.
 pub fn names() -> Vec<String> {
     let name = |file: PathBuf| Path::new(&file).file_name().unwrap().to_str().unwrap().to_owned();
     migrations("migrations").into_iter().map(name).collect()

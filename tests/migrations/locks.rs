@@ -1,4 +1,4 @@
-//! Migrations that are applied while others use the table.
+//! Applies migrations while other sessions use the table.
 
 use std::time::{Duration, Instant};
 
@@ -15,23 +15,23 @@ fn each_file_begins_with_a_lock_timeout() {
     }
 }
 
-/// A reader and a writer that last, and calls beside them.
+/// Applies the migrations again beside a long reader, a long writer and other calls.
 #[tokio::test(flavor = "multi_thread")]
-async fn applied_again_beside_long_transactions_nobody_waits() {
+async fn repeated_migration_beside_long_transactions_takes_no_lock() {
     let database = Database::migrated();
     database.sql("insert into conversation_threads (thread_id, conversation_data, expires_at) values ('t', '1', now() + interval '1h')");
     let [reader, writer, caller] =
         [database.connect().await, database.connect().await, database.connect().await];
     reader
-        .batch_execute("begin; select count(*) from conversation_threads, threadkeep_deleted")
+        .batch_execute("begin; select count(*) from conversation_threads, threadkeep_tombstones")
         .await
         .unwrap();
-    writer.batch_execute("begin; update conversation_threads set conversation_data = '2'; insert into threadkeep_deleted values ('x', 1, '{}', now())").await.unwrap();
+    writer.batch_execute("begin; update conversation_threads set conversation_data = '2'; insert into threadkeep_tombstones values ('x', 1, '{}', now())").await.unwrap();
     let locks = "select coalesce(string_agg(distinct mode, ', '), 'none') from pg_locks
-                 where relation in ('conversation_threads'::regclass, 'threadkeep_deleted'::regclass) and pid = pg_backend_pid()";
+                 where relation in ('conversation_threads'::regclass, 'threadkeep_tombstones'::regclass) and pid = pg_backend_pid()";
     let applied = async {
         tokio::task::block_in_place(|| database.apply("migrations")).unwrap();
-        // In one transaction, so that all locks are still held at the end.
+        // One transaction holds all locks until its end.
         let all: String = crate::stack::migrations("migrations")
             .iter()
             .map(|file| std::fs::read_to_string(file).unwrap())
@@ -39,7 +39,7 @@ async fn applied_again_beside_long_transactions_nobody_waits() {
         database.try_sql(&format!("begin; {all}; {locks}; rollback")).unwrap()
     };
     let modes = applied.await;
-    // What the trial write locked is free again; and not even a vacuum would be waited for.
+    // The rolled-back trial write released its locks, so the migration takes no lock at all.
     assert_eq!(modes.lines().last(), Some("none"));
     caller.batch_execute("set statement_timeout = '30s'").await.unwrap();
     let insert = "insert into conversation_threads (thread_id, conversation_data, expires_at) values ('u', '1', now() + interval '1h')";
@@ -49,9 +49,9 @@ async fn applied_again_beside_long_transactions_nobody_waits() {
     }
 }
 
-/// The first application has to lock the table. It gives up with a sentence, and callers wait for about a second at most.
+/// The first migration must lock the table. It fails with a clear message, and callers wait about one second at most.
 #[tokio::test(flavor = "multi_thread")]
-async fn applied_first_beside_a_long_reader_it_gives_up_and_callers_go_on() {
+async fn first_migration_beside_long_reader_fails_callers_continue() {
     let database = Database::new();
     database.try_sql(PLANNED).unwrap();
     let before = database.schema();
@@ -72,7 +72,7 @@ async fn applied_first_beside_a_long_reader_it_gives_up_and_callers_go_on() {
         said.contains("in use by a long transaction") && said.contains("apply this file again"),
         "{said}"
     );
-    // With room for a slow machine: without the timeout, a call would wait for as long as the reader reads.
+    // The limit allows for a slow machine. Without the timeout, a call waits until the end of the reader.
     assert!(longest < Duration::from_secs(30), "{longest:?}");
     assert!(database.schema().contains("CREATE TABLE public.conversation_threads"));
     assert!(!database.schema().contains("accepted_versions bigint[] DEFAULT"), "{}", database.schema());

@@ -1,4 +1,4 @@
-//! The migrations: by the Supabase CLI and by psql, on every kind of database that they may meet.
+//! Applies the migrations with the Supabase CLI and with psql to each supported kind of database.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 mod advisors;
@@ -13,7 +13,7 @@ mod supabase_cli;
 /// The six files of the first building, which the files of `migrations/` replace.
 const FIRST_BUILDING: &str = "tests/supabase/first_building";
 
-/// The table of the plan as somebody makes it by hand, with a row.
+/// Creates the table of the plan by hand, with one row.
 const PLANNED: &str = "
     create table conversation_threads (
         id uuid primary key default gen_random_uuid(),

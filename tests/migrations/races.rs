@@ -1,5 +1,5 @@
-//! Plain deletes, upserts, calls of threadkeep, touches and purges of eight sessions at once: nothing deadlocks, and nothing that was
-//! deleted comes back by a write that is older.
+//! Runs plain deletes, upserts, calls of threadkeep, touches and purges in eight concurrent sessions. No deadlock occurs, and no
+//! older write restores a deleted conversation.
 
 use std::collections::HashMap;
 
@@ -11,14 +11,14 @@ const KEYS: usize = 4;
 const SESSIONS: u64 = 8;
 const ROUNDS: u32 = 400;
 
-/// Notes each change in the order in which the changes of a key take place: under the lock of its row.
+/// Records the changes of each key in their order, under the lock of the row.
 const AUDIT: &str = "
     create table audit (seq bigserial primary key, xact xid8 not null default pg_current_xact_id(), key text, version bigint, value jsonb, live boolean);
     create function audit() returns trigger language plpgsql security definer as $$
     begin
         if tg_op = 'DELETE' then
             insert into public.audit (key, version, live)
-            select old.thread_id, greatest(old.version, (select version from public.threadkeep_deleted where thread_id = old.thread_id)), false;
+            select old.thread_id, greatest(old.version, (select version from public.threadkeep_tombstones where thread_id = old.thread_id)), false;
         else
             insert into public.audit (key, version, value, live)
             values (new.thread_id, new.version, new.conversation_data, new.expires_at > clock_timestamp());
@@ -37,10 +37,10 @@ struct Answer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_deadlocks_and_nothing_deleted_comes_back() {
+async fn concurrent_sessions_cause_no_deadlock_or_resurrection() {
     let database = Database::migrated();
     database.sql(AUDIT);
-    // Deadlocks are found at once instead of after a second.
+    // PostgreSQL detects deadlocks after 50 ms instead of one second.
     database.sql("do $$ begin execute format('alter database %I set deadlock_timeout = ''50ms''', current_database()); end $$");
     let mut sessions = tokio::task::JoinSet::new();
     for seed in 0..SESSIONS {
@@ -51,7 +51,7 @@ async fn nothing_deadlocks_and_nothing_deleted_comes_back() {
 
     let count = "select deadlocks from pg_stat_database where datname = current_database()";
     assert_eq!(database.sql(count), "0");
-    // Of several changes in one transaction the last one counts; the others nobody could see.
+    // Only the last change of a transaction counts, because the others were never visible.
     let client = database.connect().await;
     let changes = client
         .query(
@@ -69,7 +69,7 @@ async fn nothing_deadlocks_and_nothing_deleted_comes_back() {
             (change.get(0), change.get(1), change.get(2));
         let is_live: bool = change.get(3);
         let (before, was_live) = newest.insert(key.clone(), (version, is_live)).unwrap_or((0, false));
-        // What deletes a tombstone, or makes a row of it, leaves its version.
+        // The removal of a tombstone, or its change into a row, keeps its version.
         let stays = !is_live && !was_live;
         assert!(
             version > before || stays && version == before,
@@ -119,7 +119,7 @@ async fn session(seed: u64, client: &tokio_postgres::Client) -> Vec<Answer> {
     answers
 }
 
-/// A batch of up to three writes, stamped up to 30 ms ago, some over a version that was read before.
+/// Applies a batch of up to three writes with versions up to 30 ms old. Some writes are conditional on a loaded version.
 async fn apply(rng: &mut fastrand::Rng, client: &tokio_postgres::Client, id: u64) -> Vec<Answer> {
     let mut keys: Vec<usize> = (0..KEYS).collect();
     rng.shuffle(&mut keys);
@@ -131,14 +131,15 @@ async fn apply(rng: &mut fastrand::Rng, client: &tokio_postgres::Client, id: u64
         let version = ((present - rng.i64(0..30)) << 21) + rng.i64(0..1 << 21);
         let id = id * 3 + at as u64;
         let is_removal = rng.u32(..5) == 0;
-        let mut record = json!({"key": key, "version": version.to_string(), "expires": present + 3_600_000});
+        let mut record =
+            json!({"key": key, "version": version.to_string(), "expires_at": present + 3_600_000});
         if !is_removal {
             record["value"] = json!(id);
         }
         if rng.u32(..3) == 0 {
             let wants = json!([{"key": key}]);
             let loaded = call(client, "threadkeep_load", &wants).await;
-            record["expect"] = loaded["rows"][0]["version"].clone();
+            record["if_version"] = loaded["rows"][0]["version"].clone();
         }
         records.push(record);
         answers.push(Answer { key, id, state: String::new(), is_removal });

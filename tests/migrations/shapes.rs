@@ -1,9 +1,9 @@
-//! Tables that are not as planned: the migrations say so in a sentence, change nothing, and take the table after the remedy.
+//! Tests tables that differ from the plan. The migrations name the difference, change nothing, and succeed after the remedy.
 
 use crate::database::Database;
 use crate::{FIRST_BUILDING, PLANNED};
 
-/// The plan's table with other lines.
+/// Returns the plan's table with some lines replaced.
 fn planned_but(changes: &[(&str, &str)]) -> String {
     changes.iter().fold(PLANNED.to_owned(), |sql, (line, instead)| {
         assert!(sql.contains(line), "{line}");
@@ -11,7 +11,7 @@ fn planned_but(changes: &[(&str, &str)]) -> String {
     })
 }
 
-/// The remedies that a sentence names, in parentheses.
+/// Extracts the remedies from an error message. Each is in parentheses.
 fn remedies(said: &str) -> Vec<String> {
     let mut remedies = Vec::new();
     for (at, _) in said.match_indices("(alter table") {
@@ -26,7 +26,7 @@ fn remedies(said: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_table_that_is_not_as_planned_is_refused_and_taken_after_the_remedy() {
+fn unplanned_table_is_rejected_and_accepted_after_the_remedy() {
     let row = "('before', 'somebody', '[1]', now() + interval '1 hour')";
     let uuid = "('before', gen_random_uuid(), '[1]', now() + interval '1 hour')";
     let cases: &[(&[(&str, &str)], &str)] = &[
@@ -146,9 +146,9 @@ fn a_table_that_is_not_as_planned_is_refused_and_taken_after_the_remedy() {
     }
 }
 
-/// What others add to the table may refuse a tombstone: that shows before the daemon's first remove.
+/// A foreign constraint may reject a tombstone. The migration reports that before the daemon's first remove.
 #[test]
-fn constraints_and_triggers_of_others_that_refuse_a_tombstone_are_named() {
+fn foreign_constraint_that_rejects_a_tombstone_is_named() {
     for (addition, expected) in [
         ("alter table conversation_threads add constraint an_array check (jsonb_typeof(conversation_data) = 'array')", "an_array"),
         (
@@ -169,7 +169,7 @@ fn constraints_and_triggers_of_others_that_refuse_a_tombstone_are_named() {
 }
 
 #[test]
-fn what_is_no_table_is_named() {
+fn relation_that_is_no_table_is_named() {
     for (sql, kind) in [
         ("create view conversation_threads as select 1 as id", "view"),
         ("create materialized view conversation_threads as select 1 as id", "materialized view"),
@@ -187,16 +187,16 @@ fn what_is_no_table_is_named() {
 }
 
 #[test]
-fn the_last_file_alone_names_the_first() {
+fn last_file_without_the_first_names_the_first() {
     let database = Database::new();
     let last = crate::stack::migrations("migrations").pop().unwrap();
     let said = database.try_sql(&std::fs::read_to_string(last).unwrap()).unwrap_err();
     assert!(said.contains("apply 20260101000000_conversation_threads.sql first"), "{said}");
 }
 
-/// Only indexes that another one makes redundant go, whatever they are called.
+/// The migration drops redundant indexes of any name, and no others.
 #[test]
-fn redundant_indexes_go_and_those_of_others_stay() {
+fn migration_drops_redundant_indexes_and_keeps_foreign_ones() {
     let database = Database::new();
     database.try_sql(PLANNED).unwrap();
     let others = [
@@ -234,9 +234,9 @@ fn redundant_indexes_go_and_those_of_others_stay() {
     );
 }
 
-/// A unique index may stand in for the constraint, and an index of another name for the plan's.
+/// A unique index may replace the constraint. An index of another name may replace the plan's index.
 #[test]
-fn the_last_index_that_serves_a_column_stays() {
+fn migration_keeps_the_last_index_that_serves_a_column() {
     let database = Database::new();
     let sql = planned_but(&[
         ("text not null unique", "text not null"),
@@ -255,9 +255,9 @@ fn the_last_index_that_serves_a_column_stays() {
     assert_eq!(database.indexes(), expected);
 }
 
-/// An operator may have begun to build an index beforehand, and not finished.
+/// An operator may have built an index in advance. An interrupted build leaves an invalid index.
 #[test]
-fn an_index_that_was_made_beforehand_is_taken_and_a_half_made_one_made_anew() {
+fn existing_index_is_kept_and_invalid_one_is_rebuilt() {
     let database = Database::migrated();
     let oid = "select 'conversation_threads_newest'::regclass::oid";
     let before = database.sql(oid);
@@ -272,9 +272,9 @@ fn an_index_that_was_made_beforehand_is_taken_and_a_half_made_one_made_anew() {
     assert_eq!(database.sql(valid), "t");
 }
 
-/// Plain PostgreSQL has none of Supabase's roles. Roles are the cluster's, so the files are made to look for others.
+/// Plain PostgreSQL has no Supabase roles. All databases of the cluster share roles, so the test renames them in the files.
 #[test]
-fn a_database_without_the_roles_of_supabase_is_taken() {
+fn database_without_supabase_roles_is_accepted() {
     let database = Database::new();
     for file in crate::stack::migrations("migrations") {
         let sql = std::fs::read_to_string(file).unwrap();
@@ -283,15 +283,14 @@ fn a_database_without_the_roles_of_supabase_is_taken() {
             .fold(sql, |sql, role| sql.replace(&format!("'{role}'"), &format!("'no_{role}'")));
         database.try_sql(&sql).unwrap();
     }
-    let policies =
-        "select count(*) from pg_policies where tablename in ('conversation_threads', 'threadkeep_deleted')";
+    let policies = "select count(*) from pg_policies where tablename in ('conversation_threads', 'threadkeep_tombstones')";
     assert_eq!(database.sql(policies), "0");
-    assert_eq!(database.sql("select threadkeep_probe() ->> 'schema'"), "2");
+    assert_eq!(database.sql("select threadkeep_probe() ->> 'revision'"), "2");
 }
 
-/// Old versions stay as they are, and rows get what they lack.
+/// The upgrade keeps old versions and fills missing columns.
 #[test]
-fn rows_of_the_first_building_keep_their_versions() {
+fn upgrade_from_first_building_keeps_versions_of_rows() {
     let database = Database::new();
     database.apply(FIRST_BUILDING).unwrap();
     database.sql(
@@ -306,14 +305,14 @@ fn rows_of_the_first_building_keep_their_versions() {
     assert!(database.schema() == Database::migrated().schema());
 }
 
-/// Functions of every file answer with the same revision, the probe included.
+/// All functions, including the probe, return the same revision.
 #[test]
-fn every_function_carries_the_revision() {
+fn every_function_returns_the_revision() {
     let database = Database::migrated();
     let answers = database.sql(
-        "select threadkeep_probe() ->> 'schema'; select threadkeep_load('[]') ->> 'schema'; select threadkeep_apply('[]') ->> 'schema';
-         select threadkeep_recent('{\"most\": 0}') ->> 'schema'; select threadkeep_touch('[]') ->> 'schema';
-         select threadkeep_purge(0) ->> 'schema'",
+        "select threadkeep_probe() ->> 'revision'; select threadkeep_load('[]') ->> 'revision'; select threadkeep_apply('[]') ->> 'revision';
+         select threadkeep_list('{\"limit\": 0}') ->> 'revision'; select threadkeep_touch('[]') ->> 'revision';
+         select threadkeep_purge(0) ->> 'revision'",
     );
     assert_eq!(answers, ["2"; 6].join("\n"));
     assert_eq!(database.sql("select attcompression from pg_attribute where attrelid = 'conversation_threads'::regclass and attname = 'conversation_data'"), "l");

@@ -1,4 +1,4 @@
-//! `supabase db push` and `supabase db lint`.
+//! Tests `supabase db push` and `supabase db lint`.
 
 use crate::advisors::advice;
 use crate::database::{Database, Project, names};
@@ -12,7 +12,7 @@ const FIVE: [&str; 5] = [
     "idx_conversation_threads_expires_at",
 ];
 
-/// Pushes, also a second time and as if nothing had been pushed, lints, and compares with what psql makes of an empty database.
+/// Pushes, lints, and compares the schema with that of psql on an empty database. Pushes again with and without history.
 fn check(project: &Project, database: &Database) {
     let pushed = project.push(database).unwrap_or_else(|said| panic!("{said}"));
     let last = names().pop().unwrap();
@@ -37,14 +37,14 @@ fn check(project: &Project, database: &Database) {
 }
 
 #[test]
-fn an_empty_project() {
+fn empty_project_is_migrated() {
     let (project, database) = (Project::new(), Database::new());
     check(project.copy("migrations"), &database);
 }
 
-/// Its own migrations are newer than the first file.
+/// The project has a migration older and one newer than the library's files.
 #[test]
-fn a_project_with_history() {
+fn project_with_history_is_migrated() {
     let (project, database) = (Project::new(), Database::new());
     let ours = "create table daemons (name text); alter table daemons enable row level security; drop table daemons;";
     for name in ["20200101000000_early.sql", "20991231000000_late.sql"] {
@@ -54,9 +54,9 @@ fn a_project_with_history() {
     check(project.copy("migrations"), &database);
 }
 
-/// Projects from before 2026 grant every new table and function to everybody.
+/// Projects from before 2026 grant each new table and function to all roles.
 #[test]
-fn a_project_that_grants_everything() {
+fn project_that_grants_everything_is_closed() {
     let (project, database) = (Project::new(), Database::new());
     let everything = "alter default privileges for role postgres in schema public
                       grant all on OBJECTS to anon, authenticated, service_role";
@@ -69,7 +69,7 @@ fn a_project_that_grants_everything() {
 }
 
 #[test]
-fn the_planned_table_made_by_hand() {
+fn planned_table_made_by_hand_is_migrated() {
     let (project, database) = (Project::new(), Database::new());
     database.try_sql(PLANNED).unwrap();
     assert_eq!(database.indexes().len(), 5, "its own, of which two are redundant");
@@ -78,9 +78,9 @@ fn the_planned_table_made_by_hand() {
     assert_eq!(row, "before|[1]|t");
 }
 
-/// The files of the first building are gone from the folder, which the CLI wants to be told.
+/// The CLI requires a repair of its history, because the files of the first building are gone.
 #[test]
-fn a_project_of_the_first_building() {
+fn project_of_first_building_is_upgraded() {
     let (project, database) = (Project::new(), Database::new());
     project.copy(FIRST_BUILDING);
     project.push(&database).unwrap();
@@ -99,9 +99,9 @@ fn a_project_of_the_first_building() {
     assert_eq!(database.sql(row), "[1]|t|t");
 }
 
-/// The sentence of a migration that refuses a table reaches whoever pushes.
+/// The output of `push` contains the error message of the migration.
 #[test]
-fn a_table_that_is_not_as_planned_is_named() {
+fn push_to_unplanned_table_names_the_column() {
     let (project, database) = (Project::new(), Database::new());
     database
         .try_sql(&PLANNED.replace("user_id text,", "user_id uuid,").replace("'somebody'", "null"))

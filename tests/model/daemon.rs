@@ -1,4 +1,4 @@
-//! One handle through its lives: it works, is shut down or crashes, and is opened again on the same file.
+//! One handle through its lives. A life ends by shutdown or crash, and the next life opens the same file.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub struct Daemon {
     file: PathBuf,
     seat: watch::Sender<Seat>,
     lives: std::sync::atomic::AtomicU32,
-    /// Whether a life began while its clock was wrong and could not be put right.
+    /// True if a life began with a wrong clock before the first clock sync.
     began_blind: AtomicBool,
 }
 
@@ -30,16 +30,16 @@ pub struct Daemon {
 enum Seat {
     Empty,
     Taken(Life),
-    /// The cache could not be opened, for this reason.
+    /// Opening the cache failed with this message.
     Broken(String),
 }
 
-/// A cache while it is open.
+/// An open cache.
 #[derive(Debug, Clone)]
 struct Life {
     cache: Cache,
     number: u32,
-    /// Told to those who work with it when it crashes.
+    /// Turns true when the cache crashes, so that running operations stop.
     over: watch::Sender<bool>,
 }
 
@@ -65,12 +65,12 @@ impl Daemon {
         daemon
     }
 
-    /// Opens the cache. A key that is denied at the first contact fails that, so it is tried again.
+    /// Opens the cache. Retries while the store rejects the key at the first contact.
     async fn open(&self) {
         let cache = loop {
             match self.try_open().await {
                 Ok(cache) => break cache,
-                Err(e) if e.kind() == ErrorKind::Denied => {
+                Err(e) if e.kind() == ErrorKind::Unauthorized => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 Err(e) => {
@@ -90,17 +90,17 @@ impl Daemon {
         let builder = self.world.builder(self.index, self.settings.skews[self.index]).await?;
         let builder = builder
             .fresh_for(self.settings.fresh_for)
-            .patience(self.settings.patience)
-            .cache_bytes(self.settings.cache_bytes)
-            .upkeep_every(Duration::from_millis(500));
+            .soft_timeout(self.settings.patience)
+            .cache_max_bytes(self.settings.cache_bytes)
+            .maintenance_interval(Duration::from_millis(500));
         queue::with_queue(builder, &self.file, &self.settings).open().await
     }
 
-    /// Ends this life, by a shutdown that may take so long or by a crash, and begins the next.
+    /// Ends this life and begins the next. `shutdown` limits the shutdown; `None` means a crash.
     pub async fn restart(&self, shutdown: Option<Duration>) {
         let Seat::Taken(life) = self.seat.send_replace(Seat::Empty) else { return };
         if let Some(deadline) = shutdown {
-            let _ = life.cache.shutdown(deadline).await.unwrap();
+            life.cache.shutdown(deadline).await.unwrap();
         }
         life.over.send_replace(true);
         let reboots = life.number % 2 == 0;
@@ -111,7 +111,7 @@ impl Daemon {
         self.open().await;
     }
 
-    /// Waits for all that is under way, and ends.
+    /// Shuts the cache down and asserts that no operation is unfinished.
     pub async fn shut_down(&self) {
         if let Seat::Taken(life) = self.seat.send_replace(Seat::Empty) {
             let left = life.cache.shutdown(Duration::from_secs(20)).await.unwrap();
@@ -123,10 +123,10 @@ impl Daemon {
         self.began_blind.load(SeqCst)
     }
 
-    /// The cache, where it is open.
+    /// Returns the cache if it is open.
     ///
     /// # Errors
-    /// Why it could not be opened.
+    /// The message of the failed opening.
     pub fn cache(&self) -> Result<Option<Cache>, String> {
         match &*self.seat.borrow() {
             Seat::Taken(life) => Ok(Some(life.cache.clone())),
@@ -135,7 +135,7 @@ impl Daemon {
         }
     }
 
-    /// Does one thing and writes it down.
+    /// Runs one step and records the operation in the history.
     pub async fn step(&self, step: &Step) {
         let seat = self
             .seat
@@ -145,7 +145,7 @@ impl Daemon {
             .map(|seat| seat.clone());
         let Ok(Seat::Taken(Life { cache, number, over })) = seat else { return };
         let mut over = over.subscribe();
-        let mut pending = Pending::begin(self, &cache, number, step);
+        let mut pending = RunningOp::begin(self, &cache, number, step);
         let given_up = async {
             match step.gives_up_after {
                 Some(span) => tokio::time::sleep(span).await,
@@ -160,14 +160,14 @@ impl Daemon {
     }
 }
 
-/// An operation that has begun. One that is dropped before its end is a write of unknown outcome.
-struct Pending<'a> {
+/// A running operation. A write that is dropped before its end has an unknown outcome.
+struct RunningOp<'a> {
     daemon: &'a Daemon,
     cache: Cache,
     op: Option<Op>,
 }
 
-impl<'a> Pending<'a> {
+impl<'a> RunningOp<'a> {
     fn begin(daemon: &'a Daemon, cache: &Cache, life: u32, step: &Step) -> Self {
         let write = |what| {
             let ttl_ms = i64::try_from(step.ttl.as_millis()).unwrap();
@@ -219,7 +219,7 @@ impl<'a> Pending<'a> {
     }
 }
 
-impl Drop for Pending<'_> {
+impl Drop for RunningOp<'_> {
     fn drop(&mut self) {
         match self.op.as_ref().map(|op| op.act.clone()) {
             Some(act @ Act::Write(_)) => self.finish(act, None),
@@ -239,7 +239,7 @@ async fn read(cache: &Cache, key: &str) -> Result<Reading, ErrorKind> {
     }
 }
 
-async fn carry_out(cache: &Cache, key: &str, step: &Step, write: &Write) -> Result<threadkeep::Durability> {
+async fn carry_out(cache: &Cache, key: &str, step: &Step, write: &Write) -> Result<threadkeep::WriteOutcome> {
     let (id, pad) = (write.id, "x".repeat(step.pad));
     match write.what {
         What::Put => cache.put(key, &Document { ids: vec![id], pad }).ttl(step.ttl).await,
@@ -259,7 +259,7 @@ async fn carry_out(cache: &Cache, key: &str, step: &Step, write: &Write) -> Resu
     }
 }
 
-fn outcome(result: Result<threadkeep::Durability>) -> Outcome {
+fn outcome(result: Result<threadkeep::WriteOutcome>) -> Outcome {
     match result {
         Ok(durability) => queue::outcome(durability),
         Err(e) if e.outcome_unknown() => Outcome::Unknown,

@@ -1,4 +1,4 @@
-//! What happened in a world, as its callers saw it: all that the oracle is given.
+//! The history of a world as its callers saw it. The oracle gets nothing else.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard};
@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use threadkeep::ErrorKind;
 
-/// What is stored under every key: the ids of the writes that made it. A register has one, a log one for each append.
+/// The stored document: the ids of the writes that made it. A register has one id, a log one id for each append.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Document {
     pub ids: Vec<u64>,
@@ -16,7 +16,7 @@ pub struct Document {
     pub pad: String,
 }
 
-/// A point in time: its place among all others, and milliseconds since the world began.
+/// A point in time: its rank among all moments, and the milliseconds since the world began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     pub tick: u64,
@@ -27,13 +27,13 @@ pub struct Moment {
 #[derive(Debug, Clone)]
 pub struct Op {
     pub handle: usize,
-    /// How often the handle had been restarted.
+    /// The number of restarts of the handle before this operation.
     pub life: u32,
     pub key: usize,
     pub begin: Moment,
-    /// `None` where the caller gave up waiting.
+    /// `None` if the caller gave up waiting.
     pub end: Option<Moment>,
-    /// How far the handle's clock was off, in milliseconds.
+    /// The error of the handle's clock in milliseconds.
     pub off_ms: i64,
     pub act: Act,
 }
@@ -56,7 +56,7 @@ pub struct Write {
 pub enum What {
     Put,
     Remove,
-    /// An update of a register: whatever was there becomes this.
+    /// An update of a register. It replaces the document.
     Replace,
     /// An update of a log.
     Append,
@@ -67,20 +67,20 @@ pub enum Outcome {
     Stored,
     Superseded,
     Queued,
-    /// A definite error: it must have changed nothing.
+    /// A definite error: the write must have changed nothing.
     Failed(ErrorKind),
-    /// The error says that the outcome is unknown, or nobody waited for the answer.
+    /// The error says that the outcome is unknown, or the caller gave up waiting.
     Unknown,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
-    /// The ids in the document, `None` where there is none.
+    /// The ids in the document; `None` if the document is absent.
     pub seen: Option<Vec<u64>>,
     pub claim: Claim,
 }
 
-/// What a reading says of itself.
+/// The freshness that a reading reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
     Fresh,
@@ -89,16 +89,16 @@ pub enum Claim {
     Absent,
 }
 
-/// A dead letter that a handle had in the end.
+/// A dead letter that a handle holds at the end.
 #[derive(Debug, Clone)]
 pub struct Dead {
     pub handle: usize,
     pub key: usize,
-    /// Nothing for a deletion.
+    /// Empty for a tombstone.
     pub ids: Vec<u64>,
 }
 
-/// What the source of truth held in the end.
+/// The document in the store at the end.
 #[derive(Debug, Clone)]
 pub struct Final {
     pub key: usize,

@@ -1,4 +1,4 @@
-//! Random schedules of puts, removes, updates and gets by two handles that share a source of truth, under outages,
+//! Random schedules of puts, removes, updates and gets by two handles that share a store, under outages,
 //! restarts, evictions and clocks that are wrong; a model of what was acknowledged judges what they saw and what is left.
 //!
 //! A seed decides what is done and what goes wrong; which call overtakes which is up to real time, so a seed that failed
@@ -8,7 +8,6 @@
 //! MODEL_SEED=… MODEL_REPEAT=20 cargo test --all-features --test model -- --nocapture no_schedule
 //! MODEL_OPERATIONS=1000000 cargo test --release --all-features --test model -- --nocapture no_schedule
 //! ```
-#![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 #[macro_use]

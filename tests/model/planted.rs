@@ -1,4 +1,4 @@
-//! Bugs that the oracle has to notice, planted into the way between a cache and the source of truth.
+//! Bugs that the oracle has to notice, planted into the way between a cache and the store.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use threadkeep::{
-    Applied, Breaker, Clock, Error, ErrorKind, Key, Loaded, Page, Recent, Record, Result, Store, Version,
-    Want, Write,
+use threadkeep::store::{
+    Applied, Breaker, Clock, ListPage, ListRequest, LoadRequest, Loaded, Record, Store, Write,
 };
+use threadkeep::{Error, ErrorKind, Key, Result, Version};
 
 /// What is wrong, and which promise of DESIGN (section 2) it breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,7 @@ impl<S: Store> Planted<S> {
         self.calls.fetch_add(1, SeqCst) % period == period - 1
     }
 
-    fn loaded(&self, want: &Want, loaded: Loaded) -> Loaded {
+    fn loaded(&self, want: &LoadRequest, loaded: Loaded) -> Loaded {
         let [last, before] = self.past.lock().unwrap().get(&want.key).cloned().unwrap_or_default();
         let with_value = |record: &Arc<Record>| record.value.is_some();
         match (self.bug, loaded) {
@@ -109,7 +109,7 @@ impl<S: Store> Planted<S> {
         let mut write = write.clone();
         match self.bug {
             Some(Bug::ForgetsSomeWrites) if self.now_and_then(15) => return Ok(Applied::Stored),
-            Some(Bug::DoesNotCompare) => write.expect = None,
+            Some(Bug::DoesNotCompare) => write.if_version = None,
             Some(Bug::ExpiresLate) => self.move_expiry(&mut write, |at, span| at.plus(span)),
             Some(Bug::ExpiresEarly) => self.move_expiry(&mut write, |at, span| at.minus(span)),
             _ => {}
@@ -118,13 +118,13 @@ impl<S: Store> Planted<S> {
         match (self.bug, applied) {
             (Some(Bug::LetsLateWritesWin), Applied::Superseded(held)) => {
                 self.clock().observe(held);
-                self.one(&self.stamped_anew(&write)).await
+                self.one(&self.with_version(&write)).await
             }
-            (Some(Bug::DoesNotKnowItsOwnWrites), Applied::Stored) if write.again => {
+            (Some(Bug::DoesNotKnowItsOwnWrites), Applied::Stored) if write.is_retry => {
                 Ok(Applied::Conflict(write.record.version))
             }
             (Some(Bug::StoresWhatItRefuses), Applied::Stored) if self.now_and_then(40) => {
-                Err(Error::new(ErrorKind::Busy, "planted: it is busy"))
+                Err(Error::new(ErrorKind::Overloaded, "planted: it is busy"))
             }
             (_, applied) => Ok(applied),
         }
@@ -140,15 +140,17 @@ impl<S: Store> Planted<S> {
         Ok(applied)
     }
 
-    fn stamped_anew(&self, write: &Write) -> Write {
-        let version: Version = self.clock().stamp().version;
-        Write { record: Arc::new(Record { version, ..Record::clone(&write.record) }), ..write.clone() }
+    fn with_version(&self, write: &Write) -> Write {
+        let version: Version = self.clock().issue_version();
+        let mut write = write.clone();
+        write.record = Arc::new(Record { version, ..Record::clone(&write.record) });
+        write
     }
 
     fn move_expiry(
         &self,
         write: &mut Write,
-        by: impl Fn(threadkeep::Timestamp, Duration) -> threadkeep::Timestamp,
+        by: impl Fn(threadkeep::store::Timestamp, Duration) -> threadkeep::store::Timestamp,
     ) {
         let is_brief = write.record.expires_at < self.clock().now().plus(Duration::from_secs(60));
         if is_brief && write.record.value.is_some() {
@@ -166,7 +168,7 @@ impl<S: Store> Store for Planted<S> {
     fn breaker(&self) -> Option<&Breaker> {
         self.store.breaker()
     }
-    async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
+    async fn load(&self, wants: &[LoadRequest]) -> Result<Vec<Loaded>> {
         match self.store.load(wants).await {
             Ok(all) => Ok(wants.iter().zip(all).map(|(want, one)| self.loaded(want, one)).collect()),
             Err(e) if e.is_outage() && self.bug == Some(Bug::CallsAnOutageAbsence) => {
@@ -185,8 +187,8 @@ impl<S: Store> Store for Planted<S> {
         }
         Ok(all)
     }
-    async fn recent(&self, page: &Page) -> Result<Recent> {
-        self.store.recent(page).await
+    async fn list(&self, page: &ListRequest) -> Result<ListPage> {
+        self.store.list(page).await
     }
     async fn touch(&self, keys: &[Key]) -> Result<()> {
         self.store.touch(keys).await

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use threadkeep::{Builder, Cache, Durability, Found, Freshness};
+use threadkeep::{Builder, Cache, Conversation, Freshness, WriteOutcome};
 
 use crate::history::{Claim, Outcome};
 use crate::plan::Settings;
@@ -15,14 +15,14 @@ pub struct Letter {
 }
 
 pub fn with_queue(builder: Builder, path: &Path, settings: &Settings) -> Builder {
-    builder.queue(path).queue_bytes(settings.queue_bytes).replica_bytes(settings.replica_bytes)
+    builder.queue(path).queue_max_bytes(settings.queue_bytes).replica_max_bytes(settings.replica_bytes)
 }
 
 /// As when the machine is booted: what was known of the clock counts no more.
 pub fn forget_the_clock(path: &Path) {
     let file = rusqlite::Connection::open(path).unwrap();
     file.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
-    file.execute("delete from about where name = 'anchor'", []).unwrap();
+    file.execute("delete from meta where name = 'clock_checkpoint'", []).unwrap();
 }
 
 pub fn is_queue_empty(cache: &Cache) -> bool {
@@ -38,16 +38,16 @@ pub async fn dead_letters(cache: &Cache) -> Vec<Letter> {
     all.into_iter().map(letter).collect()
 }
 
-pub fn outcome(durability: Durability) -> Outcome {
+pub fn outcome(durability: WriteOutcome) -> Outcome {
     match durability {
-        Durability::Stored => Outcome::Stored,
-        Durability::Superseded => Outcome::Superseded,
-        Durability::Queued => Outcome::Queued,
+        WriteOutcome::Stored => Outcome::Stored,
+        WriteOutcome::Superseded => Outcome::Superseded,
+        WriteOutcome::Queued => Outcome::Queued,
         other => panic!("unknown to the model: {other:?}"),
     }
 }
 
-pub fn claim(found: &Found) -> Claim {
+pub fn claim(found: &Conversation) -> Claim {
     match found.freshness() {
         Freshness::Fresh => Claim::Fresh,
         Freshness::Stale { .. } => Claim::Stale,

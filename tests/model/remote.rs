@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use threadkeep::{
-    Applied, Breaker, Clock, Key, Loaded, Memory, Page, Recent, Result, Store, Timestamp, Want, Write,
+use threadkeep::store::{
+    Applied, Breaker, Clock, ListPage, ListRequest, LoadRequest, Loaded, Memory, Store, Timestamp, Write,
 };
+use threadkeep::{Key, Result};
 
 tokio::task_local! {
-    /// What the clock of the source of truth showed when it carried out the present call.
+    /// What the clock of the store showed when it carried out the present call.
     static SHOWN: Cell<Timestamp>;
 }
 
@@ -31,14 +32,14 @@ impl Store for Shared {
     fn clock(&self) -> &Arc<Clock> {
         self.0.clock()
     }
-    async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
+    async fn load(&self, wants: &[LoadRequest]) -> Result<Vec<Loaded>> {
         self.call(self.0.load(wants)).await
     }
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
         self.call(self.0.apply(writes)).await
     }
-    async fn recent(&self, page: &Page) -> Result<Recent> {
-        self.call(self.0.recent(page)).await
+    async fn list(&self, page: &ListRequest) -> Result<ListPage> {
+        self.call(self.0.list(page)).await
     }
     async fn touch(&self, keys: &[Key]) -> Result<()> {
         self.call(self.0.touch(keys)).await
@@ -57,9 +58,9 @@ pub struct Journal(Arc<Mutex<Vec<(Key, String)>>>);
 
 impl Journal {
     fn note(&self, handle: usize, write: &Write, verdict: &str) {
-        let Write { record, expect, again } = write;
-        let over = expect.map_or_else(String::new, |version| format!(" over {version}"));
-        let again = if *again { " again" } else { "" };
+        let Write { record, if_version, is_retry, .. } = write;
+        let over = if_version.map_or_else(String::new, |version| format!(" over {version}"));
+        let again = if *is_retry { " again" } else { "" };
         let value = record.value.as_ref().map_or("nothing", |json| json.as_str());
         let line = format!("handle {handle} wrote {}{over}{again}: {value:.80} → {verdict}", record.version);
         self.0.lock().unwrap().push((record.key.clone(), line));
@@ -143,7 +144,7 @@ impl<S: Store> Store for Remote<S> {
     fn breaker(&self) -> Option<&Breaker> {
         self.store.breaker()
     }
-    async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
+    async fn load(&self, wants: &[LoadRequest]) -> Result<Vec<Loaded>> {
         self.call(self.store.load(wants)).await
     }
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
@@ -154,8 +155,8 @@ impl<S: Store> Store for Remote<S> {
         }
         applied
     }
-    async fn recent(&self, page: &Page) -> Result<Recent> {
-        self.call(self.store.recent(page)).await
+    async fn list(&self, page: &ListRequest) -> Result<ListPage> {
+        self.call(self.store.list(page)).await
     }
     async fn touch(&self, keys: &[Key]) -> Result<()> {
         self.call(self.store.touch(keys)).await

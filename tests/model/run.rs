@@ -31,7 +31,7 @@ pub async fn run(plan: &Plan, world: Arc<dyn World>) -> Result<History, String> 
     work(plan, &daemons).await;
     episodes.abort();
     episodes.await.ok();
-    heal(&daemons, &*world).await?;
+    clear(&daemons, &*world).await?;
     let dead = letters(&daemons, &*world).await?;
     look(&daemons).await;
     for daemon in &*daemons {
@@ -86,14 +86,14 @@ async fn go_wrong(
                 tokio::spawn(async move { daemons[restart.handle].restart(restart.shutdown).await });
             tokio::time::sleep_until(ends).await;
             for handle in &episode.whom {
-                world.heal(*handle).await;
+                world.clear(*handle).await;
             }
             restarted.await.unwrap();
         } else {
             tokio::time::sleep_until(ends).await;
         }
         for handle in &episode.whom {
-            world.heal(*handle).await;
+            world.clear(*handle).await;
         }
         recorder.note(format!("handles {:?}: healed", episode.whom));
     }
@@ -101,9 +101,9 @@ async fn go_wrong(
 
 /// Ends all faults and waits until nothing is queued; restarts both handles, so that abandoned work is done, and waits
 /// again.
-async fn heal(daemons: &[Daemon], world: &dyn World) -> Result<(), String> {
+async fn clear(daemons: &[Daemon], world: &dyn World) -> Result<(), String> {
     for (handle, daemon) in daemons.iter().enumerate() {
-        world.heal(handle).await;
+        world.clear(handle).await;
         // A restart may be under way.
         wait_for(daemon, "it is open", |_| true).await?;
         wait_for(daemon, "its queue is empty", queue::is_queue_empty).await?;
@@ -129,7 +129,7 @@ async fn wait_for(
     Ok(())
 }
 
-/// Each handle reads each thread once more, from the source of truth.
+/// Each handle reads each thread once more, from the store.
 async fn look(daemons: &[Daemon]) {
     let pause = Duration::ZERO;
     for daemon in daemons {

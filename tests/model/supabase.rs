@@ -1,11 +1,11 @@
-//! Real PostgreSQL behind a PostgREST-compatible server, and for each handle a gateway that can fail.
+//! Real PostgreSQL behind a PostgREST-compatible server, with a faulty gateway for each handle.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use threadkeep::{Builder, Cache, Result, State};
+use threadkeep::{BreakerState, Builder, Cache, Result};
 
 use crate::plan::{HANDLES, Trouble};
 use crate::stack::{Fault, Gateway, Server, Stack};
@@ -17,7 +17,7 @@ pub struct Database {
     stack: &'static Stack,
     sql: tokio_postgres::Client,
     lines: [Line; HANDLES],
-    /// Sets the threads of this world apart.
+    /// Distinguishes the conversations of this world from those of other worlds.
     world: u64,
     is_skewed: bool,
 }
@@ -25,7 +25,7 @@ pub struct Database {
 struct Line {
     gateway: Gateway,
     skew_ms: i64,
-    /// Whether the present life has had an answer.
+    /// True if the present life has got an answer from the store.
     was_told: AtomicBool,
 }
 
@@ -58,23 +58,23 @@ impl World for Database {
         let gateway = &self.lines[handle].gateway;
         match trouble {
             Trouble::Refuse => gateway.refuse().await,
-            Trouble::LoseAnswers => gateway.always(Fault::LoseAnswer),
+            Trouble::LoseAnswers => gateway.always(Fault::DropResponse),
             Trouble::Deny => gateway.always(Fault::json_error(401, "PGRST301")),
             Trouble::Slow(span) => gateway.always(Fault::Slow(span)),
             Trouble::SlowAnswers(_) => gateway.always(Fault::HangAfter),
             Trouble::Hang => gateway.always(Fault::Hang),
             Trouble::Flaky(rate) => gateway.rule(move |_| match fastrand::f64() < rate {
-                true => [Fault::Reset, Fault::LoseAnswer, Fault::Truncate][fastrand::usize(..3)].clone(),
+                true => [Fault::Reset, Fault::DropResponse, Fault::Truncate][fastrand::usize(..3)].clone(),
                 false => Fault::Pass,
             }),
-            Trouble::Blips(count) => gateway.script(std::iter::repeat_n(Fault::LoseAnswer, count)),
+            Trouble::Blips(count) => gateway.script(std::iter::repeat_n(Fault::DropResponse, count)),
             Trouble::Other(number) => gateway.always(other(number)),
         }
     }
 
-    async fn heal(&self, handle: usize) {
+    async fn clear(&self, handle: usize) {
         let gateway = &self.lines[handle].gateway;
-        gateway.heal();
+        gateway.clear();
         gateway.accept().await;
     }
 
@@ -90,14 +90,14 @@ impl World for Database {
 
     fn off_ms(&self, handle: usize, cache: &Cache) -> i64 {
         let line = &self.lines[handle];
-        if !line.was_told.load(SeqCst) && cache.health().breaker == Some(State::Closed) {
+        if !line.was_told.load(SeqCst) && cache.health().breaker == Some(BreakerState::Closed) {
             line.was_told.store(true, SeqCst);
         }
         if line.was_told.load(SeqCst) { 0 } else { line.skew_ms.abs() }
     }
 
     fn worst_ms(&self) -> i64 {
-        // A clock that was wrong is put right to one round trip.
+        // Clock sync corrects a wrong clock to within one round trip.
         if self.is_skewed { 300 } else { 5 }
     }
 }

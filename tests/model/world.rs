@@ -1,4 +1,4 @@
-//! Where records live in a world, what can happen on the way there, and what really is there.
+//! A world: the store, the faults between store and handles, and direct access to the stored records.
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
@@ -6,53 +6,54 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use threadkeep::testing::{Fault, Faults, Faulty};
-use threadkeep::{Batched, Builder, Cache, ErrorKind, Guard, Loaded, Memory, Result, Store};
+use threadkeep::store::{BatchingStore, Loaded, Memory, ResilientStore, Store};
+use threadkeep::testing::{Fault, FaultStore, Faults};
+use threadkeep::{Builder, Cache, ErrorKind, Result};
 
 use crate::plan::{HANDLES, Trouble};
 use crate::planted::{Bug, Planted};
 use crate::remote::{Journal, Meter, Remote, Shared};
 
-/// How long one call may take. Troubles are longer and shorter than this.
+/// The deadline of one store call. Some faults are longer, others shorter.
 const DEADLINE: Duration = Duration::from_millis(200);
 
 #[async_trait]
 pub trait World: Debug + Send + Sync {
-    /// A daemon's way to the source of truth, by a clock that starts this much off. Made anew for each life.
+    /// Returns a builder whose clock starts `skew_ms` off. Each life gets its own.
     async fn builder(&self, handle: usize, skew_ms: i64) -> Result<Builder>;
 
-    /// From now on, this happens to the handle's calls.
+    /// Applies this fault to the following calls of the handle.
     async fn trouble(&self, handle: usize, trouble: Trouble);
 
-    /// Nothing happens any more.
-    async fn heal(&self, handle: usize);
+    /// Ends all faults of the handle.
+    async fn clear(&self, handle: usize);
 
-    /// The id of a thread.
+    /// Returns the thread id of a key.
     fn name(&self, key: usize) -> String {
         format!("thread {key}")
     }
 
-    /// The document that the source of truth has, asked for directly.
+    /// Loads the document from the store directly, without faults.
     async fn truth(&self, key: &str) -> Option<String>;
 
-    /// How far the clock of a handle and its cache may be off at this moment.
+    /// Returns the largest possible error of the handle's clock now.
     fn off_ms(&self, handle: usize, cache: &Cache) -> i64;
 
-    /// How far a clock that has had an answer was off at worst.
+    /// Returns the largest error of a clock after its clock sync.
     fn worst_ms(&self) -> i64;
 
-    /// What the handles heard of their writes to a thread, where that is known.
+    /// Returns the answers that the handles got for their writes, if the world records them.
     fn journal(&self, _key: &str) -> String {
         String::new()
     }
 
-    /// What is wrong with the calls that were made, if anything.
+    /// Returns a description of the first invalid call, if any.
     fn complaint(&self) -> Option<String> {
         None
     }
 }
 
-/// One store in memory, and for each handle a line to it that can be cut.
+/// One store in memory, with a faulty connection for each handle.
 #[derive(Debug)]
 pub struct InMemory {
     truth: Arc<Memory>,
@@ -64,7 +65,7 @@ pub struct InMemory {
 
 #[derive(Debug, Default)]
 struct Line {
-    /// Those of each life, the present one last: what hung in an earlier one is let go, too.
+    /// The faults of each life, the present life last. `clear` also releases the hung calls of earlier lives.
     faults: Mutex<Vec<Faults>>,
     trouble: Mutex<Option<Trouble>>,
     meter: Mutex<Option<Meter>>,
@@ -87,7 +88,7 @@ impl World for InMemory {
     async fn builder(&self, handle: usize, skew_ms: i64) -> Result<Builder> {
         let line = &self.lines[handle];
         let store = Planted::below(self.bug, Shared(Arc::clone(&self.truth)));
-        let faulty = Faulty::new(store);
+        let faulty = FaultStore::new(store);
         let faults = faulty.faults();
         if let Some(trouble) = *line.trouble.lock().unwrap() {
             apply(&faults, trouble);
@@ -98,9 +99,9 @@ impl World for InMemory {
             Remote::new(faulty, Arc::clone(self.truth.clock()), skew_ms, Arc::clone(&self.worst), corrects);
         *line.meter.lock().unwrap() = Some(remote.meter());
         let remote = remote.noting(handle, self.journal.clone());
-        let guard = Guard::new(remote, DEADLINE);
+        let guard = ResilientStore::new(remote, DEADLINE);
         guard.connect().await?;
-        Ok(Cache::builder().store(Batched::new(Planted::above(self.bug, guard))))
+        Ok(Cache::builder().store(BatchingStore::new(Planted::above(self.bug, guard))))
     }
 
     async fn trouble(&self, handle: usize, trouble: Trouble) {
@@ -109,10 +110,10 @@ impl World for InMemory {
         line.faults.lock().unwrap().last().iter().for_each(|faults| apply(faults, trouble));
     }
 
-    async fn heal(&self, handle: usize) {
+    async fn clear(&self, handle: usize) {
         let line = &self.lines[handle];
         *line.trouble.lock().unwrap() = None;
-        line.faults.lock().unwrap().iter().for_each(Faults::heal);
+        line.faults.lock().unwrap().iter().for_each(Faults::clear);
     }
 
     async fn truth(&self, key: &str) -> Option<String> {
@@ -136,7 +137,7 @@ impl World for InMemory {
     }
 
     fn complaint(&self) -> Option<String> {
-        let most = |line: &Line| line.faults.lock().unwrap().iter().map(|f| f.most_at_once("probe")).max();
+        let most = |line: &Line| line.faults.lock().unwrap().iter().map(|f| f.max_concurrent("probe")).max();
         let most = self.lines.iter().filter_map(most).max();
         most.filter(|most| *most > 1).map(|most| format!("{most} probes at once"))
     }
@@ -145,16 +146,16 @@ impl World for InMemory {
 fn apply(faults: &Faults, trouble: Trouble) {
     match trouble {
         Trouble::Refuse => faults.always(Fault::Refuse),
-        Trouble::LoseAnswers => faults.always(Fault::LoseAnswer),
-        Trouble::Deny => faults.always(Fault::Fail(ErrorKind::Denied)),
+        Trouble::LoseAnswers => faults.always(Fault::DropResponse),
+        Trouble::Deny => faults.always(Fault::Fail(ErrorKind::Unauthorized)),
         Trouble::Slow(span) => faults.always(Fault::Delay(span)),
-        Trouble::SlowAnswers(span) => faults.always(Fault::DelayAnswer(span)),
+        Trouble::SlowAnswers(span) => faults.always(Fault::DelayResponse(span)),
         Trouble::Hang => faults.always(Fault::Hang),
         Trouble::Flaky(rate) => faults.random(fastrand::u64(..), rate),
-        Trouble::Blips(count) => faults.script(std::iter::repeat_n(Fault::LoseAnswer, count)),
-        // What begins as one kind of outage may go on as another.
+        Trouble::Blips(count) => faults.script(std::iter::repeat_n(Fault::DropResponse, count)),
+        // One kind of outage may turn into another.
         Trouble::Other(number) => {
-            let kinds = [Fault::LoseAnswer, Fault::DelayAnswer(DEADLINE * 2), Fault::Delay(DEADLINE / 2)];
+            let kinds = [Fault::DropResponse, Fault::DelayResponse(DEADLINE * 2), Fault::Delay(DEADLINE / 2)];
             faults.script([kinds[number % 3], Fault::Pass, kinds[number / 3 % 3]]);
             faults.always(if number & 32 == 0 { Fault::Refuse } else { Fault::Hang });
         }

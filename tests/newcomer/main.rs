@@ -1,5 +1,6 @@
-//! What a newcomer does with the README: a new crate that depends on the project by its path builds and runs each snippet, and
-//! the daemon answers the README's request. All is taken from the README, so that neither can drift.
+//! Follows the README as a new user: a new crate builds and runs each snippet, and the daemon answers the request.
+//!
+//! The test takes all code from the README, so that the README cannot become wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 #[path = "../daemon/process.rs"]
@@ -15,7 +16,7 @@ use process::Daemon;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The README's blocks in this language.
+/// Returns the README's code blocks in this language.
 fn blocks(language: &str) -> Vec<String> {
     let readme = fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
     let fences = readme.split("\n```").skip(1).step_by(2);
@@ -24,7 +25,7 @@ fn blocks(language: &str) -> Vec<String> {
     fences.filter_map(block).filter(|(info, _)| is_in(info)).map(|(_, code)| code).collect()
 }
 
-/// A crate with the README's dependencies, and a program for each of its snippets.
+/// Creates a crate with the README's dependencies and a program for each snippet.
 fn new_crate(folder: &Path, snippets: &[String]) {
     let dependencies = blocks("toml").into_iter().find(|block| block.contains("[dependencies]"));
     let dependencies = dependencies.expect("the README says what to put into Cargo.toml");
@@ -33,7 +34,7 @@ fn new_crate(folder: &Path, snippets: &[String]) {
     let dependencies = dependencies.replace(path, &format!("path = {ROOT:?}"));
     let package = "[package]\nname = \"newcomer\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n";
     fs::write(folder.join("Cargo.toml"), format!("{package}{dependencies}\n[workspace]\n")).unwrap();
-    // The versions that are here already: the test needs no network.
+    // The lock file of this project avoids the network.
     fs::copy(Path::new(ROOT).join("Cargo.lock"), folder.join("Cargo.lock")).unwrap();
     fs::create_dir_all(folder.join("src/bin")).unwrap();
     for (at, snippet) in snippets.iter().enumerate() {
@@ -41,7 +42,7 @@ fn new_crate(folder: &Path, snippets: &[String]) {
     }
 }
 
-/// Where this test was built, so that nothing is built twice.
+/// Returns the target folder of this test, so that cargo builds no dependency twice.
 fn target() -> PathBuf {
     std::env::current_exe().unwrap().ancestors().nth(3).unwrap().to_owned()
 }
@@ -54,7 +55,7 @@ fn succeed(command: &mut Command) -> String {
 }
 
 #[test]
-fn a_new_crate_builds_and_runs_each_snippet() {
+fn readme_snippets_build_and_run() {
     let (folder, snippets) = (tempfile::tempdir().unwrap(), blocks("rust"));
     assert!(!snippets.is_empty());
     new_crate(folder.path(), &snippets);
@@ -64,13 +65,13 @@ fn a_new_crate_builds_and_runs_each_snippet() {
     for (at, snippet) in snippets.iter().enumerate() {
         let program = target().join(format!("debug/snippet_{at}"));
         let said = succeed(Command::new(program).current_dir(folder.path()).env_clear());
-        assert!(!said.is_empty(), "snippet {at} says nothing:\n{snippet}");
+        assert!(!said.is_empty(), "snippet {at} prints nothing:\n{snippet}");
     }
-    assert!(folder.path().join("threadkeep.db").exists(), "conversations are kept without any setting");
+    assert!(folder.path().join("threadkeep.db").exists(), "the default settings store conversations");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_daemon_answers_the_readmes_request() {
+async fn daemon_answers_the_readme_request() {
     let daemon = Daemon::start(&[]).await;
     let shell = blocks("sh");
     let block = shell.iter().find(|block| block.starts_with("curl ")).expect("a request by curl");

@@ -1,20 +1,21 @@
-//! The sums of the section "Capacity", measured.
+//! Measures the formulas of the section "Capacity".
 
 use std::path::Path;
 use std::time::Duration;
 
-use threadkeep::testing::{Fault, Faulty};
-use threadkeep::{Cache, ErrorKind, Guard, Memory};
+use threadkeep::store::{Memory, ResilientStore};
+use threadkeep::testing::{Fault, FaultStore};
+use threadkeep::{Cache, ErrorKind};
 
 const BOUND: usize = 32 << 20;
 const VALUE: usize = 1_000;
 const TASKS: usize = 64;
-/// What the process takes beside what it is bound to: code, stacks, SQLite's page caches.
-const ROOM: u64 = 50 << 20;
-/// The write-ahead log, at its largest.
-const LOG: u64 = 64 << 20;
+/// The memory of the process outside its limit: code, stacks, SQLite's page caches.
+const OVERHEAD: u64 = 50 << 20;
+/// The largest size of the write-ahead log.
+const MAX_LOG: u64 = 64 << 20;
 
-/// What of this process is in memory, in bytes.
+/// Returns the resident memory of this process in bytes.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -25,7 +26,7 @@ fn size(path: &Path) -> u64 {
     path.metadata().map_or(0, |file| file.len())
 }
 
-/// Puts threads, many at once, until there are so many or one is refused.
+/// Puts up to `most` conversations concurrently. Stops when the queue is full.
 async fn put_many(cache: &Cache, most: usize) {
     let task = |task: usize| {
         let (cache, value) = (cache.clone(), "x".repeat(VALUE));
@@ -44,38 +45,38 @@ async fn put_many(cache: &Cache, most: usize) {
     }
 }
 
-/// One after the other, since both look at the memory of the process; the queue first, so that it does not get what the other
-/// has given back.
+/// Runs both measurements in order, because both read the memory of the process. The queue runs first, so that it does
+/// not reuse memory that the other measurement has freed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_and_file_take_what_the_sums_say() {
+async fn capacity_formulas_hold() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     queue(dir.path()).await;
     memory(dir.path()).await;
 }
 
 async fn memory(dir: &Path) {
-    // What the queue's part has given back, the allocator may have kept.
+    // The allocator may have kept the memory of the queue's measurement.
     let before = resident();
-    let cache = Cache::builder().local(dir.join("local.db")).cache_bytes(BOUND).open().await.unwrap();
+    let cache = Cache::builder().local(dir.join("local.db")).cache_max_bytes(BOUND).open().await.unwrap();
     put_many(&cache, 2 * BOUND / VALUE).await;
     let (health, taken) = (cache.health(), resident().saturating_sub(before));
     println!(
         "memory: {} threads, {} bytes counted, {taken} more bytes resident",
-        health.threads, health.bytes
+        health.conversations, health.bytes
     );
     assert!(health.bytes <= BOUND as u64 + BOUND as u64 / 50);
-    assert!(taken <= BOUND as u64 * 3 / 2 + ROOM, "{taken} bytes");
-    let _ = cache.shutdown(Duration::from_secs(60)).await.unwrap();
+    assert!(taken <= BOUND as u64 * 3 / 2 + OVERHEAD, "{taken} bytes");
+    cache.shutdown(Duration::from_secs(60)).await.unwrap();
 }
 
 async fn queue(dir: &Path) {
-    let faulty = Faulty::new(Memory::new());
+    let faulty = FaultStore::new(Memory::new());
     let faults = faulty.faults();
     let path = dir.join("queue.db");
-    let builder = Cache::builder().store(Guard::new(faulty, Duration::from_millis(100)));
-    let cache = builder.queue(&path).queue_bytes(BOUND).cache_bytes(1 << 20).open().await.unwrap();
+    let builder = Cache::builder().store(ResilientStore::new(faulty, Duration::from_millis(100)));
+    let cache = builder.queue(&path).queue_max_bytes(BOUND).cache_max_bytes(1 << 20).open().await.unwrap();
     faults.always(Fault::Refuse);
-    // From the first half to the second, so that what all of them share does not count.
+    // The measurement starts with a part of the writes in the queue, so that shared memory does not count.
     put_many(&cache, BOUND / VALUE / 3).await;
     let (half, before) = (cache.health().queue.unwrap(), resident());
     put_many(&cache, usize::MAX / 2).await;
@@ -88,6 +89,6 @@ async fn queue(dir: &Path) {
     );
     assert!(queue.bytes <= BOUND as u64 && queue.bytes > BOUND as u64 - 10_000);
     assert!(file <= BOUND as u64 * 6 / 5, "{file} bytes");
-    assert!(log <= LOG + LOG / 4, "{log} bytes");
+    assert!(log <= MAX_LOG + MAX_LOG / 4, "{log} bytes");
     assert!(grown < 1_000, "{grown} bytes for each");
 }

@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Stands for whatever is put in at that place.
+/// Stands for the inserted values of a message.
 const ANYTHING: char = '…';
 
-/// The messages in the section "Log lines", each the first cell of a row.
+/// Returns the messages of the section "Log lines", from the first cell of each row.
 pub fn explained() -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("OPERATIONS.md");
     let text = std::fs::read_to_string(path).unwrap();
@@ -18,13 +18,13 @@ pub fn explained() -> Vec<String> {
     section.lines().filter_map(|line| message(line.strip_prefix("| ")?.split_once(" | ")?.0)).collect()
 }
 
-/// What stands in backticks: two on each side where the message has some itself.
+/// Returns the text in backticks. A message with backticks has two of them on each side.
 fn message(cell: &str) -> Option<String> {
     let fence = if cell.starts_with("``") { "``" } else { "`" };
     Some(cell.strip_prefix(fence)?.strip_suffix(fence)?.trim().to_owned())
 }
 
-/// Whether a message is this one, with anything where it says `…`.
+/// Tells whether a message matches a pattern, in which `…` stands for any text.
 pub fn is_like(text: &str, pattern: &str) -> bool {
     let mut rest = text;
     pattern.split(ANYTHING).all(|part| match rest.find(part) {
@@ -36,7 +36,7 @@ pub fn is_like(text: &str, pattern: &str) -> bool {
     })
 }
 
-/// Each warning and each error in a log, without what comes before the message.
+/// Returns each warning and error of a log from its message on.
 fn alarming(log: &str) -> impl Iterator<Item = &str> {
     let level = |line: &'_ str| {
         [" WARN ", "ERROR "].iter().find_map(|level| line.find(level).map(|at| at + level.len()))
@@ -44,14 +44,14 @@ fn alarming(log: &str) -> impl Iterator<Item = &str> {
     log.lines().filter_map(move |line| Some(&line[level(line)?..]))
 }
 
-/// The lines of a log that nothing explains.
+/// Returns the warnings and errors that OPERATIONS.md does not explain.
 pub fn unexplained(log: &str) -> Vec<String> {
     let explained = explained();
     let is_unexplained = |line: &&str| !explained.iter().any(|pattern| is_like(line, pattern));
     alarming(log).filter(is_unexplained).map(str::to_owned).collect()
 }
 
-/// How often each of them came.
+/// Counts the explained warnings and errors of a log.
 pub fn tally(log: &str) -> String {
     let explained = explained();
     let mut counts = BTreeMap::<&str, usize>::new();

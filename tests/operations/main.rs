@@ -1,4 +1,4 @@
-//! The operations page: it explains each error, each metric, each alert and each line of the log, and its sums hold.
+//! Tests OPERATIONS.md: it explains each error, metric, alert and log line, and its formulas hold.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod capacity;

@@ -1,4 +1,4 @@
-//! Prometheus' HTTP API.
+//! A client for the HTTP API of Prometheus.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-/// Longer than anything may take that a test waits for.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// The limit for each wait of a test.
+const MAX_WAIT: Duration = Duration::from_secs(180);
 
 pub struct Api {
     http: reqwest::Client,
@@ -23,7 +23,7 @@ impl Api {
         Self { http: reqwest::Client::builder().no_proxy().build().unwrap(), url }
     }
 
-    async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
+    async fn call(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
         let url = format!("{}/api/v1/{path}", self.url);
         let url = reqwest::Url::parse_with_params(&url, parameters).unwrap();
         let text = self.http.get(url).send().await.unwrap().text().await.unwrap();
@@ -32,51 +32,51 @@ impl Api {
         answer["data"].take()
     }
 
-    /// What an expression gives now: the labels of each series, and its value.
+    /// Evaluates an expression now. Returns the labels and the value of each series.
     pub async fn query(&self, expression: &str) -> Vec<(Value, f64)> {
-        let data = self.ask("query", &[("query", expression)]).await;
+        let data = self.call("query", &[("query", expression)]).await;
         let number = |value: &Value| value.as_str().unwrap().parse().unwrap();
-        let all = data["result"].as_array().unwrap().iter();
-        all.map(|one| (one["metric"].clone(), number(&one["value"][1]))).collect()
+        let series = data["result"].as_array().unwrap().iter();
+        series.map(|sample| (sample["metric"].clone(), number(&sample["value"][1]))).collect()
     }
 
-    /// The numbers that an expression gave from `start` until now.
+    /// Evaluates an expression from `start` until now. Returns the numbers of all series.
     pub async fn numbers(&self, expression: &str, start: f64) -> Vec<f64> {
         let (start, end) = (start.to_string(), now().to_string());
         let range = [("query", expression), ("start", &start), ("end", &end), ("step", "0.5")];
-        let data = self.ask("query_range", &range).await;
+        let data = self.call("query_range", &range).await;
         let series = data["result"].as_array().unwrap().iter();
-        let values = series.flat_map(|one| one["values"].as_array().unwrap());
+        let values = series.flat_map(|samples| samples["values"].as_array().unwrap());
         let numbers = values.map(|pair| pair[1].as_str().unwrap().parse::<f64>().unwrap());
         numbers.filter(|number| !number.is_nan()).collect()
     }
 
-    /// All rules that are loaded.
+    /// Returns all loaded rules.
     pub async fn rules(&self) -> Vec<Value> {
-        let data = self.ask("rules", &[]).await;
+        let data = self.call("rules", &[]).await;
         let groups = data["groups"].as_array().unwrap().iter();
         groups.flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
     }
 
-    /// The alerts that fire, or are about to, at this moment.
+    /// Returns the pending and the firing alerts.
     pub async fn alerts(&self) -> BTreeSet<String> {
-        let data = self.ask("alerts", &[]).await;
+        let data = self.call("alerts", &[]).await;
         let alerts = data["alerts"].as_array().unwrap().iter();
         alerts.map(|alert| alert["labels"]["alertname"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// The alerts that have fired since `start`.
+    /// Returns the alerts that fired since `start`.
     pub async fn fired(&self, start: f64) -> BTreeSet<String> {
         let (start, end) = (start.to_string(), now().to_string());
         let range = [("match[]", "ALERTS{alertstate=\"firing\"}"), ("start", &start), ("end", &end)];
-        let data = self.ask("label/alertname/values", &range).await;
+        let data = self.call("label/alertname/values", &range).await;
         data.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect()
     }
 
-    /// The labels of all series that were scraped.
+    /// Returns the labels of all scraped series of the library.
     pub async fn series(&self) -> Vec<Value> {
         let data =
-            self.ask("series", &[("match[]", "{job=\"threadkeep\", __name__=~\"threadkeep_.*\"}")]).await;
+            self.call("series", &[("match[]", "{job=\"threadkeep\", __name__=~\"threadkeep_.*\"}")]).await;
         data.as_array().unwrap().clone()
     }
 
@@ -86,19 +86,19 @@ impl Api {
         wait_until(&format!("{name} to fire"), async || !self.query(&firing).await.is_empty()).await;
     }
 
-    /// Waits until no alerts but these fire or are about to.
+    /// Waits until no other alert is pending or firing.
     pub async fn wait_for_no_alerts_but(&self, names: &[&str]) {
         let is_expected = |name: &String| names.contains(&name.as_str());
-        let what = format!("the alerts but {names:?} to end");
-        wait_until(&what, async || self.alerts().await.iter().all(is_expected)).await;
+        let condition = format!("the alerts but {names:?} to end");
+        wait_until(&condition, async || self.alerts().await.iter().all(is_expected)).await;
     }
 }
 
-/// Looks again and again until it is so.
-pub async fn wait_until<F: Future<Output = bool>>(what: &str, is_so: impl Fn() -> F) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(tokio::time::Instant::now() < deadline, "waited in vain for {what}");
+/// Polls until the condition holds. Panics after [`MAX_WAIT`].
+pub async fn wait_until<F: Future<Output = bool>>(condition: &str, holds: impl Fn() -> F) {
+    let deadline = tokio::time::Instant::now() + MAX_WAIT;
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < deadline, "timed out while waiting for {condition}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! The expressions of dashboards, and the series that they name.
+//! Reads the expressions of the dashboards and finds the series in them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -6,13 +6,13 @@ use std::path::Path;
 use serde_json::Value;
 use threadkeep::metrics::SERIES;
 
-/// An expression, and where it stands.
+/// An expression and its place: the dashboard and the panel.
 pub struct Expression {
     pub place: String,
     pub text: String,
 }
 
-/// Where dashboards and alerts lie.
+/// Returns the folder of the dashboards and alerts.
 pub fn folder() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/dashboards"))
 }
@@ -25,25 +25,25 @@ pub fn dashboards() -> Vec<(&'static str, Value)> {
     ["overview.json", "outage.json"].map(|name| (name, serde_json::from_str(&read(name)).unwrap())).into()
 }
 
-/// What each panel asks, with the dashboard's variables at "all".
+/// Returns the expressions of all panels, with the dashboard's variables at "all".
 pub fn of_panels() -> Vec<Expression> {
-    let mut all = Vec::new();
+    let mut expressions = Vec::new();
     for (name, dashboard) in dashboards() {
         for panel in dashboard["panels"].as_array().unwrap() {
             for target in panel["targets"].as_array().into_iter().flatten() {
                 let text = target["expr"].as_str().unwrap();
                 let text = text.replace("$job", ".*").replace("$instance", ".*");
                 let text = text.replace("$__rate_interval", "3s");
-                assert!(!text.contains('$'), "{name}: a variable that the test does not know: {text}");
-                all.push(Expression { place: format!("{name}, {}", panel["title"]), text });
+                assert!(!text.contains('$'), "{name}: a variable unknown to the test: {text}");
+                expressions.push(Expression { place: format!("{name}, {}", panel["title"]), text });
             }
         }
     }
-    all
+    expressions
 }
 
-/// The names of series in an expression: what is left without strings, selectors, ranges, the labels of groupings,
-/// functions, operators and numbers.
+/// Finds the names of series in an expression. Skips strings, selectors, ranges, grouping labels, functions, operators
+/// and numbers.
 pub fn names(expression: &str) -> BTreeSet<String> {
     const WORDS: [&str; 8] = ["and", "or", "unless", "bool", "offset", "inf", "nan", "atan2"];
     const GROUPINGS: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
@@ -62,7 +62,7 @@ pub fn names(expression: &str) -> BTreeSet<String> {
         if GROUPINGS.contains(&token) {
             after = after[after.find(')').unwrap() + 1..].trim_start();
         } else if first.is_alphabetic() && !WORDS.contains(&token) {
-            // What is followed by labels or arguments is a function.
+            // A name before arguments or a grouping is a function.
             let word = after.split(|c| !is_name(c)).next().unwrap();
             let is_grouped = GROUPINGS.contains(&word);
             if !after.starts_with('(') && !is_grouped {
@@ -74,17 +74,17 @@ pub fn names(expression: &str) -> BTreeSet<String> {
     names
 }
 
-/// The names under which Prometheus keeps the series of the table, and its own.
+/// Returns the names of all series in Prometheus: those of the table, and `up`.
 pub fn known() -> BTreeSet<String> {
-    let of = |name: &str, kind| match kind {
+    let names = |name: &str, kind| match kind {
         "histogram" => ["bucket", "count", "sum"].map(|part| format!("{name}_{part}")).to_vec(),
         _ => vec![name.to_owned()],
     };
-    SERIES.iter().flat_map(|series| of(series.name, series.kind)).chain(["up".to_owned()]).collect()
+    SERIES.iter().flat_map(|series| names(series.name, series.kind)).chain(["up".to_owned()]).collect()
 }
 
 #[test]
-fn names_are_found_in_expressions() {
+fn names_of_each_expression_are_found() {
     for (expression, expected) in [
         ("up == 0", "up"),
         (r#"a_total{b="c", d=~"e|f"} > 0.8"#, "a_total"),

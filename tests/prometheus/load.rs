@@ -1,4 +1,4 @@
-//! What callers of the daemon do all the while, whatever it answers.
+//! Background callers of the daemon. They ignore its responses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -8,17 +8,17 @@ use tokio::task::JoinHandle;
 
 use crate::process::Client;
 
-/// Conversations that are in use.
+/// Number of conversations in use.
 pub const HOT: usize = 10;
 
-/// Callers in the background, until this is dropped.
+/// The background callers. A drop stops them.
 pub struct Load {
     is_wide: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Load {
-    /// `ids` are conversations that exist; the first [`HOT`] are in use.
+    /// Starts the callers. They read the first [`HOT`] conversations of `ids`.
     pub fn begin(client: &Client, ids: &[String]) -> Self {
         let is_wide = Arc::new(AtomicBool::new(false));
         let reads = tokio::spawn(read(client.clone(), ids.to_vec(), Arc::clone(&is_wide)));
@@ -26,7 +26,7 @@ impl Load {
         Self { is_wide, tasks: vec![reads, writes] }
     }
 
-    /// Whether callers use all conversations in turn.
+    /// Sets whether callers read all conversations in turn, to lower the hit ratio.
     pub fn widen(&self, is_wide: bool) {
         self.is_wide.store(is_wide, Relaxed);
     }
@@ -39,20 +39,20 @@ impl Drop for Load {
 }
 
 async fn read(client: Client, ids: Vec<String>, is_wide: Arc<AtomicBool>) {
-    let mut turn = 0;
+    let mut count = 0;
     loop {
-        turn += 1;
-        let among = if is_wide.load(Relaxed) { ids.len() } else { HOT };
-        client.try_request("GET", &format!("/conversations/{}", ids[turn % among]), None).await.ok();
-        if turn % 16 == 0 {
-            client.try_request("GET", &format!("/conversations/unknown-{turn}"), None).await.ok();
-            // Not as fast as can be: other tests run beside this one.
+        count += 1;
+        let width = if is_wide.load(Relaxed) { ids.len() } else { HOT };
+        client.try_request("GET", &format!("/conversations/{}", ids[count % width]), None).await.ok();
+        if count % 16 == 0 {
+            client.try_request("GET", &format!("/conversations/unknown-{count}"), None).await.ok();
+            // The pause leaves CPU time to the tests that run in parallel.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 }
 
-/// New conversations, each of two turns.
+/// Starts new conversations of two turns each.
 async fn write(client: Client) {
     loop {
         if let Ok(begun) = client.try_chat(&"words ".repeat(50), None).await

@@ -1,31 +1,31 @@
-//! The committed rules and their unit tests, as promtool sees them.
+//! Checks the committed rules and their unit tests with promtool.
 
 use std::path::Path;
 
 use crate::expressions::{dashboards, folder, read};
 use crate::stack::promtool;
 
-/// Fails the test with what promtool says.
+/// Runs promtool. Panics with its output if it fails.
 fn assert_passes(args: &[&str]) {
     let output = promtool(folder(), args);
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "promtool {args:?}: {}", String::from_utf8_lossy(&said));
+    let text = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "promtool {args:?}: {}", String::from_utf8_lossy(&text));
 }
 
-/// The alerts by name, each with the lines of its rule.
+/// Returns the alerts: each name with the lines of its rule.
 fn alerts(rules: &str) -> Vec<(&str, &str)> {
-    let all = rules.split("- alert: ").skip(1);
-    all.map(|rule| (rule.lines().next().unwrap(), rule)).collect()
+    let bodies = rules.split("- alert: ").skip(1);
+    bodies.map(|rule| (rule.lines().next().unwrap(), rule)).collect()
 }
 
 #[test]
-fn rules_and_configuration_are_valid_and_the_unit_tests_pass() {
+fn promtool_accepts_rules_configuration_and_unit_tests() {
     assert_passes(&["check", "rules", "alerts.yml"]);
     assert_passes(&["check", "config", "prometheus.yml"]);
     assert_passes(&["test", "rules", "alerts.test.yml"]);
 }
 
-/// Whether the unit tests pass with other rules.
+/// Returns whether the unit tests pass with other rules.
 fn passes_with(rules: &str) -> bool {
     let directory = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
@@ -35,22 +35,28 @@ fn passes_with(rules: &str) -> bool {
 }
 
 #[test]
-fn the_unit_tests_notice_when_an_alert_never_fires_or_fires_too_soon() {
+fn unit_tests_of_alert_that_never_fires_or_too_soon_fail() {
     let rules = read("alerts.yml");
     for (name, rule) in alerts(&rules) {
         let never = rule
             .replace("expr: ", "expr: vector(0) == 1 and ")
             .replace("expr: vector(0) == 1 and |", "expr: |\n          vector(0) == 1 and");
-        assert!(never != rule && !passes_with(&rules.replace(rule, &never)), "{name} may never fire");
-        let is_patient = rule.contains("for: ");
+        assert!(
+            never != rule && !passes_with(&rules.replace(rule, &never)),
+            "the unit tests pass although {name} never fires"
+        );
+        let has_delay = rule.contains("for: ");
         let at_once: String =
             rule.lines().filter(|line| !line.contains("for: ")).flat_map(|line| [line, "\n"]).collect();
-        assert!(!is_patient || !passes_with(&rules.replace(rule, &at_once)), "{name} may fire too soon");
+        assert!(
+            !has_delay || !passes_with(&rules.replace(rule, &at_once)),
+            "the unit tests pass although {name} fires too soon"
+        );
     }
 }
 
 #[test]
-fn every_alert_says_how_bad_it_is_what_it_means_and_where_help_is() {
+fn every_alert_has_severity_description_and_runbook() {
     let rules = read("alerts.yml");
     assert!(!alerts(&rules).is_empty());
     for (name, rule) in alerts(&rules) {
@@ -65,7 +71,7 @@ fn every_alert_says_how_bad_it_is_what_it_means_and_where_help_is() {
 }
 
 #[test]
-fn every_panel_says_what_it_shows_in_which_unit() {
+fn every_panel_has_description_unit_and_datasource() {
     assert!(Path::new(folder()).is_dir());
     for (name, dashboard) in dashboards() {
         let panels = dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row");

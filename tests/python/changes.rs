@@ -1,6 +1,6 @@
-//! Why users of the plan's class have to change four things, shown on the class as it is.
+//! Shows on the unchanged class why users of the plan's class need four changes.
 
-use threadkeep::Durability;
+use threadkeep::WriteOutcome;
 
 use super::*;
 use crate::process::Python;
@@ -9,12 +9,12 @@ use crate::stack::Fault;
 on_each_server!(
     without_on_conflict_the_second_write_fails,
     without_the_expiry_deleted_conversations_are_listed,
-    a_put_replaces_user_and_metadata_and_an_upsert_keeps_them,
+    put_replaces_and_upsert_keeps_user_and_metadata,
 );
 
-/// Change 1. Lite knows no roles, so only the others can refuse the anon key.
+/// Change 1. Lite has no roles, so only the other servers can reject the anon key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_the_anon_key_every_call_is_refused() {
+async fn anon_key_is_rejected_for_every_call() {
     for server in Server::installed().filter(|server| *server != Server::Lite) {
         let gateway = shared(server).await.gateway().await;
         for anon in [gateway.keys().anon_jwt, gateway.keys().publishable] {
@@ -41,7 +41,7 @@ async fn without_the_expiry_deleted_conversations_are_listed(server: Server) {
     let gateway = shared(server).await.gateway().await;
     let (cache, mut planned) = (daemon(&gateway).await, Python::planned(&gateway, &gateway.keys().secret));
     let (key, user) = (key("gone"), key("user"));
-    let _ = cache.put(&key, &messages(&["r1"])).user(&user).ttl(Duration::from_millis(100)).await.unwrap();
+    cache.put(&key, &messages(&["r1"])).user(&user).ttl(Duration::from_millis(100)).await.unwrap();
     eventually("it expires", async || value(&cache, &key).await.is_none()).await;
     let listed = planned.call("of_user", json!({"user_id": user})).await.unwrap();
     assert_eq!(listed, json!({&key: messages(&["r1"])}));
@@ -49,7 +49,7 @@ async fn without_the_expiry_deleted_conversations_are_listed(server: Server) {
     assert_eq!(changed.call("of_user", json!({"user_id": user})).await.unwrap(), json!({}));
 }
 
-/// Change 4, on the class with the others, since it cannot write twice without them.
+/// Change 4. The test uses the changed class, because the unchanged class cannot write twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_version_a_turn_is_lost() {
     for server in with_exact_numbers() {
@@ -63,7 +63,7 @@ async fn lose_a_turn_and_keep_one(server: Server) {
     let (cache, mut changed) = (daemon(&gateway).await, Python::changed(&of_python).await);
     let key = key("turn");
     changed.set(&key, &messages(&["p1"]), HOUR as f64).await;
-    // What an append by `get` and `set` does, with a turn of the daemon between the two.
+    // An append by `get` and `set`, with a turn of the daemon between the two calls.
     let read = changed.get(&key).await.unwrap();
     append(&cache, &key, "r1").await;
     let turns = [read["messages"][0].as_str().unwrap(), "p2"];
@@ -82,7 +82,7 @@ async fn lose_a_turn_and_keep_one(server: Server) {
     assert_eq!(value(&cache, &key).await, Some(messages(&["p1", "p2", "r2", "p3"])));
 }
 
-async fn a_put_replaces_user_and_metadata_and_an_upsert_keeps_them(server: Server) {
+async fn put_replaces_and_upsert_keeps_user_and_metadata(server: Server) {
     let stack = shared(server).await;
     let gateway = stack.gateway().await;
     let (cache, mut python) = (daemon(&gateway).await, Python::changed(&gateway).await);
@@ -91,9 +91,9 @@ async fn a_put_replaces_user_and_metadata_and_an_upsert_keeps_them(server: Serve
         stack.psql(&format!("select user_id, metadata from conversation_threads where thread_id = '{key}'"))
     };
     let put = cache.put(&key, &messages(&[])).user("u1").metadata(&json!({"m": 1}));
-    assert_eq!(put.await.unwrap(), Durability::Stored);
+    assert_eq!(put.await.unwrap(), WriteOutcome::Stored);
     python.set(&key, &messages(&["p1"]), HOUR as f64).await;
     assert_eq!(columns(), r#"u1|{"m": 1}"#);
-    let _ = cache.put(&key, &messages(&["r1"])).await.unwrap();
+    cache.put(&key, &messages(&["r1"])).await.unwrap();
     assert_eq!(columns(), "|{}");
 }

@@ -1,4 +1,4 @@
-//! The plan's class in Python works beside threadkeep on the same rows, with the four changes that the guide names.
+//! The plan's class in Python works beside threadkeep on the same rows, with the four changes of the guide.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 #[macro_use]
@@ -22,20 +22,20 @@ async fn shared(server: Server) -> &'static Stack {
     tokio::task::spawn_blocking(move || Stack::shared(server)).await.unwrap()
 }
 
-/// The servers on which a filter can compare versions. Lite reads the digits in a filter as a JavaScript number.
+/// Returns the servers that can compare versions in a filter. Lite parses them as JavaScript numbers.
 fn with_exact_numbers() -> impl Iterator<Item = Server> {
     Server::installed().filter(|server| *server != Server::Lite)
 }
 
-/// A daemon that asks the database at each read, with a queue of its own.
+/// Opens a daemon with its own queue, which loads from the database at each read.
 async fn daemon(gateway: &Gateway) -> Cache {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let queue: PathBuf = directory.keep().join("queue.db");
     let builder = Cache::builder().supabase(&gateway.url(), &gateway.keys().secret).queue(queue);
-    builder.fresh_for(Duration::ZERO).warm_threads(0).open().await.unwrap()
+    builder.fresh_for(Duration::ZERO).warmup_limit(0).open().await.unwrap()
 }
 
-/// A thread id that no other test has.
+/// Returns a thread id that no other test uses.
 fn key(name: &str) -> String {
     format!("{name}-{:016x}", fastrand::u64(..))
 }
@@ -55,7 +55,7 @@ async fn append(cache: &Cache, key: &str, turn: &str) {
         value["messages"].as_array_mut().unwrap().push(turn.into());
         Ok(Some(value))
     };
-    let _ = cache.update(key, add).await.unwrap();
+    cache.update(key, add).await.unwrap();
 }
 
 async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
@@ -65,5 +65,5 @@ async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("this never came true: {what}");
+    panic!("timeout: {what}");
 }

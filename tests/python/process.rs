@@ -1,4 +1,4 @@
-//! The program `threads.py` as a child process that takes one call after the other.
+//! Runs `threads.py` as a child process that executes calls in order.
 
 use std::process::Stdio;
 
@@ -17,19 +17,19 @@ pub struct Python {
 }
 
 impl Python {
-    /// The plan's class with the changes, and with the secret key.
+    /// Starts the changed class with the secret key.
     pub async fn changed(gateway: &Gateway) -> Self {
         Self::start("changed", gateway, &gateway.keys().secret)
     }
 
-    /// The plan's class as it is, with this key.
+    /// Starts the unchanged class with this key.
     pub fn planned(gateway: &Gateway, key: &str) -> Self {
         Self::start("planned", gateway, key)
     }
 
     fn start(class: &str, gateway: &Gateway, key: &str) -> Self {
         let mut command = Command::new(python());
-        // Without the developer's proxy.
+        // The developer's proxy must not apply.
         command.env_clear().env("PYTHONDONTWRITEBYTECODE", "1");
         command.args([PROGRAM, class, &gateway.url(), key]).kill_on_drop(true);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python runs");
@@ -37,12 +37,12 @@ impl Python {
         Self { calls: child.stdin.take().unwrap(), answers, _child: child }
     }
 
-    /// Calls a method; an error is PostgREST's code, or what Python says.
+    /// Calls a method. An error is PostgREST's code or Python's message.
     pub async fn call(&mut self, method: &str, arguments: Value) -> Result<Value, String> {
         let line = format!("{}\n", json!({"method": method, "arguments": arguments}));
         self.calls.write_all(line.as_bytes()).await.unwrap();
         let answer =
-            self.answers.next_line().await.unwrap().expect("the program goes on; see its standard error");
+            self.answers.next_line().await.unwrap().expect("threads.py answers; see its standard error");
         let answer: Value = serde_json::from_str(&answer).unwrap();
         match answer["error"].as_str() {
             Some(error) => Err(error.to_owned()),
@@ -63,7 +63,7 @@ impl Python {
         self.call("delete", json!({"thread_id": key})).await.unwrap();
     }
 
-    /// Whether there was a conversation to add the turn to.
+    /// Adds a turn. Returns false if the conversation does not exist.
     pub async fn append(&mut self, key: &str, turn: &str) -> bool {
         let arguments = json!({"thread_id": key, "turn": turn, "ttl": crate::HOUR});
         self.call("append", arguments).await.unwrap().as_bool().unwrap()

@@ -1,7 +1,7 @@
-"""The plan's class over supabase-py, and what its users change when threadkeep works on the same rows.
+"""The plan's class over supabase-py, and the same class with the changes for threadkeep.
 
-The numbers of the changes are those in src/guide/side_by_side.md. The program takes calls as lines of JSON on standard
-input, and answers each with one line: threads.py CLASS URL KEY
+The numbers of the changes are those in src/guide/side_by_side.md. The program reads calls as lines of JSON from standard
+input, and answers each call with one line. Usage: threads.py CLASS URL KEY
 """
 
 import json
@@ -12,12 +12,12 @@ from postgrest import APIError
 from supabase import create_client
 
 
-# So often an append reads again because others wrote between its read and its write.
-ATTEMPTS = 100
+# The number of attempts of an append. An attempt fails if another client writes between its read and its write.
+MAX_ATTEMPTS = 100
 
 
 def after(seconds=0.0):
-    """The moment so many seconds from now, as PostgREST takes it."""
+    """Returns the time after this number of seconds, in PostgREST's format."""
     return (datetime.now(timezone.utc) + timedelta(seconds=seconds)).isoformat()
 
 
@@ -39,7 +39,7 @@ class PlannedThreads:
         self.table.upsert(row).execute()
 
     def get(self, thread_id):
-        """Returns a conversation, or None. Deletes it if it has expired, and else marks the access."""
+        """Returns a conversation, or None. Deletes an expired conversation. Otherwise sets the access time."""
         rows = self.table.select("conversation_data, expires_at").eq("thread_id", thread_id).execute().data
         if rows and datetime.fromisoformat(rows[0]["expires_at"]) <= datetime.now(timezone.utc):
             self.delete(thread_id)
@@ -70,37 +70,37 @@ class PlannedThreads:
         return True
 
     def of_user(self, user_id):
-        """The conversations of a user."""
+        """Returns the conversations of a user."""
         rows = self.table.select("thread_id, conversation_data").eq("user_id", user_id).execute().data
         return {row["thread_id"]: row["conversation_data"] for row in rows}
 
 
 class Threads(PlannedThreads):
-    """The same beside threadkeep. The first change is the key that the class is given: the secret one."""
+    """The plan's class with the changes for threadkeep. Change 1 is the key: the class needs the secret key."""
 
     def set(self, thread_id, data, ttl, user_id=None):
         row = {"thread_id": thread_id, "conversation_data": data, "expires_at": after(ttl), "accessed_at": after()}
         if user_id is not None:
             row["user_id"] = user_id
-        # Change 2. Without it, the upsert looks at `id` alone, and the second write of a thread fails with 23505.
+        # Change 2. Without `on_conflict`, the upsert only compares `id`. The second write then fails with 23505.
         self.table.upsert(row, on_conflict="thread_id").execute()
 
     def get(self, thread_id):
-        # Change 3. An expired row is absent, and stays: it may say that the conversation was deleted.
+        # Change 3. An expired row counts as absent, but stays, because it may be a tombstone.
         live = self.table.select("conversation_data").eq("thread_id", thread_id).gt("expires_at", after())
         return self.accessed(thread_id, live.execute().data)
 
     def delete_expired(self):
-        """Change 3: threadkeep purges what expired long ago."""
+        """Change 3: threadkeep purges expired rows."""
 
     def of_user(self, user_id):
         live = self.table.select("thread_id, conversation_data").eq("user_id", user_id).gt("expires_at", after())
         return {row["thread_id"]: row["conversation_data"] for row in live.execute().data}
 
     def append(self, thread_id, turn, ttl):
-        # Change 4. Every write gives a row another version: whoever read an older one reads again. As text, because
-        # JavaScript cannot hold all digits.
-        for _ in range(ATTEMPTS):
+        # Change 4. Every write changes the version of a row, so a write over another version must read again.
+        # The version is a text, because a JavaScript number cannot hold all digits.
+        for _ in range(MAX_ATTEMPTS):
             read = self.table.select("conversation_data, version::text")
             rows = read.eq("thread_id", thread_id).gt("expires_at", after()).execute().data
             if not rows:
@@ -110,7 +110,7 @@ class Threads(PlannedThreads):
             unchanged = self.table.update(row).eq("thread_id", thread_id).eq("version", rows[0]["version"])
             if unchanged.execute().data:
                 return True
-        raise TimeoutError(f"others wrote {thread_id} between each of {ATTEMPTS} reads and writes")
+        raise TimeoutError(f"others wrote {thread_id} between each of {MAX_ATTEMPTS} reads and writes")
 
 
 def main():

@@ -1,20 +1,20 @@
-//! Both sides on the same rows.
+//! Python and threadkeep work on the same rows.
 
 use std::time::Instant;
 
-use threadkeep::Durability;
+use threadkeep::WriteOutcome;
 
 use super::*;
 use crate::process::Python;
 use crate::stack::Fault;
 
 on_each_server!(
-    each_side_reads_appends_to_and_deletes_what_the_other_wrote,
-    what_either_side_wrote_expires_for_both,
-    nothing_deleted_is_resurrected_by_a_late_replay,
+    both_sides_read_append_and_delete,
+    expiry_applies_to_both_sides,
+    late_replay_restores_no_deleted_conversation,
 );
 
-async fn each_side_reads_appends_to_and_deletes_what_the_other_wrote(server: Server) {
+async fn both_sides_read_append_and_delete(server: Server) {
     let stack = shared(server).await;
     let gateway = stack.gateway().await;
     let (cache, mut python) = (daemon(&gateway).await, Python::changed(&gateway).await);
@@ -29,7 +29,7 @@ async fn each_side_reads_appends_to_and_deletes_what_the_other_wrote(server: Ser
     assert_eq!(python.get(&key).await, Some(messages(&["p1", "r1", "p2", "r2"])));
     assert_eq!(value(&cache, &key).await, Some(messages(&["p1", "r1", "p2", "r2"])));
 
-    // A read in Python marks the access, which is no change.
+    // A read in Python sets the access time, which is not a new version.
     let columns = "select version from conversation_threads where thread_id";
     let version = || stack.psql(&format!("{columns} = '{key}'"));
     let before = version();
@@ -47,15 +47,15 @@ async fn each_side_reads_appends_to_and_deletes_what_the_other_wrote(server: Ser
     let of_user = |all: Value| all.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     let listed = python.call("of_user", json!({"user_id": user})).await.unwrap();
     assert_eq!((of_user(listed), cache.list(&user).await.unwrap().len()), (vec![key.clone()], 1));
-    let _ = cache.remove(&key).await.unwrap();
+    cache.remove(&key).await.unwrap();
     assert_eq!((value(&cache, &key).await, python.get(&key).await), (None, None));
-    assert!(!python.append(&key, "too late").await, "it is gone for an append, too");
+    assert!(!python.append(&key, "too late").await, "an append also finds no conversation");
     assert_eq!(python.call("of_user", json!({"user_id": user})).await.unwrap(), json!({}));
     python.set(&key, &messages(&["p3"]), HOUR as f64).await;
     assert_eq!(value(&cache, &key).await, Some(messages(&["p3"])));
 }
 
-async fn what_either_side_wrote_expires_for_both(server: Server) {
+async fn expiry_applies_to_both_sides(server: Server) {
     const LIFE: Duration = Duration::from_secs(3);
     let gateway = shared(server).await.gateway().await;
     let (cache, mut python) = (daemon(&gateway).await, Python::changed(&gateway).await);
@@ -65,12 +65,15 @@ async fn what_either_side_wrote_expires_for_both(server: Server) {
         match at {
             0 => python.set(key, &messages(&["brief"]), LIFE.as_secs_f64()).await,
             _ => {
-                assert_eq!(cache.put(key, &messages(&["brief"])).ttl(LIFE).await.unwrap(), Durability::Stored)
+                assert_eq!(
+                    cache.put(key, &messages(&["brief"])).ttl(LIFE).await.unwrap(),
+                    WriteOutcome::Stored
+                )
             }
         }
         eventually("it expires", async || {
             let seen = [value(&cache, key).await, python.get(key).await];
-            // All clocks here are one clock; Python rounds nothing, threadkeep to milliseconds.
+            // Both sides use one clock. threadkeep rounds times to milliseconds, and Python does not round.
             let is_early = begun.elapsed() + Duration::from_millis(50) < LIFE;
             assert!(!is_early || seen.iter().all(Option::is_some), "{seen:?} after {:?}", begun.elapsed());
             seen.iter().all(Option::is_none)
@@ -78,9 +81,9 @@ async fn what_either_side_wrote_expires_for_both(server: Server) {
         .await;
         assert!(!python.append(key, "too late").await);
     }
-    // Both can write it again.
+    // Both sides can write the conversation again.
     let [of_python, of_rust] = &keys;
-    let _ = cache.put(of_python, &messages(&["again"])).await.unwrap();
+    cache.put(of_python, &messages(&["again"])).await.unwrap();
     python.set(of_rust, &messages(&["again"]), HOUR as f64).await;
     for key in &keys {
         assert_eq!(value(&cache, key).await, Some(messages(&["again"])));
@@ -121,9 +124,9 @@ async fn keep_concurrent_turns(server: Server) {
     }
 }
 
-/// The daemon removes the conversation while Python holds what it has read.
+/// The daemon removes the conversation between Python's read and Python's write.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_append_in_python_brings_no_deleted_conversation_back() {
+async fn python_append_restores_no_deleted_conversation() {
     for server in with_exact_numbers() {
         remove_within_an_append(server).await;
     }
@@ -139,7 +142,7 @@ async fn remove_within_an_append(server: Server) {
     of_python.script([Fault::Pass, Fault::Hang]);
     let remove = async {
         of_python.wait_for(2, "conversation_threads").await;
-        let _ = cache.remove(&key).await.unwrap();
+        cache.remove(&key).await.unwrap();
         of_python.release();
     };
     let (was_appended, ()) = tokio::join!(python.append(&key, "p2"), remove);
@@ -147,10 +150,10 @@ async fn remove_within_an_append(server: Server) {
     assert_eq!((value(&cache, &key).await, python.get(&key).await), (None, None));
 }
 
-/// A daemon queued a put in an outage. Meanwhile others wrote and deleted the conversation, and the plan's class removed all
-/// traces of that from the table.
-async fn nothing_deleted_is_resurrected_by_a_late_replay(server: Server) {
-    // Of its own, since all expired rows are deleted.
+/// A daemon queues a put in an outage. Meanwhile other clients write and delete the conversation. The plan's class then
+/// deletes the rows.
+async fn late_replay_restores_no_deleted_conversation(server: Server) {
+    // The test deletes all expired rows, so it needs a private stack.
     let stack = tokio::task::spawn_blocking(move || Stack::start(server)).await.unwrap();
     let (cut_off, gateway) = (stack.gateway().await, stack.gateway().await);
     let (late, cache) = (daemon(&cut_off).await, daemon(&gateway).await);
@@ -158,11 +161,11 @@ async fn nothing_deleted_is_resurrected_by_a_late_replay(server: Server) {
     let [read, purged, deleted] = ["read", "purged", "deleted"].map(key);
     cut_off.refuse().await;
     for key in [&read, &purged, &deleted] {
-        assert_eq!(late.put(key, &messages(&["late"])).await.unwrap(), Durability::Queued);
-        assert_eq!(cache.put(key, &messages(&["newer"])).await.unwrap(), Durability::Stored);
+        assert_eq!(late.put(key, &messages(&["late"])).await.unwrap(), WriteOutcome::Queued);
+        assert_eq!(cache.put(key, &messages(&["newer"])).await.unwrap(), WriteOutcome::Stored);
     }
     for key in [&read, &purged] {
-        let _ = cache.remove(key).await.unwrap();
+        cache.remove(key).await.unwrap();
     }
     python.delete(&deleted).await;
     assert_eq!(python.get(&read).await, None);
@@ -170,6 +173,6 @@ async fn nothing_deleted_is_resurrected_by_a_late_replay(server: Server) {
     cut_off.accept().await;
     eventually("the queue is empty", async || late.health().queue.unwrap().records == 0).await;
     for key in [&read, &purged, &deleted] {
-        assert_eq!((value(&cache, key).await, python.get(key).await), (None, None), "{key} is back");
+        assert_eq!((value(&cache, key).await, python.get(key).await), (None, None), "{key} was restored");
     }
 }

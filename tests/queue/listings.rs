@@ -1,34 +1,34 @@
-//! Listings and the warm-up beside conversations in use, with bounds that hold only some conversations.
+//! Listings and the warm-up keep conversations in use, with limits that hold only some conversations.
 
 use std::time::Duration;
 
-use threadkeep::{Builder, Cache, Durability, Freshness};
+use threadkeep::{Builder, Cache, Freshness, WriteOutcome};
 
 use crate::{World, found};
 
 const ACTIVE: usize = 20;
-/// Conversations of a thousand characters; memory and replica hold some sixty.
-const BOUND: usize = 100_000;
+/// The limit of memory and of the replica. It holds about sixty conversations of a thousand characters.
+const MAX_BYTES: usize = 100_000;
 const HOUR: Duration = Duration::from_secs(3_600);
 
 fn active(at: usize) -> String {
     format!("active {at}")
 }
 
-fn small(world: &mut World) -> Builder {
-    world.builder().cache_bytes(BOUND).replica_bytes(BOUND).warm_threads(0)
+fn small_cache(world: &mut World) -> Builder {
+    world.builder().cache_max_bytes(MAX_BYTES).replica_max_bytes(MAX_BYTES).warmup_limit(0)
 }
 
-/// Writes conversations that a daemon does not know: those that will be in use, and after them many of some users.
-async fn fill(world: &World, whose: &str, users: usize, each: usize) {
-    let other = Cache::builder().store(std::sync::Arc::clone(&world.truth)).open().await.unwrap();
+/// Writes conversations that the daemon has not seen: the active conversations, then `each` conversations for each user.
+async fn fill(world: &World, owner: &str, users: usize, each: usize) {
+    let other = Cache::builder().store(std::sync::Arc::clone(&world.store)).open().await.unwrap();
     for at in 0..ACTIVE {
-        let put = other.put(active(at), &format!("{at} {}", "x".repeat(1_000))).user(whose);
-        assert_eq!(put.await.unwrap(), Durability::Stored);
+        let put = other.put(active(at), &format!("{at} {}", "x".repeat(1_000))).user(owner);
+        assert_eq!(put.await.unwrap(), WriteOutcome::Stored);
     }
     for at in 0..users * each {
         let put = other.put(format!("t{at}"), &"x".repeat(1_000)).user(format!("u{}", at % users));
-        assert_eq!(put.await.unwrap(), Durability::Stored);
+        assert_eq!(put.await.unwrap(), WriteOutcome::Stored);
     }
 }
 
@@ -38,16 +38,16 @@ async fn use_actives(cache: &Cache) {
     }
 }
 
-/// Counts the active conversations that can be read in an outage, and after a restart in it.
-async fn readable(world: &mut World, cache: Cache) -> (usize, usize) {
-    world.away(&cache).await;
-    let there = count(&cache).await;
+/// Counts the active conversations that a get returns in an outage, before and after a restart.
+async fn count_readable(world: &mut World, cache: Cache) -> (usize, usize) {
+    world.start_outage(&cache).await;
+    let before_restart = count(&cache).await;
     drop(cache);
-    let builder = small(world);
+    let builder = small_cache(world);
     world.faults.always(threadkeep::testing::Fault::Refuse);
     let cache = builder.open().await.unwrap();
-    crate::cut_off(&cache).await;
-    (there, count(&cache).await)
+    crate::wait_until_open(&cache).await;
+    (before_restart, count(&cache).await)
 }
 
 async fn count(cache: &Cache) -> usize {
@@ -63,38 +63,38 @@ async fn count(cache: &Cache) -> usize {
 }
 
 #[tokio::test]
-async fn listing_beyond_the_bounds_displaces_no_conversation_in_use() {
+async fn listing_beyond_the_limit_evicts_no_active_conversation() {
     let mut world = World::new();
     fill(&world, "active", 1, 500).await;
-    let cache = small(&mut world).open().await.unwrap();
+    let cache = small_cache(&mut world).open().await.unwrap();
     use_actives(&cache).await;
     for _ in 0..3 {
         assert_eq!(cache.list("u0").limit(1_000).await.unwrap().len(), 500);
     }
-    assert_eq!(readable(&mut world, cache).await, (ACTIVE, ACTIVE));
+    assert_eq!(count_readable(&mut world, cache).await, (ACTIVE, ACTIVE));
 }
 
 #[tokio::test]
-async fn listing_beyond_the_bounds_displaces_nothing_from_memory() {
+async fn listing_beyond_the_limit_evicts_nothing_from_memory() {
     let mut world = World::new();
     fill(&world, "active", 1, 500).await;
-    let cache = small(&mut world).fresh_for(HOUR).open().await.unwrap();
+    let cache = small_cache(&mut world).fresh_for(HOUR).open().await.unwrap();
     use_actives(&cache).await;
     let loads = world.faults.calls("load");
     for _ in 0..3 {
         assert_eq!(cache.list("u0").limit(1_000).await.unwrap().len(), 500);
     }
     use_actives(&cache).await;
-    assert_eq!(world.faults.calls("load"), loads, "all are in memory");
+    assert_eq!(world.faults.calls("load"), loads, "memory answers each get");
     let health = cache.health();
-    assert!(health.bytes <= BOUND as u64 / 2 + 1_000, "{health:?}");
+    assert!(health.bytes <= MAX_BYTES as u64 / 2 + 1_000, "{health:?}");
 }
 
 #[tokio::test]
-async fn listings_of_many_users_displace_no_conversation_in_use() {
+async fn listings_of_many_users_evict_no_active_conversation() {
     let mut world = World::new();
     fill(&world, "active", 50, 10).await;
-    let cache = small(&mut world).open().await.unwrap();
+    let cache = small_cache(&mut world).open().await.unwrap();
     use_actives(&cache).await;
     let users: Vec<_> = (0..50).map(|user| format!("u{user}")).collect();
     for _ in 0..2 {
@@ -103,65 +103,66 @@ async fn listings_of_many_users_displace_no_conversation_in_use() {
             assert!(listed.unwrap().len() == 10);
         }
     }
-    assert_eq!(readable(&mut world, cache).await, (ACTIVE, ACTIVE));
+    assert_eq!(count_readable(&mut world, cache).await, (ACTIVE, ACTIVE));
 }
 
-/// They come by a listing, and are read in memory: the file learns that with the next listing at the latest.
+/// A listing brings the conversations into memory, and gets read them there. The file learns of the reads with the next
+/// listing at the latest.
 #[tokio::test]
-async fn conversations_that_were_listed_and_then_read_are_in_use() {
+async fn listed_and_read_conversations_count_as_active() {
     let mut world = World::new();
     fill(&world, "u0", 0, 0).await;
-    let cache = small(&mut world).fresh_for(HOUR).open().await.unwrap();
+    let cache = small_cache(&mut world).fresh_for(HOUR).open().await.unwrap();
     assert_eq!(cache.list("u0").await.unwrap().len(), ACTIVE);
     use_actives(&cache).await;
-    assert_eq!(world.faults.calls("load"), 0, "there is room for them in memory");
+    assert_eq!(world.faults.calls("load"), 0, "memory holds the listed conversations");
     fill(&world, "active", 1, 500).await;
     for _ in 0..3 {
         assert!(cache.list("u0").limit(400).await.unwrap().len() == 400);
     }
-    world.away(&cache).await;
+    world.start_outage(&cache).await;
     drop(cache);
-    let builder = small(&mut world);
+    let builder = small_cache(&mut world);
     world.faults.always(threadkeep::testing::Fault::Refuse);
     let cache = builder.open().await.unwrap();
-    crate::cut_off(&cache).await;
+    crate::wait_until_open(&cache).await;
     for at in 0..ACTIVE {
         assert!(cache.get(active(at)).await.unwrap().is_some(), "{at}");
     }
 }
 
 #[tokio::test]
-async fn new_conversations_take_the_room_of_those_that_were_only_listed() {
+async fn new_conversations_evict_only_listed_ones() {
     let mut world = World::new();
     fill(&world, "active", 1, 500).await;
-    let cache = small(&mut world).open().await.unwrap();
+    let cache = small_cache(&mut world).open().await.unwrap();
     use_actives(&cache).await;
     assert_eq!(cache.list("u0").limit(1_000).await.unwrap().len(), 500);
     for at in 0..ACTIVE {
-        assert_eq!(cache.put(format!("new {at}"), &"x".repeat(1_000)).await.unwrap(), Durability::Stored);
+        assert_eq!(cache.put(format!("new {at}"), &"x".repeat(1_000)).await.unwrap(), WriteOutcome::Stored);
     }
     assert_eq!(cache.list("u0").limit(1_000).await.unwrap().len(), 500);
-    assert_eq!(readable(&mut world, cache).await, (ACTIVE, ACTIVE));
+    assert_eq!(count_readable(&mut world, cache).await, (ACTIVE, ACTIVE));
 }
 
 #[tokio::test]
-async fn warm_up_displaces_no_conversation_in_use() {
+async fn warmup_evicts_no_active_conversation() {
     let mut world = World::new();
     fill(&world, "active", 0, 0).await;
-    let cache = small(&mut world).open().await.unwrap();
+    let cache = small_cache(&mut world).open().await.unwrap();
     use_actives(&cache).await;
     drop(cache);
-    // Each start warms up with what is newest, beside what the file holds of those in use.
+    // Each start loads the newest conversations. The file also holds the active conversations.
     for round in 0..5 {
-        let other = Cache::builder().store(std::sync::Arc::clone(&world.truth)).open().await.unwrap();
+        let other = Cache::builder().store(std::sync::Arc::clone(&world.store)).open().await.unwrap();
         for at in 0..100 {
             let put = other.put(format!("t{round} {at}"), &"x".repeat(1_000)).await.unwrap();
-            assert_eq!(put, Durability::Stored);
+            assert_eq!(put, WriteOutcome::Stored);
         }
-        let cache = small(&mut world).warm_threads(10_000).open().await.unwrap();
-        assert!(cache.warm().await.unwrap().threads > 20);
+        let cache = small_cache(&mut world).warmup_limit(10_000).open().await.unwrap();
+        assert!(cache.warm().await.unwrap().conversations > 20);
         drop(cache);
     }
-    let cache = small(&mut world).open().await.unwrap();
-    assert_eq!(readable(&mut world, cache).await, (ACTIVE, ACTIVE));
+    let cache = small_cache(&mut world).open().await.unwrap();
+    assert_eq!(count_readable(&mut world, cache).await, (ACTIVE, ACTIVE));
 }

@@ -1,55 +1,56 @@
-//! How many batches of a replay are on their way at once.
+//! The number of replay batches in flight.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use threadkeep::testing::Faulty;
-use threadkeep::{
-    Applied, Cache, Clock, Guard, Key, Loaded, Memory, Page, Recent, Result, Store, Want, Write,
+use threadkeep::store::{
+    Applied, Clock, ListPage, ListRequest, LoadRequest, Loaded, Memory, ResilientStore, Store, Write,
 };
+use threadkeep::testing::FaultStore;
+use threadkeep::{Cache, Key, Result};
 
-use super::{World, drained};
+use crate::{World, wait_until_drained};
 
-/// Takes so long for a replay's batch, and counts those that came while another one was there.
+/// A store that takes `batch_time` for each replay batch, and counts the batches that overlap another batch.
 #[derive(Debug)]
-struct Slow {
+struct SlowStore {
     memory: Arc<Memory>,
-    way: Duration,
-    seen: Arc<Seen>,
+    batch_time: Duration,
+    counts: Arc<BatchCounts>,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct BatchCounts {
     batches: AtomicUsize,
-    now: AtomicUsize,
-    beside: AtomicUsize,
+    in_flight: AtomicUsize,
+    overlapping: AtomicUsize,
 }
 
 #[async_trait]
-impl Store for Slow {
+impl Store for SlowStore {
     fn clock(&self) -> &Arc<Clock> {
         self.memory.clock()
     }
-    async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
-        self.memory.load(wants).await
+    async fn load(&self, requests: &[LoadRequest]) -> Result<Vec<Loaded>> {
+        self.memory.load(requests).await
     }
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
         self.memory.apply(writes).await
     }
-    async fn apply_on_trial(&self, writes: &[Write]) -> Result<Vec<Applied>> {
-        self.seen.batches.fetch_add(1, SeqCst);
-        if self.seen.now.fetch_add(1, SeqCst) > 0 {
-            self.seen.beside.fetch_add(1, SeqCst);
+    async fn apply_once(&self, writes: &[Write]) -> Result<Vec<Applied>> {
+        self.counts.batches.fetch_add(1, SeqCst);
+        if self.counts.in_flight.fetch_add(1, SeqCst) > 0 {
+            self.counts.overlapping.fetch_add(1, SeqCst);
         }
-        tokio::time::sleep(self.way).await;
+        tokio::time::sleep(self.batch_time).await;
         let applied = self.memory.apply(writes).await;
-        self.seen.now.fetch_sub(1, SeqCst);
+        self.counts.in_flight.fetch_sub(1, SeqCst);
         applied
     }
-    async fn recent(&self, page: &Page) -> Result<Recent> {
-        self.memory.recent(page).await
+    async fn list(&self, page: &ListRequest) -> Result<ListPage> {
+        self.memory.list(page).await
     }
     async fn touch(&self, _: &[Key]) -> Result<()> {
         Ok(())
@@ -62,20 +63,20 @@ impl Store for Slow {
     }
 }
 
-/// Queues some thousands of writes and has them replayed.
-async fn replayed(way: Duration) -> Arc<Seen> {
-    let (mut world, seen) = (World::new(), Arc::new(Seen::default()));
-    let slow = Slow { memory: Arc::clone(&world.truth), way, seen: Arc::clone(&seen) };
-    let faulty = Faulty::new(slow);
+/// Queues 3,000 writes, waits for their replay, and returns the counts.
+async fn replay(batch_time: Duration) -> Arc<BatchCounts> {
+    let (mut world, counts) = (World::new(), Arc::new(BatchCounts::default()));
+    let slow = SlowStore { memory: Arc::clone(&world.store), batch_time, counts: Arc::clone(&counts) };
+    let faulty = FaultStore::new(slow);
     world.faults = faulty.faults();
-    let builder = Cache::builder().store(Guard::new(faulty, Duration::from_secs(10)));
+    let builder = Cache::builder().store(ResilientStore::new(faulty, Duration::from_secs(10)));
     let cache = builder.queue(world.dir.path().join("q.db")).open().await.unwrap();
-    world.away(&cache).await;
+    world.start_outage(&cache).await;
     queue_many(&cache).await;
-    world.faults.heal();
-    drained(&cache).await;
+    world.faults.clear();
+    wait_until_drained(&cache).await;
     assert_eq!(world.stored("t2999").await.as_deref(), Some("2999"));
-    seen
+    counts
 }
 
 async fn queue_many(cache: &Cache) {
@@ -89,17 +90,23 @@ async fn queue_many(cache: &Cache) {
     }
 }
 
-/// On a machine that does other things a short call may take long.
+/// A busy machine may delay a short call, so a quarter of the batches may overlap.
 #[tokio::test]
-async fn one_batch_is_sent_at_a_time() {
-    let seen = replayed(Duration::from_millis(10)).await;
-    let (batches, beside) = (seen.batches.load(SeqCst), seen.beside.load(SeqCst));
-    assert!(batches >= 6 && beside <= batches / 4, "{beside} of {batches} came beside another");
+async fn replay_sends_fast_batches_one_at_a_time() {
+    let counts = replay(Duration::from_millis(10)).await;
+    let (batches, overlapping) = (counts.batches.load(SeqCst), counts.overlapping.load(SeqCst));
+    assert!(
+        batches >= 6 && overlapping <= batches / 4,
+        "{overlapping} of {batches} batches overlapped another batch"
+    );
 }
 
 #[tokio::test]
-async fn beside_a_batch_that_takes_long_the_next_one_is_sent() {
-    let seen = replayed(Duration::from_millis(400)).await;
-    let (batches, beside) = (seen.batches.load(SeqCst), seen.beside.load(SeqCst));
-    assert!(batches >= 6 && beside >= batches / 4, "{beside} of {batches} came beside another");
+async fn replay_sends_a_second_batch_beside_a_slow_batch() {
+    let counts = replay(Duration::from_millis(400)).await;
+    let (batches, overlapping) = (counts.batches.load(SeqCst), counts.overlapping.load(SeqCst));
+    assert!(
+        batches >= 6 && overlapping >= batches / 4,
+        "{overlapping} of {batches} batches overlapped another batch"
+    );
 }

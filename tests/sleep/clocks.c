@@ -1,4 +1,4 @@
-/* Preloaded into a test's process: the clocks are ahead by what stands in the file CLOCKS_FILE. */
+/* A test process preloads this library. The file CLOCKS_FILE holds the offsets by which the clocks are ahead. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -8,7 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Milliseconds: of the system's clock, and of the one that counts suspend. */
+/* Offsets in milliseconds of the system clock and of the clock that counts suspend. */
 struct ahead { int64_t wall, boot; };
 static const volatile struct ahead *ahead;
 static int (*next)(clockid_t, struct timespec *);

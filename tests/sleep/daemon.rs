@@ -1,4 +1,4 @@
-//! The example daemon on a machine that sleeps, alone and on a real database whose clock goes its own way.
+//! The example daemon on a machine that sleeps. The store is a local file, or a real database with its own clock.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::machine::{Machine, environment, millis, with_clocks};
 use crate::process::Daemon;
 use crate::stack::{Fault, Server, Stack};
-use crate::{HOUR, until};
+use crate::{HOUR, wait_until};
 
 async fn start(settings: &[(&str, &str)], clocks: &Path) -> (Daemon, Machine) {
     let environment = environment(clocks);
@@ -17,24 +17,24 @@ async fn start(settings: &[(&str, &str)], clocks: &Path) -> (Daemon, Machine) {
 }
 
 #[tokio::test]
-async fn a_daemon_with_a_local_file_sleeps_and_restarts_and_has_the_conversation() {
+async fn daemon_with_local_file_keeps_conversations_after_sleep() {
     let directory = tempfile::tempdir().unwrap();
     let (mut daemon, machine) = start(&[], &directory.path().join("clocks")).await;
     let _ = daemon.chat("before", None).await;
-    machine.sleeps(63 * HOUR);
+    machine.sleep(63 * HOUR);
     let begun = daemon.chat("after", None).await;
     assert_eq!((begun.status, &begun.body["durability"]), (200, &json!("stored")), "{begun:?}");
     daemon.kill().await;
     daemon.restart().await;
     let found = daemon.get(&begun.id()).await;
     assert_eq!(found.status, 200, "{found:?}");
-    machine.sleeps(25 * HOUR);
-    assert_eq!(daemon.get(&begun.id()).await.status, 404, "it has expired");
+    machine.sleep(25 * HOUR);
+    assert_eq!(daemon.get(&begun.id()).await.status, 404, "the conversation has expired");
 }
 
-/// The database's clock is not moved: to it, the machine's clocks were set.
+/// The test does not move the clock of the database. The database sees a daemon whose clocks were set.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_on_supabase_loses_nothing_by_a_jump_of_its_clocks() {
+async fn daemon_on_supabase_keeps_writes_after_a_clock_jump() {
     let stack = tokio::task::block_in_place(|| Stack::shared(Server::Postrust));
     for (wall, boot) in [(63, 63), (8, 0), (-8, -8), (-8, 0)] {
         let hours = |hours: i64| hours * millis(HOUR);
@@ -52,8 +52,8 @@ async fn a_daemon_on_supabase_loses_nothing_by_a_jump_of_its_clocks() {
         assert_eq!((queued.status, &queued.body["durability"]), (200, &json!("queued")), "{queued:?}");
         let stale = daemon.get(&known).await;
         assert_ne!(stale.body["freshness"], "fresh", "{wall} h: {stale:?}");
-        gateway.heal();
-        until("the queue is drained", async || {
+        gateway.clear();
+        wait_until("the queue is drained", async || {
             daemon.request("GET", "/healthz", None).await.body["queue"]["records"] == json!(0)
         })
         .await;

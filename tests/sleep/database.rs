@@ -1,4 +1,4 @@
-//! A database with a clock of its own, and daemons that know of it what its answers say.
+//! A database with its own clock, and daemons that learn this clock from the responses.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
@@ -6,18 +6,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use threadkeep::testing::{Faults, Faulty};
-use threadkeep::{
-    Applied, Builder, Cache, Clock, Guard, Json, Key, Loaded, Page, Recent, Record, Result, Store, Timestamp,
-    Version, Want, Write, judge,
+use threadkeep::store::{
+    Applied, Clock, Json, ListPage, ListRequest, LoadRequest, Loaded, Record, ResilientStore, Store,
+    Timestamp, Write, decide,
 };
+use threadkeep::testing::{FaultStore, Faults};
+use threadkeep::{Builder, Cache, Key, Result, Version};
 
-use crate::{MINUTE, SECOND, until};
+use crate::{MINUTE, SECOND, wait_until};
 
-/// What is to happen in the midst of a call.
+/// An event in the middle of a call.
 type Event = Box<dyn FnOnce() + Send>;
 
-/// Rows, and how far the database's clock is ahead of this machine's.
+/// Rows, and the milliseconds by which the clock of the database is ahead of the clock of this machine.
 #[derive(Default)]
 pub struct Database {
     rows: Mutex<BTreeMap<Key, Row>>,
@@ -32,7 +33,7 @@ struct Row {
 }
 
 impl Database {
-    /// A clock that shows what the database's does; made anew for each look, for the machine's may have been set.
+    /// Makes a clock with the time of the database. Each use makes a new clock, because a test may set the clock of the machine.
     fn clock(&self) -> Clock {
         Clock::skewed(self.ahead.load(SeqCst))
     }
@@ -41,8 +42,8 @@ impl Database {
         self.clock().now()
     }
 
-    /// This machine's clock was set, and the database's was not.
-    pub fn stays_behind(&self, by: i64) {
+    /// Moves the clock of the database back. After a step of the machine clock, the database keeps its time.
+    pub fn step_back(&self, by: i64) {
         self.ahead.fetch_sub(by, SeqCst);
     }
 
@@ -50,20 +51,20 @@ impl Database {
         *self.at_next_write.lock().unwrap() = Some(Box::new(event));
     }
 
-    /// What it holds of a thread that has not expired.
+    /// Returns the record of a conversation that has not expired.
     pub fn row(&self, key: &str) -> Option<Arc<Record>> {
         let row = self.rows.lock().unwrap().get(&Key::new(key).unwrap()).cloned();
         row.map(|row| row.record).filter(|record| record.is_live(self.now()))
     }
 
-    /// Another daemon, whose clock is right, writes.
-    pub fn is_written(&self, key: &str, json: &str) {
+    /// Writes as another daemon with the correct clock.
+    pub fn write_from_another_daemon(&self, key: &str, json: &str) {
         let (clock, value) = (self.clock(), Some(Json::new(json).unwrap()));
-        self.row(key).iter().for_each(|held| clock.observe(held.version));
+        self.row(key).iter().for_each(|record| clock.observe(record.version));
         let expires_at = clock.now().plus(24 * 60 * MINUTE);
         let record = Record {
             key: Key::new(key).unwrap(),
-            version: clock.stamp().version,
+            version: clock.issue_version(),
             value,
             expires_at,
             user: None,
@@ -77,7 +78,7 @@ impl Database {
         let clock = self.clock();
         let mut rows = self.rows.lock().unwrap();
         let mut accepted = rows.get(&write.record.key).map(|row| row.accepted.clone()).unwrap_or_default();
-        let verdict = judge(write, &accepted, &clock);
+        let verdict = decide(write, &accepted, &clock);
         if verdict.is_none() {
             accepted.insert(0, write.record.version);
             let row = Row { record: Arc::clone(&write.record), accepted };
@@ -90,65 +91,65 @@ impl Database {
         verdict.unwrap_or(Applied::Stored)
     }
 
-    fn look_up(&self, want: &Want) -> Loaded {
-        match self.rows.lock().unwrap().get(&want.key) {
+    fn look_up(&self, request: &LoadRequest) -> Loaded {
+        match self.rows.lock().unwrap().get(&request.key) {
             None => Loaded::Absent(Version::NONE),
             Some(row) if !row.record.is_live(self.now()) => Loaded::Absent(row.record.version),
-            Some(row) if want.known == Some(row.record.version) => Loaded::Same,
+            Some(row) if request.if_none_match == Some(row.record.version) => Loaded::NotModified,
             Some(row) => Loaded::Found(Arc::clone(&row.record)),
         }
     }
 }
 
-/// The way to the database of one daemon.
+/// The connection of one daemon to the database.
 #[derive(Clone)]
-struct Line {
+struct Connection {
     database: Arc<Database>,
     clock: Arc<Clock>,
 }
 
-impl std::fmt::Debug for Line {
+impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Line")
+        f.write_str("Connection")
     }
 }
 
-impl Line {
-    /// The answer says what time it was when it was given.
-    fn answer<T>(&self, work: impl FnOnce(&Database) -> T) -> Result<T> {
+impl Connection {
+    /// Runs a call. Its response carries the time of the database.
+    fn respond<T>(&self, work: impl FnOnce(&Database) -> T) -> Result<T> {
         let (sent, shown) = (Instant::now(), self.database.now());
-        let answer = work(&self.database);
+        let response = work(&self.database);
         self.clock.correct(sent, Instant::now(), shown);
-        Ok(answer)
+        Ok(response)
     }
 }
 
 #[async_trait]
-impl Store for Line {
+impl Store for Connection {
     fn clock(&self) -> &Arc<Clock> {
         &self.clock
     }
-    async fn load(&self, wants: &[Want]) -> Result<Vec<Loaded>> {
-        self.answer(|database| wants.iter().map(|want| database.look_up(want)).collect())
+    async fn load(&self, requests: &[LoadRequest]) -> Result<Vec<Loaded>> {
+        self.respond(|database| requests.iter().map(|request| database.look_up(request)).collect())
     }
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
-        self.answer(|database| writes.iter().map(|write| database.write(write)).collect())
+        self.respond(|database| writes.iter().map(|write| database.write(write)).collect())
     }
-    async fn recent(&self, _: &Page) -> Result<Recent> {
-        self.answer(|_| Recent { records: Vec::new(), is_last: true })
+    async fn list(&self, _: &ListRequest) -> Result<ListPage> {
+        self.respond(|_| ListPage::new(Vec::new(), true))
     }
     async fn touch(&self, _: &[Key]) -> Result<()> {
-        self.answer(|_| ())
+        self.respond(|_| ())
     }
     async fn purge(&self, _: usize) -> Result<usize> {
-        self.answer(|_| 0)
+        self.respond(|_| 0)
     }
     async fn probe(&self) -> Result<()> {
-        self.answer(|_| ())
+        self.respond(|_| ())
     }
 }
 
-/// A daemon's directory, and the database.
+/// The directory of a daemon, and the database.
 pub struct World {
     pub database: Arc<Database>,
     pub faults: Faults,
@@ -158,46 +159,49 @@ pub struct World {
 impl World {
     pub fn new() -> Self {
         let database = Arc::<Database>::default();
-        let line = Line { database: Arc::clone(&database), clock: Arc::default() };
-        let faults = Faulty::new(line).faults();
+        let connection = Connection { database: Arc::clone(&database), clock: Arc::default() };
+        let faults = FaultStore::new(connection).faults();
         Self { database, faults, directory: tempfile::tempdir().unwrap() }
     }
 
-    /// No chores, so that what is asked is what the test asks.
+    /// Makes a builder with rare maintenance, so that only the test calls the database.
     fn builder(&mut self) -> Builder {
-        let line = Line { database: Arc::clone(&self.database), clock: Arc::default() };
-        let faulty = Faulty::new(line);
+        let connection = Connection { database: Arc::clone(&self.database), clock: Arc::default() };
+        let faulty = FaultStore::new(connection);
         self.faults = faulty.faults();
-        let builder = Cache::builder().store(Guard::new(faulty, 5 * SECOND));
-        builder.queue(self.directory.path().join("q.db")).patience(10 * SECOND).upkeep_every(60 * MINUTE)
+        let builder = Cache::builder().store(ResilientStore::new(faulty, 5 * SECOND));
+        builder
+            .queue(self.directory.path().join("q.db"))
+            .soft_timeout(10 * SECOND)
+            .maintenance_interval(60 * MINUTE)
     }
 
     pub async fn open(&mut self) -> Cache {
         self.builder().open().await.unwrap()
     }
 
-    /// Starts while the database cannot be asked.
-    pub async fn open_cut_off(&mut self) -> Cache {
+    /// Opens a cache during an outage.
+    pub async fn open_in_outage(&mut self) -> Cache {
         let builder = self.builder();
         self.faults.always(threadkeep::testing::Fault::Refuse);
         let cache = builder.open().await.unwrap();
-        self.is_cut_off(&cache).await;
+        self.start_outage(&cache).await;
         cache
     }
 
-    /// The database cannot be asked any more, and the breaker is open.
-    pub async fn is_cut_off(&self, cache: &Cache) {
+    /// Starts an outage and waits until the breaker is open.
+    pub async fn start_outage(&self, cache: &Cache) {
         self.faults.always(threadkeep::testing::Fault::Refuse);
-        until("the breaker opens", async || {
-            let _ = cache.get("nobody has this id").await;
+        wait_until("the breaker opens", async || {
+            let _ = cache.get("unknown").await;
             !cache.health().is_available()
         })
         .await;
     }
 
-    pub async fn is_healed(&self, cache: &Cache) {
-        self.faults.heal();
-        until("the queue is drained", async || cache.health().queue.unwrap().records == 0).await;
+    pub async fn end_outage(&self, cache: &Cache) {
+        self.faults.clear();
+        wait_until("the queue is drained", async || cache.health().queue.unwrap().records == 0).await;
         assert_eq!(cache.health().queue.unwrap().dead_letters, 0);
     }
 }

@@ -1,4 +1,4 @@
-//! A machine that sleeps: a process of its own, in which `clocks.c` moves the clocks.
+//! A simulated machine: a separate process in which `clocks.c` moves the clocks.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// Says in a child whose clocks they are.
-const FILE: &str = "CLOCKS_FILE";
+/// The variable that gives a child process the path of the clock file.
+const CLOCKS_FILE_VARIABLE: &str = "CLOCKS_FILE";
 
 /// The clocks of this process.
 pub struct Machine {
@@ -16,23 +16,23 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Suspend: every clock counts it but the monotonic one.
-    pub fn sleeps(&self, span: Duration) {
-        self.step(millis(span), millis(span));
+    /// Suspends the machine: all clocks except the monotonic clock advance.
+    pub fn sleep(&self, duration: Duration) {
+        self.step(millis(duration), millis(duration));
     }
 
-    /// A paused virtual machine: no monotonic clock counts it, and the system's clock is set afterwards.
-    pub fn is_paused(&self, span: Duration) {
-        self.step(millis(span), 0);
+    /// Pauses the virtual machine: no monotonic clock advances, and the system clock is set afterwards.
+    pub fn pause(&self, duration: Duration) {
+        self.step(millis(duration), 0);
     }
 
-    /// The system's clock is set, ahead or back.
-    pub fn is_set(&self, by: i64) {
+    /// Sets the system clock forward or back.
+    pub fn set_clock(&self, by: i64) {
         self.step(by, 0);
     }
 
-    /// Another handle to the same clocks.
-    pub fn again(&self) -> Self {
+    /// Returns another handle to the same clocks.
+    pub fn handle(&self) -> Self {
         Self { file: self.file.clone() }
     }
 
@@ -46,24 +46,24 @@ impl Machine {
     }
 }
 
-pub fn millis(span: Duration) -> i64 {
-    i64::try_from(span.as_millis()).unwrap()
+pub fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap()
 }
 
-/// What a process needs to run on such a machine, whose clocks stand in this file.
+/// Makes the clock file, and returns the environment of a process with these clocks.
 pub fn environment(file: &Path) -> [(String, String); 2] {
     std::fs::write(file, [0; 16]).unwrap();
     let text = |path: &Path| path.to_str().unwrap().to_owned();
-    [("LD_PRELOAD".to_owned(), text(library())), (FILE.to_owned(), text(file))]
+    [("LD_PRELOAD".to_owned(), text(library())), (CLOCKS_FILE_VARIABLE.to_owned(), text(file))]
 }
 
 pub fn with_clocks(file: &Path) -> Machine {
     Machine { file: file.to_owned() }
 }
 
-/// Runs this test of this binary once more, alone, on a machine that can sleep; there it runs the body.
-pub fn on_a_machine(test: &str, body: impl AsyncFnOnce(Machine)) {
-    if let Some(file) = std::env::var_os(FILE) {
+/// Runs this test again in a child process with simulated clocks. The child process runs the body.
+pub fn run_on_machine(test: &str, body: impl AsyncFnOnce(Machine)) {
+    if let Some(file) = std::env::var_os(CLOCKS_FILE_VARIABLE) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         return runtime.unwrap().block_on(body(Machine { file: file.into() }));
     }
@@ -71,25 +71,25 @@ pub fn on_a_machine(test: &str, body: impl AsyncFnOnce(Machine)) {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", test, "--nocapture"]).envs(environment(&directory.path().join("clocks")));
     let output = child.output().unwrap();
-    let said =
+    let output_text =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    assert!(output.status.success(), "{test}, on a machine that sleeps:\n{said}");
-    assert!(said.contains("1 passed"), "there is no test {test}:\n{said}");
+    assert!(output.status.success(), "{test} fails on the simulated machine:\n{output_text}");
+    assert!(output_text.contains("1 passed"), "the binary has no test {test}:\n{output_text}");
 }
 
-/// `clocks.c`, compiled.
+/// Compiles `clocks.c` and returns the path of the library.
 fn library() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sleep/clocks.c");
-        let (fresh, built) =
+        let (new, built) =
             (folder.join(format!("clocks-{}.so", std::process::id())), folder.join("clocks.so"));
         let mut compile = Command::new("cc");
-        compile.args(["-shared", "-fPIC", "-O2", "-o"]).arg(&fresh).arg(source).arg("-ldl");
+        compile.args(["-shared", "-fPIC", "-O2", "-o"]).arg(&new).arg(source).arg("-ldl");
         assert!(compile.status().unwrap().success(), "clocks.c does not compile");
-        // Another run of the tests may have it loaded.
-        std::fs::rename(fresh, &built).unwrap();
+        // Another test run may have the old library loaded. A rename leaves that file intact.
+        std::fs::rename(new, &built).unwrap();
         built
     })
 }

@@ -1,8 +1,8 @@
-//! The machine sleeps, a virtual machine is paused, or the system's clock is set, while a process runs: nothing that was
-//! acknowledged is lost, and nothing old is taken for fresh.
+//! The machine sleeps, a virtual machine is paused, or the system clock is set while a process runs. No acknowledged write is
+//! lost, and no old value counts as fresh.
 //!
-//! Each test runs in a process of its own, into which `clocks.c` is preloaded: `cc` compiles it.
-#![cfg(all(feature = "sqlite", target_os = "linux"))]
+//! Each test runs in a separate process that preloads `clocks.c`. `cc` compiles that file.
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 mod daemon;
@@ -20,14 +20,14 @@ use std::time::Duration;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
-/// A machine may be slow, and busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The limit of each wait. It is long, because the machine may be slow and busy.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// Waits until it is so.
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let began = std::time::Instant::now();
-    while !is_so().await {
-        assert!(began.elapsed() < PATIENCE, "in vain: {what}");
+/// Waits until `condition` holds.
+async fn wait_until(event: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let started = std::time::Instant::now();
+    while !condition().await {
+        assert!(started.elapsed() < MAX_WAIT, "timed out: {event}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Clients that talk, read, delete and abandon conversations, all at an even pace.
+//! Clients that append to, read, delete and abandon conversations at an even rate.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -11,10 +11,10 @@ use tokio::task::JoinSet;
 use crate::process::{Answer, Client, Daemon};
 
 const CLIENTS: usize = 12;
-const PACE: Duration = Duration::from_millis(40);
+const INTERVAL: Duration = Duration::from_millis(40);
 const TURNS: usize = 12;
 
-/// What was answered, and what should not have been.
+/// Counts of the responses, and the unexpected responses.
 #[derive(Debug, Default, Clone)]
 pub struct Counts {
     requests: usize,
@@ -32,17 +32,17 @@ pub struct Load {
 }
 
 impl Load {
-    pub fn begin(daemon: &Daemon) -> Self {
+    pub fn start(daemon: &Daemon) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (counts, mut clients) = (Arc::<Mutex<Counts>>::default(), JoinSet::new());
         for _ in 0..CLIENTS {
-            let person = Person {
+            let user = SimulatedUser {
                 client: daemon.clone_client(),
                 counts: Arc::clone(&counts),
                 stopped: stopped.clone(),
                 rng: Rng::new(),
             };
-            clients.spawn(person.live());
+            clients.spawn(user.run());
         }
         Self { counts, stop, clients }
     }
@@ -54,46 +54,46 @@ impl Load {
     }
 }
 
-struct Person {
+struct SimulatedUser {
     client: Client,
     counts: Arc<Mutex<Counts>>,
     stopped: watch::Receiver<bool>,
     rng: Rng,
 }
 
-impl Person {
-    async fn live(mut self) {
+impl SimulatedUser {
+    async fn run(mut self) {
         while !*self.stopped.borrow() {
             self.converse().await;
         }
     }
 
-    /// One conversation from its begin to its end, which is a deletion half of the time.
+    /// Runs one conversation. Half of the conversations end with a delete.
     async fn converse(&mut self) {
         let words = "word ".repeat(self.rng.usize(1..100));
-        let begun = self.client.chat(&words, None).await;
-        self.note("begin", &begun);
-        if begun.status != 200 {
+        let first = self.client.chat(&words, None).await;
+        self.record("begin", &first);
+        if first.status != 200 {
             return;
         }
-        let id = begun.id();
+        let id = first.id();
         for _ in 0..self.rng.usize(..TURNS) {
-            tokio::time::sleep(PACE).await;
+            tokio::time::sleep(INTERVAL).await;
             let answer = match self.rng.u8(..4) {
                 0 => self.client.chat(&words, Some(&id)).await,
                 1 => self.client.get("nobody has this one").await,
                 _ => self.client.get(&id).await,
             };
-            self.note(&id, &answer);
+            self.record(&id, &answer);
         }
         if self.rng.bool() {
             let answer = self.client.delete(&id).await;
-            self.note(&id, &answer);
+            self.record(&id, &answer);
         }
     }
 
-    /// Unknown is 404 only for what is unknown, and an outage is 503.
-    fn note(&self, id: &str, answer: &Answer) {
+    /// Counts a response. Only the unknown conversation may give 404. An outage gives 503.
+    fn record(&self, id: &str, answer: &Answer) {
         let is_unknown = answer.body["error"].as_str().is_some_and(|error| error.contains("nobody has"));
         let mut counts = self.counts.lock().unwrap();
         counts.requests += 1;

@@ -1,4 +1,4 @@
-//! What the daemon takes, after each outage when all is replayed.
+//! Samples of the daemon's memory and file size, taken after each outage and its replay.
 
 use std::fmt;
 use std::path::Path;
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use crate::process::Daemon;
 
-/// Samples below which there is nothing to compare.
-const ENOUGH: usize = 9;
-/// What allocator and write-ahead log may do as they like.
-const SLACK: u64 = 2 << 20;
+/// The minimum number of samples for a comparison.
+const MIN_SAMPLES: usize = 9;
+/// The allowed growth in bytes for the allocator and the write-ahead log.
+const MAX_GROWTH: u64 = 2 << 20;
 
 pub struct Sample {
     at: Duration,
@@ -37,26 +37,27 @@ impl Samples {
         self.0.push(sample);
     }
 
-    /// Memory and file may grow while caches fill, which is the first third. After that the last third takes no more than the
-    /// middle one.
+    /// Asserts that the last third of the samples takes no more than the middle third. The caches fill in the first.
     pub fn assert_flat(&self) {
-        if self.0.len() < ENOUGH {
+        if self.0.len() < MIN_SAMPLES {
             return println!("too short to tell whether memory is flat");
         }
-        for (what, size) in [("memory", Sample::resident as fn(&Sample) -> u64), ("the file", Sample::file)] {
+        for (subject, size) in
+            [("memory", Sample::resident as fn(&Sample) -> u64), ("the file", Sample::file)]
+        {
             let (middle, last) = self.thirds(size);
             assert!(
-                last <= middle + middle / 20 + SLACK,
-                "{what} grows: from {middle} to {last} bytes\n{self}"
+                last <= middle + middle / 20 + MAX_GROWTH,
+                "{subject} grows: from {middle} to {last} bytes\n{self}"
             );
         }
     }
 
-    /// The most of the middle third, and of the last.
+    /// Returns the maximum of the middle third and of the last third.
     fn thirds(&self, size: fn(&Sample) -> u64) -> (u64, u64) {
         let third = self.0.len() / 3;
-        let most = |samples: &[Sample]| samples.iter().map(size).max().unwrap_or_default();
-        (most(&self.0[third..2 * third]), most(&self.0[2 * third..]))
+        let max = |samples: &[Sample]| samples.iter().map(size).max().unwrap_or_default();
+        (max(&self.0[third..2 * third]), max(&self.0[2 * third..]))
     }
 }
 
@@ -86,7 +87,7 @@ impl fmt::Display for Samples {
         let [memory, file] = [Sample::resident, Sample::file].map(|size| self.thirds(size));
         write!(
             f,
-            "{} outages; most memory in the middle third {:.1} MiB, in the last {:.1}; largest file {:.1} MiB, {:.1}",
+            "{} outages; max memory in the middle third {:.1} MiB, in the last {:.1}; largest file {:.1} MiB, {:.1}",
             self.0.len(),
             mib(memory.0),
             mib(memory.1),

@@ -7,17 +7,18 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// How a server is told to end.
+/// The signal that stops a server.
 #[derive(Clone, Copy)]
 pub enum Signal {
-    /// At once, as in a crash.
+    /// Stops the server at once, as a crash does.
     Kill,
-    /// PostgreSQL's immediate shutdown. It loses what a crash loses, but takes the backends along, which sit
-    /// in process groups of their own and would hold the shared memory against the next start.
+    /// Causes PostgreSQL's immediate shutdown, which loses the same data as a crash.
+    ///
+    /// It also stops the backends. They have process groups of their own, and would keep the shared memory.
     Quit,
 }
 
-/// One server with its directory, held by the script `leash`; see there for why it is a script.
+/// One server with its directory. The script `leash` holds both and explains why it is a script.
 pub struct Leash {
     holder: Mutex<Holder>,
     directory: PathBuf,
@@ -30,10 +31,10 @@ struct Holder {
 }
 
 impl Leash {
-    /// Prepares `command` to be run in an empty `directory` (see [`directory`]); [`Leash::start`] runs it.
+    /// Prepares `command` for an empty `directory` (see [`directory`]). [`Leash::start`] runs the command.
     pub fn new(directory: PathBuf, signal: Signal, command: &Command) -> Self {
         let mut process = Command::new("bash")
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stack/leash"))
+            .arg(super::root().join("tests/stack/leash"))
             .arg(match signal {
                 Signal::Kill => "KILL",
                 Signal::Quit => "QUIT",
@@ -46,7 +47,7 @@ impl Leash {
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))))
             .current_dir(&directory)
-            // Ctrl-C goes to the whole process group of the terminal; the leash must see the test die first.
+            // Ctrl-C reaches the whole process group of the terminal. The leash must outlive the test.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -58,17 +59,17 @@ impl Leash {
         Self { holder, directory }
     }
 
-    /// Runs the command; returns as soon as it is spawned.
+    /// Starts the command and returns at once.
     pub fn start(&self) {
         self.order("start", true);
     }
 
-    /// Ends the command and waits until it is gone. The directory stays.
+    /// Stops the command and waits for its end. The directory stays.
     pub fn stop(&self) {
         self.order("stop", false);
     }
 
-    /// Whether it was started last, not whether it is well.
+    /// Tells whether the last order was `start`. The server may have failed since.
     pub fn is_running(&self) -> bool {
         self.holder.lock().expect("no order panics").running
     }
@@ -77,7 +78,7 @@ impl Leash {
         &self.directory
     }
 
-    /// What the server has printed, for the message of a failing test.
+    /// Returns the output of the server, for the message of a failing test.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
@@ -95,17 +96,17 @@ impl Leash {
 impl Drop for Leash {
     fn drop(&mut self) {
         let Ok(holder) = self.holder.get_mut() else { return };
-        // Waiting closes the pipe first, which is the order to clean up.
+        // `wait` first closes the pipe, and the leash then cleans up.
         let _ = holder.process.wait();
     }
 }
 
-/// An empty directory for a server, removed by its [`Leash`].
+/// Creates an empty directory for a server. Its [`Leash`] removes the directory.
 pub fn directory(name: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     let path = std::env::temp_dir().join(format!("threadkeep-{name}-{process}-{count}"));
-    // A leash removes its directory; one that a power cut left behind belongs to nobody.
+    // A leash removes its directory. Only a power cut leaves a directory behind.
     let _ = std::fs::remove_dir_all(&path);
     std::fs::create_dir(&path).unwrap_or_else(|error| panic!("no directory {}: {error}", path.display()));
     path

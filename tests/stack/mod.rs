@@ -1,15 +1,13 @@
-//! Real stacks for tests: PostgreSQL with a PostgREST-compatible server, and a gateway in front that injects
-//! faults.
+//! Real stacks for tests: PostgreSQL, a PostgREST-compatible server, and a gateway in front that injects faults.
 //!
-//! [`Stack`] starts the processes, [`Gateway`] stands where Supabase's edge stands. Two servers that were
-//! written independently run the same tests, since each is wrong somewhere: what passes on both is probably
-//! right. PostgREST itself is a third one, if this machine has it. Nothing outlives the test process (see
-//! [`leash`]), and a missing server fails the test instead of skipping it; only PostgREST may be missing, and
-//! then each of its tests says so.
+//! [`Stack`] starts the processes. [`Gateway`] takes the place of Supabase's edge. Two independent servers run the same
+//! tests, because each of them has bugs: a behaviour of both is probably right. PostgREST itself is the third server, if
+//! this machine has it. The end of the test process ends all servers (see [`leash`]). A missing server fails the test.
+//! Only PostgREST may be missing, and each of its tests then prints a note.
 
 // Each test binary compiles this module for itself and uses a part of it.
 #![allow(dead_code, unused_imports, unused_macros)]
-// The environment and deadlines are legal here, and so is a panic: it is how a test says what is wrong.
+// Tests may read the environment, wait for deadlines, and report a failure by a panic.
 #![allow(clippy::disallowed_methods, clippy::expect_used)]
 
 mod gateway;
@@ -27,12 +25,12 @@ use std::time::{Duration, Instant};
 
 pub use gateway::{Fault, Gateway, Keys, Seen, jwt};
 pub use prometheus::{Prometheus, promtool};
-pub use server::{Server, python};
+pub use server::{Server, python, sqlite};
 
 pub use postgres::{Postgres, SUPERUSER};
 use server::Rest;
 
-/// Makes a test on each server of each function that takes a server.
+/// Makes a test for each server from each function that takes a server.
 macro_rules! on_each_server {
     ($($test:ident),* $(,)?) => { $(
         mod $test {
@@ -54,46 +52,44 @@ macro_rules! on_each_server {
     )* };
 }
 
-/// What to do about a server that is not there.
+/// The remedy for a missing server.
 const MISSING: &str = "run tests/install";
 
-/// PostgreSQL as on Supabase with this repository's migrations, and a server that speaks REST.
+/// PostgreSQL as on Supabase with this repository's migrations, and a REST server.
 ///
-/// The calls block: a stack must not hold on to the runtime of one test, as others share it.
+/// The calls block: a stack must not depend on the runtime of one test, because other tests share the stack.
 pub struct Stack {
     server: Server,
-    rest: Rest, // before the database, so that it is dropped first
+    rest: Rest, // before the database, so that the server is dropped first
     postgres: Postgres,
 }
 
 impl Stack {
-    /// A stack of one's own, for tests that stop things.
+    /// Starts a private stack, for tests that stop its processes.
     pub fn start(server: Server) -> Self {
         Self::assemble(server, false, apply_migrations)
     }
 
-    /// A stack whose commits are synced to disk, as those of Supabase are.
+    /// Starts a stack that syncs commits to disk, as Supabase does.
     pub fn start_synced(server: Server) -> Self {
         Self::assemble(server, true, apply_migrations)
     }
 
-    /// A stack without threadkeep's schema.
+    /// Starts a stack without threadkeep's schema.
     ///
-    /// Lite sees what is created later only after a restart; postrust and PostgREST also by `notify pgrst,
-    /// 'reload schema'`.
+    /// Lite sees new objects only after a restart. Postrust and PostgREST also reload by `notify pgrst, 'reload schema'`.
     pub fn start_without_migrations(server: Server) -> Self {
         Self::assemble(server, false, |_| {})
     }
 
-    /// The stack that the tests of this process share. They keep apart by their thread ids, and leave it
-    /// running.
+    /// Returns the shared stack of this process. The tests use different thread ids, and leave the stack running.
     pub fn shared(server: Server) -> &'static Self {
         static SHARED: [OnceLock<Stack>; Server::ALL.len()] = [const { OnceLock::new() }; Server::ALL.len()];
         SHARED[server as usize].get_or_init(|| Self::start(server))
     }
 
     fn assemble(server: Server, syncs: bool, prepare: impl FnOnce(&Postgres)) -> Self {
-        server.check(); // before a second goes into a cluster
+        server.check(); // before the slow start of a cluster
         let postgres = Postgres::start(syncs);
         prepare(&postgres);
         let rest = Rest::start(server, &postgres);
@@ -115,12 +111,12 @@ impl Stack {
         apply_first(&self.postgres, folder, count);
     }
 
-    /// Runs SQL as superuser; the rows come without decoration.
+    /// Runs SQL as superuser, and returns the rows without decoration.
     pub fn psql(&self, sql: &str) -> String {
         self.postgres.psql(SUPERUSER, &["-c", sql])
     }
 
-    /// A connection of the superuser, on the caller's runtime.
+    /// Opens a connection of the superuser on the caller's runtime.
     pub async fn sql(&self) -> tokio_postgres::Client {
         let url = self.database_url();
         let (client, connection) =
@@ -129,27 +125,27 @@ impl Stack {
         client
     }
 
-    /// Where the superuser connects, for pgbench and the like.
+    /// Returns the superuser's URL, for programs such as pgbench.
     pub fn database_url(&self) -> String {
         self.postgres.url(SUPERUSER)
     }
 
-    /// Where the REST server itself listens, which checks tokens and knows no `apikey`.
+    /// Returns the URL of the REST server, which checks tokens and ignores `apikey`.
     pub fn server_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.rest.port())
     }
 
-    /// One of PostgreSQL's programs.
+    /// Returns the path of a PostgreSQL program.
     pub fn program(&self, name: &str) -> PathBuf {
         self.postgres.program(name)
     }
 
-    /// Ends PostgreSQL as a crash does; the REST server stays and reports an outage.
+    /// Stops PostgreSQL as a crash does. The REST server stays and reports an outage.
     pub fn stop_postgres(&self) {
         self.postgres.crash();
     }
 
-    /// Starts PostgreSQL again, on the same port; a REST server that was not killed finds it.
+    /// Starts PostgreSQL again on the same port. A running REST server connects again.
     pub fn start_postgres(&self) {
         self.postgres.resume();
         self.rest.recover();
@@ -160,17 +156,17 @@ impl Stack {
         self.rest.kill();
     }
 
-    /// Starts the REST server again, on the same port. PostgreSQL has to run.
+    /// Starts the REST server again on the same port. PostgreSQL must run.
     pub fn start_server(&self) {
         self.rest.resume();
     }
 
-    /// Where the processes of this stack live.
+    /// Returns the directories of this stack's processes.
     pub fn directories(&self) -> [&Path; 2] {
         [self.rest.directory(), self.postgres.directory()]
     }
 
-    /// A gateway of one's own in front of this stack, on the caller's runtime.
+    /// Starts a private gateway in front of this stack on the caller's runtime.
     pub async fn gateway(&self) -> Gateway {
         Gateway::start(self.server, self.rest.port()).await
     }
@@ -186,9 +182,9 @@ fn apply_first(postgres: &Postgres, folder: &str, count: usize) {
     }
 }
 
-/// The files of a folder of migrations, in order.
+/// Returns the files of a folder of migrations in order.
 pub fn migrations(folder: &str) -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let folder = root().join(folder);
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "sql"));
@@ -196,21 +192,27 @@ pub fn migrations(folder: &str) -> Vec<PathBuf> {
     files
 }
 
-/// The Supabase CLI. Panics where it is not installed: a test that skips itself proves nothing.
+/// Returns the folder of the workspace. The tests of the member `cli` use this module too.
+pub fn root() -> &'static Path {
+    let member = Path::new(env!("CARGO_MANIFEST_DIR"));
+    member.ancestors().find(|folder| folder.join("tests/stack/leash").exists()).expect("a checkout")
+}
+
+/// Returns the path of the Supabase CLI. Panics if it is missing: a skipped test proves nothing.
 pub fn supabase_cli() -> PathBuf {
     let program = server::stack_directory().join("cli/node_modules/.bin/supabase");
     assert!(program.exists(), "the Supabase CLI is not installed (no {}): {MISSING}", program.display());
     program
 }
 
-/// A port nobody listens on, and nobody will: it lies below the range from which Linux takes the ports of
-/// outgoing connections, so it stays free while a test has its server stopped.
+/// Returns a free port below the range that Linux uses for outgoing connections.
+///
+/// The port therefore stays free while a test has its server stopped.
 pub fn free_port() -> u16 {
     const LOWEST: u16 = 15_000;
     const COUNT: u16 = 17_000;
     static NEXT: OnceLock<AtomicU16> = OnceLock::new();
-    // Test processes start at random places, and each walks on, so that two of them rarely look at the same
-    // port.
+    // Each test process starts at a random port and counts up, so two processes rarely try the same port.
     let next = NEXT.get_or_init(|| AtomicU16::new(RandomState::new().hash_one(std::process::id()) as u16));
     loop {
         let port = LOWEST + next.fetch_add(1, Ordering::Relaxed) % COUNT;
@@ -220,7 +222,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// Waits for a process that says nothing when it is ready.
+/// Waits for a process that does not announce that it is ready.
 fn wait_until(ready: impl Fn() -> bool, failure: impl Fn() -> String) {
     wait_until_within(Duration::from_secs(60), ready, failure);
 }

@@ -1,4 +1,4 @@
-//! A private PostgreSQL cluster, dressed as a Supabase project.
+//! A private PostgreSQL cluster with the roles of a Supabase project.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -7,17 +7,17 @@ use std::process::{Command, Output};
 use super::leash::{self, Leash, Signal};
 use super::{MISSING, free_port, wait_until};
 
-/// The superuser, as on Supabase; `postgres` is none there.
+/// The superuser, as on Supabase, where `postgres` is not a superuser.
 pub const SUPERUSER: &str = "supabase_admin";
 
-/// One cluster, which ends with the value or with the process.
+/// One cluster. It ends with this value or with the process.
 pub struct Postgres {
     leash: Leash,
     binaries: PathBuf,
     port: u16,
 }
 
-/// Makes the cluster on the first start, so that it is made under the leash as well.
+/// Creates the cluster on the first start, so that the leash also covers the creation.
 const SERVE: &str = r#"
     [ -e data/PG_VERSION ] ||
         "$1/initdb" -D data -U "$3" -A trust -E UTF8 --locale=C.UTF-8 --no-sync --no-instructions || exit
@@ -26,7 +26,7 @@ const SERVE: &str = r#"
 "#;
 
 impl Postgres {
-    /// A running cluster with the roles of Supabase. One that syncs outlives a power cut, and is as slow as that is.
+    /// Starts a cluster with the roles of Supabase. With `syncs` the cluster survives a power cut, and is slower.
     pub fn start(syncs: bool) -> Self {
         let binaries = binaries();
         let port = free_port();
@@ -41,14 +41,14 @@ impl Postgres {
         postgres
     }
 
-    /// Starts the cluster again where [`Postgres::crash`] left it.
+    /// Starts the cluster again after [`Postgres::crash`].
     pub fn resume(&self) {
         self.leash.start();
         let ready = || self.run("pg_isready", &["-q", "-d", "postgres"]).status.success();
         wait_until(ready, || format!("PostgreSQL does not start:\n{}", self.leash.log()));
     }
 
-    /// Ends it with all its connections as a crash would: the next start recovers from the log.
+    /// Stops the cluster and all its connections as a crash does. The next start recovers from the log.
     pub fn crash(&self) {
         self.leash.stop();
     }
@@ -57,12 +57,12 @@ impl Postgres {
         self.leash.directory()
     }
 
-    /// Where `user` connects.
+    /// Returns the URL for `user`.
     pub fn url(&self, user: &str) -> String {
         format!("postgres://{user}@127.0.0.1:{}/postgres", self.port)
     }
 
-    /// One of its programs.
+    /// Returns the path of a PostgreSQL program.
     pub fn program(&self, name: &str) -> PathBuf {
         self.binaries.join(name)
     }
@@ -78,26 +78,26 @@ impl Postgres {
 
     fn run(&self, program: &str, args: &[&str]) -> Output {
         let mut command = Command::new(self.program(program));
-        command.env_clear(); // the developer's PGOPTIONS are not meant
+        command.env_clear(); // the developer's PGOPTIONS must not apply
         command.args(["-h", "127.0.0.1", "-p", &self.port.to_string()]).args(args);
         command.output().unwrap_or_else(|error| panic!("{program} does not run: {error}; {MISSING}"))
     }
 }
 
-/// PostgreSQL refuses to run as root, so root becomes `postgres`, the user that the Debian package brings.
+/// Drops the rights of root, because PostgreSQL does not run as root. The Debian package creates the user `postgres`.
 fn unprivileged(directory: &Path) -> Command {
     let root = std::fs::metadata(directory).expect("made just now").uid() == 0;
     if !root {
-        return Command::new("env"); // which changes nothing
+        return Command::new("env"); // `env` changes nothing
     }
     let given = Command::new("chown").arg("postgres:").arg(directory).status();
-    assert!(given.is_ok_and(|status| status.success()), "there is no user postgres: {MISSING}");
+    assert!(given.is_ok_and(|status| status.success()), "the user postgres does not exist: {MISSING}");
     let mut command = Command::new("setpriv");
     command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]);
     command
 }
 
-/// The binaries of the newest PostgreSQL; Debian keeps them off the PATH.
+/// Returns the folder of the newest PostgreSQL. Debian keeps it off the PATH.
 fn binaries() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let installed =

@@ -9,14 +9,14 @@ use super::leash::{self, Leash, Signal};
 use super::server::stack_directory;
 use super::{MISSING, free_port, wait_until};
 
-/// A running Prometheus, which ends with the value or with the process.
+/// A running Prometheus. It ends with this value or with the process.
 pub struct Prometheus {
     leash: Leash,
     port: u16,
 }
 
 impl Prometheus {
-    /// Runs it with these files beside each other; `prometheus.yml` among them.
+    /// Starts Prometheus in a directory with these files. One of them is `prometheus.yml`.
     pub fn start(files: &[(&str, String)]) -> Self {
         let (port, directory) = (free_port(), leash::directory("prometheus"));
         for (name, text) in files {
@@ -32,7 +32,7 @@ impl Prometheus {
         prometheus
     }
 
-    /// Where it answers.
+    /// Returns the URL of this Prometheus.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
@@ -54,7 +54,7 @@ pub fn promtool(directory: &Path, args: &[&str]) -> Output {
     command.args(args).current_dir(directory).output().expect("it is there")
 }
 
-/// Panics where it is not installed: a test that skips itself proves nothing.
+/// Panics if the program is missing: a skipped test proves nothing.
 fn program(name: &str) -> PathBuf {
     let program = stack_directory().join("prometheus/usr/bin").join(name);
     assert!(program.exists(), "Prometheus is not installed (no {}): {MISSING}", program.display());

@@ -1,4 +1,4 @@
-//! The servers that speak PostgREST's language.
+//! The servers with PostgREST's protocol.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,39 +12,40 @@ use super::leash::{self, Leash, Signal};
 use super::postgres::Postgres;
 use super::{MISSING, free_port, wait_until, wait_until_within};
 
-/// Which server speaks REST for the database.
+/// A REST server in front of the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Server {
     /// A rewrite of PostgREST in Rust.
     Postrust,
     /// @supabase/lite, in TypeScript.
     Lite,
-    /// PostgREST itself, which no package registry has. Tests use it if this machine has one.
+    /// PostgREST itself. No package registry has it, so tests use it only if this machine has it.
     Postgrest,
 }
 
-/// Names the program of PostgREST; without it, `postgrest` on the PATH is taken.
+/// The variable with the path of PostgREST. Without it, tests use `postgrest` on the PATH.
 const POSTGREST_BIN: &str = "POSTGREST_BIN";
-/// PostgREST tries a database that was away after 1, 2, 4 … and at most 32 s, and needs a moment to read the schema.
+/// PostgREST reconnects after 1, 2, 4 … and at most 32 s, and then reads the schema.
 const POSTGREST_RETRY: Duration = Duration::from_secs(120);
 
 impl Server {
     pub const ALL: [Self; 3] = [Self::Postrust, Self::Lite, Self::Postgrest];
 
-    /// The servers that tests run on: all but a PostgREST that this machine does not have.
+    /// Returns the servers for tests. Leaves out a missing PostgREST.
     pub fn installed() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|server| server.is_installed())
     }
 
-    /// Tells whether to run a test on this server. Only PostgREST may be missing: then this says so on standard
-    /// output, past the capture of the test harness. A missing postrust or lite fails the test later, in
-    /// [`check`](Self::check).
+    /// Tells whether to run a test on this server.
+    ///
+    /// Only PostgREST may be missing. A note on standard output then bypasses the capture of the test harness.
+    /// A missing postrust or lite fails the test later, in [`check`](Self::check).
     pub fn is_installed(self) -> bool {
         let is_installed = self != Self::Postgrest || find_postgrest().is_some();
         if !is_installed {
             let test = std::thread::current().name().unwrap_or_default().to_owned();
             let note = format!(
-                "{test}: PostgREST was not found, so nothing ran on it: set {POSTGREST_BIN} to its program, or put \
+                "{test}: PostgREST was not found, so its test did not run; set {POSTGREST_BIN} to its program, or put \
                  `postgrest` on the PATH\n"
             );
             std::io::stdout().write_all(note.as_bytes()).expect("standard output is open");
@@ -52,7 +53,7 @@ impl Server {
         is_installed
     }
 
-    /// Panics if the server is not installed: a test that skips itself proves nothing.
+    /// Panics if the server is missing: a skipped test proves nothing.
     pub fn check(self) {
         let program = self.program();
         assert!(program.exists(), "{self:?} is not installed (no {}): {MISSING}", program.display());
@@ -66,7 +67,7 @@ impl Server {
         }
     }
 
-    /// The path under which it serves what Supabase serves under `/rest/v1`.
+    /// Returns the prefix of this server's paths, which is `/rest/v1` on Supabase.
     pub fn prefix(self) -> &'static str {
         match self {
             Self::Postrust | Self::Postgrest => "",
@@ -75,7 +76,7 @@ impl Server {
     }
 }
 
-/// The program of PostgREST: the one that `POSTGREST_BIN` names, else `postgrest` on the PATH.
+/// Finds PostgREST by `POSTGREST_BIN`, and otherwise as `postgrest` on the PATH.
 ///
 /// Panics if the variable names no program, because the caller meant to test with PostgREST.
 fn find_postgrest() -> Option<PathBuf> {
@@ -83,10 +84,10 @@ fn find_postgrest() -> Option<PathBuf> {
     if let Some(program) = named {
         assert!(
             is_program(&program),
-            "{POSTGREST_BIN} is {}, which is no program that can be run: set it to the path of postgrest, or unset it",
+            "{POSTGREST_BIN} is {}, which is not an executable program; set it to the path of postgrest, or unset it",
             program.display()
         );
-        // The server runs in a directory of its own.
+        // The server runs in another directory.
         return Some(std::path::absolute(program).expect("a path that is not empty"));
     }
     let path = std::env::var_os("PATH")?;
@@ -97,7 +98,7 @@ fn is_program(path: &Path) -> bool {
     path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
 }
 
-/// Where `tests/install` puts the servers; the two must agree.
+/// Returns the folder of the servers. `tests/install` computes the same folder.
 pub(super) fn stack_directory() -> PathBuf {
     let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = || path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")));
@@ -105,14 +106,21 @@ pub(super) fn stack_directory() -> PathBuf {
     directory.expect("HOME or THREADKEEP_STACK_DIR is set")
 }
 
-/// Python with `supabase-py`, as `tests/install` sets it up.
+/// Returns the `sqlite3` program of `tests/install`, which can run `.recover`.
+pub fn sqlite() -> PathBuf {
+    let program = stack_directory().join("sqlite/sqlite3");
+    assert!(program.exists(), "sqlite3 is not installed (no {}): {MISSING}", program.display());
+    program
+}
+
+/// Returns the Python of `tests/install`, which has `supabase-py`.
 pub fn python() -> PathBuf {
     let program = stack_directory().join("python/bin/python");
     assert!(program.exists(), "supabase-py is not installed (no {}): {MISSING}", program.display());
     program
 }
 
-/// A running server, which ends with the value or with the process.
+/// A running server. It ends with this value or with the process.
 pub struct Rest {
     leash: Leash,
     server: Server,
@@ -134,7 +142,7 @@ impl Rest {
         rest
     }
 
-    /// Starts it again where [`Rest::kill`] left it.
+    /// Starts the server again after [`Rest::kill`].
     pub fn resume(&self) {
         self.leash.start();
         wait_until(|| self.answers(), || format!("{:?} does not start:\n{}", self.server, self.leash.log()));
@@ -144,11 +152,11 @@ impl Rest {
         self.leash.stop();
     }
 
-    /// Gets over an outage of PostgreSQL. Postrust connects again at the next request.
+    /// Recovers the server after an outage of PostgreSQL. Postrust connects again at the next request.
     ///
-    /// Lite needs help: it ends itself when PostgreSQL goes away under a request, and otherwise waits up to 20 s before
-    /// it connects again. PostgREST needs time. It answers 400 with an empty code for each pooled connection that died,
-    /// and 503 until it has read the schema again.
+    /// Lite needs a restart: it exits if PostgreSQL stops during a request, and otherwise waits up to 20 s before it
+    /// connects again. PostgREST needs time. It answers 400 with an empty code for each dead pooled connection, and 503
+    /// until it has read the schema again.
     pub fn recover(&self) {
         if !self.leash.is_running() {
             return;
@@ -160,7 +168,7 @@ impl Rest {
                 self.resume();
             }
             Server::Postgrest => {
-                let failure = || format!("PostgREST does not get over an outage:\n{}", self.leash.log());
+                let failure = || format!("PostgREST does not recover from an outage:\n{}", self.leash.log());
                 wait_until_within(POSTGREST_RETRY, || self.answers(), failure);
             }
         }
@@ -174,11 +182,10 @@ impl Rest {
         self.port
     }
 
-    /// Whether it carries out a request. No client library: this runs outside any runtime.
+    /// Tells whether the server executes a request. No runtime is needed, so this uses no client library.
     ///
-    /// It has to be a real request, made alone: on the first one lite reads the schema, and believes for ever
-    /// that there are no functions if PostgreSQL is away by then; and it grants rights, which fails when two
-    /// requests do it at once.
+    /// The request must be real and alone, because lite reads the schema at its first request. If PostgreSQL is down
+    /// then, lite never finds a function. Lite also grants rights then, which fails for two concurrent requests.
     fn answers(&self) -> bool {
         let (path, key) = (self.server.prefix(), gateway::LITE_SECRET);
         let request = format!(
@@ -200,23 +207,23 @@ fn postrust(port: u16, postgres: &Postgres) -> Command {
     let mut command = Command::new(Server::Postrust.program());
     command
         .env("DATABASE_URL", postgres.url("authenticator"))
-        .env("PGRST_COMPAT_MODE", "true") // or errors carry codes that PostgREST does not know
+        .env("PGRST_COMPAT_MODE", "true") // otherwise errors carry codes that PostgREST does not have
         .env("PGRST_SERVER_HOST", "127.0.0.1")
         .env("PGRST_SERVER_PORT", port.to_string())
         .env("PGRST_DB_SCHEMAS", "public,stack")
         .env("PGRST_DB_ANON_ROLE", "anon")
         .env("PGRST_DB_CHANNEL_ENABLED", "true") // `notify pgrst, 'reload schema'`
         .env("PGRST_DB_POOL", "10")
-        // While PostgreSQL is down, postrust keeps every request so long; PostgREST answers at once.
+        // While PostgreSQL is down, postrust holds every request for this time. PostgREST answers at once.
         .env("PGRST_DB_POOL_TIMEOUT", "2")
         .env("PGRST_JWT_SECRET", gateway::JWT_SECRET)
         .env("PGRST_MAX_BODY_SIZE", (64 << 20).to_string())
-        // PostgREST reads these from the roles; postrust has to be told.
+        // PostgREST reads these settings from the roles. Postrust needs them here.
         .env("PGRST_ROLE_SETTINGS", r#"{"anon":{"statement_timeout":3000}}"#);
     command
 }
 
-/// Configured as PostgREST documents it. The settings of roles, such as `statement_timeout`, come from the roles.
+/// Configures PostgREST as documented. PostgREST reads `statement_timeout` from the roles.
 fn postgrest(port: u16, postgres: &Postgres) -> Command {
     let mut command = Command::new(Server::Postgrest.program());
     command
@@ -226,10 +233,10 @@ fn postgrest(port: u16, postgres: &Postgres) -> Command {
         .env("PGRST_DB_CHANNEL_ENABLED", "true") // `notify pgrst, 'reload schema'`
         .env("PGRST_DB_POOL", "10")
         .env("PGRST_DB_POOL_ACQUISITION_TIMEOUT", "10")
-        .env("PGRST_JWT_SECRET", gateway::JWT_SECRET) // at least 32 characters, or PostgREST does not start
-        .env("PGRST_SERVER_HOST", "127.0.0.1") // or it listens on all interfaces
+        .env("PGRST_JWT_SECRET", gateway::JWT_SECRET) // PostgREST needs at least 32 characters
+        .env("PGRST_SERVER_HOST", "127.0.0.1") // the default is all interfaces
         .env("PGRST_SERVER_PORT", port.to_string())
-        .env("LANG", "C.UTF-8"); // or a log line beyond ASCII could not be written
+        .env("LANG", "C.UTF-8"); // log lines may have characters beyond ASCII
     command
 }
 

@@ -1,4 +1,4 @@
-//! Every fault, as the client and as the database see it.
+//! Each fault, from the side of the client and from the side of the database.
 
 use std::error::Error;
 use std::io;
@@ -8,7 +8,7 @@ use crate::stack::{Fault, Server};
 use crate::{answer, echoing, said, say};
 
 #[tokio::test]
-async fn a_reset_reaches_the_client_and_not_the_server() {
+async fn fault_reset_does_not_reach_the_server() {
     for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         gateway.script([Fault::Reset]);
@@ -20,7 +20,7 @@ async fn a_reset_reaches_the_client_and_not_the_server() {
 }
 
 #[tokio::test]
-async fn answers_of_gateways_are_given_in_the_order_of_the_script() {
+async fn script_answers_in_order() {
     for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         gateway.script([
@@ -41,7 +41,7 @@ async fn answers_of_gateways_are_given_in_the_order_of_the_script() {
 }
 
 #[tokio::test]
-async fn scripts_and_rules_choose_their_requests() {
+async fn scripts_and_rules_select_requests() {
     let gateway = echoing(Server::Postrust).gateway().await;
     gateway.script_for("elsewhere", [Fault::html(525)]);
     gateway.rule(|seen| if seen.body.contains("evil") { Fault::html(524) } else { Fault::Pass });
@@ -49,7 +49,7 @@ async fn scripts_and_rules_choose_their_requests() {
     assert_eq!(answer(say(&gateway, "evil")).await.0, 524);
     gateway.always(Fault::html(523));
     assert_eq!(answer(say(&gateway, "good")).await.0, 523);
-    gateway.heal();
+    gateway.clear();
     assert_eq!(answer(say(&gateway, "evil")).await.0, 200);
     gateway.forget();
     assert_eq!(
@@ -60,7 +60,7 @@ async fn scripts_and_rules_choose_their_requests() {
 }
 
 #[tokio::test]
-async fn a_hanging_request_is_carried_out_when_released() {
+async fn fault_hang_continues_after_release() {
     for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         gateway.script([Fault::Hang, Fault::Hang]);
@@ -80,7 +80,7 @@ async fn a_hanging_request_is_carried_out_when_released() {
 }
 
 #[tokio::test]
-async fn a_slow_request_takes_its_time() {
+async fn fault_slow_delays_the_answer() {
     let gateway = echoing(Server::Postrust).gateway().await;
     gateway.script([Fault::Slow(Duration::from_millis(200))]);
     let start = Instant::now();
@@ -89,7 +89,7 @@ async fn a_slow_request_takes_its_time() {
 }
 
 #[tokio::test]
-async fn what_a_client_gives_up_arrives_late() {
+async fn abandoned_request_arrives_late() {
     for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         gateway.script([Fault::Hang]);
@@ -97,17 +97,17 @@ async fn what_a_client_gives_up_arrives_late() {
         assert!(impatient.send().await.expect_err("no answer").is_timeout());
         gateway.wait_until(|seen| seen.iter().any(|seen| seen.ended.is_some())).await;
         assert!(!said(echoing(server), "late"));
-        gateway.heal();
+        gateway.clear();
         gateway.wait_for_carried_out(1, "stack_echo").await;
         assert!(said(echoing(server), "late"), "{server:?}");
     }
 }
 
 #[tokio::test]
-async fn an_answer_is_lost_or_cut_after_the_commit() {
+async fn fault_drop_and_truncate_commit_first() {
     for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
-        gateway.script([Fault::LoseAnswer, Fault::Truncate]);
+        gateway.script([Fault::DropResponse, Fault::Truncate]);
         let error = say(&gateway, "lost").send().await.expect_err("no answer");
         assert!(error.is_request() && !error.is_connect() && !error.is_timeout(), "{server:?}: {error:?}");
         assert!(said(echoing(server), "lost"), "{server:?}");
@@ -119,7 +119,7 @@ async fn an_answer_is_lost_or_cut_after_the_commit() {
 }
 
 #[tokio::test]
-async fn an_answer_hangs_after_the_commit() {
+async fn fault_hang_after_commits_first() {
     for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         gateway.script([Fault::HangAfter]);
@@ -127,7 +127,7 @@ async fn an_answer_hangs_after_the_commit() {
             gateway.wait_for_carried_out(1, "stack_echo").await;
             assert!(said(echoing(server), "held"), "{server:?}");
             assert_eq!(gateway.seen()[0].ended, None, "{server:?}");
-            gateway.heal();
+            gateway.clear();
         };
         let ((status, _), ()) = tokio::join!(answer(say(&gateway, "held")), release);
         assert_eq!(status, 200, "{server:?}");
@@ -135,7 +135,7 @@ async fn an_answer_hangs_after_the_commit() {
 }
 
 #[tokio::test]
-async fn a_refusing_gateway_ends_connections_and_opens_again() {
+async fn gateway_refuse_closes_connections() {
     for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         gateway.always(Fault::Hang);
@@ -145,15 +145,15 @@ async fn a_refusing_gateway_ends_connections_and_opens_again() {
         };
         let (hung, ()) = tokio::join!(say(&gateway, "refused").send(), refuse);
         assert!(hung.is_err(), "{server:?}");
-        assert!(say(&gateway, "refused").send().await.expect_err("nobody").is_connect(), "{server:?}");
+        assert!(say(&gateway, "refused").send().await.expect_err("no listener").is_connect(), "{server:?}");
         gateway.accept().await;
-        gateway.heal();
+        gateway.clear();
         assert_eq!(answer(say(&gateway, "accepted")).await.0, 200, "{server:?}");
         assert!(!said(echoing(server), "refused"), "{server:?}");
     }
 }
 
-/// The I/O error at the bottom of a failed request.
+/// Returns the kind of the I/O error that caused a failed request.
 fn cause(error: &reqwest::Error) -> Option<io::ErrorKind> {
     let causes = std::iter::successors(error.source(), |&error| error.source());
     causes.filter_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind).last()

@@ -1,6 +1,6 @@
-//! The stacks and the gateway of the other tests, put to the test: each server, each key rule, each fault.
+//! Tests the stacks and the gateway of the other tests: each server, each key rule and each fault.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // outside the tests proper too: a panic is a failed test
+#![allow(clippy::unwrap_used, clippy::expect_used)] // also in helper functions, because a panic fails the test
 
 mod faults;
 mod processes;
@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 use stack::{Gateway, Server, Stack};
 
-/// Keeps what it is told and says it back.
+/// A function that stores its argument and returns it.
 const ECHO: &str = "
     create table public.stack_echoes (said text);
     alter table public.stack_echoes enable row level security;
@@ -26,7 +26,7 @@ const ECHO: &str = "
     grant execute on function public.stack_echo to service_role;
 ";
 
-/// The shared stack of that kind, able to echo.
+/// Returns the shared stack of the server with the function `stack_echo`.
 fn echoing(server: Server) -> &'static Stack {
     static READY: [OnceLock<()>; Server::ALL.len()] = [const { OnceLock::new() }; Server::ALL.len()];
     let stack = Stack::shared(server);
@@ -36,7 +36,7 @@ fn echoing(server: Server) -> &'static Stack {
 
 fn teach(stack: &Stack) {
     stack.psql(ECHO);
-    // Each server learns of new functions when it starts, lite only then.
+    // Each server finds new functions at its start. Lite finds them only then.
     stack.kill_server();
     stack.start_server();
 }
@@ -45,12 +45,12 @@ fn said(stack: &Stack, word: &str) -> bool {
     stack.psql(&format!("select exists (select from stack_echoes where said = '{word}')")) == "t"
 }
 
-/// A request to say `word`, as a client with the secret key sends it.
+/// Builds a request with the secret key that echoes `word`.
 fn say(gateway: &Gateway, word: &str) -> reqwest::RequestBuilder {
     bare(gateway, word).header("apikey", gateway.keys().secret)
 }
 
-/// The same without any key, on a connection of its own.
+/// Builds the same request without a key, on a new connection.
 fn bare(gateway: &Gateway, word: &str) -> reqwest::RequestBuilder {
     let url = format!("{}/rest/v1/rpc/stack_echo", gateway.url());
     let body = format!(r#"{{"said":"{word}"}}"#);

@@ -1,4 +1,4 @@
-//! Processes that stop, start, and end with the test.
+//! Processes stop, start, and end with the test.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::stack::{Server, Stack};
 use crate::{answer, said, say, teach};
 
 #[tokio::test]
-async fn processes_stop_and_start_where_they_were() {
+async fn processes_restart_on_the_same_ports() {
     for server in Server::installed() {
         let stack = Stack::start(server);
         teach(&stack);
@@ -25,7 +25,7 @@ async fn processes_stop_and_start_where_they_were() {
         stack.kill_server();
         assert_eq!(answer(say(&gateway, "away")).await.0, 521, "{server:?}");
         stack.start_server();
-        // Together, since a server that prepares itself on the first request could fail the second.
+        // Two concurrent requests, because a server that initialises at its first request could fail the second.
         let ((first, _), (second, _)) =
             tokio::join!(answer(say(&gateway, "back")), answer(say(&gateway, "b")));
         assert_eq!((first, second), (200, 200), "{server:?}");
@@ -44,7 +44,7 @@ async fn processes_stop_and_start_where_they_were() {
 }
 
 #[tokio::test]
-async fn a_crash_under_a_request_is_an_outage_and_no_more() {
+async fn crash_during_a_request_is_an_outage() {
     for server in Server::installed() {
         let stack = Stack::start(server);
         teach(&stack);
@@ -53,7 +53,7 @@ async fn a_crash_under_a_request_is_an_outage_and_no_more() {
         let crash = async {
             gateway.wait_for(1, "stack_echo").await;
             while stack.psql("select pid from pg_locks where not granted").is_empty() {
-                tokio::task::yield_now().await; // the request has to reach the gateway's other side
+                tokio::task::yield_now().await; // the request must reach PostgreSQL first
             }
             stack.stop_postgres();
         };
@@ -65,12 +65,12 @@ async fn a_crash_under_a_request_is_an_outage_and_no_more() {
     }
 }
 
-/// Whether this is what a server says when PostgreSQL goes away, before a request or under it.
+/// Tells whether an answer reports that PostgreSQL is down, before or during the request.
 fn is_outage(server: Server, status: u16, body: &str) -> bool {
     let has = |code: &str| body.contains(&format!(r#""code":"{code}""#));
     match server {
         Server::Postrust => status == 520 || status == 503 && has("PGRST001"),
-        // It may have ended itself.
+        // Lite may have exited.
         Server::Lite => matches!(status, 520 | 521) || status == 503 && has("PGRST001"),
         // The first answer on each connection that died is 400 with an empty code.
         Server::Postgrest if status == 400 => has(""),
@@ -81,7 +81,7 @@ fn is_outage(server: Server, status: u16, body: &str) -> bool {
 }
 
 #[test]
-fn nothing_outlives_a_killed_test() {
+fn killed_test_leaves_no_process() {
     let test = std::env::current_exe().unwrap();
     let mut child = Command::new(test)
         .args(["--exact", "processes::hold_stacks_until_killed", "--ignored", "--nocapture"])
@@ -98,13 +98,13 @@ fn nothing_outlives_a_killed_test() {
     child.wait().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while held.iter().any(|directory| directory.exists() || inhabitants(directory) > 0) {
-        assert!(Instant::now() < deadline, "something is left in {held:?}");
+        assert!(Instant::now() < deadline, "a process or a directory is left in {held:?}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 #[test]
-#[ignore = "runs as a process of its own under nothing_outlives_a_killed_test"]
+#[ignore = "runs as a separate process of killed_test_leaves_no_process"]
 fn hold_stacks_until_killed() {
     for server in Server::installed() {
         for directory in Stack::shared(server).directories() {
@@ -114,7 +114,7 @@ fn hold_stacks_until_killed() {
     let _ = io::stdin().read(&mut [0]);
 }
 
-/// How many processes work in that directory or below.
+/// Counts the processes that run in this directory or below.
 fn inhabitants(directory: &Path) -> usize {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let places = processes.filter_map(|process| std::fs::read_link(process.path().join("cwd")).ok());

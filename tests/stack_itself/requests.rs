@@ -1,4 +1,4 @@
-//! What a healthy gateway lets through, and what it refuses.
+//! The requests that a healthy gateway forwards, and the requests that it rejects.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -7,12 +7,12 @@ use crate::stack::{Server, jwt};
 use crate::{answer, bare, echoing, say};
 
 #[tokio::test]
-async fn a_healthy_stack_answers_as_service_role() {
+async fn healthy_stack_answers_as_service_role() {
     for server in Server::installed() {
         let gateway = echoing(server).gateway().await;
         let (status, body) = answer(say(&gateway, "healthy")).await;
         assert_eq!(status, 200, "{server:?}: {body}");
-        // Parsed, since PostgREST hands on PostgreSQL's spaces.
+        // The test compares parsed values, because PostgREST keeps PostgreSQL's spaces.
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
         let expected = serde_json::json!({"said": "healthy", "user": "service_role", "timeout": "8s"});
         assert_eq!(body, expected, "{server:?}");
@@ -84,7 +84,7 @@ async fn large_bodies_arrive() {
     }
 }
 
-/// Two requests in one go on one connection, in bytes that no client library would send.
+/// Sends two pipelined requests in bytes that no client library sends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn chunks_and_pipelined_requests_are_understood() {
     let gateway = echoing(Server::Postrust).gateway().await;
@@ -98,5 +98,5 @@ async fn chunks_and_pipelined_requests_are_understood() {
     gateway.wait_for_carried_out(2, "stack_echo").await;
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     assert!(gateway.seen().iter().all(|seen| seen.carried_out == Some(200)), "{:?}", gateway.seen());
-    assert_eq!(gateway.max_in_flight(""), 1, "one connection takes one at a time");
+    assert_eq!(gateway.max_in_flight(""), 1, "one connection runs one request at a time");
 }

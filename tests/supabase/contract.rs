@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use threadkeep::store::{ResilientStore, Supabase};
 use threadkeep::testing::{conformance, conformance_without_digits};
-use threadkeep::{Cache, Durability, Guard, Supabase};
+use threadkeep::{Cache, WriteOutcome};
 
 use crate::stack::{Server, Stack};
 use crate::{SECOND, get, key, row, shared};
@@ -16,7 +17,7 @@ on_each_server!(
     a_row_is_as_planned
 );
 
-async fn conforms(server: Server, store: Arc<dyn threadkeep::Store>) {
+async fn conforms(server: Server, store: Arc<dyn threadkeep::store::Store>) {
     match server {
         Server::Postrust | Server::Postgrest => conformance(store).await,
         // Numbers pass through JavaScript there.
@@ -33,39 +34,40 @@ async fn the_store_conforms(server: Server) {
 async fn the_guarded_store_conforms_with_a_legacy_key(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let store = Supabase::new(&gateway.url(), &gateway.keys().service_jwt).unwrap();
-    let guard = Guard::new(store, 20 * SECOND);
+    let guard = ResilientStore::new(store, 20 * SECOND);
     guard.connect().await.unwrap();
     conforms(server, Arc::new(guard)).await;
 }
 
 async fn the_planned_tests(server: Server) {
     let (_, _gateway, cache) = shared(server).await;
-    planned(&cache).await;
+    planned(&cache, WriteOutcome::Stored).await;
 }
 
 #[tokio::test]
 async fn the_planned_tests_pass_on_memory_and_local() {
-    planned(&Cache::builder().memory().open().await.unwrap()).await;
+    planned(&Cache::builder().memory().open().await.unwrap(), WriteOutcome::Volatile).await;
     let dir = tempfile::tempdir().unwrap();
-    planned(&Cache::builder().local(dir.path().join("t.db")).open().await.unwrap()).await;
+    let local = Cache::builder().local(dir.path().join("t.db")).open().await.unwrap();
+    planned(&local, WriteOutcome::Stored).await;
 }
 
-/// Store and retrieve, expiry after seconds, delete.
-async fn planned(cache: &Cache) {
+/// Tests put and get, expiry after seconds, and remove. `written` is the outcome of a write to this store.
+async fn planned(cache: &Cache, written: WriteOutcome) {
     let (stored, brief, deleted) = (key("stored"), key("brief"), key("deleted"));
     let value = json!({"messages": [{"role": "user", "content": "it's \"quoted\" 🦀"}]});
-    assert_eq!(cache.put(&stored, &value).await.unwrap(), Durability::Stored);
+    assert_eq!(cache.put(&stored, &value).await.unwrap(), written);
     assert_eq!(get(cache, &stored).await.unwrap().decode::<Value>().unwrap(), value);
     cache.evict(&stored).unwrap();
     assert_eq!(get(cache, &stored).await.unwrap().decode::<Value>().unwrap(), value, "also from the store");
 
-    let _ = cache.put(&brief, &value).ttl(2 * SECOND).await.unwrap();
+    cache.put(&brief, &value).ttl(2 * SECOND).await.unwrap();
     assert!(get(cache, &brief).await.is_some());
     tokio::time::sleep(2 * SECOND + SECOND / 20).await;
     assert!(get(cache, &brief).await.is_none());
 
-    let _ = cache.put(&deleted, &value).await.unwrap();
-    assert_eq!(cache.remove(&deleted).await.unwrap(), Durability::Stored);
+    cache.put(&deleted, &value).await.unwrap();
+    assert_eq!(cache.remove(&deleted).await.unwrap(), written);
     assert!(get(cache, &deleted).await.is_none());
     cache.evict(&deleted).unwrap();
     assert!(get(cache, &deleted).await.is_none());
@@ -74,18 +76,18 @@ async fn planned(cache: &Cache) {
 async fn a_row_is_as_planned(server: Server) {
     let (stack, _gateway, cache) = shared(server).await;
     let key = key("row");
-    let _ = cache.put(&key, &json!({"a": [1]})).user("u'1").metadata(&json!({"m": 2})).await.unwrap();
+    cache.put(&key, &json!({"a": [1]})).user("u'1").metadata(&json!({"m": 2})).await.unwrap();
     let columns =
         "user_id, conversation_data, metadata, round(extract(epoch from expires_at - created_at) / 3600)";
     assert_eq!(row(stack, &key, columns), r#"u'1|{"a": [1]}|{"m": 2}|24"#);
     let version = get(&cache, &key).await.unwrap().version();
     assert_eq!(row(stack, &key, "version, accepted_versions"), format!("{version}|{{{version}}}"));
-    let _ = cache.remove(&key).await.unwrap();
+    cache.remove(&key).await.unwrap();
     let columns = "conversation_data, expires_at <= clock_timestamp(), user_id is null";
     assert_eq!(row(stack, &key, columns), "null|t|t");
 }
 
-/// What the door refuses is what `jsonb` refuses, no more and no less.
+/// The library rejects exactly the values that `jsonb` rejects.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_door_and_jsonb_agree_on_what_can_be_stored() {
     let stack = tokio::task::block_in_place(|| Stack::shared(Server::Postrust));
@@ -113,7 +115,7 @@ async fn the_door_and_jsonb_agree_on_what_can_be_stored() {
         r#""\\u0000""#.into(),
         deep(127),
     ] {
-        let door = threadkeep::Json::new(text.clone()).is_ok();
+        let door = threadkeep::store::Json::new(text.clone()).is_ok();
         let jsonb = client.query_one("select $1::text::jsonb::text", &[&text]).await.is_ok();
         assert_eq!(door, jsonb, "{text:.40}");
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use threadkeep::{Builder, Cache, Error, ErrorKind, Freshness, OnOutage, State};
+use threadkeep::{BreakerState, Builder, Cache, Error, ErrorKind, Freshness, OnOutage};
 
 use crate::stack::{Fault, Gateway, Keys, Server, Stack};
 use crate::{SECOND, eventually, get, key, queue_path, rejecting, shared};
@@ -39,14 +39,22 @@ async fn keys_that_are_refused(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let keys = gateway.keys();
     let wrong = refused(&gateway.url(), "sb_secret_of_another_project").await;
-    assert_says(&wrong, ErrorKind::Denied, &["Invalid API key", "SUPABASE_KEY", "this project's secret"]);
+    assert_says(
+        &wrong,
+        ErrorKind::Unauthorized,
+        &["Invalid API key", "SUPABASE_KEY", "this project's secret"],
+    );
     let forged = format!("{}x", keys.service_jwt);
-    assert_says(&refused(&gateway.url(), &forged).await, ErrorKind::Denied, &["SUPABASE_KEY"]);
+    assert_says(&refused(&gateway.url(), &forged).await, ErrorKind::Unauthorized, &["SUPABASE_KEY"]);
     // Lite knows no roles, so only its keys can be wrong.
     if server != Server::Lite {
         for public in [&keys.anon_jwt, &keys.publishable] {
             let error = refused(&gateway.url(), public).await;
-            assert_says(&error, ErrorKind::Denied, &["anon", "public", "secret (service_role) key instead"]);
+            assert_says(
+                &error,
+                ErrorKind::Unauthorized,
+                &["anon", "public", "secret (service_role) key instead"],
+            );
         }
     }
     // Denied later is no outage: it does not open the breaker.
@@ -54,24 +62,24 @@ async fn keys_that_are_refused(server: Server) {
     gateway.rotate_secret();
     for _ in 0..20 {
         let error = cache.put(key("denied"), "1").await.unwrap_err();
-        assert_says(&error, ErrorKind::Denied, &["SUPABASE_KEY"]);
+        assert_says(&error, ErrorKind::Unauthorized, &["SUPABASE_KEY"]);
     }
-    assert_eq!(cache.health().breaker, Some(threadkeep::State::Closed));
+    assert_eq!(cache.health().breaker, Some(threadkeep::BreakerState::Closed));
     let health = cache.health();
     assert!(
-        !health.is_available() && health.cause.unwrap().kind() == ErrorKind::Denied,
+        !health.is_available() && health.cause.unwrap().kind() == ErrorKind::Unauthorized,
         "an operator has to know"
     );
 }
 
-/// What a daemon sets whose key is in a file of its own.
+/// Returns the settings of a daemon with its key in a separate file.
 fn with_key_file(gateway: &Gateway, file: &Path) -> Builder {
     let settings = [
         ("CONVERSATION_STORAGE_BACKEND", "supabase"),
         ("SUPABASE_URL", &gateway.url()),
         ("SUPABASE_KEY_FILE", file.to_str().unwrap()),
         ("CONVERSATION_FRESH_SECONDS", "0"),
-        ("CONVERSATION_WARM_THREADS", "0"),
+        ("CONVERSATION_WARMUP_LIMIT", "0"),
     ];
     Builder::from_vars(settings.map(|(name, value)| (name.to_owned(), value.to_owned())))
         .queue(queue_path())
@@ -98,7 +106,7 @@ async fn requests_in_flight_outlive_a_rotation(server: Server) {
     let (_, gateway, before) = shared(server).await;
     let keys: Vec<String> = (0..8).map(|_| key("in flight")).collect();
     for key in &keys {
-        let _ = before.put(key, "before").await.unwrap();
+        before.put(key, "before").await.unwrap();
     }
     let (cache, folder) = daemon_with_key_file(&gateway).await;
     gateway.forget();
@@ -107,7 +115,7 @@ async fn requests_in_flight_outlive_a_rotation(server: Server) {
         let cache = cache.clone();
         tokio::spawn(async move {
             if at % 2 == 0 {
-                let _ = cache.put(&key, "after").await.unwrap();
+                cache.put(&key, "after").await.unwrap();
             } else {
                 assert_eq!(get(&cache, &key).await.unwrap().freshness(), Freshness::Fresh);
             }
@@ -117,7 +125,7 @@ async fn requests_in_flight_outlive_a_rotation(server: Server) {
     gateway.wait_for(keys.len(), "").await;
     write_key(&folder, format!("{}\n", next_key()));
     assert_eq!(gateway.rotate_secret(), next_key());
-    gateway.heal();
+    gateway.clear();
     for call in calls {
         call.await.unwrap();
     }
@@ -139,7 +147,7 @@ async fn a_rotation_goes_unnoticed_under_traffic(server: Server) {
         let (cache, key, is_over) = (cache.clone(), key("traffic"), Arc::clone(&is_over));
         tokio::spawn(async move {
             for turn in 0_u32.. {
-                let _ = cache.put(&key, &turn).await.unwrap();
+                cache.put(&key, &turn).await.unwrap();
                 let found = get(&cache, &key).await.unwrap();
                 assert_eq!((found.decode::<u32>().unwrap(), found.freshness()), (turn, Freshness::Fresh));
                 if is_over.load(Ordering::SeqCst) {
@@ -157,7 +165,7 @@ async fn a_rotation_goes_unnoticed_under_traffic(server: Server) {
     for worker in workers {
         worker.await.unwrap();
     }
-    assert_eq!(cache.health().breaker, Some(State::Closed));
+    assert_eq!(cache.health().breaker, Some(BreakerState::Closed));
     assert!(cache.health().is_available());
 }
 
@@ -166,11 +174,11 @@ async fn a_key_file_that_is_late_or_junk_heals(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let (cache, folder) = daemon_with_key_file(&gateway).await;
     let key = key("late");
-    let _ = cache.put(&key, "before").await.unwrap();
+    cache.put(&key, "before").await.unwrap();
     gateway.rotate_secret();
     let denied = async || {
         let error = cache.put(&key, "during").await.unwrap_err();
-        assert_says(&error, ErrorKind::Denied, &["SUPABASE_KEY", "Invalid API key"]);
+        assert_says(&error, ErrorKind::Unauthorized, &["SUPABASE_KEY", "Invalid API key"]);
         assert!(matches!(get(&cache, &key).await.unwrap().freshness(), Freshness::Stale { .. }));
     };
     for _ in 0..10 {
@@ -179,7 +187,7 @@ async fn a_key_file_that_is_late_or_junk_heals(server: Server) {
     let junk: [(Option<&[u8]>, &str); 3] = [
         (Some(b""), "the old one stays: it is empty"),
         (Some(b"\x7fELF\xff\0"), "the old one stays: it has characters that no key has"),
-        (None, "SUPABASE_KEY_FILE: the file cannot be read"),
+        (None, "SUPABASE_KEY_FILE names a file that cannot be read"),
     ];
     for (content, warning) in junk {
         match content {
@@ -210,14 +218,14 @@ async fn a_key_in_dotenv_is_read_again(server: Server) {
     for name in ["SUPABASE_KEY", "SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY"] {
         write(name, &gateway.keys().secret);
         let cache = Builder::from_env_and_file(&file).queue(queue_path()).open().await.unwrap();
-        let _ = cache.put(key("dotenv"), "before").await.unwrap();
+        cache.put(key("dotenv"), "before").await.unwrap();
         write(name, &gateway.rotate_secret());
-        let _ = cache.put(key("dotenv"), "after").await.unwrap();
+        cache.put(key("dotenv"), "after").await.unwrap();
     }
     // A key that is set by hand is not the file's.
     let by_hand =
         Builder::from_env_and_file(&file).queue(queue_path()).supabase(&gateway.url(), "sb_secret_by_hand");
-    assert_eq!(by_hand.open().await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(by_hand.open().await.unwrap_err().kind(), ErrorKind::Unauthorized);
 }
 
 /// The right key is the one that is to be used; the others would be refused.
@@ -231,26 +239,26 @@ async fn the_first_of_several_keys_is_used(server: Server) {
         });
         let fixed = [("CONVERSATION_STORAGE_BACKEND", "supabase".to_owned()), ("SUPABASE_URL", url.clone())];
         let vars = fixed.into_iter().chain(keys).map(|(name, value)| (name.to_owned(), value));
-        let cache = Builder::from_vars(vars).queue(queue_path()).warm_threads(0).open().await.unwrap();
-        let _ = cache.put(key("several keys"), "1").await.unwrap();
+        let cache = Builder::from_vars(vars).queue(queue_path()).warmup_limit(0).open().await.unwrap();
+        cache.put(key("several keys"), "1").await.unwrap();
     }
 }
 
 async fn a_source_of_the_embedder_is_asked(server: Server) {
     let (_, gateway, _) = shared(server).await;
-    let cache = rejecting(&gateway).renew_key_from(|| Some(next_key())).open().await.unwrap();
-    let panicking = rejecting(&gateway).renew_key_from(|| panic!("a source")).open().await.unwrap();
+    let cache = rejecting(&gateway).key_provider(|| Some(next_key())).open().await.unwrap();
+    let panicking = rejecting(&gateway).key_provider(|| panic!("a source")).open().await.unwrap();
     gateway.rotate_secret();
-    let _ = cache.put(key("source"), "1").await.unwrap();
+    cache.put(key("source"), "1").await.unwrap();
     for _ in 0..3 {
         let error = panicking.put(key("source"), "1").await.unwrap_err();
-        assert_says(&error, ErrorKind::Denied, &["SUPABASE_KEY"]);
+        assert_says(&error, ErrorKind::Unauthorized, &["SUPABASE_KEY"]);
     }
     // It is asked at the first contact, too, and before the file that the key was from.
     let folder = tempfile::tempdir().unwrap();
     write_key(&folder, "sb_secret_of_yesterday");
-    let late = with_key_file(&gateway, &folder.path().join("key")).renew_key_from(|| Some(next_key()));
-    let _ = late.open().await.unwrap().put(key("source"), "1").await.unwrap();
+    let late = with_key_file(&gateway, &folder.path().join("key")).key_provider(|| Some(next_key()));
+    late.open().await.unwrap().put(key("source"), "1").await.unwrap();
 }
 
 async fn missing_migrations(server: Server) {
@@ -259,7 +267,7 @@ async fn missing_migrations(server: Server) {
     let error = refused(&gateway.url(), &gateway.keys().secret).await;
     let remedy =
         ["threadkeep migrations --dir supabase/migrations", "supabase db push --include-all", "psql"];
-    assert_says(&error, ErrorKind::Schema, &[&remedy[..], &["apply the migrations"]].concat());
+    assert_says(&error, ErrorKind::SchemaOutdated, &[&remedy[..], &["apply the migrations"]].concat());
 }
 
 async fn wrong_places(server: Server) {
@@ -269,7 +277,7 @@ async fn wrong_places(server: Server) {
     let elsewhere = format!("{}/somewhere/else", gateway.url());
     let elsewhere =
         Cache::builder().supabase(&elsewhere, &keys.secret).queue(queue_path()).open().await.unwrap();
-    assert_eq!(elsewhere.put("t", "1").await.unwrap(), threadkeep::Durability::Queued);
+    assert_eq!(elsewhere.put("t", "1").await.unwrap(), threadkeep::WriteOutcome::Queued);
     let cause = elsewhere.health().cause.unwrap();
     assert_says(&cause, ErrorKind::Unavailable, &["SUPABASE_URL", "404", "https://PROJECT.supabase.co"]);
     // With the path of the REST API it is the same place.
@@ -293,7 +301,7 @@ async fn wrong_places(server: Server) {
     }
 }
 
-/// Collects what is logged.
+/// Collects the log lines.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -349,7 +357,7 @@ async fn no_secret_shows(server: Server) {
         shown += &format!("{setup:?}");
         let cache = setup.queue(queue_path()).on_outage(OnOutage::Reject).open().await.unwrap();
         let key = key("secret");
-        let _ = cache.put(&key, content).await.unwrap();
+        cache.put(&key, content).await.unwrap();
         for fault in [
             Fault::html(522),
             Fault::json_error(403, "42501"),
@@ -362,7 +370,7 @@ async fn no_secret_shows(server: Server) {
             shown += &format!("{:?} {cache:?}", cache.get(&key).await);
             shown += &format!("{:?}", cache.health());
         }
-        gateway.heal();
+        gateway.clear();
     }
     for bad in ["http://user:hunter2@localhost", "sb_secret_as_url", "ftp://secret"] {
         let settings = [
@@ -386,11 +394,11 @@ async fn no_secret_shows(server: Server) {
     }
 }
 
-/// What shows of a key that is replaced, after its file had junk and a source panicked.
+/// Checks that logs and errors show no key, after junk in the key file and a panic of the provider.
 async fn through_a_rotation(gateway: &Gateway) -> String {
     let (cache, folder) = daemon_with_key_file(gateway).await;
     let file = folder.path().join("key");
-    let panicking = rejecting(gateway).renew_key_from(|| panic!("{} panics", next_key()));
+    let panicking = rejecting(gateway).key_provider(|| panic!("{} panics", next_key()));
     let mut shown = format!("{:?} {panicking:?}", with_key_file(gateway, &file));
     let panicking = panicking.open().await.unwrap();
     gateway.rotate_secret();

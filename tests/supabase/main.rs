@@ -21,18 +21,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use stack::{Gateway, Server, Stack};
-use threadkeep::{Builder, Cache, Found, OnOutage};
+use threadkeep::{Builder, Cache, Conversation, OnOutage};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Longer than a healthy stack takes on a busy machine.
 const AMPLE: Duration = Duration::from_secs(60);
 
-/// What a daemon with the secret key of this gateway would set, with nothing fresh for long. A healthy stack on a busy
+/// Returns a builder with the secret key of this gateway and a short freshness time. A healthy stack on a busy
 /// machine answers within these limits; where something hangs on purpose, a test sets shorter ones.
 fn builder(gateway: &Gateway) -> Builder {
     let builder = Cache::builder().supabase(&gateway.url(), &gateway.keys().secret).queue(queue_path());
     // No request but those of the test.
-    builder.fresh_for(Duration::ZERO).timeout(5 * SECOND).patience(5 * SECOND).warm_threads(0)
+    builder.fresh_for(Duration::ZERO).timeout(5 * SECOND).soft_timeout(5 * SECOND).warmup_limit(0)
 }
 
 /// The same without a queue for writes: an error is an error.
@@ -63,11 +63,11 @@ fn key(name: &str) -> String {
     format!("{name} {:016x}", fastrand::u64(..))
 }
 
-async fn get(cache: &Cache, key: &str) -> Option<Found> {
+async fn get(cache: &Cache, key: &str) -> Option<Conversation> {
     cache.get(key).await.unwrap()
 }
 
-/// What a row says, asked for with SQL.
+/// Reads columns of a row with SQL.
 fn row(stack: &Stack, key: &str, columns: &str) -> String {
     stack
         .psql(&format!("select {columns} from conversation_threads where thread_id = '{key}'"))

@@ -4,7 +4,7 @@
 use std::future::IntoFuture;
 use std::time::Duration;
 
-use threadkeep::{Cache, Durability, ErrorKind, Freshness, State};
+use threadkeep::{BreakerState, Cache, ErrorKind, Freshness, WriteOutcome};
 
 use crate::stack::{Fault, Gateway, Server, Stack};
 use crate::{AMPLE, SECOND, builder, daemon, drained, eventually, get, key, shared};
@@ -21,7 +21,7 @@ on_each_server!(
 /// Lives through an outage that `begin` begins and `end` ends.
 async fn live_through(what: &str, cache: &Cache, begin: impl AsyncFnOnce(), end: impl AsyncFnOnce()) {
     let (known, unknown, written) = (key("known"), key("unknown"), key("written"));
-    let _ = cache.put(&known, "before").await.unwrap();
+    cache.put(&known, "before").await.unwrap();
     // On a busy machine it may have been queued, or the breaker be open, before the outage begins.
     drained(what, cache).await;
     eventually(what, async || {
@@ -38,11 +38,11 @@ async fn live_through(what: &str, cache: &Cache, begin: impl AsyncFnOnce(), end:
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{what}, round {round}: {error}");
         assert!(error.to_string().len() > 20, "it says why: {error}");
         let durability = cache.put(&written, &round).await.unwrap();
-        assert_eq!(durability, Durability::Queued, "{what}, round {round}");
+        assert_eq!(durability, WriteOutcome::Queued, "{what}, round {round}");
         let found = get(cache, &written).await.unwrap();
         assert_eq!((found.json(), found.freshness()), (&*round.to_string(), Freshness::Queued), "{what}");
     }
-    assert_ne!(cache.health().breaker, Some(State::Closed), "{what}");
+    assert_ne!(cache.health().breaker, Some(BreakerState::Closed), "{what}");
     assert!(cache.health().cause.is_some(), "{what}");
     end().await;
     eventually(what, async || {
@@ -58,7 +58,7 @@ async fn live_through(what: &str, cache: &Cache, begin: impl AsyncFnOnce(), end:
     })
     .await;
     eventually(what, async || cache.get(&unknown).await.is_ok_and(|found| found.is_none())).await;
-    let _ = cache.put(&known, "after").await.unwrap();
+    cache.put(&known, "after").await.unwrap();
     assert_eq!(get(cache, &known).await.unwrap().json(), "\"after\"", "{what}");
 }
 
@@ -87,7 +87,7 @@ async fn killed_server(server: Server) {
 async fn faults_of_the_gateway(server: Server) {
     let (_, gateway, _) = shared(server).await;
     // Nothing here takes long to answer; what hangs may hang for a shorter time.
-    let cache = builder(&gateway).timeout(SECOND / 2).patience(SECOND / 10).open().await.unwrap();
+    let cache = builder(&gateway).timeout(SECOND / 2).soft_timeout(SECOND / 10).open().await.unwrap();
     for (what, fault) in [
         ("hanging", Fault::Hang),
         ("HTML 522", Fault::html(522)),
@@ -101,7 +101,7 @@ async fn faults_of_the_gateway(server: Server) {
         ("truncated", Fault::Truncate),
     ] {
         let begin = async || gateway.always(fault);
-        live_through(what, &cache, begin, async || gateway.heal()).await;
+        live_through(what, &cache, begin, async || gateway.clear()).await;
     }
     live_through("refused", &cache, async || gateway.refuse().await, async || gateway.accept().await).await;
 }
@@ -109,12 +109,12 @@ async fn faults_of_the_gateway(server: Server) {
 async fn a_start_during_an_outage(server: Server) {
     let (_, gateway, cache) = shared(server).await;
     let key = key("known before");
-    let _ = cache.put(&key, "before").await.unwrap();
+    cache.put(&key, "before").await.unwrap();
     gateway.refuse().await;
     let restarted = daemon(&gateway).await;
-    assert_eq!(restarted.health().breaker, Some(State::Open));
+    assert_eq!(restarted.health().breaker, Some(BreakerState::Open));
     assert!(restarted.get(&key).await.unwrap_err().is_outage());
-    assert_eq!(restarted.put(&key, "during").await.unwrap(), Durability::Queued);
+    assert_eq!(restarted.put(&key, "during").await.unwrap(), WriteOutcome::Queued);
     gateway.accept().await;
     drained("a start in an outage", &restarted).await;
     assert_eq!(get(&cache, &key).await.unwrap().json(), "\"during\"");
@@ -123,7 +123,7 @@ async fn a_start_during_an_outage(server: Server) {
 async fn retry_after_is_honoured(server: Server) {
     let (_, gateway, cache) = shared(server).await;
     gateway.always(Fault::retry_after(503, 3));
-    while cache.health().breaker == Some(State::Closed) {
+    while cache.health().breaker == Some(BreakerState::Closed) {
         let error = cache.get(key("any")).await.unwrap_err();
         assert_eq!(error.retry_after(), Some(3 * SECOND), "{error}");
     }
@@ -138,14 +138,14 @@ async fn retry_after_is_honoured(server: Server) {
 async fn callers_do_not_reach_an_open_breaker(server: Server) {
     let (_, gateway, cache) = shared(server).await;
     let known = key("known");
-    let _ = cache.put(&known, "known").await.unwrap();
+    cache.put(&known, "known").await.unwrap();
     gateway.always(Fault::html(522));
-    while cache.health().breaker == Some(State::Closed) {
+    while cache.health().breaker == Some(BreakerState::Closed) {
         cache.get(key("any")).await.unwrap_err();
     }
     gateway.always(Fault::Hang);
     gateway.wait_for(1, "threadkeep_probe").await;
-    eventually("a probe hangs", async || cache.health().breaker == Some(State::HalfOpen)).await;
+    eventually("a probe hangs", async || cache.health().breaker == Some(BreakerState::HalfOpen)).await;
     gateway.forget();
     let callers = (0..1_000).map(|at| {
         let (cache, known) = (cache.clone(), known.clone());
@@ -153,7 +153,7 @@ async fn callers_do_not_reach_an_open_breaker(server: Server) {
             match at % 3 {
                 0 => cache.get(&known).await.unwrap().is_some(),
                 1 => cache.get(key("unknown")).await.is_err(),
-                _ => cache.put(key("new"), "new").await.unwrap() == Durability::Queued,
+                _ => cache.put(key("new"), "new").await.unwrap() == WriteOutcome::Queued,
             }
         })
     });
@@ -164,7 +164,7 @@ async fn callers_do_not_reach_an_open_breaker(server: Server) {
     assert!(seen.iter().all(|seen| seen.path.contains("threadkeep_probe")), "{seen:?}");
     gateway.wait_for(2, "threadkeep_probe").await;
     assert_eq!(gateway.max_in_flight("threadkeep_probe"), 1);
-    gateway.heal();
+    gateway.clear();
     eventually("it closes without traffic", async || cache.health().is_available()).await;
     drained("without traffic", &cache).await;
 }
@@ -179,17 +179,23 @@ async fn a_daemon_of_one_thread_lives_through_an_outage() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let cache = runtime.block_on(builder.open()).unwrap();
         for round in 0..3 {
-            assert_eq!(runtime.block_on(cache.put(&key, &round).into_future()).unwrap(), Durability::Stored);
+            assert_eq!(
+                runtime.block_on(cache.put(&key, &round).into_future()).unwrap(),
+                WriteOutcome::Stored
+            );
             gateway.always(Fault::html(503));
             let during = format!("during {round}");
-            assert_eq!(runtime.block_on(cache.put(&key, &during).into_future()).unwrap(), Durability::Queued);
-            while cache.health().breaker == Some(State::Closed) {
+            assert_eq!(
+                runtime.block_on(cache.put(&key, &during).into_future()).unwrap(),
+                WriteOutcome::Queued
+            );
+            while cache.health().breaker == Some(BreakerState::Closed) {
                 let _ = runtime.block_on(cache.get("nobody has this id"));
             }
-            gateway.heal();
+            gateway.clear();
             for _ in 0..6_000 {
                 let health = cache.health();
-                if health.breaker == Some(State::Closed) && health.queue.unwrap().records == 0 {
+                if health.breaker == Some(BreakerState::Closed) && health.queue.unwrap().records == 0 {
                     break;
                 }
                 std::thread::sleep(Duration::from_millis(10));

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use serde_json::json;
-use threadkeep::{Applied, Durability, Json, Key, Loaded, Record, Store, Supabase, Version, Want, Write};
+use threadkeep::store::{Applied, Json, LoadRequest, Loaded, Record, Store, Supabase, Write};
+use threadkeep::{Key, Version, WriteOutcome};
 
 use crate::stack::{Fault, Gateway, Server, Stack};
 use crate::{builder, daemon, eventually, get, key, row, shared};
@@ -20,7 +21,7 @@ on_each_server!(
     a_queued_put_does_not_undo_a_delete_that_was_cleaned_up,
 );
 
-/// A store, and what its clock has stamped in this order.
+/// A store and the versions that its clock issued, in order.
 struct Bench {
     stack: &'static Stack,
     _gateway: Gateway,
@@ -37,7 +38,7 @@ impl Bench {
     }
 
     fn versions<const N: usize>(&self) -> [Version; N] {
-        std::array::from_fn(|_| self.store.clock().stamp().version)
+        std::array::from_fn(|_| self.store.clock().issue_version())
     }
 
     fn record(&self, version: Version, value: Option<i32>) -> Record {
@@ -59,7 +60,7 @@ impl Bench {
     }
 
     async fn load(&self) -> Loaded {
-        self.store.load(&[Want::from(self.key.clone())]).await.unwrap().remove(0)
+        self.store.load(&[LoadRequest::from(self.key.clone())]).await.unwrap().remove(0)
     }
 
     fn sql(&self, sql: &str) -> String {
@@ -76,7 +77,7 @@ async fn a_tombstone_survives_a_plain_delete(server: Server) {
     let [first, late, removal, newer] = bench.versions();
     assert_eq!(bench.put(first).await, Applied::Stored);
     assert_eq!(bench.apply(bench.record(removal, None)).await, Applied::Stored);
-    // The plan's `get` deletes what has expired.
+    // The plan's `get` deletes expired rows.
     bench.sql("delete from conversation_threads where thread_id = 'KEY' and expires_at <= now()");
     assert_eq!(bench.sql("select count(*) from conversation_threads where thread_id = 'KEY'"), "0");
     assert_eq!(bench.put(late).await, Applied::Superseded(removal));
@@ -94,7 +95,7 @@ async fn an_expired_row_keeps_its_version_when_it_is_deleted(server: Server) {
     bench.delete();
     assert_eq!(bench.load().await, Loaded::Absent(put), "the delete changes nothing");
     assert_eq!(bench.put(late).await, Applied::Superseded(put));
-    let over = Write { expect: Some(put), ..bench.record(newer, Some(2)).into() };
+    let over = Write::from(bench.record(newer, Some(2))).with_if_version(put);
     assert_eq!(bench.apply(over).await, Applied::Stored);
 }
 
@@ -108,7 +109,7 @@ async fn a_plain_delete_of_a_live_row_is_a_deletion(server: Server) {
     assert_eq!(bench.put(late).await, Applied::Superseded(deleted));
     // A compare-and-set that knows of no deletion is told, and then goes on from it.
     let [next, last] = bench.versions();
-    let over = |version, expect| Write { expect: Some(expect), ..bench.record(version, Some(2)).into() };
+    let over = |version, expect| Write::from(bench.record(version, Some(2))).with_if_version(expect);
     assert_eq!(bench.apply(over(next, Version::NONE)).await, Applied::Conflict(deleted));
     assert_eq!(bench.apply(over(next, put)).await, Applied::Conflict(deleted));
     assert_eq!(bench.apply(over(last, deleted)).await, Applied::Stored);
@@ -144,7 +145,7 @@ async fn a_plain_insert_over_a_tombstone_gets_a_version_above_it(server: Server)
         assert_eq!(bench.put(put).await, Applied::Stored);
         bench.delete();
         // The tombstone of a daemon whose clock is ahead, as far as that is taken.
-        bench.sql("update threadkeep_deleted set version = version + (1000::bigint << 21), accepted_versions[1] = version + (1000::bigint << 21)
+        bench.sql("update threadkeep_tombstones set version = version + (1000::bigint << 21), accepted_versions[1] = version + (1000::bigint << 21)
                    where thread_id = 'KEY'");
         let Loaded::Absent(deleted) = bench.load().await else { panic!("it is deleted") };
         bench.sql(create);
@@ -155,7 +156,7 @@ async fn a_plain_insert_over_a_tombstone_gets_a_version_above_it(server: Server)
         bench.delete();
         let Loaded::Absent(again) = bench.load().await else { panic!("it is deleted again") };
         assert!(again > found.version);
-        bench.sql("delete from threadkeep_deleted where thread_id = 'KEY'");
+        bench.sql("delete from threadkeep_tombstones where thread_id = 'KEY'");
     }
 }
 
@@ -167,7 +168,7 @@ async fn a_change_of_the_id_is_a_delete_and_an_insert(server: Server) {
     bench.sql("update conversation_threads set thread_id = 'KEY after' where thread_id = 'KEY'");
     let Loaded::Absent(deleted) = bench.load().await else { panic!("it is called otherwise") };
     assert_eq!(bench.put(late).await, Applied::Superseded(deleted));
-    let loaded = bench.store.load(&[Want::from(after)]).await.unwrap().remove(0);
+    let loaded = bench.store.load(&[LoadRequest::from(after)]).await.unwrap().remove(0);
     assert!(matches!(loaded, Loaded::Found(found) if found.version > put));
     // And back, over the tombstone.
     bench.sql("update conversation_threads set thread_id = 'KEY' where thread_id = 'KEY after'");
@@ -185,11 +186,11 @@ async fn a_delete_mends_a_row_with_an_absurd_version(server: Server) {
         ));
         bench.delete();
         // As if two days had passed.
-        bench.sql("update threadkeep_deleted set version = version - ((2 * 86400000::bigint) << 21) where thread_id = 'KEY'");
+        bench.sql("update threadkeep_tombstones set version = version - ((2 * 86400000::bigint) << 21) where thread_id = 'KEY'");
         let [put] = bench.versions();
         assert_eq!(bench.put(put).await, Applied::Stored, "{end}");
         bench.delete();
-        bench.sql("delete from threadkeep_deleted where thread_id = 'KEY'");
+        bench.sql("delete from threadkeep_tombstones where thread_id = 'KEY'");
     }
 }
 
@@ -197,12 +198,12 @@ async fn an_update_goes_on_from_a_plain_delete(server: Server) {
     let (stack, gateway, cache) = shared(server).await;
     let other = daemon(&gateway).await;
     let key = key("updated");
-    let _ = cache.put(&key, &[1]).await.unwrap();
+    cache.put(&key, &[1]).await.unwrap();
     stack.psql(&format!("delete from conversation_threads where thread_id = '{key}'"));
     gateway.forget();
     for turn in [2, 3] {
         let append = |turns: Option<Vec<i32>>| Ok(Some([turns.unwrap_or_default(), vec![turn]].concat()));
-        assert_eq!(other.update(&key, append).await.unwrap(), Durability::Stored);
+        assert_eq!(other.update(&key, append).await.unwrap(), WriteOutcome::Stored);
     }
     assert_eq!(gateway.count("threadkeep_apply"), 2, "each at the first attempt");
     assert_eq!(get(&cache, &key).await.unwrap().json().replace(' ', ""), "[2,3]");
@@ -214,14 +215,14 @@ async fn a_queued_put_does_not_undo_a_delete_that_was_cleaned_up(server: Server)
     let cut_off = stack.gateway().await;
     let cache = builder(&cut_off).open().await.unwrap();
     let key = key("cleaned up");
-    let _ = other.put(&key, &json!("before")).await.unwrap();
+    other.put(&key, &json!("before")).await.unwrap();
     cut_off.rule(|_| Fault::html(503));
-    assert_eq!(cache.put(&key, &json!("queued")).await.unwrap(), Durability::Queued);
-    assert_eq!(other.remove(&key).await.unwrap(), Durability::Stored);
+    assert_eq!(cache.put(&key, &json!("queued")).await.unwrap(), WriteOutcome::Queued);
+    assert_eq!(other.remove(&key).await.unwrap(), WriteOutcome::Stored);
     stack
         .psql(&format!("delete from conversation_threads where thread_id = '{key}' and expires_at <= now()"));
     assert_eq!(row(stack, &key, "1"), "");
-    cut_off.heal();
+    cut_off.clear();
     eventually("the replay", async || cache.health().queue.unwrap().records == 0).await;
     assert_eq!(cache.health().queue.unwrap().dead_letters, 1);
     assert!(get(&cache, &key).await.is_none() && get(&other, &key).await.is_none());
@@ -244,16 +245,16 @@ async fn a_truncate_leaves_tombstones_which_a_purge_forgets() {
         user: None,
         metadata: Json::default(),
     };
-    let (first, late) = (store.clock().stamp().version, store.clock().stamp().version);
+    let (first, late) = (store.clock().issue_version(), store.clock().issue_version());
     assert_eq!(store.apply(&[put(first).into()]).await.unwrap(), [Applied::Stored]);
     tokio::task::block_in_place(|| stack.psql("truncate conversation_threads"));
     let answers = store.apply(&[put(late).into()]).await.unwrap();
     assert!(matches!(answers[..], [Applied::Superseded(deleted)] if deleted > late), "{answers:?}");
 
-    let count = "select count(*) from threadkeep_deleted";
+    let count = "select count(*) from threadkeep_tombstones";
     let age = |days: u32| {
         let sql = format!(
-            "update threadkeep_deleted set removed_at = now() - interval '{days} days 1 hour',
+            "update threadkeep_tombstones set removed_at = now() - interval '{days} days 1 hour',
              version = (extract(epoch from now() - interval '{days} days 1 hour') * 1000)::bigint << 21"
         );
         tokio::task::block_in_place(|| stack.psql(&sql));
@@ -276,7 +277,7 @@ async fn a_truncate_leaves_tombstones_which_a_purge_forgets() {
 
 /// A role that may delete rows needs no right on the tombstones, and gets none.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_that_may_write_the_table_can_delete_and_leaves_a_tombstone() {
+async fn delete_by_role_with_table_rights_leaves_a_tombstone() {
     let stack = tokio::task::spawn_blocking(|| Stack::start(Server::Postrust)).await.unwrap();
     let answer = tokio::task::block_in_place(|| {
         stack.psql(
@@ -291,8 +292,8 @@ async fn a_role_that_may_write_the_table_can_delete_and_leaves_a_tombstone() {
              update conversation_threads set thread_id = 'u';
              truncate conversation_threads;
              reset role;
-             select string_agg(thread_id, ',' order by thread_id) from threadkeep_deleted;
-             select has_table_privilege('janitor', 'threadkeep_deleted', 'select, insert, update, delete')",
+             select string_agg(thread_id, ',' order by thread_id) from threadkeep_tombstones;
+             select has_table_privilege('janitor', 'threadkeep_tombstones', 'select, insert, update, delete')",
         )
     });
     assert_eq!(answer.trim(), "t,u\nf");

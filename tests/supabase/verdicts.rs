@@ -1,7 +1,7 @@
-//! What each answer means: for a live write, for the replay of queued writes, and for the start.
+//! Tests the effect of each response on live writes, replay and start.
 
 use futures::future::join_all;
-use threadkeep::{Builder, Cache, Durability, ErrorKind, Freshness, OnOutage};
+use threadkeep::{Builder, Cache, ErrorKind, Freshness, OnOutage, WriteOutcome};
 
 use crate::stack::{Fault, Gateway, Server, Stack};
 use crate::{SECOND, builder, drained, eventually, get, key, shared};
@@ -17,7 +17,7 @@ on_each_server![
     a_neighbour_in_a_batch_does_not_share_the_error,
 ];
 
-/// What an answer does to a live write that may be queued.
+/// The effect of a response on a live write that may be queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Live {
     Queued,
@@ -145,7 +145,7 @@ fn all() -> Vec<(String, Fault, Live)> {
     sqlstates.chain(postgrest).chain(bare).collect()
 }
 
-/// One of each kind, for tests in which each takes long.
+/// One response of each kind, for slow tests.
 fn some() -> Vec<(String, Fault)> {
     let is_wanted = |what: &str| {
         let codes = ["22001", "23502", "3F000", "42501", "42883", "53100", "57014", "P0001", "XX001"];
@@ -164,7 +164,7 @@ fn some() -> Vec<(String, Fault)> {
 
 /// A daemon that waits for slow answers on a busy machine: here each answer comes, and says something.
 fn patient(gateway: &Gateway) -> Builder {
-    builder(gateway).timeout(30 * SECOND).patience(30 * SECOND)
+    builder(gateway).timeout(30 * SECOND).soft_timeout(30 * SECOND)
 }
 
 /// Lite hides some codes of PostgreSQL behind a bare 500. Nobody can tell then whose fault it was.
@@ -187,16 +187,18 @@ async fn a_live_write_is_refused_for_its_own_fault_alone(server: Server) {
             on_writes(&gateway, fault.clone());
             let result = cache.put(key("live"), "value").await;
             let live = match &result {
-                Ok(Durability::Queued) => Live::Queued,
-                Err(error) if error.kind() == ErrorKind::Refused && !error.outcome_unknown() => Live::Refused,
+                Ok(WriteOutcome::Queued) => Live::Queued,
+                Err(error) if error.kind() == ErrorKind::Rejected && !error.outcome_unknown() => {
+                    Live::Refused
+                }
                 other => panic!("{what}: {other:?}"),
             };
             assert_eq!(live, *expected, "{what}: {result:?}");
-            gateway.heal();
+            gateway.clear();
             drained(what, &cache).await;
             eventually(what, async || {
                 // A write that is stored ends the alert.
-                cache.put(key("after"), "value").await.unwrap() == Durability::Stored
+                cache.put(key("after"), "value").await.unwrap() == WriteOutcome::Stored
                     && cache.health().is_available()
             })
             .await;
@@ -221,7 +223,7 @@ async fn a_refusal_of_every_write_costs_no_queued_write(server: Server) {
         for key in &keys {
             assert_eq!(get(&cache, key).await.unwrap().freshness(), Freshness::Queued, "{what}");
         }
-        gateway.heal();
+        gateway.clear();
         drained(&what, &cache).await;
         assert!(cache.health().is_available(), "{what}: {:?}", cache.health());
     });
@@ -233,7 +235,7 @@ async fn queue_some(gateway: &Gateway, cache: &Cache, count: usize) -> Vec<Strin
     gateway.always(Fault::html(503));
     let keys: Vec<String> = (0..count).map(|_| key("queued")).collect();
     for key in &keys {
-        assert_eq!(cache.put(key, "value").user("somebody").await.unwrap(), Durability::Queued);
+        assert_eq!(cache.put(key, "value").user("somebody").await.unwrap(), WriteOutcome::Queued);
     }
     keys
 }
@@ -248,14 +250,14 @@ async fn a_start_is_ended_by_a_wrong_key_and_missing_migrations_alone(server: Se
             let opened = patient(&gateway).open().await;
             let ends = match what.as_str() {
                 "SQLSTATE 42501" | "PGRST300" | "PGRST301" | "PGRST302" | "PGRST303" => {
-                    Some(ErrorKind::Denied)
+                    Some(ErrorKind::Unauthorized)
                 }
-                "SQLSTATE 42703" | "SQLSTATE 42883" | "SQLSTATE 42P01" => Some(ErrorKind::Schema),
-                "PGRST202" | "PGRST204" | "PGRST205" => Some(ErrorKind::Schema),
+                "SQLSTATE 42703" | "SQLSTATE 42883" | "SQLSTATE 42P01" => Some(ErrorKind::SchemaOutdated),
+                "PGRST202" | "PGRST204" | "PGRST205" => Some(ErrorKind::SchemaOutdated),
                 // A page comes from a portal or a firewall, and says nothing about the key.
                 what if what.contains('<') => None,
                 what if what.starts_with("HTTP 401") || what.starts_with("HTTP 403") => {
-                    Some(ErrorKind::Denied)
+                    Some(ErrorKind::Unauthorized)
                 }
                 _ => None,
             };
@@ -264,11 +266,11 @@ async fn a_start_is_ended_by_a_wrong_key_and_missing_migrations_alone(server: Se
                 assert!(!cache.health().is_available(), "{what}");
                 let live = cache.put(key("at the start"), "1").await;
                 assert_eq!(
-                    live.is_ok_and(|live| live == Durability::Queued),
+                    live.is_ok_and(|live| live == WriteOutcome::Queued),
                     *live_expected == Live::Queued,
                     "{what}"
                 );
-                gateway.heal();
+                gateway.clear();
                 drained(what, &cache).await;
             }
         }
@@ -286,7 +288,7 @@ async fn a_start_survives_a_transient_refusal(server: Server) {
     ] {
         gateway.script_for("threadkeep_probe", [fault.clone(), fault.clone()]);
         let cache = patient(&gateway).open().await.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
-        assert_eq!(cache.put(key("started"), "1").await.unwrap(), Durability::Stored, "{fault:?}");
+        assert_eq!(cache.put(key("started"), "1").await.unwrap(), WriteOutcome::Stored, "{fault:?}");
     }
 }
 
@@ -340,7 +342,7 @@ async fn fails_alone(server: Server, stack: &Stack, sqlstate: &str) {
     let keys = queue_some(&gateway, &cache, 20).await;
     let denied = &keys[7];
     let trigger = Trigger::raising(stack, &format!("new.thread_id = '{denied}'"), sqlstate);
-    gateway.heal();
+    gateway.clear();
     eventually(&format!("{sqlstate}: all others are stored"), async || {
         let queue = cache.health().queue.unwrap();
         queue.records + queue.dead_letters == 1
@@ -396,9 +398,9 @@ async fn an_operators_mistake_costs_no_queued_write(server: Server) {
         let cache = patient(&gateway).open().await.unwrap();
         let keys = queue_some(&gateway, &cache, 20).await;
         sql(mistake);
-        gateway.heal();
+        gateway.clear();
         eventually(&format!("{what}: the alert"), async || {
-            let is_closed = cache.health().breaker == Some(threadkeep::State::Closed);
+            let is_closed = cache.health().breaker == Some(threadkeep::BreakerState::Closed);
             // A code that Lite hides looks like an outage.
             cache.health().cause.is_some() && (is_closed || server == Server::Lite)
         })
@@ -426,10 +428,10 @@ async fn a_database_that_only_reads_is_noticed_and_recovers_at_once(server: Serv
         let gateway = stack.gateway().await;
         let cache = patient(&gateway).open().await.unwrap();
         let stored = key("stored");
-        assert_eq!(cache.put(&stored, "before").await.unwrap(), Durability::Stored);
+        assert_eq!(cache.put(&stored, "before").await.unwrap(), WriteOutcome::Stored);
         let keys = queue_some(&gateway, &cache, 20).await;
         let trigger = Trigger::raising(&stack, "true", sqlstate);
-        gateway.heal();
+        gateway.clear();
         gateway.forget();
         gateway.wait_for(3, "threadkeep_probe").await;
         assert!(!cache.health().is_available(), "{sqlstate}");
@@ -443,7 +445,7 @@ async fn a_database_that_only_reads_is_noticed_and_recovers_at_once(server: Serv
         }
         drop(trigger);
         eventually("a write is stored", async || {
-            cache.put(key("live"), "after").await.unwrap() == Durability::Stored
+            cache.put(key("live"), "after").await.unwrap() == WriteOutcome::Stored
         })
         .await;
         let mended = std::time::Instant::now();
@@ -459,7 +461,7 @@ async fn a_neighbour_in_a_batch_does_not_share_the_error(server: Server) {
         if hides(server, sqlstate) {
             continue;
         }
-        // Without a queue each caller hears what the database says of his own record.
+        // Without a queue, each caller gets the database's error for its own record.
         let cache = patient(&gateway).on_outage(OnOutage::Reject).open().await.unwrap();
         let keys: Vec<String> = (0..100).map(|_| key("batch")).collect();
         let denied = keys[50].clone();

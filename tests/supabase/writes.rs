@@ -1,6 +1,6 @@
 //! Writes through faults, and by several daemons.
 
-use threadkeep::{Cache, Durability, ErrorKind};
+use threadkeep::{Cache, ErrorKind, WriteOutcome};
 
 use crate::stack::{Fault, Server};
 use crate::{SECOND, builder, daemon, drained, get, key, rejecting, row, shared};
@@ -8,7 +8,7 @@ use crate::{SECOND, builder, daemon, drained, get, key, rejecting, row, shared};
 on_each_server!(
     updates_are_each_applied_once_though_answers_are_lost,
     a_lost_answer_is_recognised_as_success,
-    a_put_that_times_out_after_the_commit_leaves_memory_and_database_agreeing,
+    put_timed_out_after_commit_leaves_memory_equal_to_store,
     a_put_that_arrives_late_does_not_win,
     two_daemons_see_each_others_writes,
     updates_of_two_daemons_are_all_kept,
@@ -18,7 +18,7 @@ async fn updates_are_each_applied_once_though_answers_are_lost(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let cache = builder(&gateway).timeout(10 * SECOND).open().await.unwrap();
     let key = key("updates");
-    let faults = [Fault::Pass, Fault::Pass, Fault::LoseAnswer, Fault::Pass, Fault::Truncate];
+    let faults = [Fault::Pass, Fault::Pass, Fault::DropResponse, Fault::Pass, Fault::Truncate];
     gateway.script_for("threadkeep_apply", (0..20).flat_map(|_| faults.clone()));
     append_turns(&[cache], &key, 64).await;
     assert!(gateway.count("threadkeep_apply") > 64 + 20, "answers were lost");
@@ -28,30 +28,30 @@ async fn a_lost_answer_is_recognised_as_success(server: Server) {
     let (stack, gateway, _) = shared(server).await;
     let cache = rejecting(&gateway).timeout(2 * SECOND).open().await.unwrap();
     let key = key("lost answer");
-    for (value, fault) in [(1, Fault::LoseAnswer), (2, Fault::Truncate), (3, Fault::HangAfter)] {
+    for (value, fault) in [(1, Fault::DropResponse), (2, Fault::Truncate), (3, Fault::HangAfter)] {
         gateway.script_for("threadkeep_apply", [fault]);
-        assert_eq!(cache.put(&key, &value).await.unwrap(), Durability::Stored);
+        assert_eq!(cache.put(&key, &value).await.unwrap(), WriteOutcome::Stored);
         assert_eq!(row(stack, &key, "conversation_data"), value.to_string());
         assert_eq!(get(&cache, &key).await.unwrap().json(), value.to_string());
     }
     assert_eq!(row(stack, &key, "cardinality(accepted_versions)"), "3", "each was applied once");
 }
 
-async fn a_put_that_times_out_after_the_commit_leaves_memory_and_database_agreeing(server: Server) {
+async fn put_timed_out_after_commit_leaves_memory_equal_to_store(server: Server) {
     let (stack, gateway, queueing) = shared(server).await;
     let cache = rejecting(&gateway).timeout(2 * SECOND).open().await.unwrap();
     let key = key("timed out");
-    let _ = cache.put(&key, "before").await.unwrap();
+    cache.put(&key, "before").await.unwrap();
     gateway.rule(|seen| if seen.path.contains("apply") { Fault::HangAfter } else { Fault::Pass });
     let error = cache.put(&key, "after").await.unwrap_err();
     assert_eq!((error.kind(), error.outcome_unknown()), (ErrorKind::Unavailable, true), "{error}");
-    gateway.heal();
+    gateway.clear();
     assert_eq!(row(stack, &key, "conversation_data"), "\"after\"");
     assert_eq!(get(&cache, &key).await.unwrap().json(), "\"after\"");
     // With a queue the caller is told so after its patience, and the write is made once.
     gateway.rule(|seen| if seen.path.contains("apply") { Fault::HangAfter } else { Fault::Pass });
-    assert_eq!(queueing.put(&key, "queued").await.unwrap(), Durability::Queued);
-    gateway.heal();
+    assert_eq!(queueing.put(&key, "queued").await.unwrap(), WriteOutcome::Queued);
+    gateway.clear();
     drained("a put that timed out", &queueing).await;
     assert_eq!(row(stack, &key, "conversation_data, cardinality(accepted_versions)"), "\"queued\"|3");
 }
@@ -63,7 +63,7 @@ async fn a_put_that_arrives_late_does_not_win(server: Server) {
     let key = key("late");
     gateway.script_for("threadkeep_apply", [Fault::Hang, Fault::Hang]);
     assert!(cache.put(&key, "late").await.unwrap_err().outcome_unknown());
-    assert_eq!(cache.put(&key, "newer").await.unwrap(), Durability::Stored);
+    assert_eq!(cache.put(&key, "newer").await.unwrap(), WriteOutcome::Stored);
     let before = gateway.count("threadkeep_apply");
     gateway.release();
     gateway.wait_for_carried_out(before, "threadkeep_apply").await;
@@ -76,13 +76,13 @@ async fn two_daemons_see_each_others_writes(server: Server) {
     let two = daemon(&gateway).await;
     let key = key("two daemons");
     for round in 0..5 {
-        let _ = one.put(&key, &round).await.unwrap();
+        one.put(&key, &round).await.unwrap();
         assert_eq!(get(&two, &key).await.unwrap().json(), round.to_string());
     }
-    let _ = two.remove(&key).await.unwrap();
+    two.remove(&key).await.unwrap();
     assert!(get(&one, &key).await.is_none());
     // A row that somebody deletes by hand carries no version, and is seen all the same.
-    let _ = one.put(&key, &1).await.unwrap();
+    one.put(&key, &1).await.unwrap();
     stack.psql(&format!("delete from conversation_threads where thread_id = '{key}'"));
     assert!(get(&one, &key).await.is_none());
     tokio::time::sleep(2 * SECOND + SECOND / 10).await;
@@ -106,7 +106,7 @@ async fn append_turns(daemons: &[Cache], key: &str, count: u32) {
         })
     });
     for update in updates.collect::<Vec<_>>() {
-        assert_eq!(update.await.unwrap().unwrap(), Durability::Stored);
+        assert_eq!(update.await.unwrap().unwrap(), WriteOutcome::Stored);
     }
     let mut turns: Vec<u32> = get(&daemons[0], key).await.unwrap().decode().unwrap();
     turns.sort_unstable();

@@ -1,4 +1,4 @@
-//! A value reads back as what was put, and an update leaves alone what it does not touch.
+//! A get returns the value of the put unchanged, and an update keeps the parts that it does not change.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod random;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use threadkeep::{Cache, Durability, ErrorKind};
+use threadkeep::{Cache, ErrorKind, WriteOutcome};
 
 use random::canonical;
 
@@ -23,8 +23,8 @@ async fn stored(cache: &Cache, key: &str) -> String {
     cache.get(key).await.unwrap().unwrap().json().to_owned()
 }
 
-/// Changes one member of a conversation through `Value`.
-async fn count(cache: &Cache, key: &str) -> threadkeep::Result<Durability> {
+/// Increments one member of a conversation through `Value`.
+async fn increment(cache: &Cache, key: &str) -> threadkeep::Result<WriteOutcome> {
     cache
         .update(key, |now: Option<Value>| {
             let mut now = now.unwrap();
@@ -34,16 +34,16 @@ async fn count(cache: &Cache, key: &str) -> threadkeep::Result<Durability> {
         .await
 }
 
-/// What is put is what is read, also again after an update of something else.
-async fn nothing_changes_on_the_way(cache: &Cache) {
+/// Checks that a get returns the text of the put, also after updates of another member.
+async fn check_values_are_unchanged(cache: &Cache) {
     for seed in 0..ROUNDS {
         let mut random = fastrand::Rng::with_seed(seed);
         let (key, kept) = (format!("t{seed}"), random::json(&mut random, 4, false));
         let text = |count: u8| format!(r#"{{"kept": {kept}, "count": {count}}}"#);
-        let _ = cache.put(&key, &raw(&text(0))).metadata(&raw(&text(9))).await.unwrap();
+        cache.put(&key, &raw(&text(0))).metadata(&raw(&text(9))).await.unwrap();
         assert_eq!(stored(cache, &key).await, text(0), "seed {seed}");
         for times in 1..=2 {
-            let _ = count(cache, &key).await.unwrap();
+            let _ = increment(cache, &key).await.unwrap();
             let expected = canonical(&text(times), false);
             assert_eq!(canonical(&stored(cache, &key).await, false), expected, "seed {seed}");
         }
@@ -53,18 +53,17 @@ async fn nothing_changes_on_the_way(cache: &Cache) {
 }
 
 #[tokio::test]
-async fn numbers_survive_in_memory() {
+async fn numbers_in_memory_are_unchanged() {
     let cache = Cache::builder().memory().open().await.unwrap();
-    nothing_changes_on_the_way(&cache).await;
+    check_values_are_unchanged(&cache).await;
 }
 
-#[cfg(feature = "sqlite")]
 #[tokio::test]
-async fn numbers_survive_in_a_local_file_and_a_restart() {
+async fn numbers_in_a_local_file_are_unchanged_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let open = async || Cache::builder().local(dir.path().join("t.db")).open().await.unwrap();
     let cache = open().await;
-    nothing_changes_on_the_way(&cache).await;
+    check_values_are_unchanged(&cache).await;
     let mut before = Vec::new();
     for seed in 0..ROUNDS {
         before.push(stored(&cache, &format!("t{seed}")).await);
@@ -77,21 +76,22 @@ async fn numbers_survive_in_a_local_file_and_a_restart() {
     }
 }
 
-#[cfg(all(feature = "sqlite", feature = "testing"))]
+#[cfg(feature = "testing")]
 #[tokio::test]
-async fn numbers_survive_in_the_queue_and_the_replay() {
-    use threadkeep::testing::{Fault, Faulty};
-    use threadkeep::{Guard, Key, Loaded, Memory, Store, Want};
+async fn numbers_in_the_queue_are_unchanged_after_replay() {
+    use threadkeep::Key;
+    use threadkeep::store::{LoadRequest, Loaded, Memory, ResilientStore, Store};
+    use threadkeep::testing::{Fault, FaultStore};
 
     let dir = tempfile::tempdir().unwrap();
-    let truth = std::sync::Arc::new(Memory::new());
-    let faulty = Faulty::new(std::sync::Arc::clone(&truth));
+    let store = std::sync::Arc::new(Memory::new());
+    let faulty = FaultStore::new(std::sync::Arc::clone(&store));
     let faults = faulty.faults();
     faults.always(Fault::Refuse);
-    let cache = Cache::builder().store(Guard::new(faulty, Duration::from_secs(1)));
+    let cache = Cache::builder().store(ResilientStore::new(faulty, Duration::from_secs(1)));
     let cache = cache.queue(dir.path().join("q.db")).open().await.unwrap();
-    nothing_changes_on_the_way(&cache).await;
-    faults.heal();
+    check_values_are_unchanged(&cache).await;
+    faults.clear();
     for _ in 0..6_000 {
         if cache.health().queue.unwrap().records == 0 {
             break;
@@ -100,18 +100,18 @@ async fn numbers_survive_in_the_queue_and_the_replay() {
     }
     for seed in 0..ROUNDS {
         let key = format!("t{seed}");
-        let wants = [Want::from(Key::new(&key).unwrap())];
-        let Some(Loaded::Found(record)) = truth.load(&wants).await.unwrap().pop() else { panic!("{key}") };
+        let requests = [LoadRequest::from(Key::new(&key).unwrap())];
+        let Some(Loaded::Found(record)) = store.load(&requests).await.unwrap().pop() else { panic!("{key}") };
         assert_eq!(record.value.as_ref().unwrap().as_str(), stored(&cache, &key).await);
     }
 }
 
 #[tokio::test]
-async fn a_float_that_is_not_finite_is_refused_and_changes_nothing() {
+async fn non_finite_float_is_rejected_without_a_change() {
     let cache = Cache::builder().memory().open().await.unwrap();
-    let _ = cache.put("t", &[1.5]).await.unwrap();
+    cache.put("t", &[1.5]).await.unwrap();
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-        #[expect(clippy::cast_possible_truncation, reason = "it stays what it is")]
+        #[expect(clippy::cast_possible_truncation, reason = "a cast keeps NaN and infinity")]
         let narrow = bad as f32;
         let puts = [
             cache.put("t", &bad).await,
@@ -139,7 +139,7 @@ enum Turn {
 }
 
 #[tokio::test]
-async fn a_conversation_reads_back_as_the_type_that_it_was() {
+async fn value_decodes_to_the_type_of_the_put() {
     let cache = Cache::builder().memory().open().await.unwrap();
     let turns = vec![
         Turn::Said { text: "\u{1F600}\n".into(), at: u64::MAX, score: 0.1 + 0.2 },
@@ -150,32 +150,32 @@ async fn a_conversation_reads_back_as_the_type_that_it_was() {
         },
         Turn::Ended,
     ];
-    let _ = cache.put("t", &turns).await.unwrap();
+    cache.put("t", &turns).await.unwrap();
     assert_eq!(cache.get("t").await.unwrap().unwrap().decode::<Vec<Turn>>().unwrap(), turns);
-    let _ = cache.update("t", |now: Option<Vec<Turn>>| Ok(now)).await.unwrap();
+    cache.update("t", |now: Option<Vec<Turn>>| Ok(now)).await.unwrap();
     assert_eq!(cache.get("t").await.unwrap().unwrap().decode::<Vec<Turn>>().unwrap(), turns);
     for float in [1e16, 1e19, f64::MAX, f64::from_bits(1), -0.0, 0.1] {
-        let _ = cache.put("f", &float).await.unwrap();
+        cache.put("f", &float).await.unwrap();
         let found = cache.get("f").await.unwrap().unwrap();
         assert_eq!(found.decode::<f64>().unwrap().to_bits(), float.to_bits());
         assert_eq!(found.decode::<Value>().unwrap(), json!(float));
     }
-    let _ = cache.put("i", &(i128::MIN, u128::MAX)).await.unwrap();
+    cache.put("i", &(i128::MIN, u128::MAX)).await.unwrap();
     let wide = cache.get("i").await.unwrap().unwrap().decode::<(i128, u128)>().unwrap();
     assert_eq!(wide, (i128::MIN, u128::MAX));
 }
 
-/// What no float holds can be put, read and changed as text.
+/// A caller can put, read and update a number beyond all floats as text.
 #[tokio::test]
-async fn numbers_beyond_all_floats_survive_as_raw_values() {
+async fn numbers_beyond_all_floats_are_unchanged_as_raw_values() {
     let cache = Cache::builder().memory().open().await.unwrap();
     for seed in 0..ROUNDS {
         let text = random::json(&mut fastrand::Rng::with_seed(seed), 3, true);
-        let _ = cache.put("t", &raw(&text)).await.unwrap();
-        let _ = cache.update("t", |now: Option<Box<RawValue>>| Ok(now)).await.unwrap();
+        cache.put("t", &raw(&text)).await.unwrap();
+        cache.update("t", |now: Option<Box<RawValue>>| Ok(now)).await.unwrap();
         assert_eq!(stored(&cache, "t").await, text, "seed {seed}");
     }
-    let _ = cache.put("t", &raw(r#"{"count":0,"huge":1e400}"#)).await.unwrap();
-    assert_eq!(count(&cache, "t").await.unwrap_err().kind(), ErrorKind::Mismatch);
+    cache.put("t", &raw(r#"{"count":0,"huge":1e400}"#)).await.unwrap();
+    assert_eq!(increment(&cache, "t").await.unwrap_err().kind(), ErrorKind::Decode);
     assert_eq!(stored(&cache, "t").await, r#"{"count":0,"huge":1e400}"#);
 }

@@ -1,11 +1,11 @@
-//! Random JSON with numbers that few types hold, and what two texts have in common.
+//! Random JSON with numbers that few types can hold, and a canonical text for comparisons.
 
 use std::collections::BTreeMap;
 
 use fastrand::Rng;
 use serde_json::value::RawValue;
 
-/// Numbers that lose something on many a way.
+/// Numbers that many conversions change.
 const NUMBERS: &[&str] = &[
     "0",
     "-0",
@@ -40,7 +40,7 @@ const NUMBERS: &[&str] = &[
     "3.141592653589793238462643383279502884197",
 ];
 
-/// A number; within what a float can hold, or also beyond.
+/// Makes a random number. If `is_wide` is false, the number is in the range of a float.
 pub fn number(random: &mut Rng, is_wide: bool) -> String {
     match random.u8(..6) {
         0..3 => NUMBERS[random.usize(..NUMBERS.len())].to_owned(),
@@ -57,14 +57,15 @@ pub fn number(random: &mut Rng, is_wide: bool) -> String {
     }
 }
 
-/// A JSON text.
+/// Makes a random JSON text.
 pub fn json(random: &mut Rng, depth: usize, is_wide: bool) -> String {
     match random.u8(..if depth == 0 { 4 } else { 8 }) {
         0..3 => number(random, is_wide),
         3 => ["true", "null", r#""1.50""#, r#""\u00e9 \" \\ 12e5""#, r#""""#][random.usize(..5)].to_owned(),
         4 | 5 => {
-            let all: Vec<String> = (0..random.usize(..6)).map(|_| json(random, depth - 1, is_wide)).collect();
-            format!("[{}]", all.join(","))
+            let items: Vec<String> =
+                (0..random.usize(..6)).map(|_| json(random, depth - 1, is_wide)).collect();
+            format!("[{}]", items.join(","))
         }
         _ => {
             let member = |at| format!(r#""k\n{at}": {}"#, json(random, depth - 1, is_wide));
@@ -73,21 +74,22 @@ pub fn json(random: &mut Rng, depth: usize, is_wide: bool) -> String {
     }
 }
 
-/// A text of what a text says: without spaces, in the order of the keys. Numbers stay as they are written, or become decimals
-/// without needless zeros, as databases compare them.
+/// Returns a canonical text of a JSON text: without spaces, with sorted keys.
+///
+/// Numbers keep their text. With `as_decimals` they become decimals without needless zeros, as databases compare them.
 pub fn canonical(text: &str, as_decimals: bool) -> String {
     let text = text.trim();
     match text.as_bytes()[0] {
         b'{' => {
-            let all: BTreeMap<String, Box<RawValue>> = serde_json::from_str(text).unwrap();
+            let items: BTreeMap<String, Box<RawValue>> = serde_json::from_str(text).unwrap();
             let members =
-                all.iter().map(|(key, value)| format!("{key:?}:{}", canonical(value.get(), as_decimals)));
+                items.iter().map(|(key, value)| format!("{key:?}:{}", canonical(value.get(), as_decimals)));
             format!("{{{}}}", members.collect::<Vec<_>>().join(","))
         }
         b'[' => {
-            let all: Vec<Box<RawValue>> = serde_json::from_str(text).unwrap();
-            let all: Vec<String> = all.iter().map(|value| canonical(value.get(), as_decimals)).collect();
-            format!("[{}]", all.join(","))
+            let items: Vec<Box<RawValue>> = serde_json::from_str(text).unwrap();
+            let items: Vec<String> = items.iter().map(|value| canonical(value.get(), as_decimals)).collect();
+            format!("[{}]", items.join(","))
         }
         b'"' => format!("{:?}", serde_json::from_str::<String>(text).unwrap()),
         b'-' | b'0'..=b'9' if as_decimals => decimal(text),
@@ -95,18 +97,18 @@ pub fn canonical(text: &str, as_decimals: bool) -> String {
     }
 }
 
-/// `-12.50e3` as `-125e2`; zero has no sign.
+/// Returns `-12.50e3` as `-125e2`. Zero has no sign.
 fn decimal(number: &str) -> String {
     let lower = number.to_ascii_lowercase();
     let (mantissa, exponent) = lower.split_once('e').unwrap_or((&lower, "0"));
     let (sign, digits) = mantissa.strip_prefix('-').map_or(("", mantissa), |digits| ("-", digits));
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    let all = format!("{whole}{fraction}");
-    let kept = all.trim_start_matches('0').trim_end_matches('0');
+    let joined = format!("{whole}{fraction}");
+    let kept = joined.trim_start_matches('0').trim_end_matches('0');
     if kept.is_empty() {
         return "0".to_owned();
     }
-    let dropped = all.len() - all.trim_end_matches('0').len();
+    let dropped = joined.len() - joined.trim_end_matches('0').len();
     let exponent: i64 = exponent.parse().unwrap();
     let exponent = exponent - i64::try_from(fraction.len()).unwrap() + i64::try_from(dropped).unwrap();
     format!("{sign}{kept}e{exponent}")

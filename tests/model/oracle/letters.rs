@@ -1,4 +1,4 @@
-//! Dead letters: only what was queued gets there, and only where the other handle wrote, too.
+//! Judges dead letters (I10): each was a queued write, and another handle wrote the same conversation.
 
 use super::Verdict;
 use crate::history::{Dead, History, Op, Outcome, What};
@@ -6,9 +6,9 @@ use crate::history::{Dead, History, Op, Outcome, What};
 pub fn check(history: &History, key: usize) -> Verdict {
     for dead in history.dead.iter().filter(|dead| dead.key == key) {
         let is_log = key >= history.rules.registers;
-        let assert_right =
+        let is_justified =
             if is_log { is_overtaken_log(history, dead) } else { check_register(history, dead)? };
-        if !assert_right {
+        if !is_justified {
             return Err(format!("a dead letter, though nobody else wrote: {dead:?}"));
         }
     }
@@ -23,7 +23,7 @@ fn shown<'a>(history: &'a History, dead: &'a Dead) -> impl Iterator<Item = &'a O
     history.writes(dead.key).filter(|op| op.write().is_some_and(|write| write.outcome.may_show()))
 }
 
-/// The source of truth has moved on by an update that this document lacks.
+/// Returns true if the store has an update of another handle that the dead letter lacks.
 fn is_overtaken_log(history: &History, dead: &Dead) -> bool {
     others(history, dead).any(|op| op.write().is_some_and(|write| !dead.ids.contains(&write.id)))
 }
@@ -36,11 +36,11 @@ fn check_register(history: &History, dead: &Dead) -> Result<bool, String> {
     if !letters.iter().any(is_queued) {
         return Err(format!("a dead letter that nobody queued: {dead:?}"));
     }
-    // A life that began with a wrong clock and without a contact is to the ones before it as another handle.
+    // A life with a wrong clock and no clock sync counts as another handle for the lives before it.
     let earlier = |letter: &Op| {
         shown(history, dead).any(|op| op.life < letter.life && !history.rules.is_before(op, letter))
     };
-    // An update of the same handle that was made at once did not know of it.
+    // A concurrent update of the same handle did not see this write.
     let own =
         |op: &&Op| op.handle == dead.handle && op.write().is_some_and(|write| write.what == What::Replace);
     let at_once = |letter: &Op| {
@@ -59,7 +59,7 @@ fn is_letter(op: &Op, dead: &Dead) -> bool {
         })
 }
 
-/// A put or remove loses to what is newer. An update also to what it did not know of.
+/// A put or remove loses to a newer write. An update also loses to a write that it did not see.
 fn may_have_won(history: &History, other: &Op, letter: &Op) -> bool {
     let is_update = letter.write().is_some_and(|write| write.what == What::Replace);
     is_update || !history.rules.is_before(other, letter)

@@ -1,4 +1,4 @@
-//! Keys that are only appended to, by compare-and-set: a document has each update that was made, once, in order.
+//! Judges logs. Compare-and-set updates append to them, so a document has each update once and in order.
 
 use std::collections::HashSet;
 
@@ -38,7 +38,7 @@ impl Log<'_> {
         }
     }
 
-    /// Each entry is an update that was begun by then and not refused, and none comes twice.
+    /// Checks that each entry is an update that began before `until` and was not rejected, and that none repeats.
     fn check_entries(&self, seen: &[u64], until: u64) -> Verdict {
         let mut met = HashSet::new();
         for id in seen {
@@ -52,7 +52,7 @@ impl Log<'_> {
         Ok(())
     }
 
-    /// The updates that a reading must show.
+    /// Returns the updates that a reading must show.
     fn required<'b>(
         &'b self,
         read: &'b Op,
@@ -86,8 +86,8 @@ impl Log<'_> {
             .chain(stored.filter_map(id).map(mark("stored long ago")))
     }
 
-    /// An update whose process ended before it was acknowledged: the next one does not know of it, and what that queues takes
-    /// its place.
+    /// Returns true for an unacknowledged update of a process that ended. A queued write of the next process may
+    /// overwrite it (I7).
     fn may_be_undone(&self, op: &Op) -> bool {
         let outcome = |op: &Op| op.write().map(|write| write.outcome);
         let takes_its_place = |later: &Op| {
@@ -119,7 +119,7 @@ fn id(op: &Op) -> Option<u64> {
     op.write().map(|write| write.id)
 }
 
-/// Whether the second was made over what the first one left.
+/// Returns true if the second update surely had the result of the first as its base.
 fn is_ordered(first: &Op, second: &Op) -> bool {
     let (Some(one), Some(two)) = (first.write(), second.write()) else { return false };
     let is_made = |outcome| matches!(outcome, Outcome::Stored | Outcome::Queued);

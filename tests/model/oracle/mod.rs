@@ -1,9 +1,8 @@
-//! Judges a history by what was acknowledged and what overlapped in time; it knows no versions.
+//! Judges a history by acknowledged writes and their overlap in time. The oracle knows no versions.
 //!
-//! Operations are intervals. One write is *before* another where it ended before the other began: exactly so within one
-//! life of a handle, and by a margin between handles, since versions are given by clocks (DESIGN, section 10). A write
-//! counts as ended when its caller was answered, also with an error: what it stamped, it stamped before. One that nobody
-//! waited for never ended.
+//! Operations are intervals. A write is *before* another if it ended before the other began. Within one life of a handle
+//! that is exact. Between handles a margin applies, because clocks issue the versions (DESIGN, section 10). A write ends
+//! when its caller gets an answer or an error, because its version was issued earlier. An abandoned write never ends.
 
 mod letters;
 mod log;
@@ -16,7 +15,7 @@ use threadkeep::ErrorKind;
 
 use crate::history::{Act, History, Moment, Op, Outcome, What};
 
-/// What is wrong with a history, if anything, with the operations that it concerns; and with which key.
+/// Returns the first violation: its key, if any, and a message with the operations of that key.
 pub fn violation(history: &History) -> Option<(Option<usize>, String)> {
     let keys = history.ops.iter().map(|op| op.key).max().map_or(0, |last| last + 1);
     let of_key = |key| match key < history.rules.registers {
@@ -34,10 +33,10 @@ pub fn violation(history: &History) -> Option<(Option<usize>, String)> {
 
 type Verdict = Result<(), String>;
 
-/// Errors are of the kinds that the world can justify.
+/// Checks that the world can justify the kind of each error.
 fn errors(history: &History) -> Verdict {
     let is_justified = |op: &Op, kind: ErrorKind| match kind {
-        ErrorKind::Unavailable | ErrorKind::Busy | ErrorKind::Denied | ErrorKind::Closed => true,
+        ErrorKind::Unavailable | ErrorKind::Overloaded | ErrorKind::Unauthorized | ErrorKind::Closed => true,
         ErrorKind::Conflict => {
             op.write().is_some_and(|write| matches!(write.what, What::Replace | What::Append))
         }
@@ -58,7 +57,7 @@ fn errors(history: &History) -> Verdict {
     }
 }
 
-/// Everything that happened to one key.
+/// Formats all operations, notes and dead letters of one key.
 fn story(history: &History, key: usize) -> String {
     let ops = history.ops.iter().filter(|op| op.key == key).map(|op| (op.begin.tick, format!("  {op}\n")));
     let note = |(at, what): &(Moment, String)| (at.tick, format!("  {}/{} *** {what}\n", at.tick, at.ms));

@@ -1,8 +1,8 @@
-//! Which write came before which, and which of them count.
+//! The order of writes, and the writes that count.
 
 use crate::history::{Dead, History, Op, Outcome, Rules, What};
 
-/// Where a reading may come from: a write, or that there never was one.
+/// The source of a reading: a write, or no write at all.
 #[derive(Debug, Clone, Copy)]
 pub enum Source<'a> {
     Never,
@@ -19,7 +19,7 @@ fn stays_off_ms(op: &Op) -> i64 {
 }
 
 impl Rules {
-    /// Whether `a` is surely older than `b`.
+    /// Returns true if `a` is surely older than `b`.
     pub fn is_before(&self, a: &Op, b: &Op) -> bool {
         let Some(end) = a.end else { return false };
         match (a.handle, a.life) == (b.handle, b.life) {
@@ -46,7 +46,7 @@ impl History {
         self.ops.iter().filter(move |op| op.key == key && op.write().is_some())
     }
 
-    /// The write with this id that may be seen.
+    /// Returns the write with this id if readers may see it.
     pub fn shown(&self, key: usize, id: u64) -> Option<&Op> {
         self.writes(key).find(|op| {
             op.write().is_some_and(|w| w.id == id && w.what != What::Remove && w.outcome.may_show())
@@ -66,7 +66,7 @@ impl History {
         self.is_letter(op) || self.is_queued(op) && is_update(op) && self.writes(op.key).any(went_on)
     }
 
-    /// Whether it is among the dead letters. A dead deletion cannot be told from others of its handle.
+    /// Returns true if the write is a dead letter. The removes of one handle cannot be told apart.
     fn is_letter(&self, op: &Op) -> bool {
         let is_meant = |ids: &[u64]| {
             op.write().is_some_and(|write| match write.what {
@@ -82,7 +82,7 @@ impl History {
         op.write().is_some_and(|write| matches!(write.outcome, Outcome::Queued | Outcome::Unknown))
     }
 
-    /// Whether the source of truth must in the end hold it or something newer.
+    /// Whether the store must in the end hold it or something newer.
     pub fn is_kept(&self, op: &Op) -> bool {
         op.write().is_some_and(|write| match write.outcome {
             Outcome::Stored | Outcome::Superseded => true,

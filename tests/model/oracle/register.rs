@@ -162,7 +162,7 @@ impl<'a> Register<'a> {
         }
     }
 
-    /// Promises 1 and 4: in the end the source of truth holds a write that nothing kept comes after.
+    /// Promises 1 and 4: in the end the store holds a write that nothing kept comes after.
     fn check_final(&self) -> Verdict {
         let history = self.history;
         let Some(last) = history.finals.iter().find(|last| last.key == self.key) else { return Ok(()) };

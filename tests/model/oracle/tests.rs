@@ -76,7 +76,8 @@ impl History {
 
 #[test]
 fn the_last_acknowledged_write_is_what_is_left() {
-    for (outcome, id) in [(Stored, 2), (Queued, 2), (Unknown, 1), (Unknown, 2), (Failed(ErrorKind::Busy), 1)]
+    for (outcome, id) in
+        [(Stored, 2), (Queued, 2), (Unknown, 1), (Unknown, 2), (Failed(ErrorKind::Overloaded), 1)]
     {
         let ops = || [write(0, 1, 2, Put, 1, Stored), write(0, 3, 4, Put, 2, outcome)];
         history(ops()).ends(REGISTER, &[id]).assert_right();
@@ -86,13 +87,13 @@ fn the_last_acknowledged_write_is_what_is_left() {
         history(ops()).ends(REGISTER, &[id]).assert_wrong("an acknowledged write is lost");
         history(ops()).ends(REGISTER, &[]).assert_wrong("an acknowledged write is lost");
     }
-    let refused = [write(0, 1, 2, Put, 1, Failed(ErrorKind::Busy))];
+    let refused = [write(0, 1, 2, Put, 1, Failed(ErrorKind::Overloaded))];
     history(refused).ends(REGISTER, &[1]).assert_wrong("what was refused");
     history([write(0, 1, 2, Put, 1, Superseded)]).ends(REGISTER, &[1]).assert_wrong("superseded");
 }
 
 #[test]
-fn of_two_that_overlap_either_is_left_and_of_handles_also_where_they_nearly_do() {
+fn overlapping_writes_leave_either_one() {
     for id in [1, 2] {
         let overlapping = [write(0, 1, 4, Put, 1, Stored), write(0, 3, 6, Put, 2, Stored)];
         history(overlapping).ends(REGISTER, &[id]).assert_right();
@@ -127,7 +128,7 @@ fn a_delete_holds_against_late_writes() {
 }
 
 #[test]
-fn reads_do_not_go_back_behind_what_their_handle_acknowledged_or_showed() {
+fn read_older_than_its_handles_earlier_results_is_violation() {
     let two = || [write(0, 1, 2, Put, 1, Stored), write(0, 3, 4, Put, 2, Queued)];
     for claim in [Claim::Fresh, Claim::Stale, Claim::Queued] {
         history(two().into_iter().chain([get(0, 5, 6, claim, 1)])).assert_wrong("went back");
@@ -185,7 +186,7 @@ fn an_absence_has_a_reason() {
     history([write(0, 1, 2, Put, 1, Stored), none(1, 200, 201)]).assert_wrong("stored long ago");
     history([write(0, 1, 2, Put, 1, Stored), write(1, 2, 3, Remove, 2, Unknown), none(0, 4, 5)])
         .assert_right();
-    let failed = write(1, 2, 3, Remove, 2, Failed(ErrorKind::Busy));
+    let failed = write(1, 2, 3, Remove, 2, Failed(ErrorKind::Overloaded));
     history([write(0, 1, 2, Put, 1, Stored), failed, none(0, 4, 5)]).assert_wrong("an absence that was none");
     let delete = || [write(0, 1, 2, Remove, 1, Queued), write(1, 20, 30, Put, 2, Stored)];
     history(delete().into_iter().chain([none(0, 300, 301)])).assert_right();
@@ -221,7 +222,7 @@ fn dead_letters_were_queued_and_lost_to_somebody_else() {
     history(ops(off(10))).dead(0, REGISTER, &[1]).ends(REGISTER, &[2]).assert_right();
     history(ops(off(2))).dead(0, REGISTER, &[1]).assert_wrong("nobody else wrote");
     history(ops(write(0, 30, 40, Put, 2, Stored))).dead(0, REGISTER, &[1]).assert_wrong("nobody else wrote");
-    history(ops(write(1, 30, 40, Put, 2, Failed(ErrorKind::Busy))))
+    history(ops(write(1, 30, 40, Put, 2, Failed(ErrorKind::Overloaded))))
         .dead(0, REGISTER, &[1])
         .assert_wrong("nobody else wrote");
     history(ops(later())).dead(0, REGISTER, &[2]).assert_wrong("nobody queued");
@@ -329,7 +330,7 @@ fn readers_of_a_log_miss_nothing_that_they_may_rely_on() {
 }
 
 #[test]
-fn an_update_that_nobody_was_told_of_may_be_undone_by_what_the_next_life_queues() {
+fn unacknowledged_update_may_be_undone_by_next_lifes_queue() {
     let abandoned = || Op { end: None, ..write(0, 1, 2, Append, 1, Unknown) };
     let reads = || [log(1, 5, 6, Claim::Fresh, &[1]), log(1, 50, 51, Claim::Fresh, &[2])];
     let ops = |next| [abandoned(), next].into_iter().chain(reads());
@@ -345,5 +346,5 @@ fn errors_are_of_kinds_that_can_be_explained() {
     history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Unavailable))]).assert_right();
     history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Conflict))]).assert_wrong("nothing explains");
     history([write(0, 1, 2, Replace, 1, Failed(ErrorKind::Conflict))]).assert_right();
-    history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Local))]).assert_wrong("nothing explains");
+    history([write(0, 1, 2, Put, 1, Failed(ErrorKind::LocalStorage))]).assert_wrong("nothing explains");
 }

@@ -1,4 +1,4 @@
-//! One client's connection, request after request.
+//! Serves the requests of one client connection in order.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ enum Ending {
     Reset,
 }
 
-/// Serves the connection until either side has enough of it.
+/// Serves the connection until either side closes it.
 pub async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     let mut wire = Wire::new(stream);
     while let Ok(request) = wire.request().await {
@@ -27,14 +27,14 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>) {
         let ending = tokio::select! {
             ending = &mut ending => ending,
             () = wire.gone() => {
-                // For the client this request is over. It happens all the same, perhaps late: networks
-                // deliver what their senders have given up.
+                // The client has ended this request, but the request still runs, perhaps late. A network also
+                // delivers requests that their senders have abandoned.
                 drop(under_way);
                 ending.await;
                 return;
             }
         };
-        // Before the answer is out, or the client's next request would seem to overlap with this one.
+        // The request ends before the answer goes out. Otherwise the client's next request would seem to overlap.
         drop(under_way);
         match ending {
             Ending::Reply(reply) if wire.reply(&reply).await.is_ok() => {}
@@ -45,13 +45,13 @@ pub async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     }
 }
 
-/// Applies the fault around `carry_out`, which passes the request on once it is polled.
+/// Applies the fault around `carry_out`. The first poll of `carry_out` forwards the request.
 async fn bring_about(
     fault: Fault,
     mut release: watch::Receiver<()>,
     carry_out: impl Future<Output = Reply>,
 ) -> Ending {
-    // The sender lives in what this task shares, so waiting cannot fail.
+    // The task's shared state owns the sender, so waiting cannot fail.
     let mut released = async || drop(release.changed().await);
     match fault {
         Fault::Pass => Ending::Reply(carry_out.await),
@@ -68,7 +68,7 @@ async fn bring_about(
             Ending::Reply(Reply { status: code, headers, body: body.into() })
         }
         Fault::Truncate => Ending::HalfReply(carry_out.await),
-        Fault::LoseAnswer => {
+        Fault::DropResponse => {
             carry_out.await;
             Ending::Close
         }

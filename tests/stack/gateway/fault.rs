@@ -1,4 +1,4 @@
-//! What can happen to a request on its way to Supabase and back.
+//! The faults that a gateway can apply to a request.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,43 +8,43 @@ use super::wire::Reply;
 
 #[derive(Debug, Clone, Default)]
 pub enum Fault {
-    /// None.
+    /// No fault.
     #[default]
     Pass,
-    /// The connection is reset (RST); the request went nowhere.
+    /// The gateway resets the connection (RST) and does not forward the request.
     Reset,
-    /// The request waits for `release` or `heal` and is forwarded then.
+    /// The gateway forwards the request after `release` or `clear`.
     Hang,
-    /// The request waits so long and is forwarded then.
+    /// The gateway forwards the request after this time.
     Slow(Duration),
-    /// The answer of a gateway; the request went nowhere.
+    /// The gateway sends this answer and does not forward the request.
     Status { code: u16, headers: Vec<(String, String)>, body: String },
-    /// The request is carried out; half of the answer arrives, then the connection closes.
+    /// The server executes the request. Half of the answer arrives, then the connection closes.
     Truncate,
-    /// The request is carried out; the connection closes without an answer.
-    LoseAnswer,
-    /// The request is carried out; the answer waits for `release` or `heal`.
+    /// The server executes the request. The connection closes without an answer.
+    DropResponse,
+    /// The server executes the request. The answer waits for `release` or `clear`.
     HangAfter,
 }
 
 impl Fault {
-    /// The error of a PostgREST, with PostgreSQL's code (or one of its own, `PGRST…`).
+    /// Returns an error of PostgREST with a code of PostgreSQL or of PostgREST (`PGRST…`).
     pub fn json_error(status: u16, sqlstate: &str) -> Self {
         let body = format!(r#"{{"code":"{sqlstate}","message":"injected","details":null,"hint":null}}"#);
         Self::status(status, "application/json; charset=utf-8", body)
     }
 
-    /// An answer with this body, and perhaps none.
+    /// Returns an answer with this body, which may be empty.
     pub fn answer(status: u16, body: &str) -> Self {
         Self::status(status, "application/json", body.to_owned())
     }
 
-    /// The page of an edge that could not reach its origin.
+    /// Returns the HTML page of an edge that cannot reach its origin.
     pub fn html(status: u16) -> Self {
         Self::status(status, "text/html; charset=UTF-8", Reply::page(status))
     }
 
-    /// A server that says when to come back, in seconds.
+    /// Returns an error with the header `retry-after` in seconds.
     pub fn retry_after(status: u16, seconds: u64) -> Self {
         let mut fault = Self::json_error(status, "PGRST002");
         if let Self::Status { headers, .. } = &mut fault {
@@ -58,7 +58,7 @@ impl Fault {
     }
 }
 
-/// Decides on each request: by the script while it has a line for the path, else by the rule.
+/// Selects the fault of each request: the first line of the script for the path, or else the rule.
 pub struct Plan {
     script: VecDeque<(String, Fault)>,
     rule: Box<dyn FnMut(&Seen) -> Fault + Send>,

@@ -1,4 +1,4 @@
-//! Supabase's API keys, and what its gateway makes of them.
+//! Supabase's API keys, and the key check of its gateway.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -7,10 +7,10 @@ use sha2::Sha256;
 
 use super::wire::{Reply, Request};
 
-/// The secret with which the servers check tokens.
+/// The secret for the signatures of tokens.
 pub const JWT_SECRET: &str = "the secret of a stack that lives as long as one test";
 
-/// A token of that role, signed with the stack's secret and valid until the year 2100.
+/// Returns a token of the role, signed with the stack's secret and valid until the year 2100.
 pub fn jwt(role: &str) -> String {
     let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#);
     let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"iss":"supabase","role":"{role}","exp":4102444800}}"#));
@@ -24,27 +24,27 @@ pub fn jwt(role: &str) -> String {
 /// The keys that a gateway accepts.
 #[derive(Debug, Clone)]
 pub struct Keys {
-    /// The legacy `service_role` key; comes as `apikey` and as bearer.
+    /// The legacy `service_role` key. A client sends it as `apikey` and as bearer.
     pub service_jwt: String,
-    /// The legacy `anon` key; comes as `apikey` and as bearer.
+    /// The legacy `anon` key. A client sends it as `apikey` and as bearer.
     pub anon_jwt: String,
-    /// `sb_secret_…`; comes as `apikey` only.
+    /// The key `sb_secret_…`. A client sends it as `apikey` only.
     pub secret: String,
-    /// `sb_publishable_…`; comes as `apikey` only.
+    /// The key `sb_publishable_…`. A client sends it as `apikey` only.
     pub publishable: String,
 }
 
-/// Whom the server shall take the request for.
+/// The identity of the caller for the server.
 #[derive(Debug, PartialEq)]
 pub enum Caller {
     Service,
     Anon,
-    /// Whoever that token says, if the server believes it.
+    /// The role in this token, if the server accepts the token.
     Bearer(String),
 }
 
 impl Keys {
-    /// The keys of the `generation`th rotation: another secret key, the rest stays.
+    /// Returns the keys after `generation` rotations. Each rotation changes only the secret key.
     pub fn new(generation: u32) -> Self {
         Self {
             service_jwt: jwt("service_role"),
@@ -54,8 +54,9 @@ impl Keys {
         }
     }
 
-    /// Admits a request as Supabase's gateway does: `apikey` opens the door (by comparison with the keys it
-    /// knows; it looks into no token), then the bearer says who is calling.
+    /// Checks the keys of a request as Supabase's gateway does.
+    ///
+    /// The gateway compares `apikey` with its keys and parses no token. Then the bearer identifies the caller.
     pub fn admit(&self, request: &Request) -> Result<Caller, Reply> {
         let key = request.header("apikey").ok_or_else(no_key)?;
         let bearer = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
@@ -63,7 +64,7 @@ impl Keys {
             _ if key == self.secret && from_a_browser(request) => return Err(secret_in_a_browser()),
             _ if key == self.secret => Caller::Service,
             _ if key == self.publishable => Caller::Anon,
-            // A legacy key without its bearer opens the door and no more.
+            // A legacy key without its bearer passes the gateway, but gets no role.
             _ if key == self.service_jwt || key == self.anon_jwt => Caller::Anon,
             _ => return Err(unknown_key()),
         };

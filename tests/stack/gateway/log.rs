@@ -1,4 +1,4 @@
-//! What the gateway has seen.
+//! The log of the gateway's requests.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,19 +8,20 @@ use super::wire::Request;
 /// A request that reached the gateway.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// 0 for the first one of this gateway; goes on when the list is forgotten.
+    /// Counts the requests of this gateway from 0. `forget` does not reset the count.
     pub number: u64,
     pub method: String,
-    /// With the query string, as sent.
+    /// The path with the query string, as sent.
     pub path: String,
     /// Names in lower case.
     pub headers: Arc<[(String, String)]>,
     pub body: Arc<str>,
     pub started: Instant,
-    /// The status with which the server answered: what the request did is committed, or has failed. Faults
-    /// that forward nothing leave it empty.
+    /// The status of the server's answer, after which the request is committed or failed.
+    ///
+    /// A fault that does not forward the request leaves the status empty.
     pub carried_out: Option<u16>,
-    /// When the answer went out, the connection ended, or the client turned away.
+    /// The time at which the answer went out, the connection ended, or the client left.
     pub ended: Option<Instant>,
 }
 
@@ -53,7 +54,7 @@ impl Log {
         seen
     }
 
-    /// The entry of that number, unless it was forgotten meanwhile.
+    /// Returns the entry with this number, unless `forget` removed it.
     pub fn entry(&mut self, number: u64) -> Option<&mut Seen> {
         let place = self.seen.binary_search_by_key(&number, |seen| seen.number).ok()?;
         self.seen.get_mut(place)
@@ -71,8 +72,9 @@ impl Log {
         self.seen.iter().filter(move |seen| seen.path.contains(part))
     }
 
-    /// The largest number of requests that were under way at one moment: in the order of time, each start
-    /// adds one and each end takes one away.
+    /// Returns the largest number of concurrent requests.
+    ///
+    /// In the order of time, each start adds one and each end subtracts one.
     pub fn max_in_flight(&self, part: &str) -> usize {
         let starts = self.on(part).map(|seen| (seen.started, 1));
         let ends = self.on(part).filter_map(|seen| Some((seen.ended?, -1)));

@@ -1,5 +1,4 @@
-//! Stands where Supabase's edge stands: serves `/rest/v1`, checks keys, and does to requests what a test asks
-//! for.
+//! Takes the place of Supabase's edge: serves `/rest/v1`, checks keys, and applies the faults of a test.
 
 mod connection;
 mod fault;
@@ -26,41 +25,41 @@ use fault::Plan;
 use shared::Shared;
 use upstream::Upstream;
 
-/// A gateway in front of a stack, on the runtime of the test that made it; ends with the value.
+/// A gateway in front of a stack, on the runtime of its test. The gateway ends with this value.
 ///
 /// Parts of paths select requests: `"threadkeep_load"`, or `""` for all of them.
 pub struct Gateway {
     shared: Arc<Shared>,
     port: u16,
-    door: Mutex<Option<Door>>,
+    listener: Mutex<Option<Listener>>,
 }
 
 /// The open listener. Dropping `close` closes it.
-struct Door {
+struct Listener {
     close: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
 impl Gateway {
-    /// A gateway in front of the server at that port.
+    /// Starts a gateway in front of the server at this port.
     pub async fn start(server: Server, port: u16) -> Self {
         let shared = Arc::new(Shared::new(Upstream::new(server, port)));
-        let gateway = Self { shared, port: free_port(), door: Mutex::new(None) };
+        let gateway = Self { shared, port: free_port(), listener: Mutex::new(None) };
         gateway.accept().await;
         gateway
     }
 
-    /// What a client takes for the URL of its project.
+    /// Returns the project URL for clients.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// The keys it accepts at present.
+    /// Returns the accepted keys.
     pub fn keys(&self) -> Keys {
         self.shared.state().keys.clone()
     }
 
-    /// Replaces the secret key and returns the new one; the old one is refused from now on.
+    /// Replaces the secret key and returns the new key. The gateway rejects the old key from now on.
     pub fn rotate_secret(&self) -> String {
         let mut state = self.shared.state();
         state.rotations += 1;
@@ -68,95 +67,96 @@ impl Gateway {
         state.keys.secret.clone()
     }
 
-    /// The next requests take these faults in order.
+    /// Applies these faults to the next requests in order.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
         self.script_for("", faults);
     }
 
-    /// The next requests to paths with that part take these faults in order; others do not touch the script.
+    /// Applies these faults to the next requests with this part in the path. Other requests do not use the script.
     pub fn script_for(&self, part: &str, faults: impl IntoIterator<Item = Fault>) {
         self.shared.state().plan.extend(part, faults);
     }
 
-    /// What happens to every request that the script does not cover.
+    /// Applies this fault to every request that the script does not cover.
     pub fn always(&self, fault: Fault) {
         self.rule(move |_| fault.clone());
     }
 
-    /// Decides on every request that the script does not cover. It runs under the gateway's lock: judge by
-    /// what it is given, ask the gateway nothing.
+    /// Selects the fault of every request that the script does not cover.
+    ///
+    /// The rule runs under the gateway's lock, so it must not call the gateway.
     pub fn rule(&self, rule: impl FnMut(&Seen) -> Fault + Send + 'static) {
         self.shared.state().plan.set_rule(rule);
     }
 
-    /// Ends all faults and lets go of what hangs, including requests whose clients have gone meanwhile: those
-    /// arrive late.
-    pub fn heal(&self) {
+    /// Ends all faults and releases all hanging requests. A request whose client has left arrives late.
+    pub fn clear(&self) {
         self.shared.state().plan = Plan::default();
         self.release();
     }
 
-    /// Lets go of what hangs at this moment; faults go on.
+    /// Releases the requests that hang now. The faults stay.
     pub fn release(&self) {
         self.shared.release.send_replace(());
     }
 
-    /// Closes the listener and all connections: from now on connecting fails, and what hung is lost for good.
+    /// Closes the listener and all connections. Clients cannot connect, and hanging requests are lost.
     pub async fn refuse(&self) {
-        let Some(door) = self.door.lock().await.take() else { return };
-        drop(door.close);
-        door.task.await.expect("the listener does not panic");
+        let Some(listener) = self.listener.lock().await.take() else { return };
+        drop(listener.close);
+        listener.task.await.expect("the listener does not panic");
     }
 
-    /// Listens again, on the same port.
+    /// Listens again on the same port.
     pub async fn accept(&self) {
-        let mut door = self.door.lock().await;
-        if door.is_none() {
+        let mut current = self.listener.lock().await;
+        if current.is_none() {
             let listener = TcpListener::bind(("127.0.0.1", self.port)).await.expect("its own port");
             let (close, closed) = oneshot::channel();
             let task = tokio::spawn(serve(listener, closed, self.shared.clone()));
-            *door = Some(Door { close, task });
+            *current = Some(Listener { close, task });
         }
     }
 
-    /// The requests that arrived since the start, or since [`Gateway::forget`].
+    /// Returns the requests since the start, or since [`Gateway::forget`].
     pub fn seen(&self) -> Vec<Seen> {
         self.shared.state().log.all().to_vec()
     }
 
-    /// How many requests to paths with that part arrived.
+    /// Counts the requests with this part in the path.
     pub fn count(&self, part: &str) -> usize {
         self.shared.state().log.on(part).count()
     }
 
-    /// How many requests to paths with that part have been under way at one moment, at most.
+    /// Returns the largest number of concurrent requests with this part in the path.
     pub fn max_in_flight(&self, part: &str) -> usize {
         self.shared.state().log.max_in_flight(part)
     }
 
-    /// Starts observation anew; faults stay.
+    /// Clears the log. The faults stay.
     pub fn forget(&self) {
         self.shared.state().log.forget();
     }
 
-    /// Waits until `count` requests to paths with that part have arrived.
+    /// Waits for `count` requests with this part in the path.
     pub async fn wait_for(&self, count: usize, part: &str) {
         self.wait_until(|seen| on(seen, part).count() >= count).await;
     }
 
-    /// Waits until the server has carried out `count` requests to paths with that part, whether or not the
-    /// client has heard of it.
+    /// Waits until the server has executed `count` requests with this part in the path.
+    ///
+    /// The client may not have the answers yet.
     pub async fn wait_for_carried_out(&self, count: usize, part: &str) {
         self.wait_until(|seen| on(seen, part).filter(|seen| seen.carried_out.is_some()).count() >= count)
             .await;
     }
 
-    /// Waits until what was seen satisfies the test; panics after half a minute, naming what was seen.
+    /// Waits until the log satisfies `enough`. Panics after half a minute and prints the log.
     pub async fn wait_until(&self, mut enough: impl FnMut(&[Seen]) -> bool) {
         let mut news = self.shared.news.subscribe();
         let satisfied = news.wait_for(|()| enough(self.shared.state().log.all()));
         if tokio::time::timeout(Duration::from_secs(30), satisfied).await.is_err() {
-            panic!("the gateway waited in vain; it saw {:#?}", self.seen());
+            panic!("the expected requests did not arrive; the gateway saw {:#?}", self.seen());
         }
     }
 }
@@ -177,7 +177,7 @@ async fn serve(listener: TcpListener, mut closed: oneshot::Receiver<()>, shared:
             Some(_) = connections.join_next() => {}
         }
     }
-    // Before the connections, or a client that reconnects at once would still be let in.
+    // The listener ends before the connections. Otherwise a client could reconnect at once.
     drop(listener);
     connections.shutdown().await;
 }

@@ -1,4 +1,4 @@
-//! What the connections of a gateway share with the test that steers it.
+//! The state that the connections of a gateway share with its test.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
@@ -13,9 +13,9 @@ use super::wire::{Reply, Request};
 
 pub struct Shared {
     pub state: Mutex<State>,
-    /// Told of every change of the log.
+    /// Notified of every change of the log.
     pub news: watch::Sender<()>,
-    /// Told to let go of what hangs.
+    /// Notified when hanging requests must continue.
     pub release: watch::Sender<()>,
     upstream: Upstream,
 }
@@ -24,20 +24,19 @@ pub struct State {
     pub plan: Plan,
     pub log: Log,
     pub keys: Keys,
-    /// How often the secret key was rotated.
+    /// The number of rotations of the secret key.
     pub rotations: u32,
 }
 
-/// A request that came in, and what is to happen to it.
+/// A new request and its fault.
 pub struct Arrival<'a> {
     pub under_way: UnderWay<'a>,
     pub fault: Fault,
-    /// Subscribed at the moment of the decision, so that no release is missed.
+    /// Subscribed at the time of the decision, so that the request misses no release.
     pub release: watch::Receiver<()>,
 }
 
-/// A request that the client waits for; it ends when this is dropped, also by the end of the connection's
-/// task.
+/// A request whose client waits. The drop of this value ends the request, also if the connection's task ends.
 pub struct UnderWay<'a> {
     shared: &'a Shared,
     pub number: u64,
@@ -64,8 +63,7 @@ impl Shared {
         self.state.lock().expect("a rule of the test panicked")
     }
 
-    /// Records a request and decides what happens to it, in one step: the order of the log is that of the
-    /// script.
+    /// Records a request and selects its fault in one step. So the log and the script have the same order.
     pub fn arrive(&self, request: &Request) -> Arrival<'_> {
         let mut state = self.state();
         let seen = state.log.begin(request);
@@ -76,7 +74,7 @@ impl Shared {
         Arrival { under_way: UnderWay { shared: self, number: seen.number }, fault, release }
     }
 
-    /// What a healthy Supabase does with the request: route, check the key, and let the server work.
+    /// Handles the request as Supabase does: finds the route, checks the key and forwards the request.
     pub async fn carry_out(&self, request: &Request, number: u64) -> Reply {
         let Some(path) = request.target.strip_prefix("/rest/v1").filter(|path| path.starts_with('/')) else {
             return Reply::json(404, r#"{"message":"no Route matched with those values"}"#);
@@ -92,7 +90,7 @@ impl Shared {
     }
 
     fn note(&self, number: u64, change: impl FnOnce(&mut Seen)) {
-        // Runs in drop, where a second panic would hide the first.
+        // This also runs in `drop`. A second panic there would hide the first panic.
         let Ok(mut state) = self.state.lock() else { return };
         state.log.entry(number).map(change);
         drop(state);

@@ -4,24 +4,25 @@ use super::Server;
 use super::keys::{Caller, jwt};
 use super::wire::{Reply, Request};
 
-/// Lite's own keys, which no client of the gateway knows.
+/// Lite's own keys. No client of the gateway knows them.
 pub const LITE_SECRET: &str = "sb_secret_between_gateway_and_lite";
 pub const LITE_PUBLISHABLE: &str = "sb_publishable_between_gateway_and_lite";
 
-/// What PostgREST says while PostgreSQL is away, and after `statement_timeout`.
-const DATABASE_AWAY: (u16, &str) = (503, r#"{"code":"PGRST001","message":"Database client error"}"#);
-const TOO_SLOW: (u16, &str) = (500, r#"{"code":"57014","message":"canceling statement"}"#);
+/// The answers of PostgREST while PostgreSQL is down, and after `statement_timeout`.
+const DATABASE_DOWN: (u16, &str) = (503, r#"{"code":"PGRST001","message":"Database client error"}"#);
+const STATEMENT_TIMEOUT: (u16, &str) = (500, r#"{"code":"57014","message":"canceling statement"}"#);
 
-/// Failures by what a server says of them, and what PostgREST says. Only those of the weather, not of the
-/// request: a client must not have to know that neither postrust nor lite has PostgREST's words for it.
+/// Maps failures of postrust and lite to the answers of PostgREST, so that a client sees PostgREST's answers.
+///
+/// The table has only failures of the environment, not failures of a request.
 const CORRECTIONS: [(&str, (u16, &str)); 4] = [
-    (r#""code":"PGRST500""#, DATABASE_AWAY),
-    ("connect ECONNREFUSED", DATABASE_AWAY),
-    ("Connection terminated", DATABASE_AWAY),
-    ("canceling statement due to statement timeout", TOO_SLOW),
+    (r#""code":"PGRST500""#, DATABASE_DOWN),
+    ("connect ECONNREFUSED", DATABASE_DOWN),
+    ("Connection terminated", DATABASE_DOWN),
+    ("canceling statement due to statement timeout", STATEMENT_TIMEOUT),
 ];
 
-/// Carries out what the gateway lets through.
+/// Forwards admitted requests to the server.
 pub struct Upstream {
     server: Server,
     port: u16,
@@ -34,18 +35,18 @@ impl Upstream {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
-            // A connection that was open when the server was killed would make the first request after the
-            // restart fail, sometimes.
+            // No pool: a connection from before a restart of the server could fail the first request.
             .pool_max_idle_per_host(0)
-            // Bodies pass as they are, whatever features the library asks of reqwest.
+            // The client does not decompress bodies, whatever features the library enables in reqwest.
             .no_gzip()
             .build()
-            .expect("nothing here can fail");
+            .expect("the settings of the client are valid");
         Self { server, port, client }
     }
 
-    /// Carries out a request for `caller`; `path` is what follows `/rest/v1`. Where the server gives no
-    /// answer, this is Cloudflare's: 521 if it could not connect, else 520.
+    /// Forwards a request of `caller`. `path` is the path after `/rest/v1`.
+    ///
+    /// If the server does not answer, returns Cloudflare's answer: 521 for a failed connection, otherwise 520.
     pub async fn forward(&self, request: &Request, path: &str, caller: Caller) -> Reply {
         match self.ask(request, path, caller).await {
             Ok(reply) if reply.status >= 500 && self.server != Server::Postgrest => corrected(reply),
@@ -73,7 +74,7 @@ impl Upstream {
         })
     }
 
-    /// The servers know the caller by different marks, and none by those of Supabase.
+    /// Returns the headers that identify the caller. Each server needs other headers than Supabase.
     fn credentials(&self, caller: Caller) -> Vec<(String, String)> {
         let apikey = |key: &str| ("apikey".to_owned(), key.to_owned());
         let bearer = |token: String| ("authorization".to_owned(), format!("Bearer {token}"));
@@ -88,7 +89,7 @@ impl Upstream {
     }
 }
 
-/// Whether the gateway hands that header on. What concerns one connection or the keys it deals with itself.
+/// Tells whether the gateway forwards a header. The gateway handles keys and headers of one connection itself.
 fn passes(header: &str) -> bool {
     !matches!(
         header,

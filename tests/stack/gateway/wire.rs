@@ -1,16 +1,16 @@
-//! HTTP/1.1 byte by byte: a gateway that breaks answers has to hold the pen itself.
+//! HTTP/1.1 on the level of bytes, because the gateway must send broken answers.
 
 use std::io;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// More than that in front of the body, and Supabase's edge gives up.
+/// Supabase's edge rejects a longer head.
 const MAX_HEAD: usize = 16 << 10;
 
 pub struct Request {
     pub method: String,
-    /// Path and query, as sent.
+    /// The path and the query, as sent.
     pub target: String,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
@@ -62,21 +62,21 @@ impl Reply {
     }
 }
 
-/// One connection of a client.
+/// A client connection.
 pub struct Wire {
     stream: TcpStream,
-    /// Read, not yet used.
+    /// Bytes that were read but not used yet.
     buffer: Vec<u8>,
 }
 
 impl Wire {
     pub fn new(stream: TcpStream) -> Self {
-        // Answers go out at once; failing to ask for that costs time only.
+        // Answers go out at once. A failure of this option only costs time.
         let _ = stream.set_nodelay(true);
         Self { stream, buffer: Vec::new() }
     }
 
-    /// The next request, or an error also where the client is just done.
+    /// Reads the next request. Fails also at the normal end of the connection.
     pub async fn request(&mut self) -> io::Result<Request> {
         let mut request = loop {
             match parse_head(&self.buffer)? {
@@ -101,7 +101,7 @@ impl Wire {
         self.stream.write_all(&reply.body).await
     }
 
-    /// Announces the whole answer and sends half of it.
+    /// Announces the full length, but sends only half of the answer.
     pub async fn half_reply(&mut self, reply: &Reply) -> io::Result<()> {
         self.stream.write_all(reply.head().as_bytes()).await?;
         self.stream.write_all(&reply.body[..reply.body.len() / 2]).await?;
@@ -113,13 +113,13 @@ impl Wire {
         self.stream.set_zero_linger().expect("the socket is open");
     }
 
-    /// Completes when the client has gone. What it sends until then is kept.
+    /// Completes when the client closes the connection. Keeps the bytes that arrive before.
     pub async fn gone(&mut self) {
         while self.more().await.is_ok() {}
     }
 
     async fn refuse_head(&mut self) -> io::Error {
-        // Closing is all that is left to do, so it does not matter whether this one gets through.
+        // The connection closes next, so a failure of this reply does not matter.
         let _ = self.reply(&Reply::html(520)).await;
         garbage()
     }
@@ -157,7 +157,7 @@ impl Wire {
     }
 }
 
-/// The request without its body and the length of its head, once all of that has arrived.
+/// Parses a complete head. Returns the request without its body, and the length of the head.
 fn parse_head(bytes: &[u8]) -> io::Result<Option<(Request, usize)>> {
     let mut headers = [httparse::EMPTY_HEADER; 100];
     let mut head = httparse::Request::new(&mut headers);

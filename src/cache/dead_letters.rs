@@ -1,0 +1,114 @@
+//! The dead letters of a cache.
+
+use std::future::IntoFuture;
+
+use crate::cache::Cache;
+use crate::cache::put::BoxFuture;
+use crate::error::Result;
+use crate::outage::DeadLetter;
+
+/// The limit on dead letters of one call.
+const MAX_PAGE: usize = 1_000;
+
+/// A call of [`Cache::dead_letters`]. Await it to run it.
+///
+/// ```
+/// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+/// println!("{} writes were not stored", cache.dead_letters().await?.len());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "nothing is read before this is awaited"]
+pub struct DeadLetters {
+    cache: Cache,
+    after: i64,
+}
+
+impl Cache {
+    /// Reads the dead letters, oldest first, at most 1,000 for each call.
+    ///
+    /// A dead letter is an acknowledged write that the store will not take. Another daemon superseded it,
+    /// or the store rejected the record, or the write was too old. The outage file keeps it until
+    /// [`delete_dead_letters`](Self::delete_dead_letters). A backend without an outage file has none.
+    ///
+    /// # Errors
+    ///
+    /// When awaited: [`ErrorKind::LocalStorage`](crate::ErrorKind::LocalStorage) if the outage file cannot
+    /// be read. [`ErrorKind::Closed`](crate::ErrorKind::Closed) after a shutdown.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// let letters = cache.dead_letters().await?;
+    /// if let Some(last) = letters.last() {
+    ///     let next = cache.dead_letters().after(last).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn dead_letters(&self) -> DeadLetters {
+        DeadLetters { cache: self.clone(), after: 0 }
+    }
+
+    /// Deletes the dead letters up to and including `last`. Returns their number.
+    ///
+    /// The queue can use their space again.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::LocalStorage`](crate::ErrorKind::LocalStorage) if the outage file cannot be written.
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) after a shutdown.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// if let Some(last) = cache.dead_letters().await?.last() {
+    ///     println!("{} dead letters deleted", cache.delete_dead_letters(last).await?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn delete_dead_letters(&self, last: &DeadLetter) -> Result<usize> {
+        self.0.check_open()?;
+        match &self.0.file {
+            Some(file) => {
+                let deleted = file.delete_dead_letters(last.id).await?;
+                // Dead letters count against the limit of the queue, which may have space again.
+                *self.0.last_enqueue_error() = None;
+                Ok(deleted)
+            }
+            None => Ok(0),
+        }
+    }
+}
+
+impl DeadLetters {
+    /// Starts after `last`, the last dead letter of an earlier call.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// if let Some(last) = cache.dead_letters().await?.last() {
+    ///     let next = cache.dead_letters().after(last).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn after(mut self, last: &DeadLetter) -> Self {
+        self.after = last.id;
+        self
+    }
+}
+
+impl IntoFuture for DeadLetters {
+    type Output = Result<Vec<DeadLetter>>;
+    type IntoFuture = BoxFuture<Vec<DeadLetter>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            self.cache.0.check_open()?;
+            match &self.cache.0.file {
+                Some(file) => file.dead_letters(self.after, MAX_PAGE).await,
+                None => Ok(Vec::new()),
+            }
+        })
+    }
+}

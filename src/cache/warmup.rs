@@ -1,0 +1,245 @@
+//! The warm-up loads the newest live conversations into memory before a caller wants them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::cache::memory::{MemoryCache, weight};
+use crate::cache::page_size::PageSizer;
+use crate::cache::read_token::{ReadToken, VersionFloors};
+use crate::error::{Error, Result};
+use crate::model::key::Key;
+use crate::model::moment::Moment;
+use crate::model::record::Record;
+use crate::model::version::Version;
+use crate::outage::file::OutageFile;
+use crate::outage::{CopyRank, ReplicaRecord};
+use crate::resilience::backoff::Backoff;
+use crate::store::{ListPage, ListRequest, Store};
+
+/// The limit on conversations of one call. The warm-up makes one call at a time, so that live traffic has
+/// the other places.
+const MAX_PAGE: usize = 500;
+/// The pauses between attempts if the store fails while its breaker is closed.
+const MIN_PAUSE: Duration = Duration::from_millis(200);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// The interval of the progress log of a long warm-up.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The progress of the warm-up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WarmupProgress {
+    /// The number of conversations that the warm-up has loaded, from the store or in an outage from the
+    /// local disk.
+    pub conversations: usize,
+    /// Whether the warm-up has ended, or the backend has none.
+    pub is_done: bool,
+    /// Whether the conversations came from the local disk, because of an outage. After the outage, the
+    /// warm-up loads them from the store.
+    pub is_from_disk: bool,
+}
+
+/// The task that loads conversations into memory.
+#[derive(Debug)]
+pub(crate) struct Warmer {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) file: Option<Arc<OutageFile>>,
+    pub(crate) memory: Arc<MemoryCache>,
+    pub(crate) floors: VersionFloors,
+    /// The limit on conversations.
+    pub(crate) max_count: usize,
+    /// The limit on bytes in memory, the present entries included.
+    pub(crate) max_bytes: u64,
+    pub(crate) progress: watch::Sender<WarmupProgress>,
+}
+
+impl Warmer {
+    /// Runs the warm-up once.
+    ///
+    /// In an outage it first loads the replica, so that a caller of [`Cache::warm`](crate::Cache::warm)
+    /// does not wait for the end of the outage.
+    pub(crate) async fn run(self) {
+        if self.max_count > 0
+            && let Err(error) = self.warm().await
+        {
+            tracing::warn!(%error, "warm-up failed; conversations enter memory when they are read");
+        }
+        self.progress.send_modify(|progress| progress.is_done = true);
+    }
+
+    /// Loads from the store, or in an outage first from the replica.
+    async fn warm(&self) -> Result<()> {
+        let started_at = Instant::now();
+        let mut page_size = PageSizer::new(MAX_PAGE);
+        let first = match self.fetch_page(&mut page_size, self.max_count, None).await {
+            Err(error) if is_transient(&error) => {
+                self.load_from_replica().await?;
+                self.progress.send_modify(|progress| progress.is_done = true);
+                self.log_loaded("the local disk", started_at);
+                self.fetch_with_retry(&mut page_size, self.max_count, None).await?
+            }
+            first => first?,
+        };
+        self.load_from_store(page_size, first).await?;
+        self.log_loaded("the store", started_at);
+        Ok(())
+    }
+
+    fn log_loaded(&self, source: &str, started_at: Instant) {
+        let conversations = self.progress.borrow().conversations;
+        tracing::info!(conversations, took = ?started_at.elapsed(), "warm-up loaded conversations from {source}");
+    }
+
+    /// Returns the first records, as many as memory has room for.
+    fn take_while_fits(&self, records: Vec<Record>) -> Vec<Arc<Record>> {
+        let mut bytes = self.memory.size().1;
+        let fits = |record: &Record| {
+            // A record that memory holds already takes no more room.
+            bytes += if self.memory.peek(&record.key).is_some() { 0 } else { weight(record) };
+            bytes <= self.max_bytes
+        };
+        records.into_iter().take_while(fits).map(Arc::new).collect()
+    }
+
+    /// Loads page by page, newest first. While one page enters memory, the next is in flight.
+    async fn load_from_store(&self, mut page_size: PageSizer, mut next: FetchedPage) -> Result<()> {
+        let (mut conversations, mut logged_at) = (0, Instant::now());
+        loop {
+            let FetchedPage { page, token, started_at } = next;
+            let last = page.records.last().map(|record| (record.version, record.key.clone()));
+            let received = page.records.len();
+            let records = self.take_while_fits(page.records);
+            conversations += records.len();
+            let is_last =
+                page.is_last || records.len() < received || conversations >= self.max_count || last.is_none();
+            let admit = self.admit(records, &token, started_at);
+            if is_last {
+                admit.await;
+                self.advance(conversations, false);
+                return Ok(());
+            }
+            let left = self.max_count.saturating_sub(conversations);
+            let ((), fetched) = tokio::join!(admit, self.fetch_with_retry(&mut page_size, left, last));
+            self.advance(conversations, false);
+            if logged_at.elapsed() >= PROGRESS_INTERVAL {
+                tracing::info!(conversations, of = self.max_count, "warm-up is loading conversations");
+                logged_at = Instant::now();
+            }
+            next = fetched?;
+        }
+    }
+
+    /// Requests one page. The read token is older than the request (I2).
+    async fn fetch(&self, page: &ListRequest) -> Result<FetchedPage> {
+        let (token, started_at) = (self.floors.token(), Moment::now());
+        let response = self.store.list(page).await?;
+        Ok(FetchedPage { page: response, token, started_at })
+    }
+
+    /// Requests a page, and halves it until the store delivers it in time.
+    async fn fetch_page(&self, page_size: &mut PageSizer, left: usize, after: After) -> Result<FetchedPage> {
+        let mut page = ListRequest { user: None, limit: page_size.next(left), after };
+        loop {
+            match self.fetch(&page).await {
+                // `shrink` refuses below a page of one conversation, so the loop ends (I12).
+                Err(error) if page_size.shrink(&*self.store, page.limit, &error).await => {
+                    page.limit = page_size.next(left);
+                }
+                fetched => {
+                    page_size.grow_after(&fetched);
+                    return fetched;
+                }
+            }
+        }
+    }
+
+    /// Requests a page as [`fetch_page`](Self::fetch_page) does, and retries it until the outage ends.
+    async fn fetch_with_retry(
+        &self,
+        page_size: &mut PageSizer,
+        left: usize,
+        after: After,
+    ) -> Result<FetchedPage> {
+        let mut pauses = Backoff::new(MIN_PAUSE, MAX_PAUSE);
+        loop {
+            if let Some(breaker) = self.store.breaker() {
+                breaker.wait_closed().await;
+            }
+            match self.fetch_page(page_size, left, after.clone()).await {
+                Err(error) if is_transient(&error) => {
+                    tokio::time::sleep(pauses.next().max(error.retry_after()).unwrap_or(MAX_PAUSE)).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Hands a page to the outage file and then to memory (I3).
+    async fn admit(&self, records: Vec<Arc<Record>>, token: &ReadToken, started_at: Moment) {
+        if let Some(file) = &self.file {
+            let memory = Arc::clone(&self.memory);
+            file.save_copies(self.memory.drain_first_reads(), move |settled| memory.mark_completed(settled))
+                .await;
+            let confirmed_at = self.store.clock().at(started_at);
+            let copy = |record: &Arc<Record>| {
+                let record = Arc::clone(record);
+                ReplicaRecord { record, confirmed_at, is_own: false, rank: CopyRank::Listed }
+            };
+            let is_news = |record: &&Arc<Record>| !token.is_superseded(&record.key, record.version);
+            let memory = Arc::clone(&self.memory);
+            let settled = move |settled| memory.mark_completed(settled);
+            file.save_copies(records.iter().rev().filter(is_news).map(copy).collect(), settled).await;
+        }
+        // The oldest enter first, so that memory evicts them first.
+        let records: Vec<_> = records.into_iter().rev().collect();
+        self.memory.admit_listed(&records, token, started_at);
+    }
+
+    /// Loads the copies that were written last.
+    async fn load_from_replica(&self) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let (mut conversations, mut before_row, mut has_room) = (0, i64::MAX, true);
+        while conversations < self.max_count && has_room {
+            let token = self.floors.token();
+            let copies = file.copies(before_row, MAX_PAGE.min(self.max_count - conversations)).await?;
+            let Some((last, ..)) = copies.last() else { break };
+            before_row = *last;
+            let (now, mut bytes) = (self.store.clock().now(), self.memory.size().1);
+            for (_, record, confirmed_at) in copies.into_iter().filter(|(_, record, _)| record.is_live(now)) {
+                bytes += weight(&record);
+                has_room = bytes <= self.max_bytes;
+                if !has_room {
+                    break;
+                }
+                let admitted = self.memory.admit_replica(&token, record, now.since(confirmed_at), false);
+                conversations += usize::from(admitted.is_some());
+            }
+            self.advance(conversations, true);
+        }
+        Ok(())
+    }
+
+    /// Publishes the progress.
+    fn advance(&self, conversations: usize, is_from_disk: bool) {
+        self.progress.send_modify(|progress| {
+            *progress = WarmupProgress { conversations, is_from_disk, ..*progress };
+        });
+    }
+}
+
+/// Returns true if a retry can succeed: after an outage, or when the store has room again.
+fn is_transient(error: &Error) -> bool {
+    error.is_outage() || error.retry_after().is_some()
+}
+
+/// The start of a page: it begins after this conversation.
+type After = Option<(Version, Key)>;
+
+/// A page with the read token and the time of its request.
+struct FetchedPage {
+    page: ListPage,
+    token: ReadToken,
+    started_at: Moment,
+}

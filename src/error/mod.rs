@@ -1,0 +1,352 @@
+//! Errors, in kinds that tell a caller how to react.
+
+mod scope;
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(crate) use scope::Scope;
+
+/// A `Result` whose error is [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The kind of a failure. Each kind names one reaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The store does not answer. Nothing is known about the conversation. Try again later.
+    Unavailable,
+    /// The store rejects the credentials. An operator must replace the key or restore the grants.
+    Unauthorized,
+    /// A limit on work in progress is reached. Try again later.
+    Overloaded,
+    /// The store takes no writes, and the queue on disk is at its limit. The write is not in the queue.
+    /// [`outcome_unknown`](Error::outcome_unknown) says whether the store may hold it nevertheless.
+    QueueFull,
+    /// Other writers changed the conversation during each attempt of a conditional write.
+    Conflict,
+    /// The caller's key, value, metadata or time to live cannot be stored.
+    Invalid,
+    /// The store answered, and rejects this request permanently.
+    Rejected,
+    /// The database lacks threadkeep's table or functions, or has old ones. Apply the migrations. Writes are queued.
+    SchemaOutdated,
+    /// The local file cannot be opened, read or written.
+    LocalStorage,
+    /// Another process has the local file open. Ask that process, or stop it.
+    Locked,
+    /// A setting is missing or invalid.
+    Config,
+    /// The cache was shut down.
+    Closed,
+    /// The stored JSON is not of the requested type.
+    Decode,
+    /// The closure given to `update` returned [`Error::aborted`].
+    Aborted,
+}
+
+impl ErrorKind {
+    /// Returns the name of this kind, as in the metric labels.
+    ///
+    /// ```
+    /// assert_eq!(threadkeep::ErrorKind::QueueFull.as_str(), "queue_full");
+    /// ```
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Unauthorized => "unauthorized",
+            Self::Overloaded => "overloaded",
+            Self::QueueFull => "queue_full",
+            Self::Conflict => "conflict",
+            Self::Invalid => "invalid",
+            Self::Rejected => "rejected",
+            Self::SchemaOutdated => "schema_outdated",
+            Self::LocalStorage => "local_storage",
+            Self::Locked => "locked",
+            Self::Config => "config",
+            Self::Closed => "closed",
+            Self::Decode => "decode",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+/// An error with a kind, a sentence for people, a remedy, and its cause as [`source`](StdError::source).
+///
+/// Cloning is cheap: all callers who waited for one load get the same error. An error never contains a secret.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    kind: ErrorKind,
+    scope: Scope,
+    /// The SQLSTATE or the code of PostgREST, if the response had one.
+    code: Option<Box<str>>,
+    needs_operator: bool,
+    message: String,
+    remedy: Option<Cow<'static, str>>,
+    key: Option<Box<str>>,
+    retry_after: Option<Duration>,
+    outcome_unknown: bool,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// Creates an error. `message` says in lower case, without a full stop, what happened.
+    ///
+    /// ```
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// let error = Error::new(ErrorKind::Unavailable, "the store is down").with_remedy("start it");
+    /// assert_eq!(error.to_string(), "the store is down; start it");
+    /// ```
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Arc::new(Inner {
+            kind,
+            scope: match kind {
+                ErrorKind::Rejected | ErrorKind::Invalid | ErrorKind::Overloaded => Scope::Request,
+                ErrorKind::Unauthorized | ErrorKind::SchemaOutdated => Scope::Unknown,
+                _ => Scope::Everything,
+            },
+            code: None,
+            needs_operator: false,
+            message: message.into(),
+            remedy: None,
+            key: None,
+            retry_after: None,
+            outcome_unknown: false,
+            source: None,
+        }))
+    }
+
+    /// Creates the error by which the closure of an `update` declines, so that nothing is written.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) {
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// let full = |_: Option<Vec<String>>| Err(Error::aborted("the conversation is full"));
+    /// assert_eq!(cache.update("thread-1", full).await.unwrap_err().kind(), ErrorKind::Aborted);
+    /// # }
+    /// ```
+    pub fn aborted(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Aborted, message)
+    }
+
+    /// Adds the cause.
+    ///
+    /// ```
+    /// use std::error::Error as _;
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// let cause = std::io::Error::other("disk failure");
+    /// let error = Error::new(ErrorKind::LocalStorage, "the file cannot be read").with_source(cause);
+    /// assert_eq!(error.source().unwrap().to_string(), "disk failure");
+    /// ```
+    #[must_use]
+    pub fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
+        self.with(|inner| inner.source = Some(Arc::new(source)))
+    }
+
+    /// Adds the action that ends the failure, as an imperative.
+    ///
+    /// ```
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// let error = Error::new(ErrorKind::Config, "no key is set").with_remedy("set SUPABASE_KEY");
+    /// assert_eq!(error.remedy(), Some("set SUPABASE_KEY"));
+    /// ```
+    #[must_use]
+    pub fn with_remedy(self, remedy: impl Into<Cow<'static, str>>) -> Self {
+        self.with(|inner| inner.remedy = Some(remedy.into()))
+    }
+
+    /// Adds the thread id that the failure is about.
+    ///
+    /// ```
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// let error = Error::new(ErrorKind::Conflict, "another writer was faster").with_key("thread-1");
+    /// assert_eq!(error.key(), Some("thread-1"));
+    /// ```
+    #[must_use]
+    pub fn with_key(self, key: &str) -> Self {
+        self.with(|inner| inner.key = Some(key.into()))
+    }
+
+    /// Adds the wait that the other side asked for.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// let error = Error::new(ErrorKind::Overloaded, "too many calls").with_retry_after(Duration::from_secs(2));
+    /// assert_eq!(error.retry_after(), Some(Duration::from_secs(2)));
+    /// ```
+    #[must_use]
+    pub fn with_retry_after(self, wait: Duration) -> Self {
+        self.with(|inner| inner.retry_after = Some(wait))
+    }
+
+    /// Marks a failed write that the store may hold nevertheless.
+    ///
+    /// ```
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// let error = Error::new(ErrorKind::Unavailable, "no answer").with_outcome_unknown();
+    /// assert!(error.outcome_unknown());
+    /// ```
+    #[must_use]
+    pub fn with_outcome_unknown(self) -> Self {
+        self.with(|inner| inner.outcome_unknown = true)
+    }
+
+    /// Removes the mark of an unknown outcome: the call writes nothing.
+    pub(crate) fn without_outcome(self) -> Self {
+        self.with(|inner| inner.outcome_unknown = false)
+    }
+
+    /// Replaces the message.
+    pub(crate) fn with_message(self, message: impl Into<String>) -> Self {
+        self.with(|inner| inner.message = message.into())
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+
+    /// Returns the kind of this failure.
+    ///
+    /// ```
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// assert_eq!(Error::new(ErrorKind::Closed, "shut down").kind(), ErrorKind::Closed);
+    /// ```
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// Returns the sentence that says what happened, without the remedy.
+    ///
+    /// ```
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// assert_eq!(Error::new(ErrorKind::Closed, "shut down").message(), "shut down");
+    /// ```
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// Returns the action that ends the failure, if one is known.
+    ///
+    /// ```
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// assert_eq!(Error::new(ErrorKind::Closed, "shut down").remedy(), None);
+    /// ```
+    pub fn remedy(&self) -> Option<&str> {
+        self.0.remedy.as_deref()
+    }
+
+    /// Returns the thread id that the failure is about, if it is about one.
+    ///
+    /// ```
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// assert_eq!(Error::new(ErrorKind::Closed, "shut down").key(), None);
+    /// ```
+    pub fn key(&self) -> Option<&str> {
+        self.0.key.as_deref()
+    }
+
+    /// Returns true if the store could not be reached.
+    ///
+    /// Retries, the breaker and stale reads all use this definition of an outage.
+    ///
+    /// ```
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// assert!(Error::new(ErrorKind::Unavailable, "no answer").is_outage());
+    /// ```
+    pub fn is_outage(&self) -> bool {
+        self.0.kind == ErrorKind::Unavailable
+    }
+
+    /// Returns true if the same call can succeed later, without a change by the caller.
+    ///
+    /// [`retry_after`](Self::retry_after) says when.
+    ///
+    /// ```
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// assert!(Error::new(ErrorKind::Overloaded, "too many calls").is_retryable());
+    /// assert!(!Error::new(ErrorKind::Invalid, "no JSON").is_retryable());
+    /// ```
+    pub fn is_retryable(&self) -> bool {
+        use ErrorKind::{Conflict, Locked, Overloaded, QueueFull, Unavailable};
+        matches!(self.0.kind, Unavailable | Overloaded | QueueFull | Conflict | Locked)
+    }
+
+    /// Returns the wait that the other side asked for, or the time until the next probe.
+    ///
+    /// ```
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// assert_eq!(Error::new(ErrorKind::Unavailable, "no answer").retry_after(), None);
+    /// ```
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    /// Returns true if the store may hold a failed write nevertheless.
+    ///
+    /// The call lost the response, not necessarily the request.
+    ///
+    /// ```
+    /// use threadkeep::{Error, ErrorKind};
+    ///
+    /// assert!(!Error::new(ErrorKind::Unavailable, "no connection").outcome_unknown());
+    /// ```
+    pub fn outcome_unknown(&self) -> bool {
+        self.0.outcome_unknown
+    }
+}
+
+/// The message, then the remedy.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)?;
+        self.0.remedy.iter().try_for_each(|remedy| write!(f, "; {remedy}"))
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Error");
+        out.field("kind", &self.0.kind).field("message", &self.0.message);
+        if let Some(remedy) = &self.0.remedy {
+            out.field("remedy", remedy);
+        }
+        if let Some(wait) = self.0.retry_after {
+            out.field("retry_after", &wait);
+        }
+        if self.0.outcome_unknown {
+            out.field("outcome_unknown", &true);
+        }
+        if let Some(source) = &self.0.source {
+            out.field("source", source);
+        }
+        out.finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}

@@ -1,0 +1,277 @@
+//! Issues versions by a hybrid logical clock that follows the store's clock.
+//!
+//! The idea is from Kulkarni et al., "Logical Physical Clocks" (2014). A version has physical milliseconds and a counter, and
+//! is never at or below a version already seen.
+
+mod corrections;
+mod sync;
+
+use std::fmt;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU32};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::moment::{ClockReading, Moment, read_clocks, system_millis};
+use super::version::{LOW_BITS, MAX_CLOCK_SKEW, RANDOM_BITS, Timestamp, Version};
+use corrections::Corrections;
+pub(crate) use corrections::{UnsyncedPeriod, not_passed};
+
+/// A version with the state of the clock that issued it. The state shows later whether the clock was wrong.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct IssuedVersion {
+    /// The version.
+    pub version: Version,
+    issued_at: Moment,
+    /// The time that the clock showed at the issue.
+    pub(crate) shown: Timestamp,
+    /// The unsynced period of the issue. The answer that ends the period gives the correction of the version (I8).
+    pub(crate) unsynced: Option<UnsyncedPeriod>,
+}
+
+impl IssuedVersion {
+    /// Returns the time that the clock showed at a moment before the issue.
+    ///
+    /// If the clocks have jumped between the two, the elapsed time is unknown. Then `earlier` counts as the time of the issue,
+    /// so that a conversation with a life from `earlier` on does not expire too soon.
+    pub(crate) fn shown_at(&self, earlier: Moment) -> Timestamp {
+        if earlier.is_comparable_to(self.issued_at) {
+            self.shown.minus(self.issued_at.since(earlier))
+        } else {
+            self.shown
+        }
+    }
+
+    /// Whether the clocks have not jumped since the issue.
+    pub(crate) fn is_comparable_to(&self, now: Moment) -> bool {
+        self.issued_at.is_comparable_to(now)
+    }
+}
+
+/// Estimates the store's clock, and issues versions above the last version seen.
+///
+/// The clock starts from the system clock and counts the time of this machine, sleep included. It moves only if an answer of
+/// the store proves it wrong. Such an answer carries a time between the request and the response. The two bound
+/// the error, and the clock moves to the nearer bound. A jump of this machine's clocks makes the clock
+/// unsynced, as at the start, until the next answer.
+pub struct Clock {
+    /// The time of the store's clock, in milliseconds, at moment zero.
+    time_at_zero: AtomicI64,
+    /// The time of versions at moment zero, if it is later. An authoritative clock needs it after the system clock was set
+    /// back.
+    version_time_at_zero: AtomicI64,
+    /// The last version issued or observed.
+    last_version: AtomicI64,
+    /// The milliseconds by which the clock started ahead of the system clock.
+    skew: i64,
+    /// The store has no clock but the system clock, so the system clock is right by definition.
+    is_authoritative: bool,
+    /// The number of jumps that this clock has reacted to.
+    seen_jumps: AtomicU32,
+    /// The number of the present unsynced period, counted from one. Zero if the clock is synced. Changes only under the lock
+    /// of `corrections`.
+    unsynced_number: AtomicU32,
+    corrections: Mutex<Corrections>,
+    /// Wakes [`jumped`](Self::jumped) after a jump that leaves the clock unsynced.
+    jump_noticed: Notify,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::skewed(0)
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clock").field("now", &self.now()).finish_non_exhaustive()
+    }
+}
+
+impl Clock {
+    /// Creates a clock that starts from the system clock.
+    ///
+    /// ```
+    /// use threadkeep::store::{Clock, Timestamp};
+    ///
+    /// assert!(Clock::new().now() > Timestamp(0));
+    /// ```
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Creates the clock of a store without a clock of its own. It follows the system clock forward and back.
+    pub(crate) fn authoritative() -> Self {
+        Self { is_authoritative: true, unsynced_number: 0.into(), ..Self::new() }
+    }
+
+    /// Creates a clock that starts `by_millis` ahead of the system clock, or behind it if negative. Tests use it to imitate a
+    /// machine whose clock is wrong.
+    ///
+    /// ```
+    /// use threadkeep::store::Clock;
+    ///
+    /// let ahead = Clock::skewed(60_000).now().since(Clock::new().now());
+    /// assert!(ahead.as_secs() >= 59);
+    /// ```
+    pub fn skewed(by_millis: i64) -> Self {
+        let ClockReading { moment, missed, .. } = read_clocks();
+        let time_at_zero = system_millis().saturating_add(by_millis).saturating_sub(moment.millis());
+        Self {
+            time_at_zero: time_at_zero.into(),
+            version_time_at_zero: i64::MIN.into(),
+            last_version: 0.into(),
+            skew: by_millis,
+            is_authoritative: false,
+            seen_jumps: moment.jumps().into(),
+            unsynced_number: 1.into(),
+            corrections: Mutex::new(Corrections::new(time_at_zero, missed)),
+            jump_noticed: Notify::new(),
+        }
+    }
+
+    /// Returns the present moment. Each reading also notices a jump of this machine's clocks.
+    pub(crate) fn moment(&self) -> Moment {
+        let reading = read_clocks();
+        self.notice(reading, || (Moment::now(), system_millis()));
+        reading.moment
+    }
+
+    /// Returns the present time by the store's clock, as far as it is known.
+    ///
+    /// ```
+    /// use threadkeep::store::Clock;
+    ///
+    /// let clock = Clock::new();
+    /// assert!(clock.now() <= clock.now());
+    /// ```
+    pub fn now(&self) -> Timestamp {
+        self.at(self.moment())
+    }
+
+    /// Returns the time of this clock at a moment.
+    pub(crate) fn at(&self, moment: impl Into<Moment>) -> Timestamp {
+        Timestamp(self.time_at_zero.load(Relaxed).saturating_add(moment.into().millis()))
+    }
+
+    /// Returns the present time if the clock is synced.
+    pub(crate) fn known_now(&self) -> Option<Timestamp> {
+        let (_, shown, unsynced) = self.reading();
+        unsynced.is_none().then_some(shown)
+    }
+
+    /// Returns the present moment, the time of this clock, and the unsynced period. No jump and no answer comes between the
+    /// three.
+    fn reading(&self) -> (Moment, Timestamp, Option<UnsyncedPeriod>) {
+        let moment = self.moment();
+        let shown = self.at(moment);
+        // Both counters are checked after the time was read. An answer or a jump in between leads to the slow path.
+        if self.unsynced_number.load(Acquire) == 0 && self.seen_jumps.load(Acquire) == moment.jumps() {
+            return (moment, shown, None);
+        }
+        let mut corrections = self.corrections();
+        let reading = read_clocks();
+        self.on_jump(&mut corrections, reading);
+        (reading.moment, self.at(reading.moment), self.noted_unsynced())
+    }
+
+    /// Issues a version above every version issued or observed so far.
+    ///
+    /// ```
+    /// let clock = threadkeep::store::Clock::new();
+    /// assert!(clock.issue_version() < clock.issue_version());
+    /// ```
+    pub fn issue_version(&self) -> Version {
+        self.stamp().version
+    }
+
+    /// Issues a version as [`issue_version`](Self::issue_version) does, with the state of the clock.
+    pub(crate) fn stamp(&self) -> IssuedVersion {
+        let (issued_at, shown, unsynced) = self.reading();
+        let random = fastrand::i64(0..1 << RANDOM_BITS);
+        let now = shown.max(self.min_version_time(issued_at));
+        let fresh = Version::min_at(now).0 | fastrand::i64(0..1 << LOW_BITS);
+        // A version beyond the horizon came from a wrong clock, and no store accepts one that follows it. Such a version is
+        // ignored, so that writes do not fail until real time catches up.
+        let horizon = Version::min_at(now.plus(2 * MAX_CLOCK_SKEW)).0;
+        // The counter moves, and the random bits are new. After the last counter the sum runs into the next millisecond, as
+        // in the paper.
+        let after = |last: i64| match last < horizon {
+            true => fresh.max((((last >> RANDOM_BITS) + 1) << RANDOM_BITS) | random),
+            false => fresh,
+        };
+        let last = self.last_version.fetch_update(Relaxed, Relaxed, |last| Some(after(last)));
+        let version = Version(after(last.unwrap_or_else(|last| last)));
+        IssuedVersion { version, issued_at, shown, unsynced }
+    }
+
+    /// Issues a version above `other`, even if `other` is beyond the limit of clock skew.
+    pub(crate) fn stamp_after(&self, other: Version) -> IssuedVersion {
+        self.observe(other);
+        let issued = self.stamp();
+        IssuedVersion { version: issued.version.max(Version(other.0.saturating_add(1))), ..issued }
+    }
+
+    /// Observes a version of another clock, so that later versions of this clock are greater.
+    ///
+    /// ```
+    /// use threadkeep::store::Clock;
+    ///
+    /// let (clock, other) = (Clock::new(), Clock::skewed(1_000));
+    /// let seen = other.issue_version();
+    /// clock.observe(seen);
+    /// assert!(clock.issue_version() > seen);
+    /// ```
+    pub fn observe(&self, seen: Version) {
+        self.last_version.fetch_max(seen.0, Relaxed);
+    }
+
+    /// Returns the time that new versions carry.
+    ///
+    /// It is the present time. If the store holds versions from a time when the system clock was ahead, it is a later time that
+    /// continues from those versions. Expiry uses the present time in both cases.
+    ///
+    /// ```
+    /// use threadkeep::store::{Clock, Version};
+    ///
+    /// let clock = Clock::new();
+    /// let stored = clock.now().plus(std::time::Duration::from_secs(60));
+    /// clock.advance(Version::min_at(stored));
+    /// assert!(clock.now_for_versions() >= stored);
+    /// ```
+    pub fn now_for_versions(&self) -> Timestamp {
+        self.version_time(self.moment())
+    }
+
+    /// Continues from the newest version that a store without a clock of its own holds when it opens.
+    ///
+    /// ```
+    /// use threadkeep::store::Clock;
+    ///
+    /// let (clock, earlier) = (Clock::new(), Clock::skewed(60_000));
+    /// let stored = earlier.issue_version();
+    /// clock.advance(stored);
+    /// assert!(clock.issue_version() > stored);
+    /// ```
+    pub fn advance(&self, stored: Version) {
+        let stored_at_zero = stored.at().0.saturating_sub(self.moment().millis());
+        self.version_time_at_zero.fetch_max(stored_at_zero, Relaxed);
+        self.observe(stored);
+    }
+
+    fn version_time(&self, moment: Moment) -> Timestamp {
+        self.at(moment).max(self.min_version_time(moment))
+    }
+
+    fn min_version_time(&self, moment: Moment) -> Timestamp {
+        Timestamp(self.version_time_at_zero.load(Relaxed).saturating_add(moment.millis()))
+    }
+
+    fn corrections(&self) -> MutexGuard<'_, Corrections> {
+        self.corrections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! Tests that step the clocks of the machine.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::model::moment::test_clock;
+
+fn ms(span: u64) -> Duration {
+    Duration::from_millis(span)
+}
+
+#[test]
+fn versions_rise_within_a_millisecond_and_past_observed() {
+    let clock = Clock::new();
+    let versions: Vec<_> = (0..10_000).map(|_| clock.stamp().version).collect();
+    assert!(versions.windows(2).all(|pair| pair[0] < pair[1]));
+    let seen = Version::min_at(clock.now().plus(ms(1500)));
+    clock.observe(seen);
+    assert!(clock.stamp().version > seen);
+}
+
+#[test]
+fn correct_moves_a_clock_in_both_directions() {
+    for skew in [-300_000, 300_000] {
+        let (right, wrong) = (Clock::new(), Clock::skewed(skew));
+        let early = wrong.stamp();
+        let now = Instant::now();
+        wrong.correct(now, now, right.now());
+        assert!((wrong.now().0 - right.now().0).abs() <= 5, "skew {skew}");
+        assert!(
+            wrong.is_out_of_tolerance(&early) && !wrong.is_out_of_tolerance(&wrong.stamp()),
+            "skew {skew}"
+        );
+        assert!((wrong.stamp().version.at().0 - right.now().0).abs() <= 5, "skew {skew}");
+        wrong.observe(early.version);
+        assert!(
+            (wrong.stamp().version.at().0 - right.now().0).abs() <= 5,
+            "skew {skew}, after the early version is observed again"
+        );
+    }
+}
+
+#[test]
+fn pushed_version_of_wrong_clock_is_out_of_tolerance() {
+    let (right, wrong) = (Clock::new(), Clock::skewed(-3_000));
+    wrong.observe(Version::min_at(right.now().minus(ms(500))));
+    let (early, now) = (wrong.stamp(), Instant::now());
+    wrong.correct(now, now, right.now());
+    assert!(wrong.is_out_of_tolerance(&early) && !wrong.is_out_of_tolerance(&wrong.stamp()));
+}
+
+#[test]
+fn versions_of_two_clocks_rarely_collide() {
+    // With equal first counters, one pair in 16,384 would collide.
+    let collisions =
+        (0..300_000).filter(|_| Clock::new().stamp().version == Clock::new().stamp().version).count();
+    assert!(collisions <= 3, "{collisions}");
+}
+
+#[test]
+fn correct_within_the_bounds_moves_nothing() {
+    let clock = Clock::new();
+    let sent = Instant::now();
+    let before = clock.at(sent);
+    clock.correct(sent, sent + ms(500), before.plus(ms(200)));
+    assert_eq!(clock.at(sent), before);
+}
+
+#[test]
+fn advance_continues_from_stored_versions() {
+    let clock = Clock::skewed(-60_000);
+    let stored = Version::min_at(Clock::new().now());
+    clock.advance(stored);
+    let stamp = clock.stamp();
+    assert!(stamp.version > stored && !clock.is_out_of_tolerance(&stamp));
+    assert!(clock.now() < stored.at(), "expiry follows the system clock");
+}
+
+const HOUR: i64 = 3_600_000;
+
+/// Returns a synced clock, and the clock of a store whose answers take no time.
+fn synced() -> (Clock, Clock) {
+    let (clock, store) = (Clock::new(), Clock::new());
+    answer(&clock, store.now());
+    (clock, store)
+}
+
+fn answer(clock: &Clock, shown: Timestamp) {
+    let now = Moment::now();
+    clock.correct_at(now, now, shown);
+}
+
+/// The store runs on this machine, or on a machine that sleeps as long. So its clock counts the sleep.
+#[test]
+fn clock_counts_a_sleep_and_becomes_unsynced() {
+    let (clock, store) = synced();
+    let (before, early) = (clock.now(), clock.stamp());
+    assert!(clock.unsynced().is_none() && early.unsynced.is_none());
+    test_clock::step(63 * HOUR);
+    assert!((63 * HOUR..63 * HOUR + 5_000).contains(&(clock.now().0 - before.0)));
+    assert!(clock.unsynced().is_some() && clock.known_now().is_none());
+    let late = clock.stamp();
+    assert!(late.version.at().0 - early.version.at().0 >= 63 * HOUR);
+    answer(&clock, store.now());
+    assert!(
+        clock.unsynced().is_none() && !clock.is_out_of_tolerance(&early) && !clock.is_out_of_tolerance(&late)
+    );
+    assert_eq!(clock.moved(late.unsynced.unwrap()), Some(0));
+}
+
+#[test]
+fn correct_gives_the_correction_of_versions_after_a_jump() {
+    for step in [-8 * HOUR, 8 * HOUR] {
+        let (clock, store) = synced();
+        let (store_time, early) = (store.now(), clock.stamp());
+        test_clock::step(step);
+        let late = clock.stamp();
+        let Some(unsynced) = late.unsynced else { panic!("{step}: the clock is still synced") };
+        assert_eq!(clock.moved(unsynced), None);
+        // The machine of the store did not jump.
+        answer(&clock, store_time);
+        let moved = clock.moved(unsynced).unwrap();
+        assert!((moved + step.max(0)).abs() < 5_000, "{step}: {moved}");
+        assert!((clock.now().0 - store_time.0).abs() < 5_000, "{step}");
+        assert_eq!(clock.is_out_of_tolerance(&late), step > 0, "{step}: a backward step moves no moment");
+        assert!(!clock.is_out_of_tolerance(&early), "{step}: a version that was right stays right");
+        assert!((clock.stamp().version.at().0 - store_time.0).abs() < 5_000, "{step}");
+    }
+}
+
+/// After a pause the system clock is behind. An answer shows that, and then an operator sets the clock.
+#[test]
+fn step_to_the_right_time_moves_nothing() {
+    let clock = Clock::new();
+    let store_time = clock.now().plus(ms(8 * 3_600_000));
+    answer(&clock, store_time);
+    assert!((clock.offset() - 8 * HOUR).abs() < 5_000 && clock.ahead_of_system() == 0);
+    test_clock::step(8 * HOUR);
+    assert_eq!(clock.offset(), 0);
+    assert!((clock.now().0 - store_time.0).abs() < 5_000);
+    assert!(clock.unsynced().is_some(), "the clock is a guess until the next answer");
+    test_clock::step(HOUR);
+    assert!((clock.now().0 - store_time.0 - HOUR).abs() < 5_000);
+}
+
+#[test]
+fn each_unsynced_period_has_its_own_correction() {
+    let clock = Clock::skewed(-60_000);
+    let store_time = Clock::new().now();
+    let first = clock.stamp();
+    answer(&clock, store_time);
+    test_clock::step(HOUR);
+    let second = clock.stamp();
+    test_clock::step(HOUR);
+    let third = clock.stamp();
+    assert_eq!(second.unsynced, third.unsynced, "the second jump falls into the same period");
+    answer(&clock, store_time.plus(ms(7_200_000 - 300_000)));
+    let correction = |issued: &IssuedVersion| clock.moved(issued.unsynced.unwrap()).unwrap();
+    assert!((correction(&first) - 60_000).abs() < 5_000 && (correction(&second) + 300_000).abs() < 5_000);
+    assert_eq!(clock.last_ended(), second.unsynced);
+}
+
+#[test]
+fn correct_ignores_an_answer_from_before_a_jump() {
+    let (clock, store) = synced();
+    let (sent, shown) = (Moment::now(), store.now());
+    test_clock::step(8 * HOUR);
+    clock.correct_at(sent, Moment::now(), shown);
+    assert!(clock.unsynced().is_some(), "the store sent the answer before the machine slept");
+    clock.trust(sent);
+    assert!(clock.unsynced().is_some());
+    answer(&clock, store.now());
+    assert!(clock.unsynced().is_none());
+}
+
+#[test]
+fn shown_at_does_not_reach_behind_a_jump() {
+    let (clock, _) = synced();
+    let began = clock.moment();
+    let early = clock.stamp();
+    assert_eq!(early.shown_at(began), clock.at(began));
+    test_clock::step(63 * HOUR);
+    let late = clock.stamp();
+    assert_eq!(late.shown_at(began), late.shown);
+}
+
+#[test]
+fn authoritative_clock_follows_steps_and_versions_rise() {
+    let clock = Clock::authoritative();
+    let mut last = clock.stamp().version;
+    let mut off = 0;
+    for step in [63 * HOUR, -HOUR, -70 * HOUR, 1_500, -1_500, 8 * HOUR] {
+        test_clock::step(step);
+        off += step;
+        assert!((clock.now().0 - system_millis()).abs() < 1_000, "{step}, {off}");
+        let stamp = clock.stamp();
+        assert!((stamp.shown.0 - system_millis()).abs() < 1_000, "{step}: expiry follows the system clock");
+        assert!(stamp.version > last, "{step}: a later write never loses against an earlier write");
+        assert!(
+            stamp.version.at() <= clock.now_for_versions().plus(MAX_CLOCK_SKEW),
+            "{step}: the version is not ahead"
+        );
+        assert!(clock.unsynced().is_none() && !clock.is_out_of_tolerance(&stamp), "{step}");
+        assert_eq!((clock.offset(), clock.ahead_of_system()), (0, 0), "{step}");
+        last = stamp.version;
+    }
+}

@@ -1,0 +1,369 @@
+//! Moments: a monotonic clock that also counts the time that the machine slept.
+//!
+//! Why neither `Instant` nor `SystemTime`? On Linux `Instant` does not count suspend, and no monotonic clock counts the pause
+//! of a virtual machine. The system clock counts both, but an operator can set it to any time. So a moment is the monotonic
+//! clock plus each forward step of the system clock. A backward step changes no moment.
+//!
+//! A step in either direction is a *jump*. A moment carries the number of jumps before it. Two moments with one number can be
+//! compared: the time between them is known.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicI64, AtomicU32};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::version::{MAX_CLOCK_SKEW, millis};
+
+const NANOS_PER_MILLI: i64 = 1_000_000;
+
+/// A moment of this process. The time between two moments includes the time that the machine slept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment {
+    nanos: i64,
+    /// The number of jumps of the system clock before this moment.
+    jumps: u32,
+}
+
+impl Moment {
+    /// Returns the present moment.
+    pub(crate) fn now() -> Self {
+        read_clocks().moment
+    }
+
+    /// Returns the time that passed since `earlier`, or zero if `earlier` is later than `self`.
+    pub(crate) fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(u64::try_from(self.nanos.saturating_sub(earlier.nanos)).unwrap_or(0))
+    }
+
+    /// Returns the moment `span` earlier.
+    pub(crate) fn minus(self, span: Duration) -> Self {
+        let span = i64::try_from(span.as_nanos()).unwrap_or(i64::MAX);
+        Self { nanos: self.nanos.saturating_sub(span), ..self }
+    }
+
+    /// Whether no jump lies between the two moments, so that the time between them is known.
+    pub(crate) fn is_comparable_to(self, other: Self) -> bool {
+        self.jumps == other.jumps
+    }
+
+    /// Whether certainly less than `span` has passed since `earlier`. A jump in between makes this false.
+    pub(crate) fn is_within(self, span: Duration, earlier: Self) -> bool {
+        self.is_comparable_to(earlier) && self.since(earlier) < span
+    }
+
+    pub(super) fn jumps(self) -> u32 {
+        self.jumps
+    }
+
+    pub(super) fn millis(self) -> i64 {
+        self.nanos.div_euclid(NANOS_PER_MILLI)
+    }
+}
+
+/// Converts an instant. An instant before the last jump becomes a moment before that jump.
+impl From<Instant> for Moment {
+    fn from(instant: Instant) -> Self {
+        with_ticker(|ticker| ticker.moment_of(mono_nanos(instant)))
+    }
+}
+
+/// A reading of this machine's clocks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ClockReading {
+    pub(super) moment: Moment,
+    /// The system clock in milliseconds since the Unix epoch, exact to some milliseconds.
+    pub(super) wall: i64,
+    /// The part of the moment, in milliseconds, that the monotonic clock has missed.
+    pub(super) missed: i64,
+}
+
+/// Reads the clocks, and counts a jump if the system clock has jumped.
+pub(super) fn read_clocks() -> ClockReading {
+    with_ticker(|ticker| ticker.read(read_raw))
+}
+
+/// The times that the monotonic clock and the system clock show.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RawReading {
+    /// The monotonic clock in nanoseconds.
+    pub(super) mono: i64,
+    /// The system clock in milliseconds.
+    pub(super) wall: i64,
+}
+
+impl RawReading {
+    /// Returns the lead of the system clock, in milliseconds, over a monotonic clock that shows `mono`.
+    fn ahead_of(self, mono: i64) -> i64 {
+        self.wall - mono.div_euclid(NANOS_PER_MILLI)
+    }
+}
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+#[cfg(not(test))]
+fn with_ticker<T>(call: impl FnOnce(&Ticker) -> T) -> T {
+    static TICKER: LazyLock<Ticker> = LazyLock::new(|| Ticker::new(read_raw()));
+    call(&TICKER)
+}
+
+fn read_raw() -> RawReading {
+    let mono = mono_nanos(Instant::now());
+    RawReading { mono, wall: coarse_millis() }
+}
+
+fn mono_nanos(instant: Instant) -> i64 {
+    let nanos = |span: Duration| i64::try_from(span.as_nanos()).unwrap_or(i64::MAX);
+    match instant.checked_duration_since(*START) {
+        Some(span) => nanos(span),
+        None => -nanos(START.duration_since(instant)),
+    }
+}
+
+/// Reads the system clock as of the kernel's last tick, some milliseconds ago. A precise reading costs five times as much.
+#[cfg(all(target_os = "linux", not(test)))]
+fn coarse_millis() -> i64 {
+    use nix::time::{ClockId, clock_gettime};
+    let coarse = clock_gettime(ClockId::CLOCK_REALTIME_COARSE);
+    coarse.map_or_else(|_| system_millis(), |shown| millis(shown.into()))
+}
+
+#[cfg(any(not(target_os = "linux"), test))]
+fn coarse_millis() -> i64 {
+    system_millis()
+}
+
+/// Reads the system clock in milliseconds since the Unix epoch.
+pub(crate) fn system_millis() -> i64 {
+    #[allow(clippy::disallowed_methods, reason = "the only place that reads the system clock")]
+    let system = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let shown = millis(system.unwrap_or_default());
+    #[cfg(test)]
+    let shown = shown + test_clock::stepped();
+    shown
+}
+
+/// Lets a unit test step the system clock of its own OS thread.
+#[cfg(test)]
+pub(crate) mod test_clock {
+    use super::*;
+    use std::cell::Cell;
+
+    thread_local! {
+        static STEPPED: Cell<i64> = const { Cell::new(0) };
+        static TICKER: Ticker = Ticker::new(read_raw());
+    }
+
+    /// Steps the system clock, as a sleep of the machine or an operator does.
+    pub(crate) fn step(millis: i64) {
+        STEPPED.set(STEPPED.get() + millis);
+    }
+
+    pub(super) fn stepped() -> i64 {
+        STEPPED.get()
+    }
+
+    pub(super) fn with_ticker<T>(call: impl FnOnce(&Ticker) -> T) -> T {
+        TICKER.with(call)
+    }
+}
+#[cfg(test)]
+use test_clock::with_ticker;
+
+/// Counts moments and jumps. A reading takes no lock, unless the clocks have jumped.
+#[derive(Debug)]
+pub(super) struct Ticker {
+    /// The lead of the system clock over the monotonic clock after the last jump, in milliseconds.
+    ahead: AtomicI64,
+    /// The time that the monotonic clock has missed, in nanoseconds.
+    missed: AtomicI64,
+    jumps: AtomicU32,
+    /// The last jump. The lock admits one OS thread at a time that counts a jump.
+    last_jump: Mutex<Jump>,
+}
+
+/// A jump of the system clock.
+#[derive(Debug)]
+struct Jump {
+    /// The monotonic clock in nanoseconds when the ticker noticed the jump.
+    noticed_at: i64,
+    /// The value of `Ticker::missed` before the jump.
+    missed_before: i64,
+}
+
+impl Ticker {
+    pub(super) fn new(RawReading { mono, wall }: RawReading) -> Self {
+        let ahead = RawReading { mono, wall }.ahead_of(mono).into();
+        Self {
+            ahead,
+            missed: 0.into(),
+            jumps: 0.into(),
+            last_jump: Mutex::new(Jump { noticed_at: i64::MIN, missed_before: 0 }),
+        }
+    }
+
+    pub(super) fn read(&self, read_raw: impl Fn() -> RawReading) -> ClockReading {
+        let mut shown = read_raw();
+        let drift = shown.ahead_of(shown.mono) - self.ahead.load(Relaxed);
+        if drift.unsigned_abs() > MAX_CLOCK_SKEW.as_millis() as u64 {
+            self.count_jump(&read_raw);
+            shown = read_raw();
+        }
+        let moment = self.moment_at(shown.mono);
+        ClockReading {
+            moment,
+            wall: shown.wall,
+            missed: (moment.nanos - shown.mono).div_euclid(NANOS_PER_MILLI),
+        }
+    }
+
+    /// Reads again under the lock, then counts the jump. Another OS thread may have counted it. This OS thread may also have
+    /// been suspended between its readings of the two clocks; then there is no jump.
+    #[cold]
+    fn count_jump(&self, read_raw: impl Fn() -> RawReading) {
+        let mut last_jump = self.last_jump.lock().unwrap_or_else(PoisonError::into_inner);
+        let (shown, after) = (read_raw(), read_raw());
+        let ahead = self.ahead.load(Relaxed);
+        // The system clock was read between the two readings of the monotonic clock. They bound the step from both sides.
+        let (least, most) = (shown.ahead_of(after.mono) - ahead, shown.ahead_of(shown.mono) - ahead);
+        let by = if least > millis(MAX_CLOCK_SKEW) {
+            least
+        } else if most < -millis(MAX_CLOCK_SKEW) {
+            most
+        } else {
+            return;
+        };
+        let missed = self.missed.load(Relaxed);
+        *last_jump = Jump { noticed_at: after.mono, missed_before: missed };
+        self.ahead.store(ahead + by, Relaxed);
+        self.missed.store(missed.saturating_add(by.max(0).saturating_mul(NANOS_PER_MILLI)), Relaxed);
+        // `jumps` changes after `missed`, so a moment with the new number of jumps includes the missed time.
+        self.jumps.fetch_add(1, Release);
+        tracing::info!(
+            millis = by,
+            "machine clock jumped: the machine slept or was paused, or the system clock was set"
+        );
+    }
+
+    fn moment_at(&self, mono: i64) -> Moment {
+        let jumps = self.jumps.load(Acquire);
+        Moment { nanos: mono.saturating_add(self.missed.load(Relaxed)), jumps }
+    }
+
+    /// Returns the moment of a reading of the monotonic clock, which may be older than the last jump.
+    fn moment_of(&self, mono: i64) -> Moment {
+        let last_jump = self.last_jump.lock().unwrap_or_else(PoisonError::into_inner);
+        let moment = self.moment_at(mono);
+        if mono > last_jump.noticed_at {
+            return moment;
+        }
+        Moment { nanos: mono.saturating_add(last_jump.missed_before), jumps: moment.jumps.saturating_sub(1) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    const SECOND: i64 = 1_000;
+    const HOUR: i64 = 3_600 * SECOND;
+
+    /// A machine whose two clocks a test moves.
+    struct Machine {
+        mono: Cell<i64>,
+        wall: Cell<i64>,
+        ticker: Ticker,
+    }
+
+    impl Machine {
+        fn new() -> Self {
+            let (mono, wall) = (Cell::new(0), Cell::new(1_000 * HOUR));
+            let ticker = Ticker::new(RawReading { mono: 0, wall: wall.get() });
+            Self { mono, wall, ticker }
+        }
+
+        fn runs(&self, millis: i64) {
+            self.mono.set(self.mono.get() + millis * NANOS_PER_MILLI);
+            self.wall.set(self.wall.get() + millis);
+        }
+
+        /// Steps the system clock alone, as a sleep, a pause or an operator does.
+        fn steps(&self, millis: i64) {
+            self.wall.set(self.wall.get() + millis);
+        }
+
+        fn now(&self) -> Moment {
+            self.ticker.read(|| RawReading { mono: self.mono.get(), wall: self.wall.get() }).moment
+        }
+    }
+
+    fn between(later: Moment, earlier: Moment) -> i64 {
+        later.millis() - earlier.millis()
+    }
+
+    #[test]
+    fn moment_counts_the_sleep_of_the_machine() {
+        let machine = Machine::new();
+        let before = machine.now();
+        machine.runs(SECOND);
+        assert!(machine.now().is_within(Duration::from_secs(2), before));
+        machine.steps(63 * HOUR);
+        let after = machine.now();
+        assert_eq!(between(after, before), SECOND + 63 * HOUR);
+        assert!(!after.is_comparable_to(before) && after.jumps() == 1);
+        assert!(!after.is_within(Duration::MAX, before), "the time between the moments is unknown");
+        assert_eq!(machine.now(), after, "the ticker counts a jump once");
+    }
+
+    #[test]
+    fn moment_ignores_a_backward_step() {
+        let machine = Machine::new();
+        let mut last = machine.now();
+        for (jumps, step) in [(1, -HOUR), (2, 8 * HOUR), (3, -8 * HOUR), (4, HOUR)] {
+            machine.steps(step);
+            let now = machine.now();
+            assert_eq!(between(now, last), step.max(0), "{step}");
+            assert_eq!(now.jumps(), jumps);
+            last = now;
+        }
+    }
+
+    #[test]
+    fn moment_adds_small_steps_up_to_a_jump() {
+        let machine = Machine::new();
+        let before = machine.now();
+        for _ in 0..3 {
+            machine.steps(900);
+            machine.runs(100);
+            machine.now();
+        }
+        assert_eq!((between(machine.now(), before), machine.now().jumps()), (300 + 2_700, 1));
+    }
+
+    #[test]
+    fn ticker_counts_no_jump_for_a_torn_reading() {
+        let machine = Machine::new();
+        let calls = Cell::new(0);
+        let reading = machine.ticker.read(|| {
+            let mono = machine.mono.get();
+            // Only the first reading is torn. The reading under the lock finds no jump.
+            machine.runs(if calls.replace(calls.get() + 1) == 0 { 60 * SECOND } else { 0 });
+            RawReading { mono, wall: machine.wall.get() }
+        });
+        assert_eq!((reading.moment.jumps(), machine.now().jumps()), (0, 0));
+    }
+
+    #[test]
+    fn moment_of_old_instant_lies_before_the_jump() {
+        let machine = Machine::new();
+        machine.runs(SECOND);
+        let (early, mono) = (machine.now(), machine.mono.get());
+        machine.runs(SECOND);
+        machine.steps(8 * HOUR);
+        machine.now();
+        machine.runs(SECOND);
+        assert_eq!(machine.ticker.moment_of(mono), early);
+        assert_eq!(machine.ticker.moment_of(machine.mono.get()), machine.now());
+    }
+}

@@ -1,0 +1,61 @@
+//! Outcomes of reads and writes: the freshness of a value, and the place that keeps a write.
+
+use std::time::Duration;
+
+use crate::model::moment::Moment;
+use crate::model::version::Version;
+
+/// The freshness of a value that a read returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Freshness {
+    /// The store validated the value within the time set by `fresh_for`.
+    Fresh,
+    /// The value is a write of this daemon in the queue. No newer version is known.
+    Queued,
+    /// The store is unreachable or slow, and validated the value `age` ago.
+    Stale {
+        /// The time since the store last validated the value.
+        age: Duration,
+    },
+}
+
+impl Freshness {
+    /// Returns the freshness of a value that the store last validated at `validated_at`.
+    pub(crate) fn stale(validated_at: Moment, now: Moment) -> Self {
+        Self::Stale { age: now.since(validated_at) }
+    }
+}
+
+/// The durability of an acknowledged write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WriteOutcome {
+    /// The store committed the write.
+    Stored,
+    /// The store already holds a newer version, and keeps that version.
+    Superseded,
+    /// The write is synced to the local disk (I4). The queue keeps it until the store holds it or a newer version.
+    Queued,
+    /// The write is only in the memory of this process. The backend `memory` answers so.
+    Volatile,
+}
+
+/// The result of one write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// The store accepted this write, now or in an earlier attempt.
+    Stored,
+    /// The store holds a newer record, of this version.
+    Superseded(Version),
+    /// The store holds this version instead of the one in `if_version`.
+    Conflict(Version),
+    /// The store holds this version, and cannot tell whether it accepted this [retry](crate::store::Write::is_retry) before.
+    ///
+    /// The store has accepted so many later writes that its list of versions no longer reaches back.
+    Indeterminate(Version),
+    /// The version is ahead of the store's clock. The response has corrected the caller's clock.
+    VersionInFuture,
+    /// The version is more than 7 days old.
+    TooOld,
+}

@@ -1,0 +1,240 @@
+//! Raises the operator alert: faults of the store that do not end by themselves.
+//!
+//! Examples are a rejected key, missing migrations, and a database that accepts no writes.
+//!
+//! Why three alerts and not one? A successful read does not show that writes work, and a successful probe does not show
+//! that real records are accepted. Each kind of evidence therefore raises and ends its own alert.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use crate::error::{Error, ErrorKind, Result, Scope};
+use crate::model::key::Key;
+use crate::model::outcome::Applied;
+
+/// Number of conversations whose last writes failed with one code, before the store is at fault and not the records.
+const MIN_STREAK: usize = 3;
+/// A longer pause between two failures ends the streak.
+const STREAK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The kind of a call to the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+    /// The store undoes the probe's write, but the probe shows that writes work.
+    Probe,
+}
+
+/// The evidence that raised an alert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Witness {
+    /// Writes of several conversations in a row failed. A successful probe does not end this alert.
+    Several,
+    Write,
+    Read,
+}
+
+const WITNESSES: [Witness; 3] = [Witness::Several, Witness::Write, Witness::Read];
+
+/// Keeps the operator alerts of one store.
+///
+/// The alerts follow the last calls to the store, and the writes that failed since the store accepted one.
+#[derive(Debug, Default)]
+pub(crate) struct OperatorAlert {
+    state: Mutex<AlertState>,
+    /// Counts calls in which the store accepted a write.
+    accepted: AtomicU64,
+    /// Wakes a waiting replay when the store accepts a write after others failed.
+    mended: Notify,
+}
+
+#[derive(Debug, Default)]
+struct AlertState {
+    /// One alert for each witness, so that the success of one does not end the alert of another.
+    alerts: [Option<Error>; WITNESSES.len()],
+    streak: FailureStreak,
+}
+
+/// Conversations in a row whose writes failed with one code.
+#[derive(Debug, Default)]
+struct FailureStreak {
+    code: String,
+    keys: Vec<Key>,
+    last: Option<Instant>,
+}
+
+impl FailureStreak {
+    /// Counts a failure. Returns whether [`MIN_STREAK`] conversations in a row met the same code.
+    fn note(&mut self, key: &Key, error: &Error) -> bool {
+        let code = error.code().unwrap_or(error.kind().as_str());
+        if self.code != code || self.is_long_ago() {
+            *self = Self { code: code.to_owned(), ..Self::default() };
+        }
+        self.last = Some(Instant::now());
+        if self.keys.len() < MIN_STREAK && !self.keys.contains(key) {
+            self.keys.push(key.clone());
+        }
+        self.keys.len() >= MIN_STREAK
+    }
+
+    fn is_long_ago(&self) -> bool {
+        self.last.is_none_or(|last| last.elapsed() > STREAK_TIMEOUT)
+    }
+}
+
+impl AlertState {
+    /// Ends each alert for which `is_over` holds. Returns whether an alert ended.
+    fn end_if(&mut self, is_over: impl Fn(Witness, &Error) -> bool) -> bool {
+        let mut has_ended = false;
+        for (witness, alert) in WITNESSES.into_iter().zip(&mut self.alerts) {
+            has_ended |= alert.take_if(|alert| is_over(witness, alert)).is_some();
+        }
+        if has_ended && self.is_quiet() {
+            tracing::info!("operator alert ended: the store works again");
+        }
+        has_ended
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.alerts.iter().all(Option::is_none)
+    }
+}
+
+impl OperatorAlert {
+    /// Updates the alerts with the result of a call. A successful read does not show that writes work.
+    pub(crate) fn note<T>(&self, call: Access, result: &Result<T>) {
+        match result {
+            Ok(_) => match call {
+                Access::Write => self.write_works(),
+                Access::Probe => {
+                    let is_long_ago = self.lock().streak.is_long_ago();
+                    self.end_if(|witness, _| witness != Witness::Several || is_long_ago);
+                }
+                Access::Read => self.end_if(|witness, alert| match witness {
+                    Witness::Read => true,
+                    Witness::Write => is_seen_by_reads(alert),
+                    Witness::Several => false,
+                }),
+            },
+            Err(error) if is_alert(call, error) => {
+                self.raise(if call == Access::Read { Witness::Read } else { Witness::Write }, error);
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Updates the alerts with the results of writes. Only a stored write shows that writes work.
+    pub(crate) fn wrote(&self, result: Result<&[Applied], &Error>) {
+        match result {
+            Ok(applied) if applied.contains(&Applied::Stored) => self.write_works(),
+            Ok(_) => {}
+            Err(error) => self.note::<()>(Access::Write, &Err(error.clone())),
+        }
+    }
+
+    /// Counts a write that failed although it was sent alone.
+    ///
+    /// If several conversations in a row met the same failure, the store is at fault. The function then raises the alert
+    /// and returns the failure as an outage of all writes.
+    pub(crate) fn note_record_failure(&self, key: &Key, error: &Error) -> Option<Error> {
+        let is_common = self.lock().streak.note(key, error);
+        let outage = is_common.then(|| error.clone().into_write_outage());
+        outage.inspect(|error| self.raise(Witness::Several, error))
+    }
+
+    /// Returns how many calls with an accepted write the store has answered.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted.load(SeqCst)
+    }
+
+    /// Returns a future that ends when the store accepts a write after others failed.
+    ///
+    /// The future also sees a success between this call and the first poll.
+    pub(crate) fn mended(&self) -> Notified<'_> {
+        self.mended.notified()
+    }
+
+    /// Returns the raised alert, if any.
+    pub(crate) fn get(&self) -> Option<Error> {
+        self.lock().alerts.iter().flatten().next().cloned()
+    }
+
+    fn write_works(&self) {
+        self.accepted.fetch_add(1, SeqCst);
+        let mut state = self.lock();
+        let had_failed = !std::mem::take(&mut state.streak).keys.is_empty();
+        if state.end_if(|_, _| true) || had_failed {
+            self.mended.notify_waiters();
+        }
+    }
+
+    fn end_if(&self, is_over: impl Fn(Witness, &Error) -> bool) {
+        if self.lock().end_if(is_over) {
+            self.mended.notify_waiters();
+        }
+    }
+
+    fn raise(&self, witness: Witness, error: &Error) {
+        let mut state = self.lock();
+        if state.is_quiet() {
+            tracing::error!(%error, "operator alert: the store does not work until an operator acts");
+        }
+        state.alerts[witness as usize] = Some(error.clone());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, AlertState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns whether a read would fail with this error, too.
+///
+/// Examples are a rejected key, and another server at the store's address.
+fn is_seen_by_reads(error: &Error) -> bool {
+    matches!(error.scope(), Scope::Everything | Scope::Unknown)
+        && matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::Unavailable)
+}
+
+/// Returns whether an error needs an operator.
+///
+/// The failure of one write is weak evidence, because the record may be at fault. Replay decides that.
+fn is_alert(call: Access, error: &Error) -> bool {
+    error.needs_operator() && (call != Access::Write || error.scope() != Scope::Request)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u32) -> Key {
+        Key::new(format!("thread {number}")).unwrap()
+    }
+
+    #[test]
+    fn record_failures_of_several_conversations_raise_alert() {
+        let alerts = OperatorAlert::default();
+        let rejected = |code| Error::new(ErrorKind::Rejected, "m").with_code(code);
+        let is_common = |number, code| alerts.note_record_failure(&key(number), &rejected(code)).is_some();
+        assert!(!is_common(1, "23502") && !is_common(2, "23502"));
+        assert!(!is_common(2, "23502"), "the same conversation again");
+        assert!(!is_common(3, "22P05"), "another code");
+        assert!(!is_common(1, "23502") && !is_common(2, "23502") && alerts.get().is_none());
+        assert!(is_common(3, "23502"));
+        let alert = alerts.get().unwrap();
+        assert!(
+            alert.is_outage() && !alert.counts_as_outage() && alert.to_string().contains("takes no writes")
+        );
+        alerts.note(Access::Read, &Ok(()));
+        alerts.note(Access::Probe, &Ok(()));
+        assert!(alerts.get().is_some(), "neither a read nor a probe shows that these writes work");
+        alerts.wrote(Ok(&[Applied::TooOld]));
+        assert!(alerts.get().is_some(), "the store kept no write");
+        alerts.wrote(Ok(&[Applied::Stored]));
+        assert!(alerts.get().is_none() && !is_common(4, "23502"));
+    }
+}

@@ -1,0 +1,220 @@
+//! Metrics: the table of all series, and the handles that record them.
+//!
+//! The crate records through the [`metrics`] facade. The daemon decides whether a recorder listens. The feature
+//! `prometheus` has an exporter with the buckets and descriptions of these series.
+//!
+//! **Install the recorder before you open a cache.** A cache or a [`ResilientStore`](crate::store::ResilientStore)
+//! creates its handles when it is created. A handle that is older than the recorder never records anything. With a
+//! recorder, all series exist from the start, at zero, for every backend. Do not set the exporter's `idle_timeout`: the
+//! exporter would drop a series that did not change for a while, and later counts would be lost.
+//!
+//! A background task updates the gauges once a second, so that they are right without traffic. The gauges of several
+//! caches in one process add up. The breaker's state, the age of the oldest write and the clock offset cannot be added
+//! up: these gauges show the cache that was sampled last. Clones of a handle share one cache.
+//!
+#![doc = include_str!("series.md")]
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+pub use super::series::{SERIES, Series};
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+use crate::error::Error;
+
+// Label values, in the order of the enums below: an enum's discriminant is the index.
+pub(super) const READS: &[&str] = &["hit", "miss", "queued", "stale", "absent", "failed"];
+pub(super) const WRITES: &[&str] = &["stored", "superseded", "queued", "volatile", "failed"];
+pub(super) const REPLAYED: &[&str] = &["stored", "superseded", "rejected"];
+pub(super) const OPERATIONS: &[&str] = &["load", "apply", "list", "touch", "purge", "probe"];
+/// Operations that are batched; a prefix of [`OPERATIONS`], so that one index serves both.
+pub(super) const BATCHED_OPERATIONS: &[&str] = &["load", "apply"];
+pub(super) const STATES: &[&str] = &["closed", "open", "half_open"];
+/// Kinds of error; the last one stands for all other kinds.
+pub(super) const ERROR_KINDS: &[&str] =
+    &["unavailable", "unauthorized", "overloaded", "rejected", "schema_outdated", "other"];
+pub(crate) const ALERT_KINDS: &[&str] = &["unauthorized", "schema_outdated", "local_storage", "unavailable"];
+
+/// The source of the answer to a read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum ReadResult {
+    Hit,
+    Miss,
+    Queued,
+    Stale,
+    Absent,
+    Failed,
+}
+
+/// The outcome of a write.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum WriteResult {
+    Stored,
+    Superseded,
+    Queued,
+    Volatile,
+    Failed,
+}
+
+/// The outcome of a queued write in replay.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum ReplayResult {
+    Stored,
+    Superseded,
+    /// The store rejected the record, or the record is too old.
+    Rejected,
+}
+
+/// A call of the store, as in the label `operation`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum StoreOperation {
+    Load,
+    Apply,
+    List,
+    Touch,
+    Purge,
+    Probe,
+}
+
+impl StoreOperation {
+    /// Returns the label value.
+    pub(crate) fn as_str(self) -> &'static str {
+        OPERATIONS[self as usize]
+    }
+}
+
+/// Holds the handles that record metrics.
+///
+/// The handles are created once, because a cached handle costs 5 ns and the macro 60 ns.
+pub(crate) struct Metrics {
+    reads: Vec<Counter>,
+    writes: Vec<Counter>,
+    replayed: Vec<Counter>,
+    store_requests: Vec<Histogram>,
+    batches: Vec<Histogram>,
+    failures: Vec<Counter>,
+    state: Gauge,
+    transitions: Vec<Counter>,
+    pub(crate) evictions: Counter,
+    pub(crate) stale_loads: Counter,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let counters = |name: &'static str, label: &'static str, values: &[&'static str]| {
+            values.iter().map(|value| counter!(name, label => *value)).collect()
+        };
+        Self {
+            reads: counters("threadkeep_reads_total", "outcome", READS),
+            writes: counters("threadkeep_writes_total", "outcome", WRITES),
+            replayed: counters("threadkeep_replayed_total", "outcome", REPLAYED),
+            store_requests: OPERATIONS
+                .iter()
+                .map(|name| histogram!("threadkeep_store_request_duration_seconds", "operation" => *name))
+                .collect(),
+            batches: BATCHED_OPERATIONS
+                .iter()
+                .map(|name| histogram!("threadkeep_batch_size_records", "operation" => *name))
+                .collect(),
+            failures: counters("threadkeep_store_errors_total", "kind", ERROR_KINDS),
+            state: gauge!("threadkeep_breaker_state"),
+            transitions: counters("threadkeep_breaker_transitions_total", "to", STATES),
+            evictions: counter!("threadkeep_cache_evictions_total"),
+            stale_loads: counter!("threadkeep_stale_loads_discarded_total"),
+        }
+    }
+
+    pub(crate) fn read(&self, read: ReadResult) {
+        self.reads[read as usize].increment(1);
+    }
+
+    pub(crate) fn wrote(&self, wrote: WriteResult) {
+        self.writes[wrote as usize].increment(1);
+    }
+
+    pub(crate) fn replayed(&self, replayed: ReplayResult) {
+        self.replayed[replayed as usize].increment(1);
+    }
+
+    pub(crate) fn called(&self, operation: StoreOperation, took: Duration, failure: Option<&Error>) {
+        self.store_requests[operation as usize].record(took.as_secs_f64());
+        if let Some(error) = failure {
+            let index = ERROR_KINDS.iter().position(|kind| *kind == error.kind().as_str());
+            self.failures[index.unwrap_or(ERROR_KINDS.len() - 1)].increment(1);
+        }
+    }
+
+    /// Records the number of records in one batched call.
+    ///
+    /// Operations without batches have no histogram and are skipped.
+    pub(crate) fn record_batch_size(&self, operation: StoreOperation, records: usize) {
+        if let Some(batches) = self.batches.get(operation as usize) {
+            batches.record(records as f64);
+        }
+    }
+
+    /// Shows the breaker's state by its index in [`STATES`].
+    pub(crate) fn breaker(&self, state: u8) {
+        self.state.set(f64::from(state));
+    }
+
+    pub(crate) fn transition(&self, to: u8) {
+        self.breaker(to);
+        self.transitions[usize::from(to)].increment(1);
+    }
+}
+
+/// Holds the share of one cache in the process-wide gauges.
+///
+/// The shares of several caches add up. Dropping the set removes its share.
+#[derive(Default)]
+pub(crate) struct GaugeSet(HashMap<(&'static str, &'static str), OwnedGauge>);
+
+/// A gauge, and the share of this cache in its value.
+struct OwnedGauge {
+    gauge: Gauge,
+    share: f64,
+}
+
+impl OwnedGauge {
+    fn new(gauge: Gauge) -> Self {
+        Self { gauge, share: 0.0 }
+    }
+
+    fn record(&mut self, value: f64) {
+        self.gauge.increment(value - std::mem::replace(&mut self.share, value));
+    }
+}
+
+impl Drop for OwnedGauge {
+    fn drop(&mut self) {
+        self.record(0.0);
+    }
+}
+
+impl GaugeSet {
+    /// Sets this cache's share of a gauge.
+    pub(crate) fn record(&mut self, name: &'static str, value: f64) {
+        self.0.entry((name, "")).or_insert_with(|| OwnedGauge::new(gauge!(name))).record(value);
+    }
+
+    /// Shows whether an operator alert of this kind is raised.
+    pub(crate) fn record_alert(&mut self, kind: &'static str, is_raised: bool) {
+        let new_gauge = || OwnedGauge::new(gauge!("threadkeep_operator_alert", "kind" => kind));
+        let gauge = self.0.entry(("threadkeep_operator_alert", kind)).or_insert_with(new_gauge);
+        gauge.record(f64::from(u8::from(is_raised)));
+    }
+
+    /// Sets the whole gauge. Used for values that cannot be added up: the last cache wins.
+    pub(crate) fn set(&mut self, name: &'static str, value: f64) {
+        self.0.entry((name, "")).or_insert_with(|| OwnedGauge::new(gauge!(name))).gauge.set(value);
+    }
+}

@@ -1,0 +1,252 @@
+//! The open outage file.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use super::clock_checkpoint;
+use super::clock_correction::shift_provisional;
+use super::replica::{InFlightBytes, ReplicaValidity};
+use super::writer_state::WriterState;
+use super::{FileLimits, FileUsage, IndexEntry};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::clock::Clock;
+use crate::model::version::{TOMBSTONE_TTL, Version};
+use crate::resilience::blocking::unblock;
+use crate::sqlite::database::{Database, LockedDatabase};
+use crate::sqlite::error;
+use crate::sqlite::file::{self, FileKind};
+use crate::sqlite::writer::{CommitLevel, closed};
+
+pub(crate) const KIND: FileKind = FileKind {
+    name: "queue",
+    schema: include_str!("schema.sql"),
+    mismatch: (
+        "holds the conversations of the backend `local`, not a queue",
+        "set CONVERSATION_QUEUE_PATH to another path, and bring them over with `threadkeep queue migrate`",
+    ),
+};
+
+/// The open outage file.
+pub(crate) struct OutageFile {
+    pub(super) database: Arc<Database>,
+    /// Locked by the writer for each transaction, and by readers of the figures.
+    pub(super) state: Arc<Mutex<WriterState>>,
+    pub(super) clock: Arc<Clock>,
+    pub(super) limits: FileLimits,
+    pub(super) validity: Arc<ReplicaValidity>,
+    /// Copies that the writer got and may not have committed yet.
+    pub(super) copies_in_flight: InFlightBytes,
+    /// Writes on their way into the queue.
+    pub(super) writes_in_flight: InFlightBytes,
+}
+
+impl fmt::Debug for OutageFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OutageFile").field(&self.path()).finish()
+    }
+}
+
+impl OutageFile {
+    /// Opens the file of a project, and creates it if it does not exist. Returns the queued writes for the index.
+    ///
+    /// A corrupt file is quarantined, and a new file takes its place.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LocalStorage`] if the file cannot be used, or holds the writes of another project. [`ErrorKind::Locked`] if
+    /// another process has the file open.
+    pub(crate) async fn open(
+        path: &Path,
+        project: &str,
+        limits: FileLimits,
+        clock: Arc<Clock>,
+    ) -> Result<(Self, Vec<IndexEntry>)> {
+        let (path, project) = (path.to_owned(), project.to_owned());
+        let file = unblock(move || Self::open_blocking(&path, &project, limits, clock)).await??;
+        if file.database.had_invalid_copies() {
+            file.validity.invalidate();
+            let path = file.path().display();
+            tracing::warn!(%path, "the last process could not write all copies to the replica; all copies are dropped");
+            // On a full disk the replica hands out no copy, but the store may work. So opening the file succeeds.
+            if let Err(error) = file.drop_copies().await {
+                tracing::error!(%path, %error, "the copies of the replica cannot be dropped; the replica hands out none");
+            }
+        }
+        let index = file.load_index().await?;
+        Ok((file, index))
+    }
+
+    fn open_blocking(path: &Path, project: &str, limits: FileLimits, clock: Arc<Clock>) -> Result<Self> {
+        let (opened, renamed_to) = LockedDatabase::or_quarantine(path, KIND)?;
+        if let Some(renamed_to) = renamed_to {
+            tracing::error!(
+                file = %path.display(), renamed_to = %renamed_to.display(),
+                "the outage file is corrupt and was renamed; a new file takes its place, and replay does not send the old \
+                 file's writes; stop the daemon, copy the renamed file, and recover the copy with `sqlite3 FILE .recover` \
+                 (OPERATIONS.md, A corrupt outage file)"
+            );
+        }
+        check_project(&opened, project)?;
+        Self::start(opened, limits, clock)
+    }
+
+    /// Starts the writer of a file that was opened and checked.
+    pub(super) fn start(opened: LockedDatabase, limits: FileLimits, clock: Arc<Clock>) -> Result<Self> {
+        let state = prepare(&opened.connection, &clock).map_err(error::file_error(&opened.path))?;
+        let state = Arc::new(Mutex::new(state));
+        let on_rollback = {
+            let state = Arc::clone(&state);
+            move || lock(&state).is_known = false
+        };
+        let database = Arc::new(Database::start(opened, on_rollback)?);
+        let validity = Arc::new(ReplicaValidity::new(database.shared_lock()));
+        Ok(Self {
+            database,
+            state,
+            clock,
+            limits,
+            validity,
+            copies_in_flight: InFlightBytes::default(),
+            writes_in_flight: InFlightBytes::default(),
+        })
+    }
+
+    /// Counts the queued writes of a file that is not open. Returns `None` if the file does not exist or cannot be read.
+    pub(crate) fn count_queued(path: &Path) -> Option<u64> {
+        let connection = path.exists().then(|| file::open_to_read(path).ok())??;
+        let count = "select count(*) from records where is_queued = 1";
+        connection.query_row(count, [], |row| row.get::<_, i64>(0)).ok().map(i64::unsigned_abs)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.database.path()
+    }
+
+    pub(crate) fn usage(&self) -> FileUsage {
+        lock(&self.state).usage
+    }
+
+    pub(crate) fn limits(&self) -> FileLimits {
+        self.limits
+    }
+
+    /// Completes the submitted writes, and lets other processes open the file.
+    pub(crate) async fn close(&self) -> Result<()> {
+        self.database.close().await
+    }
+
+    /// Runs `work` in a transaction of the writer, and waits for the commit.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        level: CommitLevel,
+        work: impl FnMut(&Connection, &mut WriterState) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let written = self.submit(level, work, |_| {}).await?.await.map_err(|_| closed())?;
+        if written.is_err() {
+            self.reload_state().await.ok();
+        }
+        written
+    }
+
+    /// Submits `work` to the writer. Returns when the writer has the work, with a receiver of the result.
+    ///
+    /// The writer calls `on_commit` before any caller learns of this transaction or of a later one.
+    pub(super) async fn submit<T: Send + 'static>(
+        &self,
+        level: CommitLevel,
+        mut work: impl FnMut(&Connection, &mut WriterState) -> rusqlite::Result<T> + Send + 'static,
+        on_commit: impl FnOnce(&Result<T>) + Send + 'static,
+    ) -> Result<oneshot::Receiver<Result<T>>> {
+        let (state, clock) = (Arc::clone(&self.state), Arc::clone(&self.clock));
+        let work = move |connection: &Connection| {
+            let mut state = lock(&state);
+            if !state.is_known {
+                *state = WriterState::read(connection)?;
+            }
+            state.checkpoint.save(connection, &clock)?;
+            let result = work(connection, &mut state);
+            state.is_known = result.is_ok();
+            result
+        };
+        self.database.submit(level, work, on_commit).await
+    }
+
+    /// Returns free pages to the file system, and empties the log, which may still have deleted text.
+    pub(crate) async fn vacuum(&self) -> Result<()> {
+        self.database.vacuum().await
+    }
+
+    /// Returns the known fault of the file, without I/O.
+    pub(crate) fn fault(&self) -> Option<Error> {
+        self.database.fault()
+    }
+
+    /// Checks by a write and a read that the file works. Without traffic nothing else would notice.
+    pub(crate) async fn check_working(&self) -> Result<()> {
+        self.database.check_working().await?;
+        self.reload_state().await
+    }
+
+    /// Reads the figures from the file again after a failed commit, which they had counted.
+    pub(super) async fn reload_state(&self) -> Result<()> {
+        self.submit(CommitLevel::ProcessCrash, |_, _| Ok(()), |_| {}).await?.await.map_err(|_| closed())?
+    }
+}
+
+pub(super) fn lock(state: &Mutex<WriterState>) -> MutexGuard<'_, WriterState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Prepares the contents of the file for this process.
+fn prepare(connection: &Connection, clock: &Arc<Clock>) -> rusqlite::Result<WriterState> {
+    // The store rejects versions as old as these, so no attempt of that age can still arrive (I13).
+    let oldest = Version::min_at(clock.now().minus(TOMBSTONE_TTL));
+    connection.execute("delete from attempts where version < ?1", [oldest.raw()])?;
+    // The versions of this process must be above every version that an earlier process sent.
+    let newest: Option<i64> =
+        connection.query_row("select max(version) from attempts", [], |row| row.get(0))?;
+    if let Some(newest) = newest {
+        clock.observe(Version::from_raw(newest));
+    }
+    clock_checkpoint::resume(connection, clock)?;
+    shift_provisional(connection, clock)?;
+    WriterState::read(connection)
+}
+
+/// Rejects the file of another project, and records the project in a new file.
+pub(super) fn check_project(opened: &LockedDatabase, project: &str) -> Result<()> {
+    let fail = error::file_error(&opened.path);
+    let Some(other) = file::meta(&opened.connection, "project").map_err(&fail)? else {
+        return file::set_meta(&opened.connection, "project", project).map_err(fail);
+    };
+    if other == project {
+        return Ok(());
+    }
+    let error = error::unusable(&opened.path, &format!("holds writes for {other}, not for {project}"));
+    let remedy =
+        "set CONVERSATION_QUEUE_PATH to another path, and bring them over with `threadkeep queue migrate`";
+    Err(error.with_remedy(remedy))
+}
+
+/// Returns the error of a write that does not fit into the queue.
+pub(super) fn queue_full(path: &Path, limits: FileLimits, usage: FileUsage) -> Error {
+    let FileUsage { queue, dead_letters, .. } = usage;
+    let message = format!(
+        "the store is unavailable, and the queue {} is full: {} writes with {} bytes and {} dead letters with {} bytes, of {} \
+         bytes; this write was not queued",
+        path.display(),
+        queue.records,
+        queue.bytes,
+        dead_letters.records,
+        dead_letters.bytes,
+        limits.queue,
+    );
+    let remedy = match dead_letters.records {
+        0 => "raise CONVERSATION_QUEUE_MAX_BYTES",
+        _ => "export and delete the dead letters, or raise CONVERSATION_QUEUE_MAX_BYTES",
+    };
+    Error::new(ErrorKind::QueueFull, message).with_remedy(remedy)
+}

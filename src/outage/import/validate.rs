@@ -1,0 +1,64 @@
+//! The validation of imported items.
+
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::clock::Clock;
+use crate::model::json::Json;
+use crate::model::key::user;
+use crate::model::version::{Timestamp, Version};
+use crate::outage::ImportItem;
+
+/// The largest error of a clock that issued a version.
+const MAX_LEAD: Duration = Duration::from_secs(86_400);
+/// The first millisecond of the year 10000.
+const END_OF_TIME: i64 = 253_402_300_800_000;
+
+/// Separates the valid items from the invalid ones, which come with their index.
+pub(in crate::outage) fn validate(items: Vec<ImportItem>) -> (Vec<ImportItem>, Vec<(usize, Error)>) {
+    let now = Clock::new().now();
+    let (mut valid, mut invalid) = (Vec::new(), Vec::new());
+    for (at, item) in items.into_iter().enumerate() {
+        match validate_item(&item, now) {
+            Ok(()) => valid.push(item),
+            Err(error) => invalid.push((at, error)),
+        }
+    }
+    (valid, invalid)
+}
+
+fn validate_item(item: &ImportItem, now: Timestamp) -> Result<()> {
+    let (record, times) = match item {
+        ImportItem::Queued(write) => (&write.record, vec![write.queued_at]),
+        ImportItem::DeadLetter(letter) => (&letter.record, vec![letter.queued_at, letter.died_at]),
+        ImportItem::LocalRecord(record) => (record, Vec::new()),
+    };
+    let invalid =
+        |message: String| Err(Error::new(ErrorKind::Invalid, message).with_key(record.key.as_str()));
+    // SQLite does not notice corruption inside a value, so the texts are parsed.
+    if let Some(value) = &record.value {
+        Json::new(value.as_str())?;
+    }
+    Json::new(record.metadata.as_str())?;
+    if let Some(id) = &record.user {
+        user(id)?;
+    }
+    let is_time = |at: &Timestamp| (0..END_OF_TIME).contains(&at.0);
+    if let Some(at) = times.iter().chain([&record.expires_at]).find(|at| !is_time(at)) {
+        return invalid(format!("{} is not a time in milliseconds", at.0));
+    }
+    if record.version <= Version::NONE {
+        return invalid(format!("{} is not a version", record.version));
+    }
+    // A version far in the future would win over every write until its time has come.
+    let queued_at = times.first().copied().unwrap_or(now);
+    if record.version.at() > queued_at.max(now).plus(MAX_LEAD) {
+        let days = record.version.at().since(now).as_secs() / 86_400;
+        return invalid(format!(
+            "the version {} is {days} days ahead of this machine's clock: no clock has issued it yet, and it would win \
+             over every write until then",
+            record.version
+        ));
+    }
+    Ok(())
+}

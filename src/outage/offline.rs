@@ -1,0 +1,180 @@
+//! An outage file without a daemon: opened, listed, renamed.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, Row, params};
+
+use super::file::{KIND, OutageFile, check_project, lock};
+use super::row::{SUPERSEDED, UNVERIFIED};
+use super::{FileLimits, QueuedWrite};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::clock::Clock;
+use crate::model::version::{Timestamp, Version};
+use crate::resilience::blocking::unblock;
+use crate::sqlite::database::LockedDatabase;
+use crate::sqlite::error::{describe, file_error, is_unwritable, unusable};
+use crate::sqlite::file;
+use crate::sqlite::lock::Lock;
+use crate::sqlite::rows::{COLUMNS, record, versions};
+use crate::store::local::KIND as LOCAL;
+
+/// No limits: the imported writes are on a disk already, and a refusal would help nobody.
+const UNLIMITED: FileLimits = FileLimits { queue: u64::MAX, replica: u64::MAX };
+
+impl OutageFile {
+    /// Opens the file without a store. With a project, the file is created if it does not exist, and must be of that project.
+    /// Without a project, the file must exist.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LocalStorage`], also for a corrupt file, which stays as it is. [`ErrorKind::Locked`].
+    pub(super) async fn open_offline(path: &Path, project: Option<String>) -> Result<Self> {
+        let (given, path, must_exist) = (path, path.to_owned(), project.is_none());
+        let opened = unblock(move || {
+            if must_exist {
+                // Checked before the lock: a foreign file gets no lock file beside it, and stays unchanged.
+                read_kind(&path)?;
+            }
+            let opened = LockedDatabase::new(&path, KIND)?;
+            let newest = "select max(coalesce((select max(version) from records), 0),
+                                     coalesce((select max(version) from dead_letters), 0))";
+            let newest = opened.connection.query_row(newest, [], |row| row.get(0));
+            let clock = Arc::new(Clock::new());
+            // The versions of requeued writes must be above every version in the file.
+            clock.observe(Version::from_raw(newest.map_err(file_error(&opened.path))?));
+            if let Some(project) = &project {
+                check_project(&opened, project)?;
+            }
+            Self::start(opened, UNLIMITED, clock)
+        })
+        .await?;
+        opened.map_err(
+            |error| {
+                if must_exist && is_unwritable(&error) { unreadable(given, error) } else { error }
+            },
+        )
+    }
+
+    /// Returns the project that the writes belong to.
+    pub(super) async fn project(&self) -> Result<Option<String>> {
+        self.database.read(|connection| file::meta(connection, "project")).await
+    }
+
+    /// Returns the age of the oldest queued write, by the system's clock.
+    pub(super) async fn oldest(&self) -> Result<Option<Duration>> {
+        let now = self.clock.now();
+        let sql = "select min(at) from records where is_queued = 1";
+        let oldest =
+            |connection: &Connection| connection.query_row(sql, [], |row| row.get::<_, Option<i64>>(0));
+        Ok(self.database.read(oldest).await?.map(|at| now.since(Timestamp(at))))
+    }
+
+    /// Reads the queued writes after the one numbered `after`, in their order. The page has at most `max_records`, and at most
+    /// `max_bytes` unless its first write is larger.
+    pub(super) async fn page(
+        &self,
+        after: i64,
+        max_records: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<QueuedWrite>> {
+        let dispatched = lock(&self.state).dispatched;
+        // The last process may have failed to record that the store superseded a write.
+        let is_unverified = self.database.had_invalid_copies();
+        let read = move |connection: &Connection| {
+            let sql = format!("{} where is_queued = 1 and seq > ?2 order by seq limit ?3", select());
+            let max_records = i64::try_from(max_records).unwrap_or(i64::MAX);
+            let mut find = connection.prepare_cached(&sql)?;
+            let (mut page, mut bytes) = (Vec::new(), 0);
+            for write in find.query_map(params![dispatched, after, max_records], queued_write)? {
+                let mut write = write?;
+                write.is_unverified |= is_unverified && !write.is_superseded;
+                bytes += write.record.bytes();
+                if bytes > max_bytes && !page.is_empty() {
+                    break;
+                }
+                page.push(write);
+            }
+            Ok(page)
+        };
+        self.database.read(read).await
+    }
+}
+
+fn unreadable(path: &Path, error: Error) -> Error {
+    let message = format!(
+        "the outage file {} cannot be opened for writing; reading it takes the lock and the files that SQLite keeps beside it",
+        path.display()
+    );
+    let remedy = "make the file and its directory writable for this user; or copy the file, and its -wal if there is one, to \
+                  a writable place, and name the copy (CONVERSATION_QUEUE_PATH; at the command line also --file)";
+    error.with_message(message).with_remedy(remedy)
+}
+
+/// Selects the columns of [`queued_write`].
+pub(super) fn select() -> String {
+    format!(
+        "select {COLUMNS}, base, sent_versions, dispatched or seq <= ?1, seq, provisional_skew_ms, at, read_state from records"
+    )
+}
+
+/// Reads a row of [`select`].
+pub(super) fn queued_write(row: &Row<'_>) -> rusqlite::Result<QueuedWrite> {
+    let read_state: i64 = row.get(12)?;
+    Ok(QueuedWrite {
+        record: record(row)?,
+        base: row.get::<_, Option<i64>>(6)?.map(Version::from_raw),
+        sent_versions: versions(&row.get::<_, String>(7)?).collect(),
+        is_dispatched: row.get(8)?,
+        seq: row.get(9)?,
+        is_provisional: row.get::<_, Option<i64>>(10)?.is_some(),
+        queued_at: Timestamp(row.get(11)?),
+        is_superseded: read_state == SUPERSEDED,
+        is_unverified: read_state == UNVERIFIED,
+    })
+}
+
+/// Whether a file is a file of the backend `local`, and no outage file.
+pub(super) async fn is_local_store(path: &Path) -> Result<bool> {
+    let path = path.to_owned();
+    unblock(move || Ok(read_kind(&path)?.as_deref() == Some(LOCAL.name))).await?
+}
+
+/// Reads the kind of a file of threadkeep.
+pub(super) fn read_kind(path: &Path) -> Result<Option<String>> {
+    if let Err(error) = std::fs::metadata(path) {
+        let remedy =
+            "set CONVERSATION_QUEUE_PATH to the path of the file; a daemon creates the file when it starts";
+        return Err(unusable(path, "does not exist").with_remedy(remedy).with_source(error));
+    }
+    let connection = file::open_to_read(path)?;
+    if !file::is_marked(&connection).map_err(file_error(path))? {
+        return Err(unusable(path, "is no file of threadkeep").with_remedy("name another file"));
+    }
+    file::meta(&connection, "role").map_err(file_error(path))
+}
+
+/// Renames a file and its companions to `FILE.moved`. No process may have the file open.
+pub(super) async fn retire(path: &Path) -> Result<PathBuf> {
+    let path = path.to_owned();
+    unblock(move || {
+        let cannot_rename = |e| unusable(&path, "cannot be renamed").with_source(e);
+        let path = path.canonicalize().map_err(cannot_rename)?;
+        let moved = |suffix: &str| file::with_suffix(&path, &format!(".moved{suffix}"));
+        if moved("").exists() {
+            let problem = format!("cannot be renamed: {} exists", moved("").display());
+            let error = Error::new(ErrorKind::LocalStorage, describe(&path, &problem));
+            return Err(error.with_remedy("move that file away"));
+        }
+        let _lock = Lock::acquire(&path)?;
+        // The file itself comes last. If the process dies in between, the file keeps its name.
+        for suffix in ["-wal", "-shm", ""] {
+            match std::fs::rename(file::with_suffix(&path, suffix), moved(suffix)) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(cannot_rename(e)),
+                _ => {}
+            }
+        }
+        Ok(moved(""))
+    })
+    .await?
+}

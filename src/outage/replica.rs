@@ -1,0 +1,197 @@
+//! The replica: last known copies of the store's records, for the time when the store cannot answer.
+
+mod save;
+#[cfg(test)]
+mod tests;
+mod validity;
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use tokio::sync::oneshot;
+
+use super::file::OutageFile;
+use super::writer_state::WriterState;
+use super::{CompletedWrites, ReplicaRecord};
+use crate::error::{ErrorKind, Result};
+use crate::model::key::Key;
+use crate::model::record::Record;
+use crate::model::version::{Timestamp, Version};
+use crate::sqlite::rows::{COLUMNS, record};
+use crate::sqlite::writer::CommitLevel;
+
+pub(super) use save::evict;
+use save::{drop_copies, save_ranked};
+pub(super) use validity::{InFlightBytes, ReplicaValidity};
+
+/// The bytes of uncommitted copies up to which a caller does not wait for the commit of its copies.
+const MAX_ASYNC_BYTES: usize = 8 << 20;
+
+/// The queued writes that copies completed, and the number of failures after which the writer dropped all copies.
+type SavedCopies = (CompletedWrites, u64);
+
+impl OutageFile {
+    /// Saves copies of records that the store returned. A tombstone tells that the conversation is absent, so that no older copy
+    /// answers for it.
+    ///
+    /// Later calls of this handle find the copies (I3). The commit may follow some milliseconds after this returns. If the file
+    /// cannot be written, the replica hands out no copy until the writer has dropped all of them. Some may be older than an
+    /// acknowledged write.
+    ///
+    /// A copy completes a queued write that the store turns out to hold or to have replaced. The writer calls `on_commit` with
+    /// such writes before any caller learns of a later transaction.
+    pub(crate) async fn save_copies(
+        &self,
+        copies: Vec<ReplicaRecord>,
+        on_commit: impl FnOnce(CompletedWrites) + Send + 'static,
+    ) {
+        if copies.is_empty() {
+            return;
+        }
+        // A caller that has read these records must not learn later that an older write was queued before. So the copies wait
+        // for the writes on their way into the queue (I16).
+        if let Ok(Some(saved)) = self.submit_copies(copies, on_commit).await
+            && (self.copies_in_flight.bytes() > MAX_ASYNC_BYTES || self.writes_in_flight.is_any())
+        {
+            saved.await.ok();
+        }
+    }
+
+    /// Saves a copy of a write of this handle, as [`save_copies`](Self::save_copies) does, and waits for the commit. So a process
+    /// that starts after a crash knows this write.
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed) if the file is closed. The next process may not find the write then.
+    pub(crate) async fn save_own_copy(
+        &self,
+        copy: ReplicaRecord,
+        on_commit: impl FnOnce(CompletedWrites) + Send + 'static,
+    ) -> Result<()> {
+        if let Some(saved) = self.submit_copies(vec![copy], on_commit).await? {
+            saved.await.ok();
+        }
+        Ok(())
+    }
+
+    /// Submits copies to the writer. Any failure but a closed file makes all copies invalid.
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed).
+    async fn submit_copies(
+        &self,
+        copies: Vec<ReplicaRecord>,
+        on_completed: impl FnOnce(CompletedWrites) + Send + 'static,
+    ) -> Result<Option<oneshot::Receiver<Result<SavedCopies>>>> {
+        let (limit, clock) = (self.limits.replica, Arc::clone(&self.clock));
+        let in_flight = self.copies_in_flight.begin(copies.iter().map(|copy| copy.record.bytes()).sum());
+        let validity = Arc::clone(&self.validity);
+        let work = move |connection: &Connection, state: &mut WriterState| {
+            let failures = validity.failures();
+            // The writer drops the copies once for each failure. A later transaction may run before `on_commit` restores the
+            // validity, and must keep the copies that this one saves.
+            if validity.is_invalid() && state.dropped_after < failures {
+                drop_copies(connection, state)?;
+                state.dropped_after = failures;
+            }
+            let mut completed = Vec::new();
+            for copy in &copies {
+                let version = save_ranked(connection, state, copy, &clock)?;
+                completed.extend(version.map(|version| (copy.record.key.clone(), version)));
+            }
+            evict(connection, state, limit)?;
+            Ok((completed, failures))
+        };
+        let validity = Arc::clone(&self.validity);
+        let on_commit = move |saved: &Result<SavedCopies>| {
+            match saved {
+                Ok((completed, failures)) => {
+                    validity.restore(*failures);
+                    on_completed(completed.clone());
+                }
+                Err(error) => validity.record_failure(error),
+            }
+            drop(in_flight);
+        };
+        match self.submit(CommitLevel::ProcessCrash, work, on_commit).await {
+            Ok(saved) => return Ok(Some(saved)),
+            Err(error) if error.kind() == ErrorKind::Closed => return Err(error),
+            Err(error) => self.validity.record_failure(&error),
+        }
+        Ok(None)
+    }
+
+    /// Waits until the writer has committed the submitted copies.
+    async fn flush_copies(&self) -> Result<()> {
+        if self.copies_in_flight.is_any() {
+            self.write(CommitLevel::ProcessCrash, |_, _| Ok(())).await
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Records that the store confirmed this version at `at`.
+    pub(crate) async fn confirm(&self, key: &Key, version: Version, at: Timestamp) {
+        let key = key.clone();
+        let work = move |connection: &Connection, state: &mut WriterState| {
+            let sql = "update records set at = ?3, seq = case when seq < 0 then ?4 else seq end
+                       where key = ?1 and version = ?2 and is_queued = 0";
+            let seq = state.next_seq();
+            connection.prepare_cached(sql)?.execute(params![key.as_str(), version.raw(), at.0, seq])
+        };
+        if let Err(error) = self.write(CommitLevel::ProcessCrash, work).await {
+            tracing::debug!(%error, "the replica cannot record that a copy was confirmed; the copy looks older");
+        }
+    }
+
+    /// Returns the last known copy of a conversation, and the time at which the store confirmed it.
+    pub(crate) async fn lookup_replica(&self, key: &Key) -> Result<Option<(Arc<Record>, Timestamp)>> {
+        if self.validity.is_invalid() {
+            return Ok(None);
+        }
+        self.flush_copies().await?;
+        let key = key.clone();
+        let read = move |connection: &Connection| {
+            let sql = format!(
+                "select {COLUMNS}, at from records where key = ?1 and is_queued = 0 and value is not null"
+            );
+            let mut find = connection.prepare_cached(&sql)?;
+            let copy = |row: &Row<'_>| Ok((Arc::new(record(row)?), Timestamp(row.get(6)?)));
+            find.query_row([key.as_str()], copy).optional()
+        };
+        let copy = self.database.read(read).await?;
+        // A copy may have failed during the read.
+        Ok(copy.filter(|_| !self.validity.is_invalid()))
+    }
+
+    /// Returns up to `limit` copies before the number `before`, newest first. Each comes with its number and the time at
+    /// which the store confirmed it.
+    pub(crate) async fn copies(
+        &self,
+        before: i64,
+        limit: usize,
+    ) -> Result<Vec<(i64, Arc<Record>, Timestamp)>> {
+        if self.validity.is_invalid() {
+            return Ok(Vec::new());
+        }
+        self.flush_copies().await?;
+        let read = move |connection: &Connection| {
+            let sql = format!(
+                "select {COLUMNS}, seq, at from records where is_queued = 0 and value is not null and seq < ?1
+                 order by seq desc limit ?2"
+            );
+            let copy = |row: &Row<'_>| Ok((row.get(6)?, Arc::new(record(row)?), Timestamp(row.get(7)?)));
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            connection.prepare_cached(&sql)?.query_map(params![before, limit], copy)?.collect()
+        };
+        let copies = self.database.read(read).await?;
+        Ok(if self.validity.is_invalid() { Vec::new() } else { copies })
+    }
+
+    /// Drops all copies.
+    pub(super) async fn drop_copies(&self) -> Result<()> {
+        let failures = self.validity.failures();
+        self.write(CommitLevel::PowerCut, drop_copies).await?;
+        self.validity.restore(failures);
+        Ok(())
+    }
+}

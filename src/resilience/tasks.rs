@@ -1,0 +1,141 @@
+//! Spawns tasks that continue when their caller stops.
+//!
+//! A current-thread runtime stands still between two calls of `block_on`, and any runtime may end before a cache does. The
+//! tasks and connections of such a runtime then stand still, too. The crate therefore runs probe, replay and maintenance
+//! on a background runtime of its own. Loads and writes run on the caller's runtime if it has workers, which saves a
+//! change of threads.
+//!
+//! Why not the background runtime for all work? A load would then cross threads twice, and all loads would share two
+//! workers.
+
+use std::future::Future;
+use std::sync::LazyLock;
+
+use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
+use tokio::task::JoinHandle;
+use tracing::Instrument;
+use tracing::instrument::WithSubscriber;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Threads of the background runtime. With one thread, the maintenance of one cache could delay another cache.
+const WORKERS: usize = 2;
+
+/// Spawns work on the background runtime.
+///
+/// The work continues until it ends, is aborted, or the process ends.
+///
+/// # Panics
+/// Outside a tokio runtime if the process cannot start threads.
+pub(crate) fn spawn_for_good<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> JoinHandle<T> {
+    let runtime = if stays() { None } else { background_runtime() };
+    spawn_on(&runtime.unwrap_or_else(Handle::current), work)
+}
+
+/// Spawns work of a call: on the caller's runtime if that runtime has workers, else on the background runtime.
+///
+/// # Panics
+/// As [`spawn_for_good`].
+pub(crate) fn spawn<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    match multi_thread_runtime() {
+        Some(current) => current.spawn(work),
+        None => spawn_for_good(work),
+    }
+}
+
+/// Spawns follow-up work on the current runtime, or on the background runtime outside of one.
+///
+/// # Panics
+/// As [`spawn_for_good`].
+pub(crate) fn spawn_here<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    match Handle::try_current() {
+        Ok(current) => current.spawn(work),
+        Err(_) => spawn_for_good(work),
+    }
+}
+
+/// Runs a store call for a caller. Dropping the future aborts the work.
+///
+/// # Errors
+/// [`ErrorKind::Unavailable`] if the work panics on the background runtime.
+pub(crate) async fn run<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T> {
+    if stays() || multi_thread_runtime().is_some() {
+        return Ok(work.await);
+    }
+    let mut task = AbortOnDrop(spawn_for_good(work.in_current_span()));
+    let panicked =
+        |e| Error::new(ErrorKind::Unavailable, "a store call panicked in a background task").with_source(e);
+    (&mut task.0).await.map_err(panicked)
+}
+
+/// Returns the current runtime if it runs tasks without a `block_on`.
+fn multi_thread_runtime() -> Option<Handle> {
+    Handle::try_current().ok().filter(|current| current.runtime_flavor() == RuntimeFlavor::MultiThread)
+}
+
+/// Returns the background runtime, which starts at first use and never ends.
+///
+/// Returns `None` if the process cannot start threads.
+fn background_runtime() -> Option<Handle> {
+    static RUNTIME: LazyLock<Option<Runtime>> = LazyLock::new(|| {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(WORKERS)
+            .thread_name("threadkeep")
+            .enable_all()
+            .build();
+        let warn = |error: &std::io::Error| {
+            tracing::warn!(%error, "cannot start threads for the background runtime; background work runs on the caller's runtime and stops with it");
+        };
+        runtime.inspect_err(warn).ok()
+    });
+    RUNTIME.as_ref().map(|runtime| runtime.handle().clone())
+}
+
+#[cfg(feature = "testing")]
+std::thread_local! {
+    static STAYS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Keeps all new work of this OS thread on the thread's own runtime.
+///
+/// A test can then count the work of a call, or repeat a schedule. The setting lasts as long as the OS thread.
+///
+/// ```
+/// threadkeep::testing::stay_on_this_thread();
+/// ```
+#[cfg(feature = "testing")]
+pub fn stay_on_this_thread() {
+    STAYS.set(true);
+}
+
+#[cfg(feature = "testing")]
+fn stays() -> bool {
+    STAYS.get()
+}
+
+#[cfg(not(feature = "testing"))]
+fn stays() -> bool {
+    false
+}
+
+/// Spawns work with the log subscriber of the current OS thread, because tests set a subscriber for each OS thread.
+fn spawn_on<T: Send + 'static>(
+    runtime: &Handle,
+    work: impl Future<Output = T> + Send + 'static,
+) -> JoinHandle<T> {
+    match tracing::dispatcher::has_been_set() {
+        true => runtime.spawn(work.with_current_subscriber()),
+        false => runtime.spawn(work),
+    }
+}
+
+/// Aborts the task when its caller drops it.
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

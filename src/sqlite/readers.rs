@@ -1,0 +1,125 @@
+//! The OS threads that read. Each has its own connection, which sees committed data only.
+//!
+//! The threads belong to the file, so a read never waits for the blocking work of the application.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use rusqlite::Connection;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sqlite::error::file_error;
+use crate::sqlite::file;
+use crate::sqlite::health::FileHealth;
+use crate::sqlite::writer::closed;
+
+/// Limits the concurrent reads. Reads are short, and each needs a thread and a connection.
+const MAX_READERS: usize = 4;
+
+type ReadJob = Box<dyn FnOnce(&mut Option<Connection>) + Send>;
+
+/// A handle on the threads. Dropping it ends the threads after the current reads.
+pub(crate) struct Readers {
+    health: Arc<FileHealth>,
+    jobs: Mutex<Option<Sender<ReadJob>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Callers wait here, not in the channel, so that a cancelled caller leaves no job behind.
+    permits: Arc<Semaphore>,
+}
+
+impl Readers {
+    pub(crate) fn start(health: &Arc<FileHealth>) -> Result<Self> {
+        let (jobs, waiting) = channel();
+        let waiting = Arc::new(Mutex::new(waiting));
+        let start = |_| {
+            let (waiting, health) = (Arc::clone(&waiting), Arc::clone(health));
+            let serve = move || serve(&waiting, &health);
+            std::thread::Builder::new().name("threadkeep-read".into()).spawn(serve)
+        };
+        let threads = (0..MAX_READERS).map(start).collect::<std::io::Result<_>>();
+        let no_thread = |e| {
+            Error::new(ErrorKind::LocalStorage, "cannot start the reader threads of the local file")
+                .with_source(e)
+        };
+        Ok(Self {
+            health: Arc::clone(health),
+            jobs: Mutex::new(Some(jobs)),
+            threads: Mutex::new(threads.map_err(no_thread)?),
+            permits: Arc::new(Semaphore::new(MAX_READERS)),
+        })
+    }
+
+    /// Runs a query on one of the threads.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| closed())?;
+        let (answer, answered) = oneshot::channel();
+        let health = Arc::clone(&self.health);
+        let job = move |slot: &mut Option<Connection>| {
+            let result = run(slot, &health, query);
+            // Before the answer, so that the caller's next read finds a free permit.
+            drop(permit);
+            answer.send(result).ok();
+        };
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)?;
+        jobs.send(Box::new(job)).map_err(|_| closed())?;
+        let panicked =
+            |e| Error::new(ErrorKind::LocalStorage, "a read of the local file panicked").with_source(e);
+        answered.await.map_err(panicked)?
+    }
+
+    /// Ends the threads after the current reads. Blocks.
+    pub(crate) fn close(&self) {
+        self.permits.close();
+        drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            thread.join().ok();
+        }
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn serve(waiting: &Mutex<Receiver<ReadJob>>, health: &FileHealth) {
+    // Opened while the name is right, so that a file that is deleted later stays readable.
+    let mut slot = file::open_to_read(health.path()).ok();
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
+    while let Ok(job) = next() {
+        // A query that panics costs its connection, not the thread.
+        if catch_unwind(AssertUnwindSafe(|| job(&mut slot))).is_err() {
+            slot = None;
+        }
+    }
+}
+
+fn run<T>(
+    slot: &mut Option<Connection>,
+    health: &FileHealth,
+    query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> Result<T> {
+    let path = health.path();
+    let connection = match slot.take() {
+        Some(connection) => connection,
+        None => open(path, health)?,
+    };
+    let result = query(slot.insert(connection)).map_err(file_error(path));
+    health.note_read(result.as_ref().err());
+    result
+}
+
+/// Opens a connection again. Checks the names first, because the path may lead to another file by now.
+fn open(path: &Path, health: &FileHealth) -> Result<Connection> {
+    health.check_names()?;
+    file::open_to_read(path).inspect_err(|error| health.note_read(Some(error)))
+}

@@ -1,0 +1,34 @@
+//! The columns that the tables of conversations, queue and dead letters share.
+
+use rusqlite::Row;
+
+use crate::model::json::Json;
+use crate::model::key::Key;
+use crate::model::record::Record;
+use crate::model::version::{Timestamp, Version};
+
+pub(crate) const COLUMNS: &str = "key, version, value, expires_at, user, metadata";
+
+/// Reads a record from the columns of [`COLUMNS`]. Skips the check of its JSON, because a commit implies one.
+pub(crate) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+    let text = |column: usize| row.get::<_, Option<String>>(column);
+    Ok(Record {
+        key: key(row)?,
+        version: Version::from_raw(row.get(1)?),
+        value: text(2)?.map(Json::trusted),
+        expires_at: Timestamp(row.get(3)?),
+        user: text(4)?.map(Into::into),
+        metadata: Json::trusted(row.get::<_, String>(5)?),
+    })
+}
+
+/// Reads the key from the first column of a row.
+pub(crate) fn key(row: &Row<'_>) -> rusqlite::Result<Key> {
+    Key::new(row.get_ref(0)?.as_str()?)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))
+}
+
+/// Parses a list of versions, separated by spaces.
+pub(crate) fn versions(list: &str) -> impl Iterator<Item = Version> {
+    list.split(' ').filter_map(|version| version.parse().ok()).map(Version::from_raw)
+}

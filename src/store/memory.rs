@@ -1,0 +1,149 @@
+//! `Memory`: the reference store. Its records end with the process.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::model::clock::Clock;
+use crate::model::json::Json;
+use crate::model::key::Key;
+use crate::model::record::Record;
+use crate::model::version::{TOMBSTONE_TTL, Version};
+use crate::store::{
+    Applied, ListPage, ListRequest, LoadRequest, Loaded, REMEMBERED_VERSIONS, Store, Write, decide,
+};
+
+/// Keeps records in a map. It is the shortest implementation of the contract, and the backend `memory`.
+#[derive(Debug)]
+pub struct Memory {
+    clock: Arc<Clock>,
+    conversations: Mutex<BTreeMap<Key, StoredConversation>>,
+}
+
+#[derive(Debug)]
+struct StoredConversation {
+    record: Arc<Record>,
+    /// The accepted versions, newest first.
+    accepted: Vec<Version>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { clock: Clock::authoritative().into(), conversations: Mutex::default() }
+    }
+}
+
+impl Memory {
+    /// Creates an empty store.
+    ///
+    /// Its clock is the clock of this machine. See [`Store`] for an example.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn conversations(&self) -> MutexGuard<'_, BTreeMap<Key, StoredConversation>> {
+        self.conversations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn load_one(&self, request: &LoadRequest) -> Loaded {
+        match self.conversations().get(&request.key) {
+            None => Loaded::Absent(Version::NONE),
+            Some(StoredConversation { record, .. }) if !record.is_live(self.clock.now()) => {
+                Loaded::Absent(record.version)
+            }
+            Some(StoredConversation { record, .. }) if request.if_none_match == Some(record.version) => {
+                Loaded::NotModified
+            }
+            Some(StoredConversation { record, .. }) => Loaded::Found(Arc::clone(record)),
+        }
+    }
+
+    fn apply_one(&self, write: &Write) -> Applied {
+        let mut conversations = self.conversations();
+        let accepted = conversations.get(&write.record.key).map_or(&[][..], |stored| &stored.accepted);
+        if let Some(verdict) = decide(write, accepted, &self.clock) {
+            return verdict;
+        }
+        let mut accepted = accepted.to_vec();
+        accepted.insert(0, write.record.version);
+        accepted.truncate(REMEMBERED_VERSIONS);
+        let record = Arc::clone(&write.record);
+        conversations.insert(record.key.clone(), StoredConversation { record, accepted });
+        Applied::Stored
+    }
+}
+
+#[async_trait]
+impl Store for Memory {
+    fn clock(&self) -> &Arc<Clock> {
+        &self.clock
+    }
+
+    async fn load(&self, requests: &[LoadRequest]) -> Result<Vec<Loaded>> {
+        Ok(requests.iter().map(|request| self.load_one(request)).collect())
+    }
+
+    async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
+        Ok(writes.iter().map(|write| self.apply_one(write)).collect())
+    }
+
+    async fn list(&self, page: &ListRequest) -> Result<ListPage> {
+        let now = self.clock.now();
+        let is_selected = |record: &Record| {
+            record.is_live(now)
+                && page.user.as_ref().is_none_or(|user| record.user.as_ref() == Some(user))
+                && page
+                    .after
+                    .as_ref()
+                    .is_none_or(|(version, key)| (record.version, &record.key) < (*version, key))
+        };
+        let conversations = self.conversations();
+        let mut newest: Vec<&Record> = conversations
+            .values()
+            .map(|stored| &*stored.record)
+            .filter(|record| is_selected(record))
+            .collect();
+        newest.sort_unstable_by_key(|record| std::cmp::Reverse((record.version, &record.key)));
+        let is_last = newest.len() <= page.limit;
+        Ok(ListPage { records: newest.into_iter().take(page.limit).cloned().collect(), is_last })
+    }
+
+    async fn touch(&self, _: &[Key]) -> Result<()> {
+        Ok(())
+    }
+
+    async fn purge(&self, limit: usize) -> Result<usize> {
+        let now = self.clock.now();
+        let oldest = now.minus(TOMBSTONE_TTL);
+        let mut conversations = self.conversations();
+        // An expired conversation needs its version only.
+        for StoredConversation { record, .. } in
+            conversations.values_mut().filter(|stored| stored.record.expires_at <= now)
+        {
+            if record.value.is_some() {
+                *record = Arc::new(Record {
+                    value: None,
+                    user: None,
+                    metadata: Json::default(),
+                    ..Record::clone(record)
+                });
+            }
+        }
+        let expired: Vec<Key> = conversations
+            .iter()
+            .filter(|(_, stored)| stored.record.expires_at < oldest && stored.record.version.at() < oldest)
+            .map(|(key, _)| key.clone())
+            .take(limit)
+            .collect();
+        for key in &expired {
+            conversations.remove(key);
+        }
+        Ok(expired.len())
+    }
+
+    async fn probe(&self) -> Result<()> {
+        Ok(())
+    }
+}

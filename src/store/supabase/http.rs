@@ -1,0 +1,134 @@
+//! The HTTP transport: requests with a key, and responses up to a limit.
+
+use std::future::Future;
+use std::time::Duration;
+
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{Client, Method, Request, StatusCode, redirect, retry};
+
+use super::body::{self, ResponseBody};
+use super::key::ApiKey;
+use super::{Supabase, classify, resolver};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::moment::Moment;
+
+/// A response with any status.
+pub(super) struct RawResponse {
+    pub(super) sent: Moment,
+    pub(super) status: StatusCode,
+    retry_after: Option<Duration>,
+    pub(super) body: ResponseBody,
+}
+
+impl Supabase {
+    /// Builds a call of a database function, without a key.
+    pub(super) fn request(&self, function: &str, body: Vec<u8>) -> Request {
+        let mut url = self.functions.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.push(function);
+        }
+        let mut request = Request::new(Method::POST, url);
+        *request.body_mut() = Some(body.into());
+        request
+    }
+
+    /// Sends a request. Repeats it once if Supabase rejects the key and the provider has another one.
+    ///
+    /// A rejected request has no effect, so the repetition is safe. Returns the time of sending, and the body.
+    pub(super) async fn send(
+        &self,
+        request: Request,
+        upload: Duration,
+        max_body: usize,
+    ) -> Result<(Moment, ResponseBody)> {
+        let key = self.credentials.current();
+        // The clone shares the body.
+        let repetition = request.try_clone();
+        let rejection = match self.send_with(&key, request, upload, max_body).await {
+            Err(e) if e.kind() == ErrorKind::Unauthorized => e,
+            other => return other,
+        };
+        match repetition.zip(self.credentials.refresh_after_rejection(&key, self.idle_limit / 2).await) {
+            Some((repetition, key)) => self.send_with(&key, repetition, upload, max_body).await,
+            None => Err(rejection),
+        }
+    }
+
+    async fn send_with(
+        &self,
+        key: &ApiKey,
+        mut request: Request,
+        upload: Duration,
+        max_body: usize,
+    ) -> Result<(Moment, ResponseBody)> {
+        *request.headers_mut() = key.headers().clone();
+        let RawResponse { sent, status, retry_after, body } =
+            self.exchange(request, upload, max_body).await?;
+        match (status.is_success(), body.is_whole()) {
+            (true, true) => Ok((sent, body)),
+            (true, false) => Err(classify::body_too_large(&self.host, body.bytes())),
+            (false, _) => Err(classify::error_response(status, retry_after, body.bytes(), key.remedy())),
+        }
+    }
+
+    /// Sends a request, and reads at most `max_body` bytes of the response. Closes the connection of a longer response.
+    pub(super) async fn exchange(
+        &self,
+        request: Request,
+        upload: Duration,
+        max_body: usize,
+    ) -> Result<RawResponse> {
+        let sent = Moment::now();
+        let mut response =
+            self.with_timeout(self.idle_limit.saturating_add(upload), self.client.execute(request)).await?;
+        let (status, retry_after) = (response.status(), retry_after(response.headers()));
+        let max_body = if status.is_success() { max_body } else { body::MAX_ERROR_BODY };
+        let mut body = ResponseBody::new(max_body, response.content_length());
+        while let Some(part) = self.with_timeout(self.idle_limit, response.chunk()).await? {
+            if !body.push(&part) {
+                break;
+            }
+        }
+        Ok(RawResponse { sent, status, retry_after, body })
+    }
+
+    /// Limits one step of a call (I12). A large response may take longer as a whole while its parts arrive.
+    async fn with_timeout<T>(
+        &self,
+        limit: Duration,
+        step: impl Future<Output = reqwest::Result<T>>,
+    ) -> Result<T> {
+        tokio::select! {
+            result = step => result.map_err(|error| classify::transport_error(error, &self.host)),
+            () = tokio::time::sleep(limit) => {
+                let message = format!("Supabase at {} did not answer within {limit:.1?}", self.host);
+                Err(Error::new(ErrorKind::Unavailable, message).with_outcome_unknown())
+            }
+        }
+    }
+}
+
+/// Builds the HTTP client.
+pub(super) fn client() -> reqwest::Result<Client> {
+    Client::builder()
+        // Supabase rejects a secret key if the User-Agent is a browser's.
+        .user_agent(concat!("threadkeep/", env!("CARGO_PKG_VERSION")))
+        // A redirect would send the key to another server. `ResilientStore` retries, so reqwest does not.
+        .redirect(redirect::Policy::none())
+        .retry(retry::never())
+        .dns_resolver(resolver::Resolver)
+        .connect_timeout(Duration::from_secs(3))
+        .pool_idle_timeout(Duration::from_secs(30))
+        .tcp_keepalive(Duration::from_secs(15))
+        // Without keep-alive a stalled HTTP/2 connection stays in the pool.
+        .http2_keep_alive_interval(Duration::from_secs(15))
+        .http2_keep_alive_timeout(Duration::from_secs(5))
+        .http2_keep_alive_while_idle(true)
+        .build()
+}
+
+/// Reads the header `Retry-After` in seconds. Ignores its other form, a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
+}

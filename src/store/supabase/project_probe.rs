@@ -1,0 +1,391 @@
+//! Requests that a diagnosis sends to a project. The probe retries no request, and reports failures in more detail than a
+//! daemon needs.
+
+use std::time::Duration;
+
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, Request, StatusCode};
+
+use super::classify::{self, PostgrestError};
+use super::http::RawResponse;
+use super::key::ApiKey;
+use super::wire::FunctionResponse;
+use super::{MAX_TIMESTAMP, Supabase, body};
+use crate::error::{Error, ErrorKind};
+use crate::model::key::Key;
+use crate::model::moment::Moment;
+use crate::model::version::Timestamp;
+use crate::store::Store as _;
+
+pub use super::REVISION;
+
+/// The database functions, each with arguments by which it reads and writes nothing.
+pub const FUNCTIONS: &[(&str, &str)] = &[
+    ("threadkeep_probe", "{}"),
+    ("threadkeep_load", r#"{"requests":[]}"#),
+    ("threadkeep_apply", r#"{"writes":[]}"#),
+    ("threadkeep_list", r#"{"request":{"limit":0}}"#),
+    ("threadkeep_touch", r#"{"keys":[]}"#),
+    ("threadkeep_purge", r#"{"max_rows":0}"#),
+];
+
+/// The files of `migrations/`, in order. The last one sets the revision.
+pub const MIGRATIONS: [&str; 2] =
+    ["20260101000000_conversation_threads.sql", "20261126000000_threadkeep.sql"];
+
+const TABLE: &str = "conversation_threads";
+const TOMBSTONES: &str = "threadkeep_tombstones";
+
+/// The identity by which a request is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller<'a> {
+    /// The daemon, with its secret key.
+    ServiceRole,
+    /// A client with the public key.
+    Anon(&'a str),
+    /// A client without a key.
+    Anonymous,
+}
+
+/// The response of a database function.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct ProbeResponse {
+    /// The revision of the functions.
+    pub revision: u32,
+    /// The time from sending the request to receiving the response.
+    pub round_trip: Duration,
+    /// The bounds, in milliseconds, of the lead of the database's clock over this machine's clock.
+    pub clock_lead: (i64, i64),
+}
+
+/// The failure of a request.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ProbeFailure {
+    /// The kind of the failure.
+    pub kind: ProbeFailureKind,
+    /// The server's message, or the event.
+    pub message: String,
+}
+
+/// The kinds of failure that need different remedies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProbeFailureKind {
+    /// No response came, or only a part of one.
+    NoResponse,
+    /// The project is paused.
+    Paused,
+    /// The project is restricted for its usage or its bills.
+    Restricted,
+    /// Another outage.
+    Unavailable,
+    /// The key is rejected.
+    Unauthorized,
+    /// The role lacks a grant.
+    PermissionDenied,
+    /// The function or the table does not exist.
+    UndefinedFunction,
+    /// The server is no REST API with these functions.
+    NotPostgrest,
+    /// Any other response.
+    Rejected,
+}
+
+impl From<Error> for ProbeFailure {
+    fn from(error: Error) -> Self {
+        Self { kind: ProbeFailureKind::NoResponse, message: error.to_string() }
+    }
+}
+
+/// Asks a project questions for a diagnosis.
+///
+/// ```
+/// use threadkeep::store::Supabase;
+/// use threadkeep::tools::ProjectProbe;
+///
+/// # fn main() -> threadkeep::Result<()> {
+/// let probe = ProjectProbe::new(Supabase::new("https://abc.supabase.co", "sb_secret_…".trim_end_matches('…'))?);
+/// assert_eq!(probe.address(), ("https", "abc.supabase.co", 443));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct ProjectProbe(Supabase);
+
+impl ProjectProbe {
+    /// Wraps a client.
+    ///
+    /// ```
+    /// use threadkeep::store::Supabase;
+    /// use threadkeep::tools::ProjectProbe;
+    ///
+    /// # fn main() -> threadkeep::Result<()> {
+    /// let probe = ProjectProbe::new(Supabase::new("http://127.0.0.1:1", "sb_secret_abc")?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn new(client: Supabase) -> Self {
+        Self(client)
+    }
+
+    /// Returns the client.
+    ///
+    /// ```
+    /// # fn example(probe: threadkeep::tools::ProjectProbe) {
+    /// let host = probe.client().host();
+    /// # }
+    /// ```
+    pub fn client(&self) -> &Supabase {
+        &self.0
+    }
+
+    /// Returns scheme, host and port.
+    ///
+    /// ```
+    /// # fn example(probe: threadkeep::tools::ProjectProbe) {
+    /// let (scheme, host, port) = probe.address();
+    /// # }
+    /// ```
+    pub fn address(&self) -> (&str, &str, u16) {
+        let functions = &self.0.functions;
+        let host = functions.host_str().unwrap_or_default();
+        (functions.scheme(), host, functions.port_or_known_default().unwrap_or(443))
+    }
+
+    /// Connects, and sends a request without key or content. Any response shows that TLS works.
+    ///
+    /// # Errors
+    /// The failure of the connection.
+    ///
+    /// ```
+    /// # async fn example(probe: threadkeep::tools::ProjectProbe) {
+    /// let is_trusted = probe.check_tls().await.is_ok();
+    /// # }
+    /// ```
+    pub async fn check_tls(&self) -> Result<(), ProbeFailure> {
+        let mut url = self.0.functions.clone();
+        url.set_path("/");
+        self.send(Request::new(Method::GET, url)).await.map(drop)
+    }
+
+    /// Calls one of [`FUNCTIONS`] with its idle arguments.
+    ///
+    /// # Errors
+    /// The failure of the request.
+    ///
+    /// ```
+    /// use threadkeep::tools::{Caller, FUNCTIONS};
+    ///
+    /// # async fn example(probe: threadkeep::tools::ProjectProbe) {
+    /// let response = probe.call_idle(Caller::ServiceRole, FUNCTIONS[0]).await;
+    /// # }
+    /// ```
+    pub async fn call_idle(
+        &self,
+        caller: Caller<'_>,
+        (function, body): (&str, &str),
+    ) -> Result<ProbeResponse, ProbeFailure> {
+        let mut request = self.0.request(function, body.into());
+        *request.headers_mut() = self.headers_of(caller);
+        // This clock follows this machine's clock, and the client's clock the database's.
+        let machine = crate::model::clock::Clock::new();
+        let exchange = self.send(request).await?;
+        let received = Moment::now();
+        let body = self.successful(&exchange)?;
+        let answer: FunctionResponse<'_> =
+            serde_json::from_slice(body).map_err(|e| self.unexpected_body(body, e))?;
+        let shown = Timestamp(answer.now.clamp(0, MAX_TIMESTAMP));
+        self.0.clock().correct_at(exchange.sent, received, shown);
+        let lead = |at: Moment| shown.0 - machine.at(at).0;
+        Ok(ProbeResponse {
+            revision: answer.revision,
+            round_trip: received.since(exchange.sent),
+            clock_lead: (lead(received), lead(exchange.sent)),
+        })
+    }
+
+    /// Whether this caller sees the conversation's row in the table itself.
+    ///
+    /// # Errors
+    /// The failure of the request.
+    ///
+    /// ```
+    /// use threadkeep::Key;
+    /// use threadkeep::tools::Caller;
+    ///
+    /// # async fn example(probe: threadkeep::tools::ProjectProbe, key: Key) {
+    /// let is_public = probe.row_is_visible(Caller::Anonymous, &key).await;
+    /// # }
+    /// ```
+    pub async fn row_is_visible(&self, caller: Caller<'_>, key: &Key) -> Result<bool, ProbeFailure> {
+        let exchange = self.send_to_table(TABLE, Method::GET, caller, key).await?;
+        let body = self.successful(&exchange)?;
+        let rows: Vec<serde_json::Value> =
+            serde_json::from_slice(body).map_err(|e| self.unexpected_body(body, e))?;
+        Ok(!rows.is_empty())
+    }
+
+    /// Returns the migrations that a database with missing or old functions lacks.
+    ///
+    /// # Errors
+    /// None at present.
+    ///
+    /// ```
+    /// # async fn example(probe: threadkeep::tools::ProjectProbe) -> threadkeep::Result<()> {
+    /// for file in probe.missing_migrations().await? {
+    ///     println!("{file} is not applied");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn missing_migrations(&self) -> crate::Result<&'static [&'static str]> {
+        // Any id serves: the response shows whether the table exists.
+        let key = Key::new("threadkeep-doctor")?;
+        let asked = self.send_to_table(TABLE, Method::GET, Caller::ServiceRole, &key).await;
+        Ok(match asked.and_then(|exchange| self.successful(&exchange).map(drop)) {
+            Err(ProbeFailure { kind: ProbeFailureKind::UndefinedFunction, .. }) => &MIGRATIONS,
+            _ => &MIGRATIONS[1..],
+        })
+    }
+
+    /// Deletes the conversation's row, and the tombstone of that deletion. No other client may write the conversation.
+    ///
+    /// # Errors
+    /// The failure of a request.
+    ///
+    /// ```
+    /// use threadkeep::Key;
+    ///
+    /// # async fn example(probe: threadkeep::tools::ProjectProbe, key: Key) {
+    /// let deleted = probe.delete_row(&key).await;
+    /// # }
+    /// ```
+    pub async fn delete_row(&self, key: &Key) -> Result<(), ProbeFailure> {
+        for table in [TABLE, TOMBSTONES] {
+            self.successful(&self.send_to_table(table, Method::DELETE, Caller::ServiceRole, key).await?)?;
+        }
+        Ok(())
+    }
+
+    async fn send_to_table(
+        &self,
+        table: &str,
+        method: Method,
+        caller: Caller<'_>,
+        key: &Key,
+    ) -> Result<RawResponse, ProbeFailure> {
+        let mut url = self.0.functions.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop().push(table);
+        }
+        let column = if method == Method::GET { "select=thread_id&" } else { "" };
+        url.set_query(Some(&format!("{column}thread_id=eq.{}", key.as_str())));
+        let mut request = Request::new(method, url);
+        *request.headers_mut() = self.headers_of(caller);
+        request.headers_mut().insert("accept-profile", HeaderValue::from_static("public"));
+        self.send(request).await
+    }
+
+    /// Sends a request with a small response. The whole response may take twice the idle timeout.
+    async fn send(&self, request: Request) -> Result<RawResponse, ProbeFailure> {
+        let limit = self.0.idle_limit.saturating_mul(2);
+        tokio::select! {
+            exchange = self.0.exchange(request, Duration::ZERO, body::MAX_OUTCOMES_BODY) => Ok(exchange?),
+            () = tokio::time::sleep(limit) => {
+                let message = format!("Supabase at {} did not complete its response within {limit:.1?}", self.0.host);
+                Err(ProbeFailure { kind: ProbeFailureKind::NoResponse, message })
+            }
+        }
+    }
+
+    fn headers_of(&self, caller: Caller<'_>) -> HeaderMap {
+        let without_key =
+            || HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+        match caller {
+            Caller::ServiceRole => self.0.credentials.current().headers().clone(),
+            Caller::Anon(key) => ApiKey::new(key).map_or_else(|_| without_key(), |key| key.headers().clone()),
+            Caller::Anonymous => without_key(),
+        }
+    }
+
+    /// Returns the body of a successful response.
+    fn successful<'a>(
+        &self,
+        RawResponse { status, body, .. }: &'a RawResponse,
+    ) -> Result<&'a [u8], ProbeFailure> {
+        match (status.is_success(), body.is_whole()) {
+            (true, true) => Ok(body.bytes()),
+            (true, false) => {
+                let message = classify::body_too_large(&self.0.host, body.bytes()).to_string();
+                Err(ProbeFailure { kind: ProbeFailureKind::NotPostgrest, message })
+            }
+            (false, _) => {
+                let error = PostgrestError::of(*status, body.bytes());
+                Err(ProbeFailure { kind: failure_kind(*status, &error), message: error.message })
+            }
+        }
+    }
+
+    fn unexpected_body(&self, body: &[u8], error: serde_json::Error) -> ProbeFailure {
+        let message = classify::unexpected_body(&self.0.host, body, error).to_string();
+        ProbeFailure { kind: ProbeFailureKind::NotPostgrest, message }
+    }
+}
+
+fn failure_kind(status: StatusCode, error: &PostgrestError) -> ProbeFailureKind {
+    use ProbeFailureKind as Kind;
+    match (error.kind(status), status.as_u16()) {
+        (_, 540) => Kind::Paused,
+        (_, 402) => Kind::Restricted,
+        (ErrorKind::Unavailable, 300..=399 | 401 | 403 | 404..=407) if error.code.is_empty() => {
+            Kind::NotPostgrest
+        }
+        (ErrorKind::Unavailable, _) => Kind::Unavailable,
+        (ErrorKind::Unauthorized, _) if error.code == "42501" => Kind::PermissionDenied,
+        (ErrorKind::Unauthorized, _) => Kind::Unauthorized,
+        (ErrorKind::SchemaOutdated, _) => Kind::UndefinedFunction,
+        _ => Kind::Rejected,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrations_list_equals_the_folder() {
+        let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).unwrap();
+        let mut names: Vec<_> =
+            folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        assert_eq!(names, MIGRATIONS);
+    }
+
+    #[test]
+    fn failure_kind_each_response_has_its_kind() {
+        use ProbeFailureKind as Kind;
+        for (status, body, expected) in [
+            (540, "", Kind::Paused),
+            (402, "{}", Kind::Restricted),
+            (522, "<html>", Kind::Unavailable),
+            (503, r#"{"code":"PGRST001"}"#, Kind::Unavailable),
+            (401, r#"{"message":"Invalid API key"}"#, Kind::Unauthorized),
+            (401, r#"{"code":"42501"}"#, Kind::PermissionDenied),
+            (404, r#"{"code":"PGRST202"}"#, Kind::UndefinedFunction),
+            (404, r#"{"message":"no Route"}"#, Kind::NotPostgrest),
+            (301, "", Kind::NotPostgrest),
+            (403, "<html>", Kind::NotPostgrest),
+            (400, "{}", Kind::Unavailable),
+            (400, r#"{"code":"22P05"}"#, Kind::Rejected),
+        ] {
+            let code = StatusCode::from_u16(status).unwrap();
+            assert_eq!(
+                failure_kind(code, &PostgrestError::of(code, body.as_bytes())),
+                expected,
+                "{status} {body}"
+            );
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Requests and responses of the database functions, as pure conversions.
+
+use std::borrow::Cow;
+use std::io::Write as _;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::json::Json;
+use crate::model::key::Key;
+use crate::model::record::Record;
+use crate::model::version::{Timestamp, Version};
+use crate::store::{Applied, ListRequest, LoadRequest, Loaded, Write};
+
+/// Writes the body of a `threadkeep_load`.
+pub(super) fn load(requests: &[LoadRequest]) -> Result<Vec<u8>> {
+    #[derive(Serialize)]
+    struct LoadRow<'a> {
+        key: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        if_none_match: Option<String>,
+    }
+    let if_none_match = |request: &LoadRequest| request.if_none_match.map(|version| version.to_string());
+    let rows: Vec<LoadRow<'_>> = requests
+        .iter()
+        .map(|request| LoadRow { key: request.key.as_str(), if_none_match: if_none_match(request) })
+        .collect();
+    body("requests", &rows)
+}
+
+/// Writes the body of a `threadkeep_apply`, without a serializer: the values are JSON already, and are neither parsed nor
+/// copied twice.
+pub(super) fn apply(writes: &[Write]) -> Result<Vec<u8>> {
+    /// The bytes of a record beside its texts.
+    const RECORD_OVERHEAD: usize = 160;
+    let texts: usize = writes.iter().map(|write| write.record.bytes()).sum();
+    let mut body = Vec::with_capacity(texts + (writes.len() + 1) * RECORD_OVERHEAD);
+    body.extend_from_slice(br#"{"writes":["#);
+    for (at, write) in writes.iter().enumerate() {
+        if at > 0 {
+            body.push(b',');
+        }
+        push_write(&mut body, write).map_err(not_serializable)?;
+    }
+    body.extend_from_slice(b"]}");
+    Ok(body)
+}
+
+fn push_write(body: &mut Vec<u8>, write: &Write) -> serde_json::Result<()> {
+    let Write { record, if_version, is_retry } = write;
+    body.extend_from_slice(br#"{"key":"#);
+    serde_json::to_writer(&mut *body, record.key.as_str())?;
+    // Versions are strings, because a JavaScript server would round numbers beyond 2^53.
+    push_field(body, "version", format_args!("\"{}\"", record.version));
+    push_field(body, "expires_at", format_args!("{}", record.expires_at.0));
+    if let Some(user) = &record.user {
+        body.extend_from_slice(br#","user":"#);
+        serde_json::to_writer(&mut *body, &**user)?;
+    }
+    push_field(body, "metadata", format_args!("{}", record.metadata.as_str()));
+    if let Some(value) = &record.value {
+        push_field(body, "value", format_args!("{}", value.as_str()));
+    }
+    if let Some(version) = if_version {
+        push_field(body, "if_version", format_args!("\"{version}\""));
+    }
+    if *is_retry {
+        push_field(body, "is_retry", format_args!("true"));
+    }
+    body.push(b'}');
+    Ok(())
+}
+
+fn push_field(body: &mut Vec<u8>, name: &str, json: std::fmt::Arguments<'_>) {
+    // Writing to memory cannot fail.
+    write!(body, ",\"{name}\":{json}").ok();
+}
+
+/// Writes the body of a `threadkeep_list`.
+pub(super) fn list(request: &ListRequest) -> Result<Vec<u8>> {
+    #[derive(Serialize)]
+    struct ListQuery<'a> {
+        limit: usize,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        after_version: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        after_key: Option<&'a str>,
+    }
+    let after = request.after.as_ref().map(|(version, key)| (version.to_string(), key.as_str()));
+    let (after_version, after_key) = after.unzip();
+    let user = request.user.as_deref();
+    body("request", &ListQuery { limit: request.limit, user, after_version, after_key })
+}
+
+/// Writes the body of a `threadkeep_touch`.
+pub(super) fn touch(keys: &[Key]) -> Result<Vec<u8>> {
+    body("keys", &keys.iter().map(Key::as_str).collect::<Vec<_>>())
+}
+
+/// Writes the body of a `threadkeep_purge`.
+pub(super) fn purge(limit: usize) -> Result<Vec<u8>> {
+    body("max_rows", &limit)
+}
+
+fn body(name: &str, argument: &impl Serialize) -> Result<Vec<u8>> {
+    let mut body = format!("{{{name:?}:").into_bytes();
+    serde_json::to_writer(&mut body, argument).map_err(not_serializable)?;
+    body.push(b'}');
+    Ok(body)
+}
+
+fn not_serializable(error: serde_json::Error) -> Error {
+    Error::new(ErrorKind::Invalid, "cannot write the request as JSON").with_source(error)
+}
+
+/// The response of a database function: the database's clock, the revision of the functions, and the rows.
+#[derive(Debug, Deserialize)]
+pub(super) struct FunctionResponse<'a> {
+    pub(super) now: i64,
+    /// The first building called the revision `schema`. Reading both names tells an old database from a foreign server.
+    #[serde(alias = "schema")]
+    pub(super) revision: u32,
+    #[serde(borrow, default)]
+    pub(super) rows: Vec<ResultRow<'a>>,
+    #[serde(default)]
+    pub(super) count: usize,
+    #[serde(default)]
+    pub(super) is_last: bool,
+}
+
+/// The state of one row, in the words of the SQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RowState {
+    Found,
+    NotModified,
+    Absent,
+    Deferred,
+    Stored,
+    Superseded,
+    Conflict,
+    Indeterminate,
+    VersionInFuture,
+    TooOld,
+}
+
+/// One row of a response. The state decides which fields are present.
+#[derive(Debug, Deserialize)]
+pub(super) struct ResultRow<'a> {
+    state: RowState,
+    #[serde(borrow, default)]
+    version: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    key: Option<Cow<'a, str>>,
+    #[serde(default)]
+    expires_at: Option<i64>,
+    #[serde(borrow, default)]
+    user: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    metadata: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    value: Option<&'a RawValue>,
+}
+
+impl ResultRow<'_> {
+    /// Converts a row of a load. `None` if the response had no room for the record.
+    pub(super) fn loaded(self, key: &Key) -> Result<Option<Loaded>> {
+        Ok(Some(match self.state {
+            // A caller never gets another conversation than the requested one.
+            RowState::Found if self.key.as_deref() != Some(key.as_str()) => {
+                return Err(unexpected("another conversation").with_key(key.as_str()));
+            }
+            RowState::Found => Loaded::Found(Arc::new(self.record()?)),
+            RowState::NotModified => Loaded::NotModified,
+            RowState::Absent => Loaded::Absent(self.version()?),
+            RowState::Deferred => return Ok(None),
+            other => return Err(unexpected(other)),
+        }))
+    }
+
+    /// Converts a row of an apply.
+    pub(super) fn applied(self) -> Result<Applied> {
+        Ok(match self.state {
+            RowState::Stored => Applied::Stored,
+            RowState::Superseded => Applied::Superseded(self.version()?),
+            RowState::Conflict => Applied::Conflict(self.version()?),
+            RowState::Indeterminate => Applied::Indeterminate(self.version()?),
+            RowState::VersionInFuture => Applied::VersionInFuture,
+            RowState::TooOld => Applied::TooOld,
+            other => return Err(unexpected(other)),
+        })
+    }
+
+    /// Converts a found row.
+    pub(super) fn record(self) -> Result<Record> {
+        let version = self.version()?;
+        let text = |raw: &RawValue| Json::trusted(raw.get());
+        Ok(Record {
+            key: Key::new(self.key.as_deref().unwrap_or_default())?,
+            version,
+            // serde reads JSON's null as `None`. A found row always has a value.
+            value: Some(self.value.map_or_else(|| Json::trusted("null"), text)),
+            expires_at: Timestamp(self.expires_at.ok_or_else(|| unexpected("no expiry"))?),
+            user: self.user.map(Into::into),
+            metadata: self.metadata.filter(|raw| raw.get() != "{}").map(text).unwrap_or_default(),
+        })
+    }
+
+    fn version(&self) -> Result<Version> {
+        let version = self.version.as_deref().and_then(|version| version.parse().ok());
+        version.map(Version::from_raw).ok_or_else(|| unexpected("no version"))
+    }
+}
+
+fn unexpected(content: impl std::fmt::Debug) -> Error {
+    let message = format!("the database functions sent an unknown response ({content:?})");
+    Error::new(ErrorKind::SchemaOutdated, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn apply_body_contains_the_value_unchanged() {
+        let value = Json::new(r#"{"digits":12345678901234567890.10}"#).unwrap();
+        let key = Key::new("a \"quoted\" key").unwrap();
+        let record = Record::put(key, Version::from_raw(i64::MAX), value, Timestamp(5));
+        let write = Write::new(record).with_if_version(Version::NONE);
+        assert_eq!(
+            std::str::from_utf8(&apply(&[write]).unwrap()).unwrap(),
+            r#"{"writes":[{"key":"a \"quoted\" key","version":"9223372036854775807","expires_at":5,"metadata":{},"value":{"digits":12345678901234567890.10},"if_version":"0"}]}"#
+        );
+    }
+
+    #[test]
+    fn loaded_null_value_is_a_value() {
+        let text = r#"{"now":1,"revision":1,"rows":[{"state":"found","key":"k","version":"7","expires_at":9,"user":null,"metadata":null,"value":null}]}"#;
+        let response: FunctionResponse<'_> = serde_json::from_str(text).unwrap();
+        let row = response.rows.into_iter().next().unwrap();
+        let Some(Loaded::Found(found)) = row.loaded(&Key::new("k").unwrap()).unwrap() else { panic!() };
+        assert_eq!(found.value.as_ref().map(Json::as_str), Some("null"));
+        assert_eq!(found.metadata.as_str(), "{}");
+    }
+}

@@ -1,0 +1,327 @@
+//! The plan of faults, and the handle that changes it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::Fault;
+use crate::store::{ListRequest, Write};
+
+/// Controls the faults of a [`FaultStore`](super::FaultStore).
+///
+/// Clones share one plan, so that a test can change it while a cache owns the store.
+#[derive(Debug, Clone)]
+pub struct Faults {
+    plan: Arc<Mutex<FaultPlan>>,
+    /// Counts the clears. A change ends the calls that hang.
+    cleared: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct FaultPlan {
+    script: VecDeque<Fault>,
+    always: Option<Fault>,
+    random: Option<(fastrand::Rng, f64)>,
+    /// Faults for writes of single conversations. Script, `always` and `random` come first.
+    fail_key: HashMap<String, Fault>,
+    fail_replays: bool,
+    /// Lists of more conversations fail as an outage.
+    max_page_size: Option<usize>,
+    counts: HashMap<&'static str, CallCount>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct CallCount {
+    calls: usize,
+    running: usize,
+    max_running: usize,
+}
+
+impl Faults {
+    /// Plans one fault for each of the next calls, in order.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> threadkeep::Result<()> {
+    /// use threadkeep::store::{Memory, Store};
+    /// use threadkeep::testing::{Fault, FaultStore};
+    ///
+    /// let store = FaultStore::new(Memory::new());
+    /// let faults = store.faults();
+    /// faults.script([Fault::Pass, Fault::Refuse]);
+    /// assert!(store.probe().await.is_ok());
+    /// assert!(store.probe().await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.plan().script.extend(faults);
+    }
+
+    /// Plans a fault for every call after the script.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> threadkeep::Result<()> {
+    /// use threadkeep::store::{Memory, Store};
+    /// use threadkeep::testing::{Fault, FaultStore};
+    ///
+    /// let store = FaultStore::new(Memory::new());
+    /// let faults = store.faults();
+    /// faults.always(Fault::Refuse);
+    /// assert!(store.probe().await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn always(&self, fault: Fault) {
+        self.plan().always = Some(fault);
+    }
+
+    /// Plans random faults at `rate` (0 to 1) for the calls after the script.
+    ///
+    /// Half of the faults are [`Fault::Refuse`], half are [`Fault::DropResponse`]. One seed gives one sequence of faults.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> threadkeep::Result<()> {
+    /// use threadkeep::store::{Memory, Store};
+    /// use threadkeep::testing::FaultStore;
+    ///
+    /// let store = FaultStore::new(Memory::new());
+    /// let faults = store.faults();
+    /// faults.random(7, 1.0);
+    /// assert!(store.probe().await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn random(&self, seed: u64, rate: f64) {
+        self.plan().random = Some((fastrand::Rng::with_seed(seed), rate));
+    }
+
+    /// Plans a fault for every batch with a write of this conversation.
+    ///
+    /// Script, `always` and `random` come first. The fault outlives [`clear`](Self::clear).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> threadkeep::Result<()> {
+    /// use threadkeep::store::{Key, Memory, Record, Store, Version};
+    /// use threadkeep::testing::{Fault, FaultStore};
+    ///
+    /// let store = FaultStore::new(Memory::new());
+    /// let faults = store.faults();
+    /// faults.fail_key("thread-1", Fault::Refuse);
+    /// let record = Record::tombstone(Key::new("thread-1")?, Version::from_raw(1 << 21));
+    /// assert!(store.apply(&[record.into()]).await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn fail_key(&self, key: impl Into<String>, fault: Fault) {
+        self.plan().fail_key.insert(key.into(), fault);
+    }
+
+    /// Removes the faults of [`fail_key`](Self::fail_key) and ends the calls that hang.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> threadkeep::Result<()> {
+    /// use threadkeep::store::{Memory, Store};
+    /// use threadkeep::testing::{Fault, FaultStore};
+    ///
+    /// let store = FaultStore::new(Memory::new());
+    /// let faults = store.faults();
+    /// faults.fail_key("thread-1", Fault::Refuse);
+    /// faults.clear_key_faults();
+    /// store.probe().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn clear_key_faults(&self) {
+        self.plan().fail_key.clear();
+        self.cleared.send_modify(|count| *count += 1);
+    }
+
+    /// Sets whether [`apply_once`](crate::store::Store::apply_once) fails as an outage.
+    ///
+    /// Replay sends queued writes with this call. The fault outlives [`clear`](Self::clear).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> threadkeep::Result<()> {
+    /// use threadkeep::store::{Memory, Store};
+    /// use threadkeep::testing::FaultStore;
+    ///
+    /// let store = FaultStore::new(Memory::new());
+    /// let faults = store.faults();
+    /// faults.fail_replays(true);
+    /// assert!(store.apply_once(&[]).await.is_err());
+    /// assert!(store.apply(&[]).await.is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn fail_replays(&self, fail: bool) {
+        self.plan().fail_replays = fail;
+    }
+
+    /// Plans an outage for every list of more conversations than this.
+    ///
+    /// The fault imitates a page that exceeds the server's time limit. The fault outlives [`clear`](Self::clear).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> threadkeep::Result<()> {
+    /// use threadkeep::store::{ListRequest, Memory, Store};
+    /// use threadkeep::testing::FaultStore;
+    ///
+    /// let store = FaultStore::new(Memory::new());
+    /// let faults = store.faults();
+    /// faults.max_page_size(10);
+    /// assert!(store.list(&ListRequest::new(11)).await.is_err());
+    /// store.list(&ListRequest::new(10)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn max_page_size(&self, conversations: usize) {
+        self.plan().max_page_size = Some(conversations);
+    }
+
+    /// Clears script, `always` and `random`, and ends the calls that hang.
+    ///
+    /// The faults of [`fail_key`](Self::fail_key), [`fail_replays`](Self::fail_replays) and
+    /// [`max_page_size`](Self::max_page_size) stay, and so do the counts.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> threadkeep::Result<()> {
+    /// use threadkeep::store::{Memory, Store};
+    /// use threadkeep::testing::{Fault, FaultStore};
+    ///
+    /// let store = FaultStore::new(Memory::new());
+    /// let faults = store.faults();
+    /// faults.always(Fault::Refuse);
+    /// faults.clear();
+    /// store.probe().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn clear(&self) {
+        let mut plan = self.plan();
+        let FaultPlan { counts, fail_key, fail_replays, max_page_size, .. } = std::mem::take(&mut *plan);
+        *plan = FaultPlan { counts, fail_key, fail_replays, max_page_size, ..FaultPlan::default() };
+        drop(plan);
+        self.cleared.send_modify(|count| *count += 1);
+    }
+
+    /// Returns the number of calls of an operation so far.
+    ///
+    /// The operations are `load`, `apply`, `list`, `touch`, `purge` and `probe`. Failed calls count, too.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> threadkeep::Result<()> {
+    /// use threadkeep::store::{Memory, Store};
+    /// use threadkeep::testing::FaultStore;
+    ///
+    /// let store = FaultStore::new(Memory::new());
+    /// let faults = store.faults();
+    /// store.probe().await?;
+    /// assert_eq!(faults.calls("probe"), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn calls(&self, operation: &str) -> usize {
+        self.plan().counts.get(operation).map_or(0, |count| count.calls)
+    }
+
+    /// Returns the largest number of concurrent calls of an operation.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> threadkeep::Result<()> {
+    /// use threadkeep::store::{Memory, Store};
+    /// use threadkeep::testing::FaultStore;
+    ///
+    /// let store = FaultStore::new(Memory::new());
+    /// let faults = store.faults();
+    /// store.probe().await?;
+    /// assert_eq!(faults.max_concurrent("probe"), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn max_concurrent(&self, operation: &str) -> usize {
+        self.plan().counts.get(operation).map_or(0, |count| count.max_running)
+    }
+
+    /// Counts a call as running until the guard is dropped.
+    pub(super) fn begin(&self, operation: &'static str) -> RunningCall {
+        let mut plan = self.plan();
+        let count = plan.counts.entry(operation).or_default();
+        count.calls += 1;
+        count.running += 1;
+        count.max_running = count.max_running.max(count.running);
+        RunningCall { faults: self.clone(), operation }
+    }
+
+    /// Draws the fault of a call: from the script, then `always`, then `random`.
+    pub(super) fn next(&self) -> Fault {
+        let mut plan = self.plan();
+        if let Some(fault) = plan.script.pop_front().or_else(|| plan.always) {
+            return fault;
+        }
+        let Some((rng, rate)) = &mut plan.random else { return Fault::Pass };
+        match (rng.f64() < *rate, rng.bool()) {
+            (false, _) => Fault::Pass,
+            (true, false) => Fault::Refuse,
+            (true, true) => Fault::DropResponse,
+        }
+    }
+
+    /// Draws the fault of a write call.
+    pub(super) fn next_for_writes(&self, writes: &[Write], is_replay: bool) -> Fault {
+        let fault = self.next();
+        let plan = self.plan();
+        if fault != Fault::Pass {
+            return fault;
+        }
+        if is_replay && plan.fail_replays {
+            return Fault::Refuse;
+        }
+        let key_fault = writes.iter().find_map(|write| plan.fail_key.get(write.record.key.as_str()));
+        key_fault.copied().unwrap_or(Fault::Pass)
+    }
+
+    /// Draws the fault of a list call.
+    pub(super) fn next_for_page(&self, page: &ListRequest) -> Fault {
+        let fault = self.next();
+        let is_too_large = self.plan().max_page_size.is_some_and(|max| page.limit > max);
+        if fault == Fault::Pass && is_too_large { Fault::Refuse } else { fault }
+    }
+
+    pub(super) fn none() -> Self {
+        Self { plan: Arc::default(), cleared: watch::Sender::new(0) }
+    }
+
+    /// Waits for the next clear, which ends a hanging call.
+    pub(super) async fn wait_for_clear(&self) {
+        self.cleared.subscribe().changed().await.ok();
+    }
+
+    fn plan(&self) -> MutexGuard<'_, FaultPlan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Guard of a running call; dropping it ends the count.
+pub(super) struct RunningCall {
+    faults: Faults,
+    operation: &'static str,
+}
+
+impl Drop for RunningCall {
+    fn drop(&mut self) {
+        if let Some(count) = self.faults.plan().counts.get_mut(self.operation) {
+            count.running -= 1;
+        }
+    }
+}
