@@ -9,7 +9,7 @@ async fn main() -> Result<()> {
     let cache = Cache::from_env().await?;
     let append = |current: Option<Vec<String>>| {
         let mut messages = current.unwrap_or_default();
-        messages.push(format!("hello for the {}. time", messages.len() + 1));
+        messages.push(format!("hello number {}", messages.len() + 1));
         Ok(Some(messages))
     };
     let outcome = cache.update("quickstart", append).await?; // compare-and-set: no concurrent turn is lost

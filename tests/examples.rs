@@ -30,9 +30,9 @@ const RUN_HERE: [&str; 4] = ["quickstart", "outage", "custom_store", "metrics"];
 #[test]
 fn quickstart_second_run_continues_the_first() {
     let directory = tempfile::tempdir().unwrap();
-    assert_eq!(run("quickstart", directory.path()), "Stored: [\"hello for the 1. time\"]\n");
+    assert_eq!(run("quickstart", directory.path()), "Stored: [\"hello number 1\"]\n");
     let second = run("quickstart", directory.path());
-    assert_eq!(second, "Stored: [\"hello for the 1. time\",\"hello for the 2. time\"]\n");
+    assert_eq!(second, "Stored: [\"hello number 1\",\"hello number 2\"]\n");
 }
 
 #[test]

@@ -15,6 +15,17 @@ async fn open(vars: &[(&str, &str)]) -> threadkeep::Result<Cache> {
 }
 
 #[tokio::test]
+async fn invalid_backend_hides_no_other_problem() {
+    let vars = [
+        ("CONVERSATION_STORAGE_BACKEND", "redis"),
+        ("SUPABASE_URL", "junk"),
+        ("SUPABASE_TIMEOUT_SECONDS", "0"),
+    ];
+    let message = open(&vars).await.unwrap_err().to_string();
+    assert!(vars.iter().all(|(name, _)| message.contains(name)), "{message}");
+}
+
+#[tokio::test]
 async fn settings_with_junk_are_named_with_a_remedy() {
     let junk = [
         ("CONVERSATION_STORAGE_BACKEND", "redis"),

@@ -158,9 +158,10 @@ pub enum QueueCommand {
     Export(Export),
     /// Imports an export, or the writes of another outage file
     #[command(after_help = "\
-FROM is an export (lines of JSON) or an outage file. The import only reads FROM. Recover a corrupt file first:
+FROM is an export (lines of JSON) or an outage file. The import only reads FROM. Recover a corrupt file from a copy first:
 
-  sqlite3 QUEUE.corrupt-1 .recover | sqlite3 recovered.db
+  cp QUEUE.corrupt-1 copy.db
+  sqlite3 copy.db .recover | sqlite3 recovered.db
   threadkeep queue import recovered.db
 
 The import keeps versions, and newer writes in the queue stay. So the same file can be imported again. The import reports an \
@@ -187,7 +188,7 @@ The command ignores the limit CONVERSATION_QUEUE_MAX_BYTES.")]
 Writes that Supabase rejects become dead letters. If a write became a dead letter or is still queued, the exit code is 1. \
 Standard error then has the count and the reason.")]
     Replay(Replay),
-    /// Lists dead letters (queued writes that Supabase rejected); exports, deletes or requeues them
+    /// Lists dead letters (queued writes that Supabase did not take); exports, deletes or requeues them
     #[command(after_help = "\
 A requeued dead letter is a new write of this moment: it replaces the stored value, and its time to live starts again. If a \
 newer write of the conversation is queued, the dead letter stays. If a conversation has several dead letters, the command \

@@ -1,4 +1,4 @@
-//! The command `queue dead-letters` lists, exports, deletes and requeues the writes that Supabase rejected.
+//! The command `queue dead-letters` lists, exports, deletes and requeues the writes that Supabase did not take.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -25,7 +25,19 @@ const MAX_LINE_BYTES: u64 = 256 << 20;
 const BOM: &[u8] = "\u{feff}".as_bytes();
 
 pub async fn import(settings: Builder, import: &Import, out: &mut Output) -> Result<Outcome, Failure> {
-    let is_export = import.from == Path::new("-") || is_export(&head(&import.from)?);
+    let is_export = import.from == Path::new("-")
+        || {
+            let head = head(&import.from)?;
+            if head.is_empty() {
+                // `sqlite3 FILE .recover | sqlite3 recovered.db` leaves an empty file if FILE has lost its first page.
+                return Err(Failure::Other(format!(
+                    "{} is empty, so nothing was imported; if it is the result of a recovery, the recovery failed: see OPERATIONS.md, A \
+                 corrupt outage file",
+                    import.from.display()
+                )));
+            }
+            is_export(&head)
+        };
     // An existing file knows its project. A new file gets the project of the settings.
     let file = match settings.backend() {
         Backend::Supabase => settings.open_queue_of_project().await?,
@@ -66,7 +78,7 @@ fn head(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(head)
 }
 
-/// Tells an export (lines of JSON) from an outage file by the first bytes. An empty file is an empty export.
+/// Tells an export (lines of JSON) from an outage file by the first bytes.
 ///
 /// The start of either file may be corrupt. An outage file has binary bytes near its start. A corrupt export may have
 /// such bytes too, but it has a valid line near them.

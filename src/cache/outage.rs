@@ -171,6 +171,7 @@ impl Shared {
     /// Looks up the last known copy of a conversation in the replica.
     pub(super) async fn lookup_replica(&self, key: &Key) -> ReplicaLookup {
         let Some(file) = &self.file else { return ReplicaLookup::Missing };
+        // The token is older than the read of the file, so a change during the read shows (I2).
         let token = self.floors.token();
         let copy = file.lookup_replica(key).await.inspect_err(|error| {
             tracing::warn!(%error, "cannot read the replica; a read in an outage was answered without it");
@@ -235,6 +236,7 @@ impl Shared {
     /// The store was seen to hold this version, but its value is unknown.
     pub(super) async fn supersede(&self, key: &Key, version: Version) {
         let tombstone = Arc::new(Record::tombstone(key.clone(), version));
+        // The file comes before memory: after an eviction, no older copy may come back (I16).
         self.save_copies_of(std::iter::once(tombstone), Moment::now(), CopyRank::Used).await;
         self.memory.invalidate_superseded(key, version);
     }

@@ -51,6 +51,7 @@ impl VersionFloors {
     /// Takes a token. The caller does so before it contacts the store (I2).
     pub(crate) fn token(&self) -> ReadToken {
         let mut state = self.state();
+        // One lock covers number and registration, so no raise falls between them.
         let number = state.next_number();
         state.live_tokens.insert(number);
         ReadToken { floors: self.clone(), number }
@@ -68,6 +69,7 @@ impl VersionFloors {
 
     fn raise_to(&self, key: &Key, version: Version, confirmed: Version) {
         let mut state = self.state();
+        // Without a running call, no result can become stale. So idle keys cost no memory.
         if state.live_tokens.is_empty() {
             return;
         }
@@ -100,6 +102,7 @@ impl FloorState {
         let oldest = self.live_tokens.first().copied().unwrap_or(u64::MAX);
         while self.raise_log.front().is_some_and(|(number, _)| *number < oldest) {
             let Some((number, key)) = self.raise_log.pop_front() else { return };
+            // Only the last raise of a key drops its floor, because a live token may be older than that raise.
             if self.floors.get(&key).is_some_and(|floor| floor.raised_at == number) {
                 self.floors.remove(&key);
             }
@@ -110,6 +113,7 @@ impl FloorState {
 impl ReadToken {
     /// Returns the floor of a key, if it was raised after this token was taken.
     pub(crate) fn floor(&self, key: &Key) -> Option<Version> {
+        // An older floor does not count: a deletion or a restored database may lower the stored version.
         let floor = self.floors.state().floors.get(key).copied();
         floor.filter(|floor| floor.raised_at > self.number).map(|floor| floor.version)
     }
@@ -129,6 +133,7 @@ impl ReadToken {
 impl Drop for ReadToken {
     fn drop(&mut self) {
         let mut state = self.floors.state();
+        // The token leaves first, so that the prune drops the floors of which it was the last reader.
         state.live_tokens.remove(&self.number);
         state.prune();
     }

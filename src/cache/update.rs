@@ -167,7 +167,9 @@ async fn update(
 ) -> Result<WriteOutcome> {
     let shared = &cache.0;
     shared.check_open()?;
+    // Each write shares the guard, so the lock outlives a cancelled caller until the outcome is known.
     let key_lock = Arc::new(shared.key_locks.acquire(key).await);
+    // An update of a queued write can only be queued. After this wait it may go to the store.
     shared.wait_for_queue(key).await;
     let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
     for attempt in 0..MAX_ATTEMPTS {
@@ -177,11 +179,14 @@ async fn update(
         if value.is_none() && found.is_none() {
             return Ok(shared.acknowledged(WriteOutcome::Stored));
         }
+        // A tombstone keeps neither user nor metadata.
         let options = options.or_from(found.as_ref().filter(|_| value.is_some()));
         let pending_write = PendingWrite { key: key.clone(), value, options, if_version: Some(version) };
         match shared.write(pending_write, Some(Arc::clone(&key_lock))).await {
             // `Superseded` also means that the store did not take the change.
             Ok(WriteOutcome::Superseded) => {}
+            // A conflict of unknown outcome ends the update: the store may hold the change, and a retry could
+            // apply it twice.
             Err(e) if e.kind() == ErrorKind::Conflict && !e.outcome_unknown() => {}
             done => return done,
         }

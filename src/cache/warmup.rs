@@ -76,6 +76,7 @@ impl Warmer {
         let first = match self.fetch_page(&mut page_size, self.max_count, None).await {
             Err(error) if is_transient(&error) => {
                 self.load_from_replica().await?;
+                // Callers of `warm` continue here. The load from the store follows in the background.
                 self.progress.send_modify(|progress| progress.is_done = true);
                 self.log_loaded("the local disk", started_at);
                 self.fetch_with_retry(&mut page_size, self.max_count, None).await?
@@ -112,6 +113,7 @@ impl Warmer {
             let received = page.records.len();
             let records = self.take_while_fits(page.records);
             conversations += records.len();
+            // If memory had no room for the whole page, older pages do not fit either.
             let is_last =
                 page.is_last || records.len() < received || conversations >= self.max_count || last.is_none();
             let admit = self.admit(records, &token, started_at);
@@ -164,11 +166,14 @@ impl Warmer {
     ) -> Result<FetchedPage> {
         let mut pauses = Backoff::new(MIN_PAUSE, MAX_PAUSE);
         loop {
+            // The breaker finds the end of the outage by its own probe. A request before that fails at
+            // once.
             if let Some(breaker) = self.store.breaker() {
                 breaker.wait_closed().await;
             }
             match self.fetch_page(page_size, left, after.clone()).await {
                 Err(error) if is_transient(&error) => {
+                    // The wait that the store asks for is the minimum. The backoff may be longer.
                     tokio::time::sleep(pauses.next().max(error.retry_after()).unwrap_or(MAX_PAUSE)).await;
                 }
                 done => return done,
@@ -180,6 +185,7 @@ impl Warmer {
     async fn admit(&self, records: Vec<Arc<Record>>, token: &ReadToken, started_at: Moment) {
         if let Some(file) = &self.file {
             let memory = Arc::clone(&self.memory);
+            // Copies that a caller has read are promoted first, so that this page does not displace them.
             file.save_copies(self.memory.drain_first_reads(), move |settled| memory.mark_completed(settled))
                 .await;
             let confirmed_at = self.store.clock().at(started_at);
@@ -190,6 +196,7 @@ impl Warmer {
             let is_news = |record: &&Arc<Record>| !token.is_superseded(&record.key, record.version);
             let memory = Arc::clone(&self.memory);
             let settled = move |settled| memory.mark_completed(settled);
+            // The oldest come first, because the replica drops the copies that were written first.
             file.save_copies(records.iter().rev().filter(is_news).map(copy).collect(), settled).await;
         }
         // The oldest enter first, so that memory evicts them first.
@@ -202,6 +209,7 @@ impl Warmer {
         let Some(file) = &self.file else { return Ok(()) };
         let (mut conversations, mut before_row, mut has_room) = (0, i64::MAX, true);
         while conversations < self.max_count && has_room {
+            // The token is older than the read of the file, so a change during the read shows (I2).
             let token = self.floors.token();
             let copies = file.copies(before_row, MAX_PAGE.min(self.max_count - conversations)).await?;
             let Some((last, ..)) = copies.last() else { break };

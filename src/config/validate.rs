@@ -46,10 +46,14 @@ impl Builder {
 
     /// Splits the problems into those of the chosen backend and those of other backends.
     ///
-    /// A rollback to another backend must not fail because of a setting that only Supabase uses.
+    /// A rollback to another backend must not fail because of a setting that only Supabase uses. If the backend itself is
+    /// invalid, each problem counts, so that one error has them all.
     pub(super) fn partition_problems(&self) -> (Vec<SettingProblem>, Vec<SettingProblem>) {
-        let is_used =
-            |problem: &SettingProblem| problem.backend.is_none_or(|backend| backend == self.backend);
+        let is_unknown =
+            self.problems.iter().any(|problem| problem.setting == "CONVERSATION_STORAGE_BACKEND");
+        let is_used = |problem: &SettingProblem| {
+            is_unknown || problem.backend.is_none_or(|backend| backend == self.backend)
+        };
         self.problems.iter().cloned().partition(is_used)
     }
 

@@ -165,11 +165,15 @@ impl Clock {
     /// three.
     fn reading(&self) -> (Moment, Timestamp, Option<UnsyncedPeriod>) {
         let moment = self.moment();
+        let is_synced =
+            || self.unsynced_number.load(Acquire) == 0 && self.seen_jumps.load(Acquire) == moment.jumps();
+        // Before and after the time: an answer that ends a period in between must not make the wrong time look synced.
+        let was_synced = is_synced();
         let shown = self.at(moment);
-        // Both counters are checked after the time was read. An answer or a jump in between leads to the slow path.
-        if self.unsynced_number.load(Acquire) == 0 && self.seen_jumps.load(Acquire) == moment.jumps() {
+        if was_synced && is_synced() {
             return (moment, shown, None);
         }
+        // Under the lock, no answer and no jump comes between the three values.
         let mut corrections = self.corrections();
         let reading = read_clocks();
         self.on_jump(&mut corrections, reading);
@@ -190,6 +194,7 @@ impl Clock {
     pub(crate) fn stamp(&self) -> IssuedVersion {
         let (issued_at, shown, unsynced) = self.reading();
         let random = fastrand::i64(0..1 << RANDOM_BITS);
+        // After the system clock was set back, versions continue from the stored ones (I9).
         let now = shown.max(self.min_version_time(issued_at));
         let fresh = Version::min_at(now).0 | fastrand::i64(0..1 << LOW_BITS);
         // A version beyond the horizon came from a wrong clock, and no store accepts one that follows it. Such a version is

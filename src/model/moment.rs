@@ -107,6 +107,7 @@ fn with_ticker<T>(call: impl FnOnce(&Ticker) -> T) -> T {
 }
 
 fn read_raw() -> RawReading {
+    // The monotonic clock comes first. `count_jump` relies on this order.
     let mono = mono_nanos(Instant::now());
     RawReading { mono, wall: coarse_millis() }
 }
@@ -115,6 +116,7 @@ fn mono_nanos(instant: Instant) -> i64 {
     let nanos = |span: Duration| i64::try_from(span.as_nanos()).unwrap_or(i64::MAX);
     match instant.checked_duration_since(*START) {
         Some(span) => nanos(span),
+        // The instant may be older than the first use of `START`.
         None => -nanos(START.duration_since(instant)),
     }
 }
@@ -206,6 +208,7 @@ impl Ticker {
         let drift = shown.ahead_of(shown.mono) - self.ahead.load(Relaxed);
         if drift.unsigned_abs() > MAX_CLOCK_SKEW.as_millis() as u64 {
             self.count_jump(&read_raw);
+            // The first reading belongs to the time before the count.
             shown = read_raw();
         }
         let moment = self.moment_at(shown.mono);
@@ -225,6 +228,7 @@ impl Ticker {
         let ahead = self.ahead.load(Relaxed);
         // The system clock was read between the two readings of the monotonic clock. They bound the step from both sides.
         let (least, most) = (shown.ahead_of(after.mono) - ahead, shown.ahead_of(shown.mono) - ahead);
+        // The bound nearer to zero is the certain part of the step.
         let by = if least > millis(MAX_CLOCK_SKEW) {
             least
         } else if most < -millis(MAX_CLOCK_SKEW) {
@@ -245,12 +249,14 @@ impl Ticker {
     }
 
     fn moment_at(&self, mono: i64) -> Moment {
+        // Before `missed`, so that the missed time is at least as new as the number.
         let jumps = self.jumps.load(Acquire);
         Moment { nanos: mono.saturating_add(self.missed.load(Relaxed)), jumps }
     }
 
     /// Returns the moment of a reading of the monotonic clock, which may be older than the last jump.
     fn moment_of(&self, mono: i64) -> Moment {
+        // The lock keeps a new jump out until both values are read.
         let last_jump = self.last_jump.lock().unwrap_or_else(PoisonError::into_inner);
         let moment = self.moment_at(mono);
         if mono > last_jump.noticed_at {

@@ -234,7 +234,8 @@ impl QueueAdmin {
     /// ```
     pub async fn import(&self, items: Vec<ImportItem>) -> Result<(ImportReport, Vec<(usize, Error)>)> {
         let (valid, invalid) = import::validate(items);
-        Ok((self.insert(valid.into_iter()).await?, invalid))
+        // One transaction, so that an error imports nothing.
+        Ok((self.file.import(valid).await?, invalid))
     }
 
     /// Rejects the writes of another project.
@@ -301,6 +302,7 @@ impl QueueAdmin {
     async fn insert(&self, items: impl Iterator<Item = ImportItem>) -> Result<ImportReport> {
         let (mut items, mut sum) = (items.peekable(), ImportReport::default());
         while items.peek().is_some() {
+            // Each page is one transaction. After an error a repeat finds the earlier pages as duplicates.
             sum = sum.plus(self.file.import(items.by_ref().take(MAX_RECORDS).collect()).await?);
         }
         Ok(sum)

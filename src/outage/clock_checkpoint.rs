@@ -48,6 +48,7 @@ impl ClockCheckpoint {
         let now = clock.moment();
         let is_due = self.0.is_none_or(|saved| !now.is_within(CHECKPOINT_INTERVAL, saved));
         let Some(shown) = clock.known_now().filter(|_| is_due) else { return Ok(()) };
+        // Set even without `/proc`, so that each transaction does not try again.
         self.0 = Some(now);
         let Some(MachineTime { boot, uptime, system }) = MachineTime::now() else { return Ok(()) };
         file::set_meta(connection, NAME, &format!("{boot} {uptime} {} {system}", shown.0))
@@ -74,6 +75,7 @@ fn store_time(checkpoint: &str, now: &MachineTime) -> Option<Timestamp> {
     let paused = now.system - system - elapsed;
     let paused = if paused > millis(MAX_CLOCK_SKEW) { paused } else { 0 };
     let shown = shown.saturating_add(elapsed + paused);
+    // An uptime that goes back belongs to another machine.
     (is_of_this_boot && elapsed >= 0).then_some(Timestamp(shown - not_passed(shown, now.system, paused)))
 }
 

@@ -17,6 +17,7 @@ pub(super) fn corrected(
     issued_at: Timestamp,
     clock: &Clock,
 ) -> Version {
+    // While the period lasts, the issued version is the best guess.
     let moved = unsynced.and_then(|unsynced| clock.moved(unsynced));
     version.clock_corrected(moved.unwrap_or(0), issued_at)
 }
@@ -47,11 +48,13 @@ pub(super) fn apply_clock_correction(
 ) -> rusqlite::Result<()> {
     let sql = "select distinct unsynced_period from records
                where is_queued = 1 and provisional_skew_ms is not null";
+    // Collected first, because the updates below change the rows of this query.
     let periods = connection.prepare_cached(sql)?.query_map([], |row| row.get(0))?.collect::<Vec<_>>();
     for period in periods {
         let number: u32 = period?;
         let period = UnsyncedPeriod(number);
         let (Some(moved), Some(exact)) = (clock.moved(period), clock.exact_correction_ms(period)) else {
+            // This period still lasts, so its writes stay provisional.
             continue;
         };
         // Versions ignore a correction within the tolerance; expiries and times do not (I17). A dispatched write keeps its
@@ -72,6 +75,7 @@ pub(super) fn apply_clock_correction(
 /// Shifts the provisional versions of an earlier process to the clock of this process, so that one correction fits all of them.
 /// The two clocks may lead the system's clock by different amounts.
 pub(super) fn shift_provisional(connection: &Connection, clock: &Clock) -> rusqlite::Result<()> {
+    // SQLite computes every right side from the old row, so the order of the columns does not matter.
     let sql = "update records set
                    version = version + ((?1 - provisional_skew_ms) << 21),
                    expires_at = expires_at + ?1 - provisional_skew_ms,

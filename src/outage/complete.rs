@@ -25,6 +25,7 @@ impl OutageFile {
                 .iter()
                 .map(|(key, version, outcome)| complete(connection, state, key, *version, outcome, &clock))
                 .collect();
+            // Stored writes became copies, so the replica may exceed its limit.
             replica::evict(connection, state, limit)?;
             completed
         };
@@ -42,8 +43,10 @@ pub(super) fn complete(
     clock: &Clock,
 ) -> rusqlite::Result<bool> {
     let row = StoredRow::find(connection, state, key, clock)?.filter(|row| row.is_queued);
+    // A load or a list may have completed the write during the call.
     let Some(row) = row else { return Ok(false) };
     if row.version != version {
+        // A newer write has replaced the row during the call, and stays queued. Only a stored write may be its base.
         if matches!(outcome, ReplayOutcome::Stored) {
             advance_base(connection, key, &row, version)?;
         }
@@ -52,8 +55,10 @@ pub(super) fn complete(
     state.usage.queue.sub(row.bytes);
     match outcome {
         ReplayOutcome::Stored => turn_into_copy(connection, state, key, &row, clock)?,
+        // The store holds a newer write, so this value must not become a copy (I16).
         ReplayOutcome::Replaced(_) => delete_row(connection, key)?,
         ReplayOutcome::DeadLettered(reason) => {
+            // The dead letter comes first, because it copies the value from the row.
             let bytes = add_dead_letter(connection, key, version, reason, clock.now())?;
             delete_row(connection, key)?;
             state.usage.dead_letters.add(bytes);
@@ -72,6 +77,7 @@ fn advance_base(
     if row.version <= stored || row.base.is_none_or(|base| base > stored) {
         return Ok(());
     }
+    // The store holds `stored`, and no older version can come back (I9).
     let later = versions(&row.sent_versions).filter(|version| *version > stored);
     let sent_versions: String = later.map(|version| format!(" {version}")).collect();
     let sql = "update records set base = ?2, sent_versions = ?3 where key = ?1";
@@ -87,6 +93,7 @@ fn turn_into_copy(
     clock: &Clock,
 ) -> rusqlite::Result<()> {
     clear_attempts(connection, key, row.version)?;
+    // The row may still have the provisional version. The store has the corrected one.
     let sql = "update records set is_queued = 0, at = ?2, base = null, sent_versions = '', dispatched = 0,
                    provisional_skew_ms = null, version = ?3
                where key = ?1";

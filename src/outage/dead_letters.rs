@@ -26,6 +26,7 @@ impl OutageFile {
     pub(crate) async fn delete_dead_letters(&self, last: i64) -> Result<usize> {
         let work = move |connection: &Connection, state: &mut WriterState| {
             let deleted = connection.execute("delete from dead_letters where id <= ?1", [last])?;
+            // The bytes of the deleted letters are unknown here.
             *state = WriterState::read(connection)?;
             Ok(deleted)
         };
@@ -58,6 +59,7 @@ pub(super) fn add_dead_letter(
     reason: &DeadLetterReason,
     now: Timestamp,
 ) -> rusqlite::Result<u64> {
+    // SQLite copies the row, so the value is neither read nor bound again.
     let sql = "insert into dead_letters
                    (key, version, value, expires_at, user, metadata, bytes, queued_at, died_at, reason, newer)
                select key, ?2, value, expires_at, user, metadata, bytes, at, ?3, ?4, ?5 from records where key = ?1

@@ -75,6 +75,7 @@ impl OutageFile {
                 tracing::error!(%path, %error, "the copies of the replica cannot be dropped; the replica hands out none");
             }
         }
+        // After the drop, which makes queued writes unverified.
         let index = file.load_index().await?;
         Ok((file, index))
     }
@@ -89,6 +90,7 @@ impl OutageFile {
                  (OPERATIONS.md, A corrupt outage file)"
             );
         }
+        // Before the start, which writes to the file: a foreign file stays unchanged.
         check_project(&opened, project)?;
         Self::start(opened, limits, clock)
     }
@@ -97,6 +99,7 @@ impl OutageFile {
     pub(super) fn start(opened: LockedDatabase, limits: FileLimits, clock: Arc<Clock>) -> Result<Self> {
         let state = prepare(&opened.connection, &clock).map_err(error::file_error(&opened.path))?;
         let state = Arc::new(Mutex::new(state));
+        // A rollback also undoes the jobs of the group that succeeded, which the figures include.
         let on_rollback = {
             let state = Arc::clone(&state);
             move || lock(&state).is_known = false
@@ -166,6 +169,7 @@ impl OutageFile {
             if !state.is_known {
                 *state = WriterState::read(connection)?;
             }
+            // Part of this transaction, so that a checkpoint costs no commit of its own.
             state.checkpoint.save(connection, &clock)?;
             let result = work(connection, &mut state);
             state.is_known = result.is_ok();
@@ -187,6 +191,7 @@ impl OutageFile {
     /// Checks by a write and a read that the file works. Without traffic nothing else would notice.
     pub(crate) async fn check_working(&self) -> Result<()> {
         self.database.check_working().await?;
+        // Without traffic no other job would read the figures again after a failed commit.
         self.reload_state().await
     }
 
@@ -212,6 +217,7 @@ fn prepare(connection: &Connection, clock: &Arc<Clock>) -> rusqlite::Result<Writ
         clock.observe(Version::from_raw(newest));
     }
     clock_checkpoint::resume(connection, clock)?;
+    // After the resume, because the shift uses the lead of the resumed clock.
     shift_provisional(connection, clock)?;
     WriterState::read(connection)
 }

@@ -53,8 +53,10 @@ impl OutageFile {
             let key = letter.record.key.as_str();
             let queued = "select is_queued from records where key = ?1";
             let queued = connection.query_row(queued, [key], |row| row.get::<_, bool>(0)).optional()?;
+            // SQLite may have given the number of a deleted letter to a later one, so key and version are compared.
             let delete = "delete from dead_letters where id = ?1 and key = ?2 and version = ?3";
             let values = params![letter.id, key, letter.record.version.raw()];
+            // The requeued write would get the newest version, and so replace the later write.
             if queued == Some(true) || connection.execute(delete, values)? == 0 {
                 return Ok(false);
             }
@@ -63,6 +65,7 @@ impl OutageFile {
             let version = clock.stamp().version;
             let record = Record { version, expires_at: now.plus(ttl), ..letter.record.clone() };
             insert(connection, state, &provisional(record, now))?;
+            // A dead letter and perhaps a copy are gone, so the figures are read again.
             *state = WriterState::read(connection)?;
             Ok(true)
         };
@@ -181,6 +184,7 @@ fn decide(write: &QueuedWrite, made_at: Version, row: Option<&ImportedRow>) -> I
     if row.version == made_at || was_imported {
         return ImportDecision::Duplicate;
     }
+    // The newest version stays, in any order of imports (I9).
     if row.version > made_at {
         return ImportDecision::Stale;
     }
@@ -191,6 +195,7 @@ fn decide(write: &QueuedWrite, made_at: Version, row: Option<&ImportedRow>) -> I
             || (follows_a_put && row.version < base)
     };
     if row.is_queued && write.base.is_some_and(|base| !follows_row(base)) {
+        // Without a dead letter the queued write would be lost without a trace.
         return ImportDecision::Supersede(row.version);
     }
     ImportDecision::Insert
@@ -207,6 +212,7 @@ fn insert(connection: &Connection, state: &mut WriterState, write: &QueuedWrite)
         base: write.base,
         sent_versions: &sent_versions.join(" "),
         is_dispatched: write.is_dispatched,
+        // A lead of zero over the system's clock. The next start shifts the version to its own clock.
         provisional: write.is_provisional.then_some((0, UnsyncedPeriod(0))),
         read_state: match (write.is_superseded, write.is_unverified) {
             (true, _) => SUPERSEDED,
@@ -276,10 +282,12 @@ pub(super) async fn read_file(path: &Path) -> Result<FileContents> {
 
 fn read_rows(connection: &Connection) -> rusqlite::Result<FileContents> {
     let project = file::meta(connection, "project")?;
+    // Replay may have sent these writes from the other file (I7).
     let dispatched = writer_state::dispatched(connection)?;
     let (mut items, mut unreadable) = (Vec::new(), 0);
     let mut add = |item: rusqlite::Result<ImportItem>| match item {
         Ok(item) => items.push(item),
+        // One bad row of a recovered file must not stop the import of the others.
         Err(_) => unreadable += 1,
     };
     let mut queued =

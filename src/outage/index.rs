@@ -126,6 +126,7 @@ impl QueuedMark {
         let moved = self.unsynced.and_then(|unsynced| clock.exact_correction_ms(unsynced));
         let Some(moved) = moved else { return self };
         let queued_at = Timestamp(self.queued_at.0.saturating_add(moved));
+        // The version is corrected by the old queueing time, which the issuing clock showed.
         Self { version: self.corrected(clock), unsynced: None, queued_at, ..self }
     }
 }
@@ -134,6 +135,7 @@ impl QueueIndex {
     pub(crate) fn new(entries: Vec<IndexEntry>, clock: Arc<Clock>) -> Self {
         let mut marks = QueuedMarks::default();
         for IndexEntry { key, version, unsynced, queued_at, is_superseded, is_unverified } in entries {
+            // The versions of this process must be above the queued ones.
             clock.observe(version);
             let mark = QueuedMark::new(version, unsynced, queued_at);
             marks.insert(key, QueuedMark { is_superseded, is_unverified, ..mark });
@@ -153,6 +155,7 @@ impl QueueIndex {
     pub(crate) fn is_newest_queued(&self, key: &str, version: Version) -> bool {
         let marks = self.marks();
         let mark = marks.get(key).filter(|mark| mark.is_newest());
+        // An entry in memory keeps the issued version.
         mark.is_some_and(|mark| version == mark.version || version == mark.corrected(&self.clock))
     }
 
@@ -203,6 +206,7 @@ impl QueueIndex {
             return false;
         }
         marks.insert(key.clone(), mark);
+        // Before the wake-up, so that a woken task does not wait for the lock.
         drop(marks);
         self.changed();
         true
@@ -215,9 +219,11 @@ impl QueueIndex {
         let mark = marks.by_key.get_mut(key)?;
         let queued = mark.corrected(&self.clock);
         if !mark.is_superseded && queued > version {
+            // The store holds an older version, so nothing has superseded the queued write.
             mark.is_unverified = false;
             return Some(queued);
         }
+        // The mark stays, because replay must still send the write (I10).
         let is_change = !std::mem::replace(&mut mark.is_superseded, true);
         drop(marks);
         if is_change {
@@ -229,6 +235,7 @@ impl QueueIndex {
     /// Removes the mark of a completed write.
     pub(crate) fn remove(&self, key: &Key, version: Version) {
         let mut marks = self.marks();
+        // A newer write may have replaced the completed one. Its mark stays.
         if marks.get(key.as_str()).is_some_and(|mark| mark.corrected(&self.clock) == version) {
             marks.remove(key);
             drop(marks);
@@ -280,6 +287,7 @@ impl QueueIndex {
 
     /// Waits until `is_met` returns true. Checks after every change.
     pub(crate) async fn wait_until(&self, is_met: impl Fn(&Self) -> bool) {
+        // Subscribed before the check, so that no change in between is missed.
         let mut changes = self.watch();
         while !is_met(self) {
             if changes.changed().await.is_err() {

@@ -32,6 +32,7 @@ impl OutageFile {
                 unsynced: unsynced_period(row, 2)?,
                 queued_at: Timestamp(row.get(3)?),
                 is_superseded: read_state == SUPERSEDED,
+                // On a full disk the drop of the copies failed, so the read states are too old (I16).
                 is_unverified: copies_are_invalid || read_state == UNVERIFIED,
             })
         };
@@ -48,6 +49,7 @@ impl OutageFile {
             let sql = "insert or ignore into attempts values (?1, ?2, ?3)";
             connection.prepare_cached(sql)?.execute(params![key.as_str(), version.raw(), is_put])
         };
+        // Without a sync, because each direct write waits for this.
         if let Err(error) = self.write(CommitLevel::ProcessCrash, work).await {
             tracing::debug!(%error, "the outage file cannot record an attempt; the write is sent without a record");
         }
@@ -87,6 +89,7 @@ impl OutageFile {
         let clock = Arc::clone(&self.clock);
         let dispatched = lock(&self.state).dispatched;
         let read = move |connection: &Connection| {
+            // A write that replaces a row after the mark does not count that row as sent (I7).
             let sql = format!(
                 "{} where is_queued = 1 and provisional_skew_ms is null and seq > ?2 and seq <= ?1
                  order by seq limit ?3",
@@ -99,6 +102,7 @@ impl OutageFile {
             for queued in find.query_map(values, |row| queued_row(row, &clock))? {
                 let queued = queued?;
                 bytes += queued.record.bytes();
+                // A record above the limit goes alone. Otherwise it would never be sent.
                 if bytes > max_bytes && !batch.is_empty() {
                     break;
                 }
@@ -115,6 +119,7 @@ impl OutageFile {
     /// the store may hold the replaced one.
     pub(super) async fn mark_dispatched(&self) -> Result<()> {
         let is_marked = |state: &WriterState| state.is_known && state.dispatched >= state.last_queued;
+        // Most rounds of replay find nothing new, and need no sync.
         if is_marked(&lock(&self.state)) {
             return Ok(());
         }
@@ -125,6 +130,7 @@ impl OutageFile {
             }
             Ok(())
         };
+        // Synced, because the batch follows: after a power cut the rows must count as dispatched (I7).
         self.write(CommitLevel::PowerCut, work).await
     }
 
@@ -173,6 +179,7 @@ fn queued_row(row: &Row<'_>, clock: &Clock) -> rusqlite::Result<QueuedRow> {
     let mut record = record(row)?;
     let (sent_versions, unsynced): (String, _) = (row.get(7)?, unsynced_period(row, 10)?);
     if let Some(moved) = unsynced.and_then(|unsynced| clock.exact_correction_ms(unsynced)) {
+        // A version ignores a correction within the tolerance. An expiry does not (I17).
         record.version = corrected(record.version, unsynced, Timestamp(row.get(12)?), clock);
         record.expires_at = Timestamp(record.expires_at.0.saturating_add(moved));
     }

@@ -111,6 +111,7 @@ impl Replayer {
             let due = state.next_due();
             let finished = tokio::select! {
                 Some(finished) = state.in_flight.join_next() => finished,
+                // Before a pause, the loop waits for its batches alone, because no new call may start.
                 _ = changes.changed(), if state.unavailable.is_none() => continue,
                 () = sleep_until(due) => continue,
             };
@@ -132,11 +133,13 @@ impl Replayer {
         if clock.unsynced().is_none() || state.unavailable.is_some() || self.queue_index.len() == 0 {
             return Ok(());
         }
+        // Taken before the probe, because a jump during the probe makes the answer worthless.
         let asked = clock.moment();
         let probed = self.store.probe().await;
         self.alert.note(Access::Probe, &probed);
         probed?;
         clock.trust(asked);
+        // The clock ignores the answer after such a jump.
         self.known_now().map(drop)
     }
 
@@ -165,6 +168,7 @@ impl Replayer {
             self.file.apply_clock_correction().await?;
             self.queue_index.apply_clock_correction();
         }
+        // Before the rows are read, so that a replacing write knows that they may have been sent (I7).
         self.file.mark_dispatched().await?;
         for key in state.due() {
             match self.file.queued(&key).await?.filter(|queued| queued.is_queued) {
@@ -183,6 +187,7 @@ impl Replayer {
         while state.batches < MAX_CONCURRENT_BATCHES {
             let next = self.file.next_batch(state.cursor, state.sizer.records(), MAX_BATCH_BYTES).await?;
             let Some(last) = next.last() else { break };
+            // The cursor passes isolated writes, too. They are sent when they are due.
             state.cursor = last.seq;
             let batch: Vec<QueuedRow> = next.into_iter().filter(|queued| state.can_batch(queued)).collect();
             if !batch.is_empty() {
@@ -225,6 +230,7 @@ impl Replayer {
                 true
             }
             BatchResult::Unavailable(error) => {
+                // An outage is no proof against a record, so it counts as no failure.
                 for (key, _) in &keys {
                     state.release(key, was_alone);
                 }
@@ -238,6 +244,7 @@ impl Replayer {
                 true
             }
             BatchResult::Rejected(_) => {
+                // One record fails the whole batch, and nothing tells which. So each goes alone.
                 let accepted = self.alert.accepted();
                 for (key, version) in keys {
                     state.isolate(key, version, Duration::ZERO, accepted);

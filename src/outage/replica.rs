@@ -83,6 +83,7 @@ impl OutageFile {
         on_completed: impl FnOnce(CompletedWrites) + Send + 'static,
     ) -> Result<Option<oneshot::Receiver<Result<SavedCopies>>>> {
         let (limit, clock) = (self.limits.replica, Arc::clone(&self.clock));
+        // Counted before the submission, so that `flush_copies` cannot miss these copies.
         let in_flight = self.copies_in_flight.begin(copies.iter().map(|copy| copy.record.bytes()).sum());
         let validity = Arc::clone(&self.validity);
         let work = move |connection: &Connection, state: &mut WriterState| {
@@ -110,6 +111,7 @@ impl OutageFile {
                 }
                 Err(error) => validity.record_failure(error),
             }
+            // After the validity, because a reader that no longer waits must see the failure (I16).
             drop(in_flight);
         };
         match self.submit(CommitLevel::ProcessCrash, work, on_commit).await {
@@ -123,6 +125,7 @@ impl OutageFile {
     /// Waits until the writer has committed the submitted copies.
     async fn flush_copies(&self) -> Result<()> {
         if self.copies_in_flight.is_any() {
+            // The writer runs jobs in order, so an empty job ends after all submitted copies.
             self.write(CommitLevel::ProcessCrash, |_, _| Ok(())).await
         } else {
             Ok(())
@@ -189,6 +192,7 @@ impl OutageFile {
 
     /// Drops all copies.
     pub(super) async fn drop_copies(&self) -> Result<()> {
+        // Read before the drop, because a later failure must keep the copies invalid.
         let failures = self.validity.failures();
         self.write(CommitLevel::PowerCut, drop_copies).await?;
         self.validity.restore(failures);

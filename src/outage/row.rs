@@ -96,6 +96,7 @@ impl StoredRow {
         key: &Key,
         clock: &Clock,
     ) -> rusqlite::Result<Option<Self>> {
+        // One number in `meta` marks all rows up to its `seq` as dispatched, so replay rewrites no row.
         let sql = format!(
             "select version, is_queued, bytes, base, sent_versions, dispatched or seq <= ?2, {UNSYNCED_PERIOD}, at
              from records where key = ?1"
@@ -134,6 +135,7 @@ impl StoredRow {
         } else if self.issued == self.version {
             format!(" {}", self.version)
         } else {
+            // A direct write was sent under the issued version. Replay sends the corrected one (I8).
             format!(" {} {}", self.version, self.issued)
         }
     }

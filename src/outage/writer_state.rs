@@ -58,6 +58,7 @@ impl WriterState {
             listed_seq: listed_seq.unwrap_or(FIRST_LISTED_SEQ),
             last_queued,
             dispatched,
+            // A failed transaction may have dropped the invalid copies, so the next one drops them again.
             ..Self::default()
         })
     }

@@ -140,17 +140,20 @@ impl Breaker {
     /// # }
     /// ```
     pub fn check(&self) -> Result<()> {
+        // The closed breaker takes no lock.
         if self.state() == BreakerState::Closed { Ok(()) } else { Err(self.lock().rejection.clone()) }
     }
 
     /// Asks for the right to make a call.
     pub(crate) fn try_acquire(&self) -> Result<Permit> {
+        // The epoch is read before the state. A transition in between makes the permit stale (I18).
         let epoch = self.shared.epoch.load(SeqCst);
         self.check().map(|()| Permit { epoch })
     }
 
     /// Records the result of a call.
     pub(crate) fn record<T>(&self, permit: &Permit, result: &Result<T>) {
+        // Each transition holds this lock, so none comes between the check and the record (I18).
         let mut reason = self.lock();
         if permit.epoch != self.shared.epoch.load(SeqCst) {
             return;
@@ -166,6 +169,7 @@ impl Breaker {
     /// Opens the breaker at once. Callers use it when the first contact with the store fails.
     pub(crate) fn trip(&self, error: &Error) {
         let mut reason = self.lock();
+        // A row of failures opens it, so the loop ends (I12).
         while self.state() == BreakerState::Closed {
             self.fail(&mut reason, error);
         }
@@ -174,6 +178,7 @@ impl Breaker {
     /// Waits until it is closed.
     pub(crate) async fn wait_closed(&self) {
         loop {
+            // The future exists before the state is read, so it sees each later transition.
             let changed = self.shared.changed.notified();
             if self.state() == BreakerState::Closed {
                 return;
@@ -242,6 +247,7 @@ impl Breaker {
     /// The probing task keeps the pause between probes. failsafe's own pause is zero, but ends only when its clock moves.
     pub(crate) fn begin_probe(&self) -> Option<Permit> {
         let _one_at_a_time = self.lock();
+        // This call turns failsafe half open. Only a probe makes it, so no caller passes (I11).
         if self.machine.is_call_permitted() {
             return Some(Permit { epoch: self.shared.epoch.load(SeqCst) });
         }
@@ -260,6 +266,7 @@ impl Breaker {
 
     fn fail(&self, reason: &mut OpenReason, error: &Error) {
         let before = self.state();
+        // A caller that sees the open state waits for the lock, so it gets the new reason.
         *reason = OpenReason::new(Some(error.clone()));
         self.machine.on_error();
         if before == BreakerState::Closed && self.state() == BreakerState::Open {
@@ -314,6 +321,7 @@ impl SharedState {
     }
 
     fn set(&self, to: BreakerState) {
+        // failsafe also announces its initial state, which is no transition.
         if self.state() == to {
             return;
         }
@@ -374,10 +382,12 @@ impl FailurePolicy for SlidingWindow {
 
     fn mark_dead_on_failure(&mut self) -> Option<Duration> {
         self.push(true);
+        // The probing task keeps the pause: failsafe's own backoffs panic below one second.
         self.is_bad().then_some(Duration::ZERO)
     }
 
     fn revived(&mut self) {
+        // Failures from before the outage must not open the breaker again.
         *self = Self::default();
     }
 }

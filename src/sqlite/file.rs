@@ -198,6 +198,7 @@ pub fn quarantine_path(path: &Path) -> PathBuf {
 /// Renames a corrupt file and its companions.
 pub(crate) fn quarantine(path: &Path) -> Result<PathBuf> {
     let quarantined = quarantine_path(path);
+    // The main file moves last: SQLite would delete a log whose main file is gone.
     for suffix in ["-wal", "-shm", ""] {
         match std::fs::rename(with_suffix(path, suffix), with_suffix(&quarantined, suffix)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -41,6 +41,7 @@ impl FileHealth {
     ///
     /// `given` is the path in the configuration, perhaps a link. The next start opens that path.
     pub(crate) fn of(path: &Path, given: &Path) -> Self {
+        // Absolute, so that a later change of the working directory does not look like a loss.
         let given = std::path::absolute(given).unwrap_or_else(|_| given.to_owned());
         let paths = SUFFIXES.into_iter().map(|suffix| with_suffix(path, suffix)).chain([given]);
         let names = paths.filter_map(|path| Some(WatchedName { file: identity(&path)?, path })).collect();
@@ -74,6 +75,7 @@ impl FileHealth {
     pub(crate) fn check_names(&self) -> Result<()> {
         let is_lost = |name: &&WatchedName| !name.is_there();
         let is_emptied = |name: &&WatchedName| name.is_emptied();
+        // Only the main file counts as emptied, because SQLite itself truncates the log.
         let lost = self.names.iter().find(is_lost).or_else(|| self.names.first().filter(is_emptied));
         let mut faults = self.faults();
         match (lost, &faults.name) {
@@ -83,6 +85,7 @@ impl FileHealth {
                 tracing::info!(file = %self.path.display(), "the local file has its name again");
                 Ok(())
             }
+            // The checks run all the time, but a loss is logged once.
             (Some(_), Some(error)) => Err(error.clone()),
             (Some(lost), None) => {
                 let error = name_lost(&self.path, lost);
@@ -161,6 +164,7 @@ type Identity = (u64, u64);
 #[cfg(unix)]
 fn identity(path: &Path) -> Option<Identity> {
     use std::os::unix::fs::MetadataExt as _;
+    // `metadata` follows a link, so the target counts. The configured path may be a link.
     std::fs::metadata(path).ok().map(|data| (data.dev(), data.ino()))
 }
 

@@ -44,6 +44,7 @@ impl Lock {
         }
         let LockFile { copies_are_invalid, has_opened, .. } = read_lock_file(&mut file);
         let mut lock = Self { file, had_invalid_copies: copies_are_invalid, has_opened };
+        // Keeps the previous holder's flag, so that a crash before the next check does not lose it.
         lock.write(copies_are_invalid);
         Ok(lock)
     }

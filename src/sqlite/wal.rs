@@ -80,6 +80,7 @@ impl WalCheckpointer {
     pub(super) fn recover_after_fsync_failure(&self, connection: &Connection) -> rusqlite::Result<()> {
         if self.fsync_failed.load(SeqCst) {
             checkpoint_truncate(connection)?;
+            // Only after a success. Else the next group tries again (I15).
             self.fsync_failed.store(false, SeqCst);
         }
         Ok(())
@@ -91,6 +92,7 @@ impl WalCheckpointer {
         let truncated = wait(TRUNCATE_TIMEOUT)
             .and_then(|()| checkpoint_truncate(connection))
             .inspect_err(|error| self.observe_error(error));
+        // `and` evaluates its argument in both cases. So the writer gets its own limit back after a failure too.
         match truncated.and(wait(file::LOCK_TIMEOUT)) {
             Ok(()) => self.pages.store(0, Relaxed),
             Err(error) => {

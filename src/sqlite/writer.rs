@@ -129,6 +129,7 @@ impl Writer {
         on_commit: impl FnOnce(&Result<T>) + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T>>> {
         let (answer, answered) = oneshot::channel();
+        // The clone lets a caller wait for a place without the lock. It also keeps the thread alive until the job is queued.
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)?;
         let job = QueuedJob { level, work, result: None, on_commit, answer };
         jobs.send(Box::new(job)).await.map_err(|_| closed())?;
@@ -176,6 +177,7 @@ fn serve(
         let group: Group = std::iter::once(first).chain(more).take(MAX_GROUP).collect();
         for (group, committed) in serve_if_named(&connection, group, &wal, health, on_rollback) {
             let error = committed.as_ref().err().or_else(|| group.iter().find_map(|job| job.error()));
+            // Before the answers, so that a caller who got an error also finds the fault.
             wal.note_result(error, health);
             completion.answer(group, committed, !waiting.is_empty());
         }
@@ -222,10 +224,12 @@ fn serve_group(
     on_rollback: &dyn Fn(),
 ) -> Vec<(Group, Result<()>)> {
     let committed = wal
+        // Before the transaction, so that no commit builds on pages that the disk lost (I15).
         .recover_after_fsync_failure(connection)
         .map_err(CommitError::before_disk)
         .and_then(|()| commit(connection, &mut group, path))
         .map_err(|failed| {
+            // SQLite may have rolled back already. Then this call fails, and says nothing new.
             connection.execute_batch("rollback").ok();
             on_rollback();
             let CommitError::Transaction { error, reached_disk } = failed else { return None };
@@ -235,6 +239,7 @@ fn serve_group(
             Some(if reached_disk { error.with_outcome_unknown() } else { error })
         });
     match committed {
+        // Each job runs again, so the work must be repeatable. One job is not split again (I12).
         Err(None) if group.len() > 1 => group
             .into_iter()
             .flat_map(|job| serve_group(connection, vec![job], wal, path, on_rollback))
@@ -266,12 +271,14 @@ impl CommitError {
 /// Runs the jobs in one transaction. The strictest job decides whether the commit is synced.
 fn commit(connection: &Connection, group: &mut [Box<dyn Job>], path: &Path) -> Result<(), CommitError> {
     let level = group.iter().map(|job| job.level()).max().unwrap_or(CommitLevel::PowerCut);
+    // SQLite refuses to change this pragma inside a transaction.
     let synchronous = if level == CommitLevel::ProcessCrash { "normal" } else { "full" };
     connection.pragma_update(None, "synchronous", synchronous).map_err(CommitError::before_disk)?;
     connection.execute_batch("begin immediate").map_err(CommitError::before_disk)?;
     if !group.iter_mut().all(|job| job.run(connection, path)) {
         return Err(CommitError::Job);
     }
+    // A failed commit may be in the log all the same (I6).
     let failed = |error| CommitError::Transaction { error, reached_disk: true };
     connection.execute_batch("commit").map_err(failed)
 }
@@ -286,12 +293,14 @@ struct CompletionThread {
 
 impl CompletionThread {
     fn start() -> Self {
+        // One group may wait. Then the writer slows down to the speed of the answers (I12).
         let (groups, submitted) = sync_channel::<(Group, Result<()>)>(1);
         let in_flight = Arc::new(AtomicUsize::new(0));
         let unanswered = Arc::clone(&in_flight);
         let run = move || {
             for (group, committed) in submitted {
                 answer(group, &committed);
+                // After the answers: until then, a later group must queue behind this one.
                 unanswered.fetch_sub(1, SeqCst);
             }
         };
@@ -307,6 +316,7 @@ impl CompletionThread {
         let Some(groups) = self.groups.as_ref().filter(|_| is_offloaded) else {
             return answer(group, &committed);
         };
+        // Before the send, or the other OS thread could count the group down first.
         self.in_flight.fetch_add(1, SeqCst);
         // The channel is closed if the thread could not start.
         if let Err(SendError((group, committed))) = groups.send((group, committed)) {

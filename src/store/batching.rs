@@ -205,8 +205,10 @@ impl<S: Store, E: BatchOp> Dispatcher<S, E> {
 
     async fn call(self: &Arc<Self>, items: &[E::Item]) -> Result<Vec<E::Answer>> {
         match self.dispatch(items)? {
+            // The bound slot lives as long as the call, and passes on after a cancellation too.
             Dispatch::Immediate(_slot) => self.send(items).await,
             Dispatch::Queued(answer) => answer.await.unwrap_or_else(|_| {
+                // The batch may have been sent (I6).
                 let message = "the batch task ended before the batch was complete";
                 Err(Error::new(ErrorKind::Unavailable, message).with_outcome_unknown())
             }),
@@ -219,6 +221,7 @@ impl<S: Store, E: BatchOp> Dispatcher<S, E> {
     }
 
     fn dispatch(self: &Arc<Self>, items: &[E::Item]) -> Result<Dispatch<S, E>> {
+        // A busy slot looks at the backlog under this lock before it ends. So no request stays behind.
         let mut state = self.lock();
         if state.busy_slots < MAX_CONCURRENT_CALLS {
             state.busy_slots += 1;
@@ -263,12 +266,14 @@ impl<E: BatchOp> DispatchState<E> {
         let (mut batch, mut records, mut bytes) = (Vec::new(), 0, 0);
         while let Some(next) = self.waiting.front() {
             let exceeds = records + next.items.len() > share || bytes + next.bytes > MAX_BATCH_BYTES;
+            // A request above the share goes alone, so the backlog always shrinks (I12).
             if exceeds && !batch.is_empty() {
                 break;
             }
             let Some(request) = self.waiting.pop_front() else { break };
             self.records -= request.items.len();
             self.bytes -= request.bytes;
+            // A cancelled caller has sent nothing yet, so its request can go.
             if !request.answer.is_closed() {
                 records += request.items.len();
                 bytes += request.bytes;
@@ -289,7 +294,9 @@ impl<S: Store, E: BatchOp> DispatchSlot<S, E> {
                 state.in_flight -= self.in_flight;
                 state.next_batch()
             };
+            // No await comes since the lock, so a drop returns exactly these records.
             self.in_flight = batch.iter().map(|request| request.items.len()).sum();
+            // The drop looks at the backlog again. A request may have come since.
             if batch.is_empty() {
                 return;
             }

@@ -220,6 +220,7 @@ impl Store for Local {
                 connection.prepare_cached("update conversations set accessed_at = ?2 where key = ?1")?;
             keys.iter().try_for_each(|key| touch.execute(params![key.as_str(), now]).map(drop))
         };
+        // No caller gets a promise about an access time, so a lost name does not matter.
         self.database.write(CommitLevel::PowerCut, touch_all).await
     }
 
@@ -235,6 +236,7 @@ impl Store for Local {
                    (select rowid from conversations where expires_at <= ?1 and value is not null limit ?2)",
                 params![now.0, limit],
             )?;
+            // A younger version must stay: the store may still accept an older write (I13).
             let deleted = connection.execute(
                 "delete from conversations where rowid in
                    (select rowid from conversations where expires_at < ?1 and version < ?2 limit ?3)",

@@ -125,6 +125,7 @@ impl<S: Store> ResilientStore<S> {
                     self.shared.breaker.trip(&e);
                     break;
                 }
+                // The store answers and rejects writes only, so the breaker stays closed.
                 Err(e) if e.is_outage() => return Ok(Some(e)),
                 Err(e) if remaining == 0 => {
                     // The probe writes. If a plain load succeeds, only writes are rejected.
@@ -160,6 +161,7 @@ impl<S: Store> ResilientStore<S> {
     ) -> Result<T> {
         let deadline = self.shared.deadline_for(bytes);
         let first_error = match self.shared.attempt(operation, deadline, || call(false)).await {
+            // A store that names a pause gets no retry before its end.
             Err(e) if e.counts_as_outage() && e.retry_after().is_none() => e,
             other => return other,
         };
@@ -254,6 +256,7 @@ impl<S: Store> ResilientCore<S> {
     async fn run_probe(self: &Arc<Self>) {
         let _guard = self.probing.lock().await;
         let Some(permit) = self.breaker.begin_probe() else {
+            // failsafe's pause of zero ends only when its clock moves. Without the sleep, the probe task would spin (I12).
             return tokio::time::sleep(BREAKER_CLOCK_TICK).await;
         };
         let shared = Arc::clone(self);
@@ -283,6 +286,7 @@ async fn probe_while_open<S: Store>(shared: Arc<ResilientCore<S>>) {
         shared.breaker.wait_open().await;
         let mut pauses = Backoff::new(MIN_PROBE_INTERVAL, MAX_PROBE_INTERVAL);
         while shared.breaker.state() != BreakerState::Closed {
+            // A longer pause by `Retry-After` wins. `None` is less than each pause.
             let pause = pauses.next().max(shared.breaker.requested_pause()).unwrap_or(MAX_PROBE_INTERVAL);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -317,6 +321,7 @@ impl<S: Store> Store for ResilientStore<S> {
             if !is_retry {
                 return self.shared.store.apply(writes).await;
             }
+            // The mark lets the store answer `Indeterminate` instead of a false conflict.
             let writes: Vec<Write> = writes.iter().map(|write| Write { is_retry, ..write.clone() }).collect();
             self.shared.store.apply(&writes).await
         };
@@ -326,6 +331,7 @@ impl<S: Store> Store for ResilientStore<S> {
     async fn apply_once(&self, writes: &[Write]) -> Result<Vec<Applied>> {
         let bytes = writes.iter().map(|write| write.record.bytes()).sum();
         let _slot = self.shared.acquire_slot().await?;
+        // No permit: a batch of replay does not count in the breaker.
         self.shared.breaker.check()?;
         self.shared
             .call_with_deadline(
@@ -349,6 +355,7 @@ impl<S: Store> Store for ResilientStore<S> {
     }
 
     async fn probe(&self) -> Result<()> {
+        // The probe task may run a probe now (I11).
         let _guard = self.shared.probing.lock().await;
         self.read(StoreOperation::Probe, || probe_writes(&self.shared.store)).await
     }

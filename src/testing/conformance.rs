@@ -76,7 +76,7 @@ impl Suite {
     }
 
     async fn all(&self) {
-        self.probe_sets_clock().await;
+        self.probe_succeeds().await;
         self.load_returns_applied_record().await;
         self.apply_repeated_is_idempotent().await;
         self.apply_in_any_order_keeps_newest().await;

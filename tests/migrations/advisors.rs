@@ -116,84 +116,86 @@ pub fn advice(database: &Database) -> Vec<String> {
     all
 }
 
+/// A fault for each rule: the rule, a statement that plants the fault, and a statement that repairs it.
+const FAULTS: [(&str, &str, &str); 16] = [
+    (
+        "function_search_path_mutable",
+        "create function public.planted() returns int language sql as 'select 1'",
+        "drop function planted()",
+    ),
+    (
+        "security_definer_function_executable",
+        "create function public.planted() returns int language sql security definer set search_path = '' as 'select 1'",
+        "drop function planted()",
+    ),
+    (
+        "function_executable_by_the_public_key",
+        "grant execute on function threadkeep_load to anon",
+        "revoke execute on function threadkeep_load from anon",
+    ),
+    (
+        "table_open_to_the_public_key",
+        "grant select on threadkeep_tombstones to authenticated",
+        "revoke all on threadkeep_tombstones from authenticated",
+    ),
+    (
+        "rls_disabled_in_public",
+        "alter table threadkeep_tombstones disable row level security",
+        "alter table threadkeep_tombstones enable row level security",
+    ),
+    (
+        "policy_exists_rls_disabled",
+        "alter table conversation_threads disable row level security",
+        "alter table conversation_threads enable row level security",
+    ),
+    (
+        "rls_enabled_no_policy",
+        "create table planted (a int primary key); alter table planted enable row level security",
+        "drop table planted",
+    ),
+    (
+        "rls_policy_always_true",
+        "create policy planted on threadkeep_tombstones using (true)",
+        "drop policy planted on threadkeep_tombstones",
+    ),
+    (
+        "multiple_permissive_policies",
+        "create policy one on threadkeep_tombstones using (false); create policy two on threadkeep_tombstones using (false)",
+        "drop policy one on threadkeep_tombstones; drop policy two on threadkeep_tombstones",
+    ),
+    ("no_primary_key", "create table planted (a int)", "drop table planted"),
+    (
+        "unindexed_foreign_keys",
+        "create table planted (a int primary key, b text references threadkeep_tombstones)",
+        "drop table planted",
+    ),
+    ("duplicate_index", "create index planted on conversation_threads (expires_at)", "drop index planted"),
+    (
+        "index_that_a_longer_one_serves",
+        "create index planted on conversation_threads (user_id)",
+        "drop index planted",
+    ),
+    ("security_definer_view", "create view planted as select 1 as one", "drop view planted"),
+    ("extension_in_public", "create extension plpgsql_check", "drop extension plpgsql_check"),
+    ("not_commented", "create table planted (a int)", "drop table planted"),
+];
+
 #[test]
-fn each_rule_finds_its_fault() {
+fn planted_fault_is_found_by_its_rule() {
     let database = Database::migrated();
     assert_eq!(advice(&database), [""; 0]);
-    let function = "create function public.planted() returns int language sql";
-    for (rule, fault, mend) in [
-        ("function_search_path_mutable", &*format!("{function} as 'select 1'"), "drop function planted()"),
-        (
-            "security_definer_function_executable",
-            &format!("{function} security definer set search_path = '' as 'select 1'"),
-            "drop function planted()",
-        ),
-        (
-            "function_executable_by_the_public_key",
-            "grant execute on function threadkeep_load to anon",
-            "revoke execute on function threadkeep_load from anon",
-        ),
-        (
-            "table_open_to_the_public_key",
-            "grant select on threadkeep_tombstones to authenticated",
-            "revoke all on threadkeep_tombstones from authenticated",
-        ),
-        (
-            "rls_disabled_in_public",
-            "alter table threadkeep_tombstones disable row level security",
-            "alter table threadkeep_tombstones enable row level security",
-        ),
-        (
-            "policy_exists_rls_disabled",
-            "alter table conversation_threads disable row level security",
-            "alter table conversation_threads enable row level security",
-        ),
-        (
-            "rls_enabled_no_policy",
-            "create table planted (a int primary key); alter table planted enable row level security",
-            "drop table planted",
-        ),
-        (
-            "rls_policy_always_true",
-            "create policy planted on threadkeep_tombstones using (true)",
-            "drop policy planted on threadkeep_tombstones",
-        ),
-        (
-            "multiple_permissive_policies",
-            "create policy one on threadkeep_tombstones using (false); create policy two on threadkeep_tombstones using (false)",
-            "drop policy one on threadkeep_tombstones; drop policy two on threadkeep_tombstones",
-        ),
-        ("no_primary_key", "create table planted (a int)", "drop table planted"),
-        (
-            "unindexed_foreign_keys",
-            "create table planted (a int primary key, b text references threadkeep_tombstones)",
-            "drop table planted",
-        ),
-        (
-            "duplicate_index",
-            "create index planted on conversation_threads (expires_at)",
-            "drop index planted",
-        ),
-        (
-            "index_that_a_longer_one_serves",
-            "create index planted on conversation_threads (user_id)",
-            "drop index planted",
-        ),
-        ("security_definer_view", "create view planted as select 1 as one", "drop view planted"),
-        ("extension_in_public", "create extension plpgsql_check", "drop extension plpgsql_check"),
-        ("not_commented", "create table planted (a int)", "drop table planted"),
-    ] {
+    for (rule, fault, repair) in FAULTS {
         database.sql(fault);
-        let said = advice(&database);
-        assert!(said.iter().any(|said| said.starts_with(rule)), "{rule}: {said:?}");
-        database.sql(mend);
-        assert_eq!(advice(&database), [""; 0], "after {mend}");
+        let findings = advice(&database);
+        assert!(findings.iter().any(|finding| finding.starts_with(rule)), "{rule}: {findings:?}");
+        database.sql(repair);
+        assert_eq!(advice(&database), [""; 0], "after {repair}");
     }
 }
 
-/// Each index serves a call of the library, or a rule of the table. (The plans at a size stand in benches/PLANS.md.)
+/// Each index must serve a call of the library or a rule of the table. `benches/PLANS.md` has the plans of a large table.
 #[test]
-fn each_index_is_used() {
+fn library_calls_use_every_index() {
     let database = Database::migrated();
     database.sql(
         "insert into conversation_threads (thread_id, user_id, conversation_data, expires_at, version)
@@ -210,15 +212,15 @@ fn each_index_is_used() {
          select threadkeep_touch('[\"t1999\"]');
          select threadkeep_purge(10)",
     );
-    let unused = "select string_agg(indexrelname, ', ') from pg_stat_user_indexes where schemaname = 'public' and idx_scan = 0";
-    let mut said = String::new();
+    let select_unused = "select string_agg(indexrelname, ', ') from pg_stat_user_indexes where schemaname = 'public' and idx_scan = 0";
+    let mut unused = String::new();
     // PostgreSQL publishes the statistics shortly after the end of the session.
     for _ in 0..1_500 {
-        said = database.sql(unused);
-        if said.is_empty() {
+        unused = database.sql(select_unused);
+        if unused.is_empty() {
             return;
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    panic!("no call uses {said}");
+    panic!("no call uses {unused}");
 }

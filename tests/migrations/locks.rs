@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 use crate::PLANNED;
 use crate::database::Database;
 
-/// Each file begins with a lock_timeout.
 #[test]
-fn each_file_begins_with_a_lock_timeout() {
+fn migration_file_begins_with_a_lock_timeout() {
     for file in crate::stack::migrations("migrations") {
         let sql = std::fs::read_to_string(&file).unwrap();
         let first = sql.lines().find(|line| !line.is_empty() && !line.starts_with("--")).unwrap();
@@ -29,16 +28,11 @@ async fn repeated_migration_beside_long_transactions_takes_no_lock() {
     writer.batch_execute("begin; update conversation_threads set conversation_data = '2'; insert into threadkeep_tombstones values ('x', 1, '{}', now())").await.unwrap();
     let locks = "select coalesce(string_agg(distinct mode, ', '), 'none') from pg_locks
                  where relation in ('conversation_threads'::regclass, 'threadkeep_tombstones'::regclass) and pid = pg_backend_pid()";
-    let applied = async {
-        tokio::task::block_in_place(|| database.apply("migrations")).unwrap();
-        // One transaction holds all locks until its end.
-        let all: String = crate::stack::migrations("migrations")
-            .iter()
-            .map(|file| std::fs::read_to_string(file).unwrap())
-            .collect();
-        database.try_sql(&format!("begin; {all}; {locks}; rollback")).unwrap()
-    };
-    let modes = applied.await;
+    tokio::task::block_in_place(|| database.apply("migrations")).unwrap();
+    // One transaction holds all locks until its end.
+    let files = crate::stack::migrations("migrations");
+    let all: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let modes = database.try_sql(&format!("begin; {all}; {locks}; rollback")).unwrap();
     // The rolled-back trial write released its locks, so the migration takes no lock at all.
     assert_eq!(modes.lines().last(), Some("none"));
     caller.batch_execute("set statement_timeout = '30s'").await.unwrap();
@@ -51,7 +45,7 @@ async fn repeated_migration_beside_long_transactions_takes_no_lock() {
 
 /// The first migration must lock the table. It fails with a clear message, and callers wait about one second at most.
 #[tokio::test(flavor = "multi_thread")]
-async fn first_migration_beside_long_reader_fails_callers_continue() {
+async fn first_migration_beside_long_reader_fails_with_a_remedy() {
     let database = Database::new();
     database.try_sql(PLANNED).unwrap();
     let before = database.schema();

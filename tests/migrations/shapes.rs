@@ -25,106 +25,107 @@ fn remedies(said: &str) -> Vec<String> {
     remedies
 }
 
+/// The row in the plan's table.
+const ROW: &str = "('before', 'somebody', '[1]', now() + interval '1 hour')";
+/// The row for a table with a `uuid` as its user id.
+const UUID_ROW: &str = "('before', gen_random_uuid(), '[1]', now() + interval '1 hour')";
+/// Changes of the plan's table, each with the difference that the migration must name.
+const UNPLANNED_TABLES: &[(&[(&str, &str)], &str)] = &[
+    (
+        &[("user_id text", "user_id uuid"), (ROW, UUID_ROW)],
+        "column user_id has the type uuid instead of text",
+    ),
+    (
+        &[("user_id text", "user_id varchar(40)")],
+        "column user_id has the type character varying(40) instead of text",
+    ),
+    (
+        &[("thread_id text", "thread_id uuid"), ("'before'", "gen_random_uuid()")],
+        "column thread_id has the type uuid instead of text",
+    ),
+    (
+        &[("thread_id text", "thread_id varchar")],
+        "column thread_id has the type character varying instead of text",
+    ),
+    (&[("not null unique", "not null")], "column thread_id is not unique"),
+    (&[("not null unique", "not null unique deferrable")], "column thread_id is not unique"),
+    (&[("not null unique", "unique")], "column thread_id may be null"),
+    (
+        &[("conversation_data jsonb", "conversation_data json")],
+        "column conversation_data has the type json instead of jsonb",
+    ),
+    (
+        &[("conversation_data jsonb", "conversation_data text")],
+        "column conversation_data has the type text instead of jsonb",
+    ),
+    (
+        &[("conversation_data jsonb not null", "conversation_data jsonb")],
+        "column conversation_data may be null",
+    ),
+    (
+        &[("expires_at timestamptz", "expires_at timestamp")],
+        "column expires_at has the type timestamp without time zone instead of timestamp with time zone",
+    ),
+    (
+        &[("expires_at timestamptz", "expires_at bigint"), ("now() + interval '1 hour'", "2000000000")],
+        "column expires_at has the type bigint instead of timestamp with time zone",
+    ),
+    (&[("expires_at timestamptz not null", "expires_at timestamptz")], "column expires_at may be null"),
+    (
+        &[("accessed_at timestamptz", "accessed_at timestamp(0)")],
+        "column accessed_at has the type timestamp(0) without",
+    ),
+    (
+        &[("metadata jsonb default '{}'", "metadata json default '{}'")],
+        "column metadata has the type json instead of jsonb",
+    ),
+    (&[(",\n        metadata jsonb default '{}'", "")], "column metadata is missing"),
+    (&[("        accessed_at timestamptz default now(),\n", "")], "column accessed_at is missing"),
+    (
+        &[("id uuid primary key default gen_random_uuid()", "id bigserial primary key")],
+        "column id has the type bigint instead of uuid",
+    ),
+    (
+        &[(
+            "id uuid primary key default gen_random_uuid()",
+            "id bigint primary key generated always as identity",
+        )],
+        "column id has the type bigint instead of uuid",
+    ),
+    (&[("primary key default gen_random_uuid()", "default gen_random_uuid()")], "column id is not unique"),
+    (
+        &[
+            ("id uuid primary key default gen_random_uuid()", "id uuid primary key"),
+            ("(thread_id, user_id", "(id, thread_id, user_id"),
+            ("('before'", "(gen_random_uuid(), 'before'"),
+        ],
+        "column id has no default",
+    ),
+    (
+        &[
+            ("metadata jsonb", "title text not null, metadata jsonb"),
+            ("(thread_id, user_id", "(title, thread_id, user_id"),
+            ("('before'", "('title', 'before'"),
+        ],
+        "does not fill the column title",
+    ),
+    (
+        &[("metadata jsonb", "version integer default 1, metadata jsonb")],
+        "column version has the type integer instead of bigint",
+    ),
+    (
+        &[
+            ("user_id text", "user_id uuid"),
+            (ROW, UUID_ROW),
+            ("metadata jsonb default '{}'", "metadata json"),
+        ],
+        "column user_id has the type uuid instead of text (alter table",
+    ),
+];
+
 #[test]
 fn unplanned_table_is_rejected_and_accepted_after_the_remedy() {
-    let row = "('before', 'somebody', '[1]', now() + interval '1 hour')";
-    let uuid = "('before', gen_random_uuid(), '[1]', now() + interval '1 hour')";
-    let cases: &[(&[(&str, &str)], &str)] = &[
-        (
-            &[("user_id text", "user_id uuid"), (row, uuid)],
-            "column user_id has the type uuid instead of text",
-        ),
-        (
-            &[("user_id text", "user_id varchar(40)")],
-            "column user_id has the type character varying(40) instead of text",
-        ),
-        (
-            &[("thread_id text", "thread_id uuid"), ("'before'", "gen_random_uuid()")],
-            "column thread_id has the type uuid instead of text",
-        ),
-        (
-            &[("thread_id text", "thread_id varchar")],
-            "column thread_id has the type character varying instead of text",
-        ),
-        (&[("not null unique", "not null")], "column thread_id is not unique"),
-        (&[("not null unique", "not null unique deferrable")], "column thread_id is not unique"),
-        (&[("not null unique", "unique")], "column thread_id may be null"),
-        (
-            &[("conversation_data jsonb", "conversation_data json")],
-            "column conversation_data has the type json instead of jsonb",
-        ),
-        (
-            &[("conversation_data jsonb", "conversation_data text")],
-            "column conversation_data has the type text instead of jsonb",
-        ),
-        (
-            &[("conversation_data jsonb not null", "conversation_data jsonb")],
-            "column conversation_data may be null",
-        ),
-        (
-            &[("expires_at timestamptz", "expires_at timestamp")],
-            "column expires_at has the type timestamp without time zone instead of timestamp with time zone",
-        ),
-        (
-            &[("expires_at timestamptz", "expires_at bigint"), ("now() + interval '1 hour'", "2000000000")],
-            "column expires_at has the type bigint instead of timestamp with time zone",
-        ),
-        (&[("expires_at timestamptz not null", "expires_at timestamptz")], "column expires_at may be null"),
-        (
-            &[("accessed_at timestamptz", "accessed_at timestamp(0)")],
-            "column accessed_at has the type timestamp(0) without",
-        ),
-        (
-            &[("metadata jsonb default '{}'", "metadata json default '{}'")],
-            "column metadata has the type json instead of jsonb",
-        ),
-        (&[(",\n        metadata jsonb default '{}'", "")], "column metadata is missing"),
-        (&[("        accessed_at timestamptz default now(),\n", "")], "column accessed_at is missing"),
-        (
-            &[("id uuid primary key default gen_random_uuid()", "id bigserial primary key")],
-            "column id has the type bigint instead of uuid",
-        ),
-        (
-            &[(
-                "id uuid primary key default gen_random_uuid()",
-                "id bigint primary key generated always as identity",
-            )],
-            "column id has the type bigint instead of uuid",
-        ),
-        (
-            &[("primary key default gen_random_uuid()", "default gen_random_uuid()")],
-            "column id is not unique",
-        ),
-        (
-            &[
-                ("id uuid primary key default gen_random_uuid()", "id uuid primary key"),
-                ("(thread_id, user_id", "(id, thread_id, user_id"),
-                ("('before'", "(gen_random_uuid(), 'before'"),
-            ],
-            "column id has no default",
-        ),
-        (
-            &[
-                ("metadata jsonb", "title text not null, metadata jsonb"),
-                ("(thread_id, user_id", "(title, thread_id, user_id"),
-                ("('before'", "('title', 'before'"),
-            ],
-            "does not fill the column title",
-        ),
-        (
-            &[("metadata jsonb", "version integer default 1, metadata jsonb")],
-            "column version has the type integer instead of bigint",
-        ),
-        (
-            &[
-                ("user_id text", "user_id uuid"),
-                (row, uuid),
-                ("metadata jsonb default '{}'", "metadata json"),
-            ],
-            "column user_id has the type uuid instead of text (alter table",
-        ),
-    ];
-    for (changes, expected) in cases {
+    for (changes, expected) in UNPLANNED_TABLES {
         let database = Database::new();
         database.try_sql(&planned_but(changes)).unwrap_or_else(|said| panic!("{expected}: {said}"));
         let before = (database.schema(), database.sql("select * from conversation_threads"));

@@ -8,8 +8,8 @@ use std::time::Duration;
 use threadkeep::{Cache, ErrorKind, Result};
 use tokio::sync::watch;
 
-use crate::history::{Act, Claim, Document, Moment, Op, Outcome, Reading, Recorder, What, Write};
-use crate::plan::{Does, REGISTERS, Settings, Step};
+use crate::history::{Claim, Document, Moment, Op, OpKind, Outcome, Reading, Recorder, WriteKind, WriteOp};
+use crate::plan::{Action, REGISTERS, Settings, Step};
 use crate::queue;
 use crate::world::World;
 
@@ -20,18 +20,18 @@ pub struct Daemon {
     recorder: Arc<Recorder>,
     settings: Settings,
     file: PathBuf,
-    seat: watch::Sender<Seat>,
+    slot: watch::Sender<Slot>,
     lives: std::sync::atomic::AtomicU32,
     /// True if a life began with a wrong clock before the first clock sync.
-    began_blind: AtomicBool,
+    began_without_sync: AtomicBool,
 }
 
 #[derive(Debug, Clone)]
-enum Seat {
-    Empty,
-    Taken(Life),
+enum Slot {
+    Closed,
+    Open(Life),
     /// Opening the cache failed with this message.
-    Broken(String),
+    Failed(String),
 }
 
 /// An open cache.
@@ -40,7 +40,7 @@ struct Life {
     cache: Cache,
     number: u32,
     /// Turns true when the cache crashes, so that running operations stop.
-    over: watch::Sender<bool>,
+    crashed: watch::Sender<bool>,
 }
 
 impl Daemon {
@@ -57,9 +57,9 @@ impl Daemon {
             recorder,
             settings: settings.clone(),
             file,
-            seat: watch::Sender::new(Seat::Empty),
+            slot: watch::Sender::new(Slot::Closed),
             lives: 0.into(),
-            began_blind: false.into(),
+            began_without_sync: false.into(),
         };
         daemon.open().await;
         daemon
@@ -74,23 +74,23 @@ impl Daemon {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 Err(e) => {
-                    self.seat.send_replace(Seat::Broken(format!("it cannot be opened: {e:?}")));
+                    self.slot.send_replace(Slot::Failed(format!("the cache cannot be opened: {e:?}")));
                     return;
                 }
             }
         };
-        if self.world.off_ms(self.index, &cache) > 100 {
-            self.began_blind.store(true, SeqCst);
+        if self.world.clock_error_ms(self.index, &cache) > 100 {
+            self.began_without_sync.store(true, SeqCst);
         }
         let number = self.lives.fetch_add(1, SeqCst);
-        self.seat.send_replace(Seat::Taken(Life { cache, number, over: watch::Sender::new(false) }));
+        self.slot.send_replace(Slot::Open(Life { cache, number, crashed: watch::Sender::new(false) }));
     }
 
     async fn try_open(&self) -> Result<Cache> {
         let builder = self.world.builder(self.index, self.settings.skews[self.index]).await?;
         let builder = builder
             .fresh_for(self.settings.fresh_for)
-            .soft_timeout(self.settings.patience)
+            .soft_timeout(self.settings.soft_timeout)
             .cache_max_bytes(self.settings.cache_bytes)
             .maintenance_interval(Duration::from_millis(500));
         queue::with_queue(builder, &self.file, &self.settings).open().await
@@ -98,29 +98,33 @@ impl Daemon {
 
     /// Ends this life and begins the next. `shutdown` limits the shutdown; `None` means a crash.
     pub async fn restart(&self, shutdown: Option<Duration>) {
-        let Seat::Taken(life) = self.seat.send_replace(Seat::Empty) else { return };
+        let Slot::Open(life) = self.slot.send_replace(Slot::Closed) else { return };
         if let Some(deadline) = shutdown {
             life.cache.shutdown(deadline).await.unwrap();
         }
-        life.over.send_replace(true);
+        life.crashed.send_replace(true);
         let reboots = life.number % 2 == 0;
         drop(life);
         if reboots {
-            queue::forget_the_clock(&self.file);
+            queue::delete_clock_checkpoint(&self.file);
         }
         self.open().await;
     }
 
     /// Shuts the cache down and asserts that no operation is unfinished.
     pub async fn shut_down(&self) {
-        if let Seat::Taken(life) = self.seat.send_replace(Seat::Empty) {
+        if let Slot::Open(life) = self.slot.send_replace(Slot::Closed) {
             let left = life.cache.shutdown(Duration::from_secs(20)).await.unwrap();
-            assert_eq!(left.unfinished, 0, "healed, but handle {} is not done: {left:?}", self.index);
+            assert_eq!(
+                left.unfinished, 0,
+                "handle {} has unfinished operations after its recovery: {left:?}",
+                self.index
+            );
         }
     }
 
-    pub fn began_blind(&self) -> bool {
-        self.began_blind.load(SeqCst)
+    pub fn began_without_sync(&self) -> bool {
+        self.began_without_sync.load(SeqCst)
     }
 
     /// Returns the cache if it is open.
@@ -128,34 +132,34 @@ impl Daemon {
     /// # Errors
     /// The message of the failed opening.
     pub fn cache(&self) -> Result<Option<Cache>, String> {
-        match &*self.seat.borrow() {
-            Seat::Taken(life) => Ok(Some(life.cache.clone())),
-            Seat::Empty => Ok(None),
-            Seat::Broken(why) => Err(format!("handle {}: {why}", self.index)),
+        match &*self.slot.borrow() {
+            Slot::Open(life) => Ok(Some(life.cache.clone())),
+            Slot::Closed => Ok(None),
+            Slot::Failed(why) => Err(format!("handle {}: {why}", self.index)),
         }
     }
 
     /// Runs one step and records the operation in the history.
     pub async fn step(&self, step: &Step) {
-        let seat = self
-            .seat
+        let slot = self
+            .slot
             .subscribe()
-            .wait_for(|seat| !matches!(seat, Seat::Empty))
+            .wait_for(|slot| !matches!(slot, Slot::Closed))
             .await
-            .map(|seat| seat.clone());
-        let Ok(Seat::Taken(Life { cache, number, over })) = seat else { return };
-        let mut over = over.subscribe();
+            .map(|slot| slot.clone());
+        let Ok(Slot::Open(Life { cache, number, crashed })) = slot else { return };
+        let mut crashed = crashed.subscribe();
         let mut pending = RunningOp::begin(self, &cache, number, step);
-        let given_up = async {
-            match step.gives_up_after {
+        let abandoned = async {
+            match step.abandon_after {
                 Some(span) => tokio::time::sleep(span).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            () = pending.carry_out(step) => {}
-            () = given_up => {}
-            _ = over.wait_for(|over| *over) => {}
+            () = pending.run(step) => {}
+            () = abandoned => {}
+            _ = crashed.wait_for(|crashed| *crashed) => {}
         }
     }
 }
@@ -169,51 +173,51 @@ struct RunningOp<'a> {
 
 impl<'a> RunningOp<'a> {
     fn begin(daemon: &'a Daemon, cache: &Cache, life: u32, step: &Step) -> Self {
-        let write = |what| {
+        let write = |kind| {
             let ttl_ms = i64::try_from(step.ttl.as_millis()).unwrap();
-            Act::Write(Write { id: daemon.recorder.id(), what, ttl_ms, outcome: Outcome::Unknown })
+            OpKind::Write(WriteOp { id: daemon.recorder.id(), kind, ttl_ms, outcome: Outcome::Unknown })
         };
-        let act = match step.what {
-            Does::Put => Some(write(What::Put)),
-            Does::Remove => Some(write(What::Remove)),
-            Does::Update if step.key < REGISTERS => Some(write(What::Replace)),
-            Does::Update => Some(write(What::Append)),
-            Does::Get => Some(Act::Read(Err(ErrorKind::Closed))),
-            Does::Evict => None,
+        let kind = match step.action {
+            Action::Put => Some(write(WriteKind::Put)),
+            Action::Remove => Some(write(WriteKind::Remove)),
+            Action::Update if step.key < REGISTERS => Some(write(WriteKind::Replace)),
+            Action::Update => Some(write(WriteKind::Append)),
+            Action::Get => Some(OpKind::Read(Err(ErrorKind::Closed))),
+            Action::Evict => None,
         };
-        let off_ms = daemon.world.off_ms(daemon.index, cache);
-        let op = act.map(|act| Op {
+        let off_ms = daemon.world.clock_error_ms(daemon.index, cache);
+        let op = kind.map(|kind| Op {
             handle: daemon.index,
             life,
             key: step.key,
             begin: daemon.recorder.now(),
             end: None,
             off_ms,
-            act,
+            kind,
         });
         Self { daemon, cache: cache.clone(), op }
     }
 
-    async fn carry_out(&mut self, step: &Step) {
-        let (cache, key) = (&self.cache, self.daemon.world.name(step.key));
-        let Some(act) = self.op.as_ref().map(|op| op.act.clone()) else {
+    async fn run(&mut self, step: &Step) {
+        let (cache, key) = (&self.cache, self.daemon.world.thread_id(step.key));
+        let Some(kind) = self.op.as_ref().map(|op| op.kind.clone()) else {
             return cache.evict(key).unwrap();
         };
-        let act = match act {
-            Act::Read(_) => Act::Read(read(cache, &key).await),
-            Act::Write(write) => {
-                let outcome = outcome(carry_out(cache, &key, step, &write).await);
-                Act::Write(Write { outcome, ..write })
+        let kind = match kind {
+            OpKind::Read(_) => OpKind::Read(read(cache, &key).await),
+            OpKind::Write(write) => {
+                let outcome = outcome(apply(cache, &key, step, &write).await);
+                OpKind::Write(WriteOp { outcome, ..write })
             }
         };
         let end = self.daemon.recorder.now();
-        self.finish(act, Some(end));
+        self.finish(kind, Some(end));
     }
 
-    fn finish(&mut self, act: Act, end: Option<Moment>) {
+    fn finish(&mut self, kind: OpKind, end: Option<Moment>) {
         if let Some(mut op) = self.op.take() {
-            (op.act, op.end) = (act, end);
-            op.off_ms = op.off_ms.max(self.daemon.world.off_ms(op.handle, &self.cache));
+            (op.kind, op.end) = (kind, end);
+            op.off_ms = op.off_ms.max(self.daemon.world.clock_error_ms(op.handle, &self.cache));
             self.daemon.recorder.push(op);
         }
     }
@@ -221,8 +225,8 @@ impl<'a> RunningOp<'a> {
 
 impl Drop for RunningOp<'_> {
     fn drop(&mut self) {
-        match self.op.as_ref().map(|op| op.act.clone()) {
-            Some(act @ Act::Write(_)) => self.finish(act, None),
+        match self.op.as_ref().map(|op| op.kind.clone()) {
+            Some(kind @ OpKind::Write(_)) => self.finish(kind, None),
             _ => self.op = None,
         }
     }
@@ -239,16 +243,16 @@ async fn read(cache: &Cache, key: &str) -> Result<Reading, ErrorKind> {
     }
 }
 
-async fn carry_out(cache: &Cache, key: &str, step: &Step, write: &Write) -> Result<threadkeep::WriteOutcome> {
+async fn apply(cache: &Cache, key: &str, step: &Step, write: &WriteOp) -> Result<threadkeep::WriteOutcome> {
     let (id, pad) = (write.id, "x".repeat(step.pad));
-    match write.what {
-        What::Put => cache.put(key, &Document { ids: vec![id], pad }).ttl(step.ttl).await,
-        What::Remove => cache.remove(key).await,
-        What::Replace => {
+    match write.kind {
+        WriteKind::Put => cache.put(key, &Document { ids: vec![id], pad }).ttl(step.ttl).await,
+        WriteKind::Remove => cache.remove(key).await,
+        WriteKind::Replace => {
             let replace = |_: Option<Document>| Ok(Some(Document { ids: vec![id], pad: pad.clone() }));
             cache.update(key, replace).ttl(step.ttl).await
         }
-        What::Append => {
+        WriteKind::Append => {
             let append = |now: Option<Document>| {
                 let mut next = now.unwrap_or_default();
                 next.ids.push(id);
@@ -261,7 +265,7 @@ async fn carry_out(cache: &Cache, key: &str, step: &Step, write: &Write) -> Resu
 
 fn outcome(result: Result<threadkeep::WriteOutcome>) -> Outcome {
     match result {
-        Ok(durability) => queue::outcome(durability),
+        Ok(outcome) => queue::outcome(outcome),
         Err(e) if e.outcome_unknown() => Outcome::Unknown,
         Err(e) => Outcome::Failed(e.kind()),
     }

@@ -35,25 +35,25 @@ pub struct Op {
     pub end: Option<Moment>,
     /// The error of the handle's clock in milliseconds.
     pub off_ms: i64,
-    pub act: Act,
+    pub kind: OpKind,
 }
 
 #[derive(Debug, Clone)]
-pub enum Act {
-    Write(Write),
+pub enum OpKind {
+    Write(WriteOp),
     Read(Result<Reading, ErrorKind>),
 }
 
 #[derive(Debug, Clone)]
-pub struct Write {
+pub struct WriteOp {
     pub id: u64,
-    pub what: What,
+    pub kind: WriteKind,
     pub ttl_ms: i64,
     pub outcome: Outcome,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub enum WriteKind {
     Put,
     Remove,
     /// An update of a register. It replaces the document.
@@ -91,7 +91,7 @@ pub enum Claim {
 
 /// A dead letter that a handle holds at the end.
 #[derive(Debug, Clone)]
-pub struct Dead {
+pub struct DeadWrite {
     pub handle: usize,
     pub key: usize,
     /// Empty for a tombstone.
@@ -100,40 +100,40 @@ pub struct Dead {
 
 /// The document in the store at the end.
 #[derive(Debug, Clone)]
-pub struct Final {
+pub struct FinalState {
     pub key: usize,
     pub seen: Option<Vec<u64>>,
     pub at: Moment,
 }
 
-/// How exact the world was, and what was set.
+/// The tolerances of a world and its settings, as far as the oracle needs them.
 #[derive(Debug, Clone, Default)]
 pub struct Rules {
-    /// Writes of different handles (or lives) that are less than this apart may be ordered either way.
+    /// Two writes of different handles or lives that are closer than this may have either order.
     pub order_ms: i64,
-    /// By how much a clock that has had an answer may still be off.
+    /// The largest error of a clock after its first clock sync.
     pub clock_ms: i64,
     pub fresh_ms: i64,
-    /// Keys below this are registers (put, remove, replace), the others logs (append only, which never expire).
+    /// Keys below this number are registers (put, remove, replace). The others are logs (append only, no expiry).
     pub registers: usize,
-    /// The replica has room for everything, so that what a handle knew it knows.
+    /// True if the replica has room for all records, so that a handle can serve each known conversation in an outage.
     pub replica_keeps_all: bool,
-    /// The queue is so small that it may be full.
-    pub may_be_full: bool,
+    /// True if the queue is so small that a write may fail because the queue is full.
+    pub queue_may_be_full: bool,
 }
 
 /// A finished world.
 #[derive(Debug, Clone, Default)]
 pub struct History {
     pub ops: Vec<Op>,
-    pub dead: Vec<Dead>,
-    pub finals: Vec<Final>,
-    /// What went wrong when, for people.
+    pub dead_letters: Vec<DeadWrite>,
+    pub finals: Vec<FinalState>,
+    /// Faults and restarts. The oracle ignores them; its messages show them.
     pub notes: Vec<(Moment, String)>,
     pub rules: Rules,
 }
 
-/// Writes operations down while they happen.
+/// Records operations while they run.
 #[derive(Debug)]
 pub struct Recorder {
     start: Instant,
@@ -167,15 +167,15 @@ impl Recorder {
         self.ops().push(op);
     }
 
-    pub fn note(&self, what: String) {
-        self.notes.lock().unwrap().push((self.now(), what));
+    pub fn note(&self, text: String) {
+        self.notes.lock().unwrap().push((self.now(), text));
     }
 
     pub fn notes(&self) -> Vec<(Moment, String)> {
         self.notes.lock().unwrap().clone()
     }
 
-    /// What was written down so far, in the order in which it began.
+    /// Takes the recorded operations, ordered by their begin.
     pub fn take(&self) -> Vec<Op> {
         let mut ops = std::mem::take(&mut *self.ops());
         ops.sort_by_key(|op| op.begin.tick);
@@ -188,17 +188,17 @@ impl Recorder {
 }
 
 impl Op {
-    pub fn write(&self) -> Option<&Write> {
-        match &self.act {
-            Act::Write(write) => Some(write),
-            Act::Read(_) => None,
+    pub fn write(&self) -> Option<&WriteOp> {
+        match &self.kind {
+            OpKind::Write(write) => Some(write),
+            OpKind::Read(_) => None,
         }
     }
 }
 
 impl Outcome {
-    /// Whether its value may be seen somewhere: also what was superseded may have been stored before that, where an
-    /// answer was lost.
+    /// Returns true if readers may see the write. A superseded write may have been stored first, if its response was
+    /// lost.
     pub fn may_show(self) -> bool {
         !matches!(self, Self::Failed(_))
     }
@@ -215,12 +215,12 @@ impl std::fmt::Display for Op {
         if self.off_ms.abs() > 1 {
             write!(f, "(off {} ms) ", self.off_ms)?;
         }
-        match &self.act {
-            Act::Write(write) => {
-                write!(f, "{:?} {} ttl {} → {:?}", write.what, write.id, write.ttl_ms, write.outcome)
+        match &self.kind {
+            OpKind::Write(write) => {
+                write!(f, "{:?} {} ttl {} → {:?}", write.kind, write.id, write.ttl_ms, write.outcome)
             }
-            Act::Read(Ok(reading)) => write!(f, "get → {:?} {:?}", reading.claim, reading.seen),
-            Act::Read(Err(kind)) => write!(f, "get → {kind:?}"),
+            OpKind::Read(Ok(reading)) => write!(f, "get → {:?} {:?}", reading.claim, reading.seen),
+            OpKind::Read(Err(kind)) => write!(f, "get → {kind:?}"),
         }
     }
 }

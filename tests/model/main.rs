@@ -1,12 +1,14 @@
-//! Random schedules of puts, removes, updates and gets by two handles that share a store, under outages,
-//! restarts, evictions and clocks that are wrong; a model of what was acknowledged judges what they saw and what is left.
+//! Random schedules of puts, removes, updates and gets by two handles that share a store.
 //!
-//! A seed decides what is done and what goes wrong; which call overtakes which is up to real time, so a seed that failed
-//! may need a few runs to fail again. The first replays a seed, the second is a longer run:
+//! The schedules include outages, restarts, evictions and wrong clocks. An oracle compares the acknowledged writes with
+//! the results of the reads and with the final documents.
+//!
+//! A seed decides the operations and the faults. Real time decides the order of concurrent calls, so a failed seed may
+//! need a few runs to fail again. The first command replays a seed, the second command runs longer:
 //!
 //! ```sh
-//! MODEL_SEED=… MODEL_REPEAT=20 cargo test --all-features --test model -- --nocapture no_schedule
-//! MODEL_OPERATIONS=1000000 cargo test --release --all-features --test model -- --nocapture no_schedule
+//! MODEL_SEED=… MODEL_REPEAT=20 cargo test --all-features --test model -- --nocapture schedule_in_memory
+//! MODEL_OPERATIONS=1000000 cargo test --release --all-features --test model -- --nocapture schedule_in_memory
 //! ```
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
@@ -30,7 +32,7 @@ use std::time::Instant;
 
 use futures::StreamExt;
 
-use history::{Act, History, Outcome};
+use history::{History, OpKind, Outcome};
 use plan::Plan;
 use planted::Bug;
 use stack::Server;
@@ -38,38 +40,40 @@ use supabase::Database;
 use world::{InMemory, World};
 
 const OPERATIONS: usize = 20_000;
-/// Operations in one world, and worlds at once.
-const OF_A_WORLD: usize = 1_000;
-const AT_ONCE: usize = 10;
+const OPERATIONS_PER_WORLD: usize = 1_000;
+const MAX_CONCURRENT_WORLDS: usize = 10;
 const WORLDS_ON_POSTGRESQL: u64 = 4;
-const OF_A_WORLD_ON_POSTGRESQL: usize = 300;
+const OPERATIONS_PER_POSTGRESQL_WORLD: usize = 300;
 
-fn setting(name: &str) -> Option<usize> {
+fn env_number(name: &str) -> Option<usize> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
-/// The seeds to try: one that is asked for, again and again, or new ones.
+/// Returns `MODEL_SEED`, `MODEL_REPEAT` times, or else new seeds.
 fn seeds() -> Vec<u64> {
-    if let Some(seed) = setting("MODEL_SEED") {
-        return vec![seed as u64; setting("MODEL_REPEAT").unwrap_or(1)];
+    if let Some(seed) = env_number("MODEL_SEED") {
+        return vec![seed as u64; env_number("MODEL_REPEAT").unwrap_or(1)];
     }
     let first = fastrand::u64(..1 << 40);
-    let worlds = setting("MODEL_OPERATIONS").unwrap_or(OPERATIONS).div_ceil(OF_A_WORLD);
+    let worlds = env_number("MODEL_OPERATIONS").unwrap_or(OPERATIONS).div_ceil(OPERATIONS_PER_WORLD);
     println!("seeds {first} to {}", first + worlds as u64 - 1);
     (first..).take(worlds).collect()
 }
 
-/// One world: its history, or what is wrong with it.
+/// Runs one world. Returns its history.
+///
+/// # Errors
+/// The first violation, with the seed and the settings.
 async fn try_seed(seed: u64, operations: usize, world: Arc<dyn World>) -> Result<History, String> {
     let plan = Plan::new(seed, operations);
     let history = run::run(&plan, Arc::clone(&world)).await;
     let outcome = history.and_then(|history| match oracle::violation(&history) {
         Some((key, violation)) => {
-            Err(violation + &key.map_or_else(String::new, |key| world.journal(&world.name(key))))
+            Err(violation + &key.map_or_else(String::new, |key| world.journal(&world.thread_id(key))))
         }
         None => Ok(history),
     });
-    outcome.map_err(|what| format!("MODEL_SEED={seed}: {what}\n  {:?}", plan.settings))
+    outcome.map_err(|message| format!("MODEL_SEED={seed}: {message}\n  {:?}", plan.settings))
 }
 
 #[derive(Debug, Default)]
@@ -82,7 +86,7 @@ struct Tally {
     failed: usize,
     unknown: usize,
     reads: usize,
-    refused_reads: usize,
+    failed_reads: usize,
     dead_letters: usize,
 }
 
@@ -90,12 +94,12 @@ impl Tally {
     fn add(&mut self, history: &History) {
         self.worlds += 1;
         self.operations += history.ops.len();
-        self.dead_letters += history.dead.len();
+        self.dead_letters += history.dead_letters.len();
         for op in &history.ops {
-            *match &op.act {
-                Act::Read(Ok(_)) => &mut self.reads,
-                Act::Read(Err(_)) => &mut self.refused_reads,
-                Act::Write(write) => match write.outcome {
+            *match &op.kind {
+                OpKind::Read(Ok(_)) => &mut self.reads,
+                OpKind::Read(Err(_)) => &mut self.failed_reads,
+                OpKind::Write(write) => match write.outcome {
                     Outcome::Stored => &mut self.stored,
                     Outcome::Superseded => &mut self.superseded,
                     Outcome::Queued => &mut self.queued,
@@ -108,18 +112,19 @@ impl Tally {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_schedule_breaks_a_promise() {
-    let worlds = seeds().into_iter().map(|seed| try_seed(seed, OF_A_WORLD, Arc::new(InMemory::new(None))));
-    judge(worlds).await;
+async fn schedule_in_memory_keeps_every_promise() {
+    let worlds =
+        seeds().into_iter().map(|seed| try_seed(seed, OPERATIONS_PER_WORLD, Arc::new(InMemory::new(None))));
+    run_worlds(worlds).await;
 }
 
-/// Runs worlds side by side; says what happened, and fails where something was wrong.
-async fn judge<W>(worlds: impl Iterator<Item = W>)
+/// Runs worlds concurrently, prints their tally and fails on any violation.
+async fn run_worlds<W>(worlds: impl Iterator<Item = W>)
 where
     W: Future<Output = Result<History, String>> + Send + 'static,
 {
     let began = Instant::now();
-    let mut worlds = futures::stream::iter(worlds.map(tokio::spawn)).buffer_unordered(AT_ONCE);
+    let mut worlds = futures::stream::iter(worlds.map(tokio::spawn)).buffer_unordered(MAX_CONCURRENT_WORLDS);
     let (mut tally, mut violations) = (Tally::default(), Vec::new());
     while let Some(history) = worlds.next().await {
         match history.unwrap() {
@@ -128,37 +133,42 @@ where
         }
     }
     println!("{tally:?} in {:.1?}", began.elapsed());
-    assert!(violations.is_empty(), "{} worlds: {}", violations.len(), violations.join("\n\n"));
+    assert!(
+        violations.is_empty(),
+        "{} worlds with a violation: {}",
+        violations.len(),
+        violations.join("\n\n")
+    );
 }
 
-/// Some schedules on real PostgreSQL, through the gateways of two daemons.
-async fn nor_does_one_on_postgresql(server: Server) {
-    let first = setting("MODEL_SEED").map_or_else(|| fastrand::u64(..1 << 40), |seed| seed as u64);
+/// Runs some schedules on real PostgreSQL, through the gateways of two daemons.
+async fn schedule_on_postgresql_keeps_every_promise(server: Server) {
+    let first = env_number("MODEL_SEED").map_or_else(|| fastrand::u64(..1 << 40), |seed| seed as u64);
     println!("seeds {first} to {} on {server:?}", first + WORLDS_ON_POSTGRESQL - 1);
     let worlds = (first..).take(WORLDS_ON_POSTGRESQL as usize).map(|seed| async move {
         let world = Database::new(server, Plan::new(seed, 0).settings.skews).await;
-        try_seed(seed, OF_A_WORLD_ON_POSTGRESQL, Arc::new(world)).await
+        try_seed(seed, OPERATIONS_PER_POSTGRESQL_WORLD, Arc::new(world)).await
     });
-    judge(worlds).await;
+    run_worlds(worlds).await;
 }
 
-on_each_server!(nor_does_one_on_postgresql);
+on_each_server!(schedule_on_postgresql_keeps_every_promise);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_planted_bug_is_noticed() {
-    // Each hunt ends with the first that notices; how soon that is depends on how busy the machine is.
-    const WORLDS: u64 = 80;
+async fn oracle_notices_every_planted_bug() {
+    // Each hunt ends at the first violation. The number of worlds until then depends on the load of the machine.
+    const MAX_WORLDS: u64 = 80;
     let hunts = Bug::ALL.map(|bug| async move {
-        for seed in 0..WORLDS {
+        for seed in 0..MAX_WORLDS {
             let world = Arc::new(InMemory::new(Some(bug)));
-            if let Err(what) = tokio::spawn(try_seed(seed, 500, world)).await.unwrap() {
-                return (bug, Some((seed, what.lines().next().unwrap_or_default().to_owned())));
+            if let Err(message) = tokio::spawn(try_seed(seed, 500, world)).await.unwrap() {
+                return (bug, Some((seed, message.lines().next().unwrap_or_default().to_owned())));
             }
         }
         (bug, None)
     });
-    let found: Vec<_> = futures::stream::iter(hunts).buffer_unordered(AT_ONCE).collect().await;
+    let found: Vec<_> = futures::stream::iter(hunts).buffer_unordered(MAX_CONCURRENT_WORLDS).collect().await;
     found.iter().for_each(|(bug, found)| println!("{bug:?}: {found:?}"));
     let missed: Vec<_> = found.iter().filter(|(_, found)| found.is_none()).map(|(bug, _)| bug).collect();
-    assert!(missed.is_empty(), "not noticed in {WORLDS} worlds each: {missed:?}");
+    assert!(missed.is_empty(), "the oracle noticed no violation in {MAX_WORLDS} worlds each: {missed:?}");
 }

@@ -1,33 +1,34 @@
-//! What a seed decides: settings, each worker's operations, and what goes wrong meanwhile. The rest, which call
-//! overtakes which, is up to real time.
+//! The plan of a world: settings, the operations of each worker, and the faults.
+//!
+//! A seed decides the plan. Real time decides the order of concurrent calls.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 
-/// Keys below this are registers, the rest up to [`KEYS`] logs.
+/// Keys below this number are registers. The keys from here to [`KEYS`] are logs.
 pub const REGISTERS: usize = 5;
 pub const KEYS: usize = 8;
 pub const HANDLES: usize = 2;
-/// Tasks that work with one handle at once.
-const WORKERS: usize = 3;
+/// Tasks that use one handle concurrently.
+const WORKERS_PER_HANDLE: usize = 3;
 
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub seed: u64,
     pub settings: Settings,
-    /// Each worker's handle, and what it does.
+    /// The handle and the steps of each worker.
     pub workers: Vec<(usize, Vec<Step>)>,
 }
 
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub fresh_for: Duration,
-    pub patience: Duration,
+    pub soft_timeout: Duration,
     pub cache_bytes: usize,
     pub queue_bytes: usize,
     pub replica_bytes: usize,
-    /// By how many milliseconds each handle's clock is off when it starts.
+    /// The error of each handle's clock at its start, in milliseconds.
     pub skews: [i64; HANDLES],
 }
 
@@ -35,15 +36,15 @@ pub struct Settings {
 pub struct Step {
     pub pause: Duration,
     pub key: usize,
-    pub what: Does,
+    pub action: Action,
     pub ttl: Duration,
-    /// Bytes beside the ids.
+    /// The number of bytes beside the ids.
     pub pad: usize,
-    pub gives_up_after: Option<Duration>,
+    pub abandon_after: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Does {
+pub enum Action {
     Get,
     Put,
     Remove,
@@ -51,37 +52,37 @@ pub enum Does {
     Evict,
 }
 
-/// What the other side does to a handle's calls.
+/// A fault between a handle and the store.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Trouble {
+pub enum LinkFault {
     Refuse,
-    LoseAnswers,
+    LoseResponses,
     Deny,
     Slow(Duration),
-    SlowAnswers(Duration),
+    SlowResponses(Duration),
     Hang,
-    /// At this rate, calls are refused or their answers lost.
+    /// This share of the calls is refused or loses its response.
     Flaky(f64),
-    /// The next calls only, too few to open the breaker.
+    /// This many calls lose their response, too few to open the breaker.
     Blips(usize),
-    /// One of the other ways in which a gateway fails, by number.
+    /// Another fault of a gateway, by number.
     Other(usize),
 }
 
-/// One thing after another goes wrong.
+/// One fault, one restart, or both.
 #[derive(Debug, Clone)]
 pub struct Episode {
     pub pause: Duration,
-    pub whom: Vec<usize>,
-    pub trouble: Option<(Trouble, Duration)>,
-    /// A handle that is restarted meanwhile.
+    pub handles: Vec<usize>,
+    pub fault: Option<(LinkFault, Duration)>,
+    /// A restart during the fault.
     pub restart: Option<Restart>,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub struct Restart {
     pub handle: usize,
-    /// How long a shutdown may take; `None` for a crash.
+    /// The limit of the shutdown; `None` for a crash.
     pub shutdown: Option<Duration>,
 }
 
@@ -93,13 +94,13 @@ impl Plan {
     pub fn new(seed: u64, operations: usize) -> Self {
         let mut rng = Rng::with_seed(seed);
         let settings = Settings::draw(&mut rng);
-        let count = WORKERS * HANDLES;
+        let count = WORKERS_PER_HANDLE * HANDLES;
         let share = |at: usize| operations / count + usize::from(at < operations % count);
         let worker = |at| (at % HANDLES, (0..share(at)).map(|_| Step::draw(&mut rng)).collect());
         Self { seed, settings, workers: (0..count).map(worker).collect() }
     }
 
-    /// What goes wrong, without end.
+    /// Returns the endless sequence of faults and restarts.
     pub fn episodes(&self) -> impl Iterator<Item = Episode> + Send + use<> {
         let mut rng = Rng::with_seed(self.seed ^ 0x0EBB_1E50);
         std::iter::repeat_with(move || Episode::draw(&mut rng))
@@ -115,7 +116,7 @@ impl Settings {
         let skews = [skew(), skew()];
         Self {
             fresh_for: [ms(0), ms(30), ms(300), ms(3_600_000)][rng.usize(..4)],
-            patience: ms(rng.u64(30..120)),
+            soft_timeout: ms(rng.u64(30..120)),
             cache_bytes: if rng.bool() { 1_500 } else { large },
             queue_bytes: if rng.u8(..5) == 0 { 1_000 } else { large },
             replica_bytes: if rng.u8(..5) == 0 { 1_000 } else { large },
@@ -126,51 +127,51 @@ impl Settings {
 
 impl Step {
     fn draw(rng: &mut Rng) -> Self {
-        let what = match rng.u8(..100) {
-            ..45 => Does::Get,
-            45..66 => Does::Put,
-            66..74 => Does::Remove,
-            74..93 => Does::Update,
-            93.. => Does::Evict,
+        let action = match rng.u8(..100) {
+            ..45 => Action::Get,
+            45..66 => Action::Put,
+            66..74 => Action::Remove,
+            74..93 => Action::Update,
+            93.. => Action::Evict,
         };
-        let is_of_log = what == Does::Update && rng.u8(..3) > 0
-            || matches!(what, Does::Get | Does::Evict) && rng.u8(..3) == 0;
-        let key = if is_of_log { rng.usize(REGISTERS..KEYS) } else { rng.usize(..REGISTERS) };
+        let is_for_log = action == Action::Update && rng.u8(..3) > 0
+            || matches!(action, Action::Get | Action::Evict) && rng.u8(..3) == 0;
+        let key = if is_for_log { rng.usize(REGISTERS..KEYS) } else { rng.usize(..REGISTERS) };
         Self {
             pause: ms(rng.u64(..24)),
             key,
-            what,
-            ttl: if !is_of_log && rng.u8(..5) < 2 { ms(rng.u64(300..1_500)) } else { ms(3_600_000) },
+            action,
+            ttl: if !is_for_log && rng.u8(..5) < 2 { ms(rng.u64(300..1_500)) } else { ms(3_600_000) },
             pad: if rng.u8(..8) == 0 { rng.usize(..400) } else { 0 },
-            gives_up_after: (rng.u8(..25) == 0).then(|| ms(rng.u64(..20))),
+            abandon_after: (rng.u8(..25) == 0).then(|| ms(rng.u64(..20))),
         }
     }
 }
 
 impl Episode {
     fn draw(rng: &mut Rng) -> Self {
-        let whom = match rng.usize(..3) {
+        let handles = match rng.usize(..3) {
             0 => vec![0],
             1 => vec![1],
             _ => vec![0, 1],
         };
-        let trouble = (rng.u8(..8) > 0).then(|| (Trouble::draw(rng), ms(rng.u64(60..900))));
-        let restart = (trouble.is_none() || rng.u8(..3) == 0).then(|| Restart {
+        let fault = (rng.u8(..8) > 0).then(|| (LinkFault::draw(rng), ms(rng.u64(60..900))));
+        let restart = (fault.is_none() || rng.u8(..3) == 0).then(|| Restart {
             handle: rng.usize(..HANDLES),
             shutdown: [None, Some(ms(0)), Some(ms(300))][rng.usize(..3)],
         });
-        Self { pause: ms(rng.u64(50..500)), whom, trouble, restart }
+        Self { pause: ms(rng.u64(50..500)), handles, fault, restart }
     }
 }
 
-impl Trouble {
+impl LinkFault {
     fn draw(rng: &mut Rng) -> Self {
         match rng.u8(..10) {
             0 | 1 => Self::Refuse,
-            2 => Self::LoseAnswers,
+            2 => Self::LoseResponses,
             3 => Self::Deny,
             4 => Self::Slow(ms(rng.u64(20..400))),
-            5 => Self::SlowAnswers(ms(rng.u64(20..400))),
+            5 => Self::SlowResponses(ms(rng.u64(20..400))),
             6 => Self::Hang,
             7 => Self::Flaky(0.05 + rng.f64() * 0.6),
             8 => Self::Blips(rng.usize(1..4)),

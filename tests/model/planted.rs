@@ -1,4 +1,4 @@
-//! Bugs that the oracle has to notice, planted into the way between a cache and the store.
+//! Bugs that the oracle must notice, planted between a cache and the store.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -11,65 +11,65 @@ use threadkeep::store::{
 };
 use threadkeep::{Error, ErrorKind, Key, Result, Version};
 
-/// What is wrong, and which promise of DESIGN (section 2) it breaks.
+/// A planted bug, with the promise of DESIGN (section 2) that the bug breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
-    /// 1: some acknowledged writes are not stored.
-    ForgetsSomeWrites,
-    /// 1: some writes are refused for good, and stored all the same.
-    StoresWhatItRefuses,
+    /// 1: the store loses some acknowledged writes.
+    LosesAcknowledgedWrites,
+    /// 1: the store rejects some writes, but stores them.
+    StoresRejectedWrites,
     /// 3: an outage reads as absence.
-    CallsAnOutageAbsence,
+    ReportsOutageAsAbsence,
     /// 4: a late write replaces a newer one.
     LetsLateWritesWin,
     /// 4: compare-and-set does not compare.
-    DoesNotCompare,
-    /// 4: a write that comes again, since its answer was lost, is taken for another one.
-    DoesNotKnowItsOwnWrites,
-    /// 5: some loads show the version before.
-    ShowsThePast,
-    /// 6: what is stored expires later than it should.
+    SkipsComparison,
+    /// 4: the store does not recognise the retry of a write whose response was lost.
+    ForgetsOwnWrites,
+    /// 5: some loads return the previous version.
+    LoadsPreviousVersion,
+    /// 6: records expire too late.
     ExpiresLate,
-    /// 6: what is stored expires earlier than it should.
+    /// 6: records expire too early.
     ExpiresEarly,
-    /// 6: a load brings back what has expired or was deleted.
-    RevivesTheDead,
-    /// 6: a clock that is wrong stays wrong.
-    NeverCorrectsItsClock,
+    /// 6: some loads return expired or deleted records.
+    RevivesDeletedRecords,
+    /// 6: clock sync does not correct a wrong clock.
+    SkipsClockSync,
 }
 
 impl Bug {
     pub const ALL: [Self; 11] = [
-        Self::ForgetsSomeWrites,
-        Self::StoresWhatItRefuses,
-        Self::CallsAnOutageAbsence,
+        Self::LosesAcknowledgedWrites,
+        Self::StoresRejectedWrites,
+        Self::ReportsOutageAsAbsence,
         Self::LetsLateWritesWin,
-        Self::DoesNotCompare,
-        Self::DoesNotKnowItsOwnWrites,
-        Self::ShowsThePast,
+        Self::SkipsComparison,
+        Self::ForgetsOwnWrites,
+        Self::LoadsPreviousVersion,
         Self::ExpiresLate,
         Self::ExpiresEarly,
-        Self::RevivesTheDead,
-        Self::NeverCorrectsItsClock,
+        Self::RevivesDeletedRecords,
+        Self::SkipsClockSync,
     ];
 
-    /// Whether it is a bug of what stands above the guard, like the cache, or of what stands below, like the database.
+    /// Returns true for a bug above the resilient store, as in the cache, and false for a bug below, as in the database.
     fn is_above(self) -> bool {
-        matches!(self, Self::CallsAnOutageAbsence)
+        matches!(self, Self::ReportsOutageAsAbsence)
     }
 }
 
-/// A store with a bug, or without.
+/// A store with at most one planted bug.
 #[derive(Debug)]
-pub struct Planted<S> {
+pub struct BuggyStore<S> {
     store: S,
     bug: Option<Bug>,
     calls: AtomicUsize,
-    /// Of each thread, the last two records that were stored.
+    /// The last two stored records of each conversation.
     past: Mutex<HashMap<Key, [Option<Arc<Record>>; 2]>>,
 }
 
-impl<S: Store> Planted<S> {
+impl<S: Store> BuggyStore<S> {
     pub fn above(bug: Option<Bug>, store: S) -> Self {
         Self::new(bug.filter(|bug| bug.is_above()), store)
     }
@@ -82,19 +82,19 @@ impl<S: Store> Planted<S> {
         Self { store, bug, calls: 0.into(), past: Mutex::default() }
     }
 
-    /// Every so many calls.
-    fn now_and_then(&self, period: usize) -> bool {
+    /// Returns true once in `period` calls.
+    fn is_turn(&self, period: usize) -> bool {
         self.calls.fetch_add(1, SeqCst) % period == period - 1
     }
 
-    fn loaded(&self, want: &LoadRequest, loaded: Loaded) -> Loaded {
-        let [last, before] = self.past.lock().unwrap().get(&want.key).cloned().unwrap_or_default();
+    fn alter_loaded(&self, request: &LoadRequest, loaded: Loaded) -> Loaded {
+        let [last, before] = self.past.lock().unwrap().get(&request.key).cloned().unwrap_or_default();
         let with_value = |record: &Arc<Record>| record.value.is_some();
         match (self.bug, loaded) {
-            (Some(Bug::ShowsThePast), Loaded::Found(now)) if self.now_and_then(10) => {
+            (Some(Bug::LoadsPreviousVersion), Loaded::Found(now)) if self.is_turn(10) => {
                 Loaded::Found(before.filter(with_value).unwrap_or(now))
             }
-            (Some(Bug::RevivesTheDead), Loaded::Absent(version)) if self.now_and_then(10) => {
+            (Some(Bug::RevivesDeletedRecords), Loaded::Absent(version)) if self.is_turn(10) => {
                 let dead = [last, before].into_iter().flatten().find(with_value);
                 dead.map_or(Loaded::Absent(version), |dead| {
                     let expires_at = self.clock().now().plus(Duration::from_secs(60));
@@ -108,29 +108,29 @@ impl<S: Store> Planted<S> {
     async fn write(&self, write: &Write) -> Result<Applied> {
         let mut write = write.clone();
         match self.bug {
-            Some(Bug::ForgetsSomeWrites) if self.now_and_then(15) => return Ok(Applied::Stored),
-            Some(Bug::DoesNotCompare) => write.if_version = None,
+            Some(Bug::LosesAcknowledgedWrites) if self.is_turn(15) => return Ok(Applied::Stored),
+            Some(Bug::SkipsComparison) => write.if_version = None,
             Some(Bug::ExpiresLate) => self.move_expiry(&mut write, |at, span| at.plus(span)),
             Some(Bug::ExpiresEarly) => self.move_expiry(&mut write, |at, span| at.minus(span)),
             _ => {}
         }
-        let applied = self.one(&write).await?;
+        let applied = self.apply_one(&write).await?;
         match (self.bug, applied) {
             (Some(Bug::LetsLateWritesWin), Applied::Superseded(held)) => {
                 self.clock().observe(held);
-                self.one(&self.with_version(&write)).await
+                self.apply_one(&self.with_new_version(&write)).await
             }
-            (Some(Bug::DoesNotKnowItsOwnWrites), Applied::Stored) if write.is_retry => {
+            (Some(Bug::ForgetsOwnWrites), Applied::Stored) if write.is_retry => {
                 Ok(Applied::Conflict(write.record.version))
             }
-            (Some(Bug::StoresWhatItRefuses), Applied::Stored) if self.now_and_then(40) => {
-                Err(Error::new(ErrorKind::Overloaded, "planted: it is busy"))
+            (Some(Bug::StoresRejectedWrites), Applied::Stored) if self.is_turn(40) => {
+                Err(Error::new(ErrorKind::Overloaded, "planted: the store is busy"))
             }
             (_, applied) => Ok(applied),
         }
     }
 
-    async fn one(&self, write: &Write) -> Result<Applied> {
+    async fn apply_one(&self, write: &Write) -> Result<Applied> {
         let applied = self.store.apply(std::slice::from_ref(write)).await?.remove(0);
         if applied == Applied::Stored {
             let mut past = self.past.lock().unwrap();
@@ -140,7 +140,7 @@ impl<S: Store> Planted<S> {
         Ok(applied)
     }
 
-    fn with_version(&self, write: &Write) -> Write {
+    fn with_new_version(&self, write: &Write) -> Write {
         let version: Version = self.clock().issue_version();
         let mut write = write.clone();
         write.record = Arc::new(Record { version, ..Record::clone(&write.record) });
@@ -161,18 +161,20 @@ impl<S: Store> Planted<S> {
 }
 
 #[async_trait]
-impl<S: Store> Store for Planted<S> {
+impl<S: Store> Store for BuggyStore<S> {
     fn clock(&self) -> &Arc<Clock> {
         self.store.clock()
     }
     fn breaker(&self) -> Option<&Breaker> {
         self.store.breaker()
     }
-    async fn load(&self, wants: &[LoadRequest]) -> Result<Vec<Loaded>> {
-        match self.store.load(wants).await {
-            Ok(all) => Ok(wants.iter().zip(all).map(|(want, one)| self.loaded(want, one)).collect()),
-            Err(e) if e.is_outage() && self.bug == Some(Bug::CallsAnOutageAbsence) => {
-                Ok(wants.iter().map(|_| Loaded::Absent(Version::NONE)).collect())
+    async fn load(&self, requests: &[LoadRequest]) -> Result<Vec<Loaded>> {
+        match self.store.load(requests).await {
+            Ok(all) => {
+                Ok(requests.iter().zip(all).map(|(request, one)| self.alter_loaded(request, one)).collect())
+            }
+            Err(e) if e.is_outage() && self.bug == Some(Bug::ReportsOutageAsAbsence) => {
+                Ok(requests.iter().map(|_| Loaded::Absent(Version::NONE)).collect())
             }
             Err(e) => Err(e),
         }

@@ -1,4 +1,4 @@
-//! A store as seen from another machine: by a clock of one's own, which its answers correct.
+//! A store on another machine. The handle has its own clock; clock sync corrects it by the store's responses.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
@@ -12,23 +12,23 @@ use threadkeep::store::{
 use threadkeep::{Key, Result};
 
 tokio::task_local! {
-    /// What the clock of the store showed when it carried out the present call.
-    static SHOWN: Cell<Timestamp>;
+    /// The time of the store's clock during the present call.
+    static STORE_TIME: Cell<Timestamp>;
 }
 
 /// The one store that all handles of a world share.
 #[derive(Debug)]
-pub struct Shared(pub Arc<Memory>);
+pub struct SharedStore(pub Arc<Memory>);
 
-impl Shared {
+impl SharedStore {
     async fn call<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
-        SHOWN.with(|shown| shown.set(self.0.clock().now()));
+        STORE_TIME.with(|shown| shown.set(self.0.clock().now()));
         call.await
     }
 }
 
 #[async_trait]
-impl Store for Shared {
+impl Store for SharedStore {
     fn clock(&self) -> &Arc<Clock> {
         self.0.clock()
     }
@@ -52,17 +52,17 @@ impl Store for Shared {
     }
 }
 
-/// What each handle heard of its writes, in the order in which it heard it: for people.
+/// The results that the handles got for their writes, in order of arrival. Messages of violations show them.
 #[derive(Debug, Clone, Default)]
 pub struct Journal(Arc<Mutex<Vec<(Key, String)>>>);
 
 impl Journal {
-    fn note(&self, handle: usize, write: &Write, verdict: &str) {
+    fn note(&self, handle: usize, write: &Write, result: &str) {
         let Write { record, if_version, is_retry, .. } = write;
         let over = if_version.map_or_else(String::new, |version| format!(" over {version}"));
-        let again = if *is_retry { " again" } else { "" };
+        let retry = if *is_retry { " again" } else { "" };
         let value = record.value.as_ref().map_or("nothing", |json| json.as_str());
-        let line = format!("handle {handle} wrote {}{over}{again}: {value:.80} → {verdict}", record.version);
+        let line = format!("handle {handle} wrote {}{over}{retry}: {value:.80} → {result}", record.version);
         self.0.lock().unwrap().push((record.key.clone(), line));
     }
 
@@ -72,72 +72,82 @@ impl Journal {
     }
 }
 
-/// A line to the store. Faults are to happen between this and [`Shared`].
+/// A connection to the store. Faults are injected between this type and [`SharedStore`].
 #[derive(Debug)]
-pub struct Remote<S> {
+pub struct RemoteStore<S> {
     store: S,
-    meter: Meter,
-    worst: Arc<AtomicI64>,
-    corrects: bool,
+    meter: ClockErrorMeter,
+    max_error_ms: Arc<AtomicI64>,
+    syncs_clock: bool,
     handle: usize,
     journal: Journal,
 }
 
-/// How far a clock is off.
+/// Measures the error of a handle's clock.
 #[derive(Debug, Clone)]
-pub struct Meter {
+pub struct ClockErrorMeter {
     clock: Arc<Clock>,
-    truth: Arc<Clock>,
-    /// Whether there was an answer to put it right by.
-    was_told: Arc<AtomicBool>,
+    store_clock: Arc<Clock>,
+    /// True after the first clock sync.
+    is_synced: Arc<AtomicBool>,
 }
 
-impl Meter {
-    /// By how much it may be off: nothing is known of the time before there was an answer.
-    pub fn off_ms(&self) -> i64 {
-        if self.was_told.load(SeqCst) { 0 } else { self.difference() }
+impl ClockErrorMeter {
+    /// Returns the error of the clock before its first clock sync, and 0 after it.
+    pub fn error_ms(&self) -> i64 {
+        if self.is_synced.load(SeqCst) { 0 } else { self.difference() }
     }
 
     fn difference(&self) -> i64 {
-        (self.clock.now().0 - self.truth.now().0).abs()
+        (self.clock.now().0 - self.store_clock.now().0).abs()
     }
 }
 
-impl<S: Store> Remote<S> {
-    /// `worst` keeps by how much a clock was off after its first answer.
-    pub fn new(store: S, truth: Arc<Clock>, skew_ms: i64, worst: Arc<AtomicI64>, corrects: bool) -> Self {
-        let meter = Meter { clock: Arc::new(Clock::skewed(skew_ms)), truth, was_told: Arc::default() };
-        Self { store, meter, worst, corrects, handle: 0, journal: Journal::default() }
+impl<S: Store> RemoteStore<S> {
+    /// Wraps a store. `max_error_ms` keeps the largest error of a clock after its first clock sync.
+    pub fn new(
+        store: S,
+        store_clock: Arc<Clock>,
+        skew_ms: i64,
+        max_error_ms: Arc<AtomicI64>,
+        syncs_clock: bool,
+    ) -> Self {
+        let meter = ClockErrorMeter {
+            clock: Arc::new(Clock::skewed(skew_ms)),
+            store_clock,
+            is_synced: Arc::default(),
+        };
+        Self { store, meter, max_error_ms, syncs_clock, handle: 0, journal: Journal::default() }
     }
 
-    /// Writes down what this handle hears of its writes.
-    pub fn noting(self, handle: usize, journal: Journal) -> Self {
+    /// Records the results of this handle's writes in `journal`.
+    pub fn with_journal(self, handle: usize, journal: Journal) -> Self {
         Self { handle, journal, ..self }
     }
 
-    pub fn meter(&self) -> Meter {
+    pub fn meter(&self) -> ClockErrorMeter {
         self.meter.clone()
     }
 
     async fn call<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
         let sent = Instant::now();
-        let heard = async { call.await.map(|answer| (answer, SHOWN.with(Cell::get))) };
-        let (answer, shown) = SHOWN.scope(Cell::new(Timestamp(0)), heard).await?;
+        let timed_call = async { call.await.map(|answer| (answer, STORE_TIME.with(Cell::get))) };
+        let (answer, shown) = STORE_TIME.scope(Cell::new(Timestamp(0)), timed_call).await?;
         let received = Instant::now();
-        if self.corrects {
+        if self.syncs_clock {
             self.meter.clock.correct(sent, received, shown);
         }
-        if !self.meter.was_told.swap(true, SeqCst) {
-            // Neither clocks nor answers explain more than this.
+        if !self.meter.is_synced.swap(true, SeqCst) {
+            // Clock sync leaves at most one round trip of error, plus rounding. A larger difference is a fault.
             let trip = i64::try_from((received - sent).as_millis()).unwrap_or(i64::MAX);
-            self.worst.fetch_max(self.meter.difference().min(trip + 2), SeqCst);
+            self.max_error_ms.fetch_max(self.meter.difference().min(trip + 2), SeqCst);
         }
         Ok(answer)
     }
 }
 
 #[async_trait]
-impl<S: Store> Store for Remote<S> {
+impl<S: Store> Store for RemoteStore<S> {
     fn clock(&self) -> &Arc<Clock> {
         &self.meter.clock
     }
@@ -150,8 +160,8 @@ impl<S: Store> Store for Remote<S> {
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
         let applied = self.call(self.store.apply(writes)).await;
         for (at, write) in writes.iter().enumerate() {
-            let verdict = applied.as_ref().map(|applied| applied[at]).map_err(|error| error.to_string());
-            self.journal.note(self.handle, write, &format!("{verdict:?}"));
+            let result = applied.as_ref().map(|applied| applied[at]).map_err(|error| error.to_string());
+            self.journal.note(self.handle, write, &format!("{result:?}"));
         }
         applied
     }

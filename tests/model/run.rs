@@ -1,4 +1,4 @@
-//! Runs a plan in a world: work under faults and restarts, healing, and what is left.
+//! Runs a plan in a world: operations under faults and restarts, recovery, and the final documents.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,15 +6,18 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use crate::daemon::Daemon;
-use crate::history::{Dead, Document, Final, History, Recorder, Rules};
-use crate::plan::{Does, Episode, KEYS, Plan, REGISTERS, Step};
+use crate::history::{DeadWrite, Document, FinalState, History, Recorder, Rules};
+use crate::plan::{Action, Episode, KEYS, Plan, REGISTERS, Step};
 use crate::queue;
 use crate::world::World;
 
-/// How long healing may take: probes come half a minute apart after a long outage.
-const HEALING: Duration = Duration::from_secs(20);
+/// The longest recovery.
+const MAX_RECOVERY: Duration = Duration::from_secs(90); // a busy machine misses deadlines for a while
 
-/// Carries out a plan; the history, or why the world did not heal.
+/// Runs a plan and returns its history.
+///
+/// # Errors
+/// The reason, if a handle does not recover or a call was invalid.
 pub async fn run(plan: &Plan, world: Arc<dyn World>) -> Result<History, String> {
     let (recorder, files) = (Arc::new(Recorder::new()), tempfile::tempdir().unwrap());
     let daemons = plan.settings.skews.iter().enumerate().map(|(index, _)| {
@@ -22,30 +25,30 @@ pub async fn run(plan: &Plan, world: Arc<dyn World>) -> Result<History, String> 
         Daemon::start(index, Arc::clone(&world), Arc::clone(&recorder), &plan.settings, file)
     });
     let daemons: Arc<[Daemon]> = futures::future::join_all(daemons).await.into();
-    let episodes = tokio::spawn(go_wrong(
+    let episodes = tokio::spawn(run_episodes(
         plan.episodes(),
         Arc::clone(&daemons),
         Arc::clone(&world),
         Arc::clone(&recorder),
     ));
-    work(plan, &daemons).await;
+    run_workers(plan, &daemons).await;
     episodes.abort();
     episodes.await.ok();
-    clear(&daemons, &*world).await?;
-    let dead = letters(&daemons, &*world).await?;
-    look(&daemons).await;
+    recover(&daemons, &*world).await?;
+    let dead_letters = collect_dead_letters(&daemons, &*world).await?;
+    read_all(&daemons).await;
     for daemon in &*daemons {
         daemon.shut_down().await;
     }
-    let finals = finals(&*world, &recorder).await;
+    let finals = final_states(&*world, &recorder).await;
     let rules = rules(plan, &daemons, &*world);
-    match world.complaint() {
-        Some(complaint) => Err(complaint),
-        None => Ok(History { ops: recorder.take(), dead, finals, notes: recorder.notes(), rules }),
+    match world.invalid_call() {
+        Some(message) => Err(message),
+        None => Ok(History { ops: recorder.take(), dead_letters, finals, notes: recorder.notes(), rules }),
     }
 }
 
-async fn work(plan: &Plan, daemons: &Arc<[Daemon]>) {
+async fn run_workers(plan: &Plan, daemons: &Arc<[Daemon]>) {
     let mut workers = JoinSet::new();
     for (handle, steps) in plan.workers.clone() {
         let daemons = Arc::clone(daemons);
@@ -61,8 +64,8 @@ async fn work(plan: &Plan, daemons: &Arc<[Daemon]>) {
     }
 }
 
-/// One episode after another, until this is aborted.
-async fn go_wrong(
+/// Runs one episode after another. The caller aborts this task.
+async fn run_episodes(
     episodes: impl Iterator<Item = Episode>,
     daemons: Arc<[Daemon]>,
     world: Arc<dyn World>,
@@ -70,98 +73,100 @@ async fn go_wrong(
 ) {
     for episode in episodes {
         tokio::time::sleep(episode.pause).await;
-        let ends = tokio::time::Instant::now() + episode.trouble.map_or(Duration::ZERO, |(_, span)| span);
-        if let Some((trouble, _)) = episode.trouble {
-            recorder.note(format!("handles {:?}: {trouble:?}", episode.whom));
-            for handle in &episode.whom {
-                world.trouble(*handle, trouble).await;
+        let ends = tokio::time::Instant::now() + episode.fault.map_or(Duration::ZERO, |(_, span)| span);
+        if let Some((fault, _)) = episode.fault {
+            recorder.note(format!("handles {:?}: {fault:?}", episode.handles));
+            for handle in &episode.handles {
+                world.inject(*handle, fault).await;
             }
         }
         if let Some(restart) = episode.restart {
             tokio::time::sleep_until(ends.min(tokio::time::Instant::now() + episode.pause / 4)).await;
-            // In a task of its own, so that it is completed though this one ends.
+            // The restart has its own task, because the caller may abort this one halfway.
             recorder.note(format!("{restart:?}"));
             let daemons = Arc::clone(&daemons);
             let restarted =
                 tokio::spawn(async move { daemons[restart.handle].restart(restart.shutdown).await });
             tokio::time::sleep_until(ends).await;
-            for handle in &episode.whom {
+            for handle in &episode.handles {
                 world.clear(*handle).await;
             }
             restarted.await.unwrap();
         } else {
             tokio::time::sleep_until(ends).await;
         }
-        for handle in &episode.whom {
+        for handle in &episode.handles {
             world.clear(*handle).await;
         }
-        recorder.note(format!("handles {:?}: healed", episode.whom));
+        recorder.note(format!("handles {:?}: faults ended", episode.handles));
     }
 }
 
-/// Ends all faults and waits until nothing is queued; restarts both handles, so that abandoned work is done, and waits
+/// Ends all faults and waits until the queues are empty. Restarts the handles, so that abandoned writes end, and waits
 /// again.
-async fn clear(daemons: &[Daemon], world: &dyn World) -> Result<(), String> {
+async fn recover(daemons: &[Daemon], world: &dyn World) -> Result<(), String> {
     for (handle, daemon) in daemons.iter().enumerate() {
         world.clear(handle).await;
-        // A restart may be under way.
-        wait_for(daemon, "it is open", |_| true).await?;
-        wait_for(daemon, "its queue is empty", queue::is_queue_empty).await?;
+        // An episode's restart may still run.
+        wait_for(daemon, "the cache is open", |_| true).await?;
+        wait_for(daemon, "the queue is empty", queue::is_queue_empty).await?;
         daemon.restart(Some(Duration::from_secs(20))).await;
-        wait_for(daemon, "its queue is empty after a restart", queue::is_queue_empty).await?;
+        wait_for(daemon, "the queue is empty after a restart", queue::is_queue_empty).await?;
     }
     Ok(())
 }
 
 async fn wait_for(
     daemon: &Daemon,
-    what: &str,
-    is_so: impl Fn(&threadkeep::Cache) -> bool,
+    condition: &str,
+    holds: impl Fn(&threadkeep::Cache) -> bool,
 ) -> Result<(), String> {
-    let deadline = Instant::now() + HEALING;
-    while !daemon.cache()?.is_some_and(|cache| is_so(&cache)) {
+    let deadline = Instant::now() + MAX_RECOVERY;
+    while !daemon.cache()?.is_some_and(|cache| holds(&cache)) {
         if Instant::now() > deadline {
             let health = daemon.cache()?.map(|cache| cache.health());
-            return Err(format!("it did not heal: this never came true: {what}; {health:?}"));
+            return Err(format!(
+                "no recovery within {MAX_RECOVERY:?}: condition \"{condition}\" is false; {health:?}"
+            ));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
 }
 
-/// Each handle reads each thread once more, from the store.
-async fn look(daemons: &[Daemon]) {
+/// Reads each conversation once more with each handle, from the store.
+async fn read_all(daemons: &[Daemon]) {
     let pause = Duration::ZERO;
     for daemon in daemons {
         for key in 0..KEYS {
-            for what in [Does::Evict, Does::Get] {
-                daemon.step(&Step { pause, key, what, ttl: pause, pad: 0, gives_up_after: None }).await;
+            for action in [Action::Evict, Action::Get] {
+                daemon.step(&Step { pause, key, action, ttl: pause, pad: 0, abandon_after: None }).await;
             }
         }
     }
 }
 
-async fn letters(daemons: &[Daemon], world: &dyn World) -> Result<Vec<Dead>, String> {
-    let mut all = Vec::new();
+async fn collect_dead_letters(daemons: &[Daemon], world: &dyn World) -> Result<Vec<DeadWrite>, String> {
+    let mut dead_letters = Vec::new();
     for (handle, daemon) in daemons.iter().enumerate() {
         let Some(cache) = daemon.cache()? else { continue };
-        for letter in queue::dead_letters(&cache).await {
-            let key = (0..KEYS).find(|key| world.name(*key) == letter.key).unwrap();
-            let ids = letter.json.map_or_else(Vec::new, |json| ids(&json));
-            all.push(Dead { handle, key, ids });
+        for dead in queue::dead_letters(&cache).await {
+            let key = (0..KEYS).find(|key| world.thread_id(*key) == dead.key).unwrap();
+            let ids = dead.json.map_or_else(Vec::new, |json| ids(&json));
+            dead_letters.push(DeadWrite { handle, key, ids });
         }
     }
-    Ok(all)
+    Ok(dead_letters)
 }
 
-async fn finals(world: &dyn World, recorder: &Recorder) -> Vec<Final> {
+async fn final_states(world: &dyn World, recorder: &Recorder) -> Vec<FinalState> {
     let mut finals = Vec::new();
     for key in 0..KEYS {
         let at = recorder.now();
-        let seen = world.truth(&world.name(key)).await.map(|json| ids(&json));
-        // What was absent when the answer came may have expired after the question.
+        let seen = world.stored_document(&world.thread_id(key)).await.map(|json| ids(&json));
+        // An absent document may have expired during the call, so the moment after the call counts.
         let at = if seen.is_some() { at } else { recorder.now() };
-        finals.push(Final { key, seen, at });
+        finals.push(FinalState { key, seen, at });
     }
     finals
 }
@@ -171,15 +176,15 @@ fn ids(json: &str) -> Vec<u64> {
 }
 
 fn rules(plan: &Plan, daemons: &[Daemon], world: &dyn World) -> Rules {
-    const BETWEEN_DAEMONS: i64 = 2_000;
-    let worst = world.worst_ms() + 1;
-    let began_blind = daemons.iter().any(Daemon::began_blind);
+    const BETWEEN_DAEMONS_MS: i64 = 2_000;
+    let clock_error_ms = world.max_clock_error_ms() + 1;
+    let began_without_sync = daemons.iter().any(Daemon::began_without_sync);
     Rules {
-        order_ms: 2 * worst + if began_blind { BETWEEN_DAEMONS } else { 0 },
-        clock_ms: 2 * worst,
+        order_ms: 2 * clock_error_ms + if began_without_sync { BETWEEN_DAEMONS_MS } else { 0 },
+        clock_ms: 2 * clock_error_ms,
         fresh_ms: i64::try_from(plan.settings.fresh_for.as_millis()).unwrap(),
         registers: REGISTERS,
-        replica_keeps_all: queue::HAS_LANDED && plan.settings.replica_bytes > 1 << 20,
-        may_be_full: plan.settings.queue_bytes < 1 << 20,
+        replica_keeps_all: plan.settings.replica_bytes > 1 << 20,
+        queue_may_be_full: plan.settings.queue_bytes < 1 << 20,
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use threadkeep::{BreakerState, Builder, Cache, Result};
 
-use crate::plan::{HANDLES, Trouble};
+use crate::plan::{HANDLES, LinkFault};
 use crate::stack::{Fault, Gateway, Server, Stack};
 use crate::world::World;
 
@@ -16,26 +16,27 @@ const DEADLINE: Duration = Duration::from_millis(300);
 pub struct Database {
     stack: &'static Stack,
     sql: tokio_postgres::Client,
-    lines: [Line; HANDLES],
+    links: [GatewayLink; HANDLES],
     /// Distinguishes the conversations of this world from those of other worlds.
     world: u64,
     is_skewed: bool,
 }
 
-struct Line {
+struct GatewayLink {
     gateway: Gateway,
     skew_ms: i64,
-    /// True if the present life has got an answer from the store.
-    was_told: AtomicBool,
+    /// True if the present life has got a response from the store.
+    is_synced: AtomicBool,
 }
 
 impl Database {
     pub async fn new(server: Server, skews: [i64; HANDLES]) -> Self {
         let stack = tokio::task::block_in_place(|| Stack::shared(server));
-        let line = async |skew_ms| Line { gateway: stack.gateway().await, skew_ms, was_told: false.into() };
-        let lines = [line(skews[0]).await, line(skews[1]).await];
+        let link =
+            async |skew_ms| GatewayLink { gateway: stack.gateway().await, skew_ms, is_synced: false.into() };
+        let links = [link(skews[0]).await, link(skews[1]).await];
         let is_skewed = skews.iter().any(|skew| *skew != 0);
-        Self { stack, sql: stack.sql().await, lines, world: fastrand::u64(..), is_skewed }
+        Self { stack, sql: stack.sql().await, links, world: fastrand::u64(..), is_skewed }
     }
 }
 
@@ -48,61 +49,61 @@ impl fmt::Debug for Database {
 #[async_trait]
 impl World for Database {
     async fn builder(&self, handle: usize, skew_ms: i64) -> Result<Builder> {
-        let line = &self.lines[handle];
-        line.was_told.store(false, SeqCst);
-        let builder = Cache::builder().supabase(&line.gateway.url(), &line.gateway.keys().secret);
+        let link = &self.links[handle];
+        link.is_synced.store(false, SeqCst);
+        let builder = Cache::builder().supabase(&link.gateway.url(), &link.gateway.keys().secret);
         Ok(builder.timeout(DEADLINE).clock_skew_millis(skew_ms))
     }
 
-    async fn trouble(&self, handle: usize, trouble: Trouble) {
-        let gateway = &self.lines[handle].gateway;
-        match trouble {
-            Trouble::Refuse => gateway.refuse().await,
-            Trouble::LoseAnswers => gateway.always(Fault::DropResponse),
-            Trouble::Deny => gateway.always(Fault::json_error(401, "PGRST301")),
-            Trouble::Slow(span) => gateway.always(Fault::Slow(span)),
-            Trouble::SlowAnswers(_) => gateway.always(Fault::HangAfter),
-            Trouble::Hang => gateway.always(Fault::Hang),
-            Trouble::Flaky(rate) => gateway.rule(move |_| match fastrand::f64() < rate {
+    async fn inject(&self, handle: usize, fault: LinkFault) {
+        let gateway = &self.links[handle].gateway;
+        match fault {
+            LinkFault::Refuse => gateway.refuse().await,
+            LinkFault::LoseResponses => gateway.always(Fault::DropResponse),
+            LinkFault::Deny => gateway.always(Fault::json_error(401, "PGRST301")),
+            LinkFault::Slow(span) => gateway.always(Fault::Slow(span)),
+            LinkFault::SlowResponses(_) => gateway.always(Fault::HangAfter),
+            LinkFault::Hang => gateway.always(Fault::Hang),
+            LinkFault::Flaky(rate) => gateway.rule(move |_| match fastrand::f64() < rate {
                 true => [Fault::Reset, Fault::DropResponse, Fault::Truncate][fastrand::usize(..3)].clone(),
                 false => Fault::Pass,
             }),
-            Trouble::Blips(count) => gateway.script(std::iter::repeat_n(Fault::DropResponse, count)),
-            Trouble::Other(number) => gateway.always(other(number)),
+            LinkFault::Blips(count) => gateway.script(std::iter::repeat_n(Fault::DropResponse, count)),
+            LinkFault::Other(number) => gateway.always(other_fault(number)),
         }
     }
 
     async fn clear(&self, handle: usize) {
-        let gateway = &self.lines[handle].gateway;
+        let gateway = &self.links[handle].gateway;
         gateway.clear();
         gateway.accept().await;
     }
 
-    fn name(&self, key: usize) -> String {
+    fn thread_id(&self, key: usize) -> String {
         format!("model {:016x} {key}", self.world)
     }
 
-    async fn truth(&self, key: &str) -> Option<String> {
+    async fn stored_document(&self, key: &str) -> Option<String> {
         let select = "select conversation_data::text from conversation_threads \
                       where thread_id = $1 and expires_at > clock_timestamp()";
         self.sql.query_opt(select, &[&key]).await.unwrap().map(|row| row.get(0))
     }
 
-    fn off_ms(&self, handle: usize, cache: &Cache) -> i64 {
-        let line = &self.lines[handle];
-        if !line.was_told.load(SeqCst) && cache.health().breaker == Some(BreakerState::Closed) {
-            line.was_told.store(true, SeqCst);
+    fn clock_error_ms(&self, handle: usize, cache: &Cache) -> i64 {
+        let link = &self.links[handle];
+        if !link.is_synced.load(SeqCst) && cache.health().breaker == Some(BreakerState::Closed) {
+            link.is_synced.store(true, SeqCst);
         }
-        if line.was_told.load(SeqCst) { 0 } else { line.skew_ms.abs() }
+        if link.is_synced.load(SeqCst) { 0 } else { link.skew_ms.abs() }
     }
 
-    fn worst_ms(&self) -> i64 {
+    fn max_clock_error_ms(&self) -> i64 {
         // Clock sync corrects a wrong clock to within one round trip.
         if self.is_skewed { 300 } else { 5 }
     }
 }
 
-fn other(number: usize) -> Fault {
+fn other_fault(number: usize) -> Fault {
     let faults = [
         Fault::html(522),
         Fault::html(502),

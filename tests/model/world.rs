@@ -10,9 +10,9 @@ use threadkeep::store::{BatchingStore, Loaded, Memory, ResilientStore, Store};
 use threadkeep::testing::{Fault, FaultStore, Faults};
 use threadkeep::{Builder, Cache, ErrorKind, Result};
 
-use crate::plan::{HANDLES, Trouble};
-use crate::planted::{Bug, Planted};
-use crate::remote::{Journal, Meter, Remote, Shared};
+use crate::plan::{HANDLES, LinkFault};
+use crate::planted::{Bug, BuggyStore};
+use crate::remote::{ClockErrorMeter, Journal, RemoteStore, SharedStore};
 
 /// The deadline of one store call. Some faults are longer, others shorter.
 const DEADLINE: Duration = Duration::from_millis(200);
@@ -23,24 +23,24 @@ pub trait World: Debug + Send + Sync {
     async fn builder(&self, handle: usize, skew_ms: i64) -> Result<Builder>;
 
     /// Applies this fault to the following calls of the handle.
-    async fn trouble(&self, handle: usize, trouble: Trouble);
+    async fn inject(&self, handle: usize, fault: LinkFault);
 
     /// Ends all faults of the handle.
     async fn clear(&self, handle: usize);
 
     /// Returns the thread id of a key.
-    fn name(&self, key: usize) -> String {
+    fn thread_id(&self, key: usize) -> String {
         format!("thread {key}")
     }
 
     /// Loads the document from the store directly, without faults.
-    async fn truth(&self, key: &str) -> Option<String>;
+    async fn stored_document(&self, key: &str) -> Option<String>;
 
     /// Returns the largest possible error of the handle's clock now.
-    fn off_ms(&self, handle: usize, cache: &Cache) -> i64;
+    fn clock_error_ms(&self, handle: usize, cache: &Cache) -> i64;
 
     /// Returns the largest error of a clock after its clock sync.
-    fn worst_ms(&self) -> i64;
+    fn max_clock_error_ms(&self) -> i64;
 
     /// Returns the answers that the handles got for their writes, if the world records them.
     fn journal(&self, _key: &str) -> String {
@@ -48,7 +48,7 @@ pub trait World: Debug + Send + Sync {
     }
 
     /// Returns a description of the first invalid call, if any.
-    fn complaint(&self) -> Option<String> {
+    fn invalid_call(&self) -> Option<String> {
         None
     }
 }
@@ -56,27 +56,27 @@ pub trait World: Debug + Send + Sync {
 /// One store in memory, with a faulty connection for each handle.
 #[derive(Debug)]
 pub struct InMemory {
-    truth: Arc<Memory>,
-    lines: [Line; HANDLES],
-    worst: Arc<AtomicI64>,
+    store: Arc<Memory>,
+    links: [FaultyLink; HANDLES],
+    max_error_ms: Arc<AtomicI64>,
     bug: Option<Bug>,
     journal: Journal,
 }
 
 #[derive(Debug, Default)]
-struct Line {
+struct FaultyLink {
     /// The faults of each life, the present life last. `clear` also releases the hung calls of earlier lives.
     faults: Mutex<Vec<Faults>>,
-    trouble: Mutex<Option<Trouble>>,
-    meter: Mutex<Option<Meter>>,
+    fault: Mutex<Option<LinkFault>>,
+    meter: Mutex<Option<ClockErrorMeter>>,
 }
 
 impl InMemory {
     pub fn new(bug: Option<Bug>) -> Self {
         Self {
-            truth: Arc::default(),
-            lines: Default::default(),
-            worst: Arc::default(),
+            store: Arc::default(),
+            links: Default::default(),
+            max_error_ms: Arc::default(),
             bug,
             journal: Journal::default(),
         }
@@ -86,75 +86,81 @@ impl InMemory {
 #[async_trait]
 impl World for InMemory {
     async fn builder(&self, handle: usize, skew_ms: i64) -> Result<Builder> {
-        let line = &self.lines[handle];
-        let store = Planted::below(self.bug, Shared(Arc::clone(&self.truth)));
+        let link = &self.links[handle];
+        let store = BuggyStore::below(self.bug, SharedStore(Arc::clone(&self.store)));
         let faulty = FaultStore::new(store);
         let faults = faulty.faults();
-        if let Some(trouble) = *line.trouble.lock().unwrap() {
-            apply(&faults, trouble);
+        if let Some(fault) = *link.fault.lock().unwrap() {
+            apply(&faults, fault);
         }
-        line.faults.lock().unwrap().push(faults);
-        let corrects = self.bug != Some(Bug::NeverCorrectsItsClock);
-        let remote =
-            Remote::new(faulty, Arc::clone(self.truth.clock()), skew_ms, Arc::clone(&self.worst), corrects);
-        *line.meter.lock().unwrap() = Some(remote.meter());
-        let remote = remote.noting(handle, self.journal.clone());
+        link.faults.lock().unwrap().push(faults);
+        let syncs_clock = self.bug != Some(Bug::SkipsClockSync);
+        let remote = RemoteStore::new(
+            faulty,
+            Arc::clone(self.store.clock()),
+            skew_ms,
+            Arc::clone(&self.max_error_ms),
+            syncs_clock,
+        );
+        *link.meter.lock().unwrap() = Some(remote.meter());
+        let remote = remote.with_journal(handle, self.journal.clone());
         let guard = ResilientStore::new(remote, DEADLINE);
         guard.connect().await?;
-        Ok(Cache::builder().store(BatchingStore::new(Planted::above(self.bug, guard))))
+        Ok(Cache::builder().store(BatchingStore::new(BuggyStore::above(self.bug, guard))))
     }
 
-    async fn trouble(&self, handle: usize, trouble: Trouble) {
-        let line = &self.lines[handle];
-        *line.trouble.lock().unwrap() = Some(trouble);
-        line.faults.lock().unwrap().last().iter().for_each(|faults| apply(faults, trouble));
+    async fn inject(&self, handle: usize, fault: LinkFault) {
+        let link = &self.links[handle];
+        *link.fault.lock().unwrap() = Some(fault);
+        link.faults.lock().unwrap().last().iter().for_each(|faults| apply(faults, fault));
     }
 
     async fn clear(&self, handle: usize) {
-        let line = &self.lines[handle];
-        *line.trouble.lock().unwrap() = None;
-        line.faults.lock().unwrap().iter().for_each(Faults::clear);
+        let link = &self.links[handle];
+        *link.fault.lock().unwrap() = None;
+        link.faults.lock().unwrap().iter().for_each(Faults::clear);
     }
 
-    async fn truth(&self, key: &str) -> Option<String> {
+    async fn stored_document(&self, key: &str) -> Option<String> {
         let want = threadkeep::Key::new(key).unwrap().into();
-        match self.truth.load(&[want]).await.unwrap().remove(0) {
+        match self.store.load(&[want]).await.unwrap().remove(0) {
             Loaded::Found(record) => record.value.as_ref().map(|json| json.as_str().to_owned()),
             _ => None,
         }
     }
 
-    fn off_ms(&self, handle: usize, _: &Cache) -> i64 {
-        self.lines[handle].meter.lock().unwrap().as_ref().map_or(0, |meter| meter.off_ms())
+    fn clock_error_ms(&self, handle: usize, _: &Cache) -> i64 {
+        self.links[handle].meter.lock().unwrap().as_ref().map_or(0, |meter| meter.error_ms())
     }
 
-    fn worst_ms(&self) -> i64 {
-        self.worst.load(SeqCst)
+    fn max_clock_error_ms(&self) -> i64 {
+        self.max_error_ms.load(SeqCst)
     }
 
     fn journal(&self, key: &str) -> String {
         self.journal.of(key)
     }
 
-    fn complaint(&self) -> Option<String> {
-        let most = |line: &Line| line.faults.lock().unwrap().iter().map(|f| f.max_concurrent("probe")).max();
-        let most = self.lines.iter().filter_map(most).max();
+    fn invalid_call(&self) -> Option<String> {
+        let most =
+            |link: &FaultyLink| link.faults.lock().unwrap().iter().map(|f| f.max_concurrent("probe")).max();
+        let most = self.links.iter().filter_map(most).max();
         most.filter(|most| *most > 1).map(|most| format!("{most} probes at once"))
     }
 }
 
-fn apply(faults: &Faults, trouble: Trouble) {
-    match trouble {
-        Trouble::Refuse => faults.always(Fault::Refuse),
-        Trouble::LoseAnswers => faults.always(Fault::DropResponse),
-        Trouble::Deny => faults.always(Fault::Fail(ErrorKind::Unauthorized)),
-        Trouble::Slow(span) => faults.always(Fault::Delay(span)),
-        Trouble::SlowAnswers(span) => faults.always(Fault::DelayResponse(span)),
-        Trouble::Hang => faults.always(Fault::Hang),
-        Trouble::Flaky(rate) => faults.random(fastrand::u64(..), rate),
-        Trouble::Blips(count) => faults.script(std::iter::repeat_n(Fault::DropResponse, count)),
+fn apply(faults: &Faults, fault: LinkFault) {
+    match fault {
+        LinkFault::Refuse => faults.always(Fault::Refuse),
+        LinkFault::LoseResponses => faults.always(Fault::DropResponse),
+        LinkFault::Deny => faults.always(Fault::Fail(ErrorKind::Unauthorized)),
+        LinkFault::Slow(span) => faults.always(Fault::Delay(span)),
+        LinkFault::SlowResponses(span) => faults.always(Fault::DelayResponse(span)),
+        LinkFault::Hang => faults.always(Fault::Hang),
+        LinkFault::Flaky(rate) => faults.random(fastrand::u64(..), rate),
+        LinkFault::Blips(count) => faults.script(std::iter::repeat_n(Fault::DropResponse, count)),
         // One kind of outage may turn into another.
-        Trouble::Other(number) => {
+        LinkFault::Other(number) => {
             let kinds = [Fault::DropResponse, Fault::DelayResponse(DEADLINE * 2), Fault::Delay(DEADLINE / 2)];
             faults.script([kinds[number % 3], Fault::Pass, kinds[number / 3 % 3]]);
             faults.always(if number & 32 == 0 { Fault::Refuse } else { Fault::Hang });

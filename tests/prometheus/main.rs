@@ -18,7 +18,7 @@ use expressions::{Expression, known, names, of_panels, read};
 use load::Load;
 use process::Daemon;
 use serde_json::Value;
-use stack::{Fault, Prometheus, Server, Stack, free_port};
+use stack::{Fault, Gateway, Prometheus, Server, Stack, free_port};
 use threadkeep::Cache;
 use threadkeep::metrics::SERIES;
 use threadkeep::tools::QueueAdmin;
@@ -44,16 +44,7 @@ fn watch(addr: &str) -> Prometheus {
 async fn outage_fires_every_alert_and_fills_every_panel() {
     let stack = tokio::task::block_in_place(|| Stack::shared(Server::Postrust));
     let gateway = stack.gateway().await;
-    let (url, key) = (gateway.url(), gateway.keys().secret);
-    let mut daemon = Daemon::start(&[
-        ("CONVERSATION_STORAGE_BACKEND", "supabase"),
-        ("SUPABASE_URL", &url),
-        ("SUPABASE_KEY", &key),
-        ("CONVERSATION_FRESH_SECONDS", "2"),
-        ("CONVERSATION_CACHE_MAX_BYTES", "64KiB"),
-        ("CONVERSATION_QUEUE_MAX_BYTES", "256KiB"),
-    ])
-    .await;
+    let mut daemon = start_daemon(&gateway).await;
     let prometheus = tokio::task::block_in_place(|| watch(daemon.addr()));
     let (api, start) = (Api::new(prometheus.url()), now());
     let mut ids = Vec::new();
@@ -67,25 +58,8 @@ async fn outage_fires_every_alert_and_fills_every_panel() {
     wait_for_ready(&daemon, 200, "ready").await;
     assert_eq!(api.fired(start).await, BTreeSet::new(), "no alert fires in normal operation");
 
-    gateway.always(Fault::html(522));
-    wait_for_ready(&daemon, 200, "degraded").await;
-    let rejected = daemon.chat("rejected", None).await;
-    assert_eq!(rejected.body["durability"], "queued");
-    for alert in ["ThreadkeepBreakerOpen", "ThreadkeepQueuedWriteOld", "ThreadkeepQueueNearBound"] {
-        api.wait_for_alert(alert).await;
-    }
-    wait_for_ready(&daemon, 503, "unready").await;
-    let failed = "rate(threadkeep_writes_total{outcome=\"failed\"}[3s]) > 0";
-    wait_until("failed writes", async || !api.query(failed).await.is_empty()).await;
-
-    // Supabase recovers and rejects one of the queued writes permanently.
-    gateway.rule(|seen| match seen.path.contains("apply") && seen.body.contains("rejected") {
-        true => Fault::json_error(400, "23514"),
-        false => Fault::Pass,
-    });
-    api.wait_for_alert("ThreadkeepDeadLetters").await;
-    api.wait_for_no_alerts_but(&["ThreadkeepDeadLetters"]).await;
-    wait_for_ready(&daemon, 200, "ready").await;
+    outage_fires_its_alerts(&daemon, &gateway, &api).await;
+    rejected_write_fires_dead_letters(&daemon, &gateway, &api).await;
 
     gateway.always(Fault::json_error(401, "PGRST301"));
     api.wait_for_alert("ThreadkeepNeedsOperator").await;
@@ -101,6 +75,51 @@ async fn outage_fires_every_alert_and_fills_every_panel() {
     daemon.restart().await;
     api.wait_for_no_alerts_but(&[]).await;
 
+    assert_alerts_and_panels(&api, start).await;
+    assert_labels_are_those_of_the_table(&api.series().await);
+}
+
+/// Starts a daemon behind the gateway, with small bounds for its memory and its queue.
+async fn start_daemon(gateway: &Gateway) -> Daemon {
+    let (url, key) = (gateway.url(), gateway.keys().secret);
+    Daemon::start(&[
+        ("CONVERSATION_STORAGE_BACKEND", "supabase"),
+        ("SUPABASE_URL", &url),
+        ("SUPABASE_KEY", &key),
+        ("CONVERSATION_FRESH_SECONDS", "2"),
+        ("CONVERSATION_CACHE_MAX_BYTES", "64KiB"),
+        ("CONVERSATION_QUEUE_MAX_BYTES", "256KiB"),
+    ])
+    .await
+}
+
+/// Begins an outage and queues the write "rejected". Waits for the alerts until the queue is full and writes fail.
+async fn outage_fires_its_alerts(daemon: &Daemon, gateway: &Gateway, api: &Api) {
+    gateway.always(Fault::html(522));
+    wait_for_ready(daemon, 200, "degraded").await;
+    let rejected = daemon.chat("rejected", None).await;
+    assert_eq!(rejected.body["durability"], "queued");
+    for alert in ["ThreadkeepBreakerOpen", "ThreadkeepQueuedWriteOld", "ThreadkeepQueueNearBound"] {
+        api.wait_for_alert(alert).await;
+    }
+    wait_for_ready(daemon, 503, "unready").await;
+    let failed = "rate(threadkeep_writes_total{outcome=\"failed\"}[3s]) > 0";
+    wait_until("failed writes", async || !api.query(failed).await.is_empty()).await;
+}
+
+/// Ends the outage. Supabase rejects the queued write "rejected" permanently and accepts all other writes.
+async fn rejected_write_fires_dead_letters(daemon: &Daemon, gateway: &Gateway, api: &Api) {
+    gateway.rule(|seen| match seen.path.contains("apply") && seen.body.contains("rejected") {
+        true => Fault::json_error(400, "23514"),
+        false => Fault::Pass,
+    });
+    api.wait_for_alert("ThreadkeepDeadLetters").await;
+    api.wait_for_no_alerts_but(&["ThreadkeepDeadLetters"]).await;
+    wait_for_ready(daemon, 200, "ready").await;
+}
+
+/// Checks that each alert has fired, that each panel shows data, and that all series are known.
+async fn assert_alerts_and_panels(api: &Api, start: f64) {
     let rules = api.rules().await;
     let alerts: BTreeSet<String> =
         rules.iter().map(|rule| rule["name"].as_str().unwrap().to_owned()).collect();
@@ -113,7 +132,6 @@ async fn outage_fires_every_alert_and_fills_every_panel() {
         let (name, text) = (&rule["name"], rule["query"].as_str().unwrap());
         assert!(names(text).is_subset(&known()), "{name} names an unknown series: {text}");
     }
-    assert_labels_are_those_of_the_table(&api.series().await);
 }
 
 /// Waits until `/readyz` returns the status. Meanwhile, `/healthz` reports a live daemon.

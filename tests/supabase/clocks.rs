@@ -1,4 +1,4 @@
-//! Daemons whose clocks are wrong.
+//! Daemons with wrong clocks.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ use crate::stack::{Fault, Server};
 use crate::{SECOND, builder, drained, get, key, row, shared};
 
 on_each_server!(
-    a_daemon_five_minutes_off_neither_pins_nor_loses,
-    a_clock_found_wrong_while_running_is_corrected
+    clock_five_minutes_off_keeps_expiry_and_write_order,
+    queued_write_of_wrong_clock_is_restamped_at_clock_sync
 );
 
 const OFF: [i64; 2] = [-300_000, 300_000];
 
-async fn a_daemon_five_minutes_off_neither_pins_nor_loses(server: Server) {
+async fn clock_five_minutes_off_keeps_expiry_and_write_order(server: Server) {
     let (stack, gateway, right) = shared(server).await;
     for off in OFF {
         let wrong = builder(&gateway).clock_skew_millis(off).open().await.unwrap();
         let (brief, shared) = (key("brief"), key("shared"));
 
-        // Expiry is exact: by the database's clock, and by the reader's.
+        // Both the database's clock and the reader's clock apply the expiry exactly.
         wrong.put(&brief, "brief").ttl(8 * SECOND).await.unwrap();
         let left: f64 =
             row(stack, &brief, "extract(epoch from expires_at - clock_timestamp())").parse().unwrap();
@@ -46,18 +46,18 @@ async fn a_daemon_five_minutes_off_neither_pins_nor_loses(server: Server) {
     }
 }
 
-/// The first contact fails, so that the clock is not known when the daemon starts.
-async fn a_clock_found_wrong_while_running_is_corrected(server: Server) {
+/// The first contact fails, so that the daemon starts before its first clock sync.
+async fn queued_write_of_wrong_clock_is_restamped_at_clock_sync(server: Server) {
     let (stack, gateway, right) = shared(server).await;
     for off in OFF {
         let key = key("clock");
         right.put(&key, "old").await.unwrap();
-        // Two daemons whose clocks differ are in order only beyond 2 s and a round trip (README).
+        // README promises an order between daemons only beyond 2 s plus one round trip.
         tokio::time::sleep(5 * SECOND).await;
         gateway.always(Fault::html(522));
         let wrong = builder(&gateway).clock_skew_millis(off).open().await.unwrap();
         assert!(!wrong.health().is_available());
-        // Stamped by the wrong clock, and put right before it is replayed.
+        // The wrong clock stamps this write. Clock sync corrects the version before the replay (I8).
         assert_eq!(wrong.put(&key, "new").ttl(60 * SECOND).await.unwrap(), WriteOutcome::Queued);
         gateway.clear();
         drained("a wrong clock", &wrong).await;

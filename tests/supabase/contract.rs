@@ -1,4 +1,4 @@
-//! The conformance suite, and the tests of the plan.
+//! The conformance suite and the plan's tests.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::stack::{Server, Stack};
 use crate::{SECOND, get, key, row, shared};
 
 on_each_server!(
-    the_store_conforms,
-    the_guarded_store_conforms_with_a_legacy_key,
-    the_planned_tests,
-    a_row_is_as_planned
+    store_passes_the_conformance_suite,
+    resilient_store_with_legacy_key_passes_the_suite,
+    planned_tests_pass_on_supabase,
+    stored_row_has_the_planned_columns
 );
 
 async fn conforms(server: Server, store: Arc<dyn threadkeep::store::Store>) {
@@ -25,13 +25,13 @@ async fn conforms(server: Server, store: Arc<dyn threadkeep::store::Store>) {
     }
 }
 
-async fn the_store_conforms(server: Server) {
+async fn store_passes_the_conformance_suite(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let store = Supabase::new(&gateway.url(), &gateway.keys().secret).unwrap();
     conforms(server, Arc::new(store)).await;
 }
 
-async fn the_guarded_store_conforms_with_a_legacy_key(server: Server) {
+async fn resilient_store_with_legacy_key_passes_the_suite(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let store = Supabase::new(&gateway.url(), &gateway.keys().service_jwt).unwrap();
     let guard = ResilientStore::new(store, 20 * SECOND);
@@ -39,13 +39,13 @@ async fn the_guarded_store_conforms_with_a_legacy_key(server: Server) {
     conforms(server, Arc::new(guard)).await;
 }
 
-async fn the_planned_tests(server: Server) {
+async fn planned_tests_pass_on_supabase(server: Server) {
     let (_, _gateway, cache) = shared(server).await;
     planned(&cache, WriteOutcome::Stored).await;
 }
 
 #[tokio::test]
-async fn the_planned_tests_pass_on_memory_and_local() {
+async fn planned_tests_pass_on_memory_and_local() {
     planned(&Cache::builder().memory().open().await.unwrap(), WriteOutcome::Volatile).await;
     let dir = tempfile::tempdir().unwrap();
     let local = Cache::builder().local(dir.path().join("t.db")).open().await.unwrap();
@@ -59,7 +59,11 @@ async fn planned(cache: &Cache, written: WriteOutcome) {
     assert_eq!(cache.put(&stored, &value).await.unwrap(), written);
     assert_eq!(get(cache, &stored).await.unwrap().decode::<Value>().unwrap(), value);
     cache.evict(&stored).unwrap();
-    assert_eq!(get(cache, &stored).await.unwrap().decode::<Value>().unwrap(), value, "also from the store");
+    assert_eq!(
+        get(cache, &stored).await.unwrap().decode::<Value>().unwrap(),
+        value,
+        "the loaded value differs"
+    );
 
     cache.put(&brief, &value).ttl(2 * SECOND).await.unwrap();
     assert!(get(cache, &brief).await.is_some());
@@ -73,7 +77,7 @@ async fn planned(cache: &Cache, written: WriteOutcome) {
     assert!(get(cache, &deleted).await.is_none());
 }
 
-async fn a_row_is_as_planned(server: Server) {
+async fn stored_row_has_the_planned_columns(server: Server) {
     let (stack, _gateway, cache) = shared(server).await;
     let key = key("row");
     cache.put(&key, &json!({"a": [1]})).user("u'1").metadata(&json!({"m": 2})).await.unwrap();
@@ -89,7 +93,7 @@ async fn a_row_is_as_planned(server: Server) {
 
 /// The library rejects exactly the values that `jsonb` rejects.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_door_and_jsonb_agree_on_what_can_be_stored() {
+async fn library_rejects_exactly_the_values_that_jsonb_rejects() {
     let stack = tokio::task::block_in_place(|| Stack::shared(Server::Postrust));
     let client = stack.sql().await;
     let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);

@@ -1,33 +1,32 @@
-//! Wrong keys, wrong places, missing migrations: each gets a message that tells what to do, and no secret shows.
+//! Wrong keys, wrong addresses and missing migrations. Each error names the remedy and contains no secret.
 
-use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
 
 use threadkeep::{BreakerState, Builder, Cache, Error, ErrorKind, Freshness, OnOutage};
 
+use crate::secrets::ProcessLog;
 use crate::stack::{Fault, Gateway, Keys, Server, Stack};
 use crate::{SECOND, eventually, get, key, queue_path, rejecting, shared};
 
 on_each_server!(
-    keys_that_are_refused,
-    requests_in_flight_outlive_a_rotation,
-    a_rotation_goes_unnoticed_under_traffic,
-    a_key_file_that_is_late_or_junk_heals,
-    a_key_in_dotenv_is_read_again,
-    the_first_of_several_keys_is_used,
-    a_source_of_the_embedder_is_asked,
-    missing_migrations,
-    wrong_places,
-    no_secret_shows,
+    wrong_key_is_rejected_with_its_setting,
+    rotation_retries_concurrent_requests_once,
+    rotation_under_traffic_fails_no_call,
+    late_or_malformed_key_file_recovers,
+    key_in_dotenv_is_read_again_after_rotation,
+    open_with_several_keys_uses_the_first,
+    key_provider_is_asked_after_rejection,
+    open_without_migrations_names_the_remedy,
+    open_at_wrong_address_names_the_address,
 );
 
-async fn refused(url: &str, key: &str) -> Error {
+async fn open_error(url: &str, key: &str) -> Error {
     Cache::builder().supabase(url, key).queue(queue_path()).timeout(3 * SECOND).open().await.unwrap_err()
 }
 
-fn assert_says(error: &Error, kind: ErrorKind, words: &[&str]) {
+fn assert_error(error: &Error, kind: ErrorKind, words: &[&str]) {
     let text = error.to_string();
     assert_eq!(error.kind(), kind, "{text}");
     for word in words {
@@ -35,34 +34,34 @@ fn assert_says(error: &Error, kind: ErrorKind, words: &[&str]) {
     }
 }
 
-async fn keys_that_are_refused(server: Server) {
+async fn wrong_key_is_rejected_with_its_setting(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let keys = gateway.keys();
-    let wrong = refused(&gateway.url(), "sb_secret_of_another_project").await;
-    assert_says(
+    let wrong = open_error(&gateway.url(), "sb_secret_of_another_project").await;
+    assert_error(
         &wrong,
         ErrorKind::Unauthorized,
         &["Invalid API key", "SUPABASE_KEY", "this project's secret"],
     );
     let forged = format!("{}x", keys.service_jwt);
-    assert_says(&refused(&gateway.url(), &forged).await, ErrorKind::Unauthorized, &["SUPABASE_KEY"]);
-    // Lite knows no roles, so only its keys can be wrong.
+    assert_error(&open_error(&gateway.url(), &forged).await, ErrorKind::Unauthorized, &["SUPABASE_KEY"]);
+    // Lite has no roles, so only its keys can be wrong.
     if server != Server::Lite {
         for public in [&keys.anon_jwt, &keys.publishable] {
-            let error = refused(&gateway.url(), public).await;
-            assert_says(
+            let error = open_error(&gateway.url(), public).await;
+            assert_error(
                 &error,
                 ErrorKind::Unauthorized,
                 &["anon", "public", "secret (service_role) key instead"],
             );
         }
     }
-    // Denied later is no outage: it does not open the breaker.
+    // A later rejection of the key is no outage, so the breaker stays closed.
     let cache = rejecting(&gateway).open().await.unwrap();
     gateway.rotate_secret();
     for _ in 0..20 {
         let error = cache.put(key("denied"), "1").await.unwrap_err();
-        assert_says(&error, ErrorKind::Unauthorized, &["SUPABASE_KEY"]);
+        assert_error(&error, ErrorKind::Unauthorized, &["SUPABASE_KEY"]);
     }
     assert_eq!(cache.health().breaker, Some(threadkeep::BreakerState::Closed));
     let health = cache.health();
@@ -73,7 +72,7 @@ async fn keys_that_are_refused(server: Server) {
 }
 
 /// Returns the settings of a daemon with its key in a separate file.
-fn with_key_file(gateway: &Gateway, file: &Path) -> Builder {
+pub fn with_key_file(gateway: &Gateway, file: &Path) -> Builder {
     let settings = [
         ("CONVERSATION_STORAGE_BACKEND", "supabase"),
         ("SUPABASE_URL", &gateway.url()),
@@ -86,23 +85,23 @@ fn with_key_file(gateway: &Gateway, file: &Path) -> Builder {
         .on_outage(OnOutage::Reject)
 }
 
-/// A daemon with its key in a file, and the folder that the file is in.
-async fn daemon_with_key_file(gateway: &Gateway) -> (Cache, tempfile::TempDir) {
+/// Starts a daemon with its key in a file. Returns the daemon and the folder of the file.
+pub async fn daemon_with_key_file(gateway: &Gateway) -> (Cache, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     write_key(&folder, gateway.keys().secret);
     (with_key_file(gateway, &folder.path().join("key")).open().await.unwrap(), folder)
 }
 
-fn write_key(folder: &tempfile::TempDir, content: impl AsRef<[u8]>) {
+pub fn write_key(folder: &tempfile::TempDir, content: impl AsRef<[u8]>) {
     std::fs::write(folder.path().join("key"), content).unwrap();
 }
 
-/// The key after the next rotation, which an operator knows before the old one ends.
-fn next_key() -> String {
+/// Returns the key after the next rotation. An operator knows it before the old key ends.
+pub fn next_key() -> String {
     Keys::new(1).secret
 }
 
-async fn requests_in_flight_outlive_a_rotation(server: Server) {
+async fn rotation_retries_concurrent_requests_once(server: Server) {
     let (_, gateway, before) = shared(server).await;
     let keys: Vec<String> = (0..8).map(|_| key("in flight")).collect();
     for key in &keys {
@@ -129,9 +128,9 @@ async fn requests_in_flight_outlive_a_rotation(server: Server) {
     for call in calls {
         call.await.unwrap();
     }
-    assert_eq!(gateway.count("threadkeep_apply"), 8, "each write was sent twice");
-    assert_eq!(gateway.count("threadkeep_load"), 8, "each read was sent twice");
-    // No request is refused from now on.
+    assert_eq!(gateway.count("threadkeep_apply"), 8, "each write must be sent twice");
+    assert_eq!(gateway.count("threadkeep_load"), 8, "each read must be sent twice");
+    // From now on, the gateway rejects no request.
     gateway.forget();
     for key in keys.iter().step_by(2) {
         assert_eq!(get(&cache, key).await.unwrap().json(), "\"after\"");
@@ -139,7 +138,7 @@ async fn requests_in_flight_outlive_a_rotation(server: Server) {
     assert_eq!(gateway.count("threadkeep_load"), 4);
 }
 
-async fn a_rotation_goes_unnoticed_under_traffic(server: Server) {
+async fn rotation_under_traffic_fails_no_call(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let (cache, folder) = daemon_with_key_file(&gateway).await;
     let is_over = Arc::new(AtomicBool::new(false));
@@ -169,8 +168,8 @@ async fn a_rotation_goes_unnoticed_under_traffic(server: Server) {
     assert!(cache.health().is_available());
 }
 
-async fn a_key_file_that_is_late_or_junk_heals(server: Server) {
-    let log = Log::of_the_process();
+async fn late_or_malformed_key_file_recovers(server: Server) {
+    let log = ProcessLog::of_process();
     let (_, gateway, _) = shared(server).await;
     let (cache, folder) = daemon_with_key_file(&gateway).await;
     let key = key("late");
@@ -178,7 +177,7 @@ async fn a_key_file_that_is_late_or_junk_heals(server: Server) {
     gateway.rotate_secret();
     let denied = async || {
         let error = cache.put(&key, "during").await.unwrap_err();
-        assert_says(&error, ErrorKind::Unauthorized, &["SUPABASE_KEY", "Invalid API key"]);
+        assert_error(&error, ErrorKind::Unauthorized, &["SUPABASE_KEY", "Invalid API key"]);
         assert!(matches!(get(&cache, &key).await.unwrap().freshness(), Freshness::Stale { .. }));
     };
     for _ in 0..10 {
@@ -202,12 +201,12 @@ async fn a_key_file_that_is_late_or_junk_heals(server: Server) {
         .await;
     }
     write_key(&folder, format!("  {}\r\n\n", next_key()));
-    eventually("the key is taken", async || cache.put(&key, "after").await.is_ok()).await;
+    eventually("the cache uses the new key", async || cache.put(&key, "after").await.is_ok()).await;
     assert_eq!(get(&cache, &key).await.unwrap().freshness(), Freshness::Fresh);
     assert!(cache.health().is_available());
 }
 
-async fn a_key_in_dotenv_is_read_again(server: Server) {
+async fn key_in_dotenv_is_read_again_after_rotation(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join(".env");
@@ -222,14 +221,14 @@ async fn a_key_in_dotenv_is_read_again(server: Server) {
         write(name, &gateway.rotate_secret());
         cache.put(key("dotenv"), "after").await.unwrap();
     }
-    // A key that is set by hand is not the file's.
+    // An explicit key wins over the file.
     let by_hand =
         Builder::from_env_and_file(&file).queue(queue_path()).supabase(&gateway.url(), "sb_secret_by_hand");
     assert_eq!(by_hand.open().await.unwrap_err().kind(), ErrorKind::Unauthorized);
 }
 
-/// The right key is the one that is to be used; the others would be refused.
-async fn the_first_of_several_keys_is_used(server: Server) {
+/// Only the first key is right. The gateway rejects the other keys.
+async fn open_with_several_keys_uses_the_first(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let (url, right) = (gateway.url(), gateway.keys().secret);
     let names = ["SUPABASE_KEY", "SUPABASE_SECRET_KEY", "SUPABASE_SERVICE_ROLE_KEY"];
@@ -244,7 +243,7 @@ async fn the_first_of_several_keys_is_used(server: Server) {
     }
 }
 
-async fn a_source_of_the_embedder_is_asked(server: Server) {
+async fn key_provider_is_asked_after_rejection(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let cache = rejecting(&gateway).key_provider(|| Some(next_key())).open().await.unwrap();
     let panicking = rejecting(&gateway).key_provider(|| panic!("a source")).open().await.unwrap();
@@ -252,35 +251,35 @@ async fn a_source_of_the_embedder_is_asked(server: Server) {
     cache.put(key("source"), "1").await.unwrap();
     for _ in 0..3 {
         let error = panicking.put(key("source"), "1").await.unwrap_err();
-        assert_says(&error, ErrorKind::Unauthorized, &["SUPABASE_KEY"]);
+        assert_error(&error, ErrorKind::Unauthorized, &["SUPABASE_KEY"]);
     }
-    // It is asked at the first contact, too, and before the file that the key was from.
+    // The cache also asks the provider at the first contact, before it reads the key file.
     let folder = tempfile::tempdir().unwrap();
     write_key(&folder, "sb_secret_of_yesterday");
     let late = with_key_file(&gateway, &folder.path().join("key")).key_provider(|| Some(next_key()));
     late.open().await.unwrap().put(key("source"), "1").await.unwrap();
 }
 
-async fn missing_migrations(server: Server) {
+async fn open_without_migrations_names_the_remedy(server: Server) {
     let stack = tokio::task::spawn_blocking(move || Stack::start_without_migrations(server)).await.unwrap();
     let gateway = stack.gateway().await;
-    let error = refused(&gateway.url(), &gateway.keys().secret).await;
+    let error = open_error(&gateway.url(), &gateway.keys().secret).await;
     let remedy =
         ["threadkeep migrations --dir supabase/migrations", "supabase db push --include-all", "psql"];
-    assert_says(&error, ErrorKind::SchemaOutdated, &[&remedy[..], &["apply the migrations"]].concat());
+    assert_error(&error, ErrorKind::SchemaOutdated, &[&remedy[..], &["apply the migrations"]].concat());
 }
 
-async fn wrong_places(server: Server) {
+async fn open_at_wrong_address_names_the_address(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let keys = gateway.keys();
-    // A gateway that knows no such route may be the one that is wrong: the daemon starts, as in any outage.
+    // A gateway without the route may be misconfigured, so the daemon starts as in any outage.
     let elsewhere = format!("{}/somewhere/else", gateway.url());
     let elsewhere =
         Cache::builder().supabase(&elsewhere, &keys.secret).queue(queue_path()).open().await.unwrap();
     assert_eq!(elsewhere.put("t", "1").await.unwrap(), threadkeep::WriteOutcome::Queued);
     let cause = elsewhere.health().cause.unwrap();
-    assert_says(&cause, ErrorKind::Unavailable, &["SUPABASE_URL", "404", "https://PROJECT.supabase.co"]);
-    // With the path of the REST API it is the same place.
+    assert_error(&cause, ErrorKind::Unavailable, &["SUPABASE_URL", "404", "https://PROJECT.supabase.co"]);
+    // An address with the path of the REST API is the same address.
     let with_path = Cache::builder().supabase(&format!("{}/rest/v1/", gateway.url()), &keys.secret);
     with_path.queue(queue_path()).open().await.unwrap();
     for unreachable in ["http://127.0.0.1:1", "http://no-such-host.invalid"] {
@@ -292,122 +291,11 @@ async fn wrong_places(server: Server) {
             .await
             .unwrap();
         let error = cache.put("t", "1").await.unwrap_err();
-        assert_says(
+        assert_error(
             &error,
             ErrorKind::Unavailable,
             &["cannot be reached", unreachable.strip_prefix("http://").unwrap()],
         );
         assert!(!error.outcome_unknown());
     }
-}
-
-/// Collects the log lines.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
-
-    /// Work goes on in many threads, so the log is the process's.
-    fn of_the_process() -> &'static Self {
-        static LOG: OnceLock<Log> = OnceLock::new();
-        LOG.get_or_init(|| {
-            let log = Self::default();
-            let writer = log.clone();
-            let filter = "threadkeep=trace,reqwest=trace,hyper=trace,hyper_util=trace,h2=trace";
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || writer.clone()).init();
-            log
-        })
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn all_of(error: &Error) -> String {
-    let mut text = format!("{error} {error:?}");
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text += &format!(" {error} {error:?}");
-        cause = error.source();
-    }
-    text
-}
-
-async fn no_secret_shows(server: Server) {
-    let (_, gateway, _) = shared(server).await;
-    let log = Log::of_the_process();
-    let keys = gateway.keys();
-    let content = "the content of a conversation";
-    let mut shown = String::new();
-    for secret in [&keys.secret, &keys.service_jwt] {
-        let setup = Cache::builder()
-            .supabase(&gateway.url(), secret)
-            .timeout(SECOND)
-            .fresh_for(std::time::Duration::ZERO);
-        shown += &format!("{setup:?}");
-        let cache = setup.queue(queue_path()).on_outage(OnOutage::Reject).open().await.unwrap();
-        let key = key("secret");
-        cache.put(&key, content).await.unwrap();
-        for fault in [
-            Fault::html(522),
-            Fault::json_error(403, "42501"),
-            Fault::json_error(400, "22P05"),
-            Fault::Hang,
-            Fault::Reset,
-        ] {
-            gateway.always(fault);
-            shown += &all_of(&cache.put(&key, content).await.unwrap_err());
-            shown += &format!("{:?} {cache:?}", cache.get(&key).await);
-            shown += &format!("{:?}", cache.health());
-        }
-        gateway.clear();
-    }
-    for bad in ["http://user:hunter2@localhost", "sb_secret_as_url", "ftp://secret"] {
-        let settings = [
-            ("SUPABASE_URL", bad),
-            ("SUPABASE_KEY", "sb_secret_\u{7}"),
-            ("CONVERSATION_STORAGE_BACKEND", "supabase"),
-        ];
-        let vars = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        shown += &all_of(&Builder::from_vars(vars).queue(queue_path()).open().await.unwrap_err());
-    }
-    shown += &through_a_rotation(&gateway).await;
-    shown += &log.text();
-    assert!(shown.contains("circuit breaker opened"), "the log was collected");
-    assert!(shown.contains("the Supabase key was replaced") && shown.contains("key panicked"));
-    let body = keys.service_jwt.split('.').nth(2).unwrap();
-    let ours = [&*keys.secret, &keys.service_jwt, body, content, &next_key()];
-    let bad =
-        ["hunter2", "sb_secret_as_url", "sb_secret_\u{7}", "sb_secret_as_path", "sb_secret_and", "panics"];
-    for secret in ours.into_iter().chain(bad) {
-        assert!(!shown.contains(secret), "{secret:?} shows in {shown}");
-    }
-}
-
-/// Checks that logs and errors show no key, after junk in the key file and a panic of the provider.
-async fn through_a_rotation(gateway: &Gateway) -> String {
-    let (cache, folder) = daemon_with_key_file(gateway).await;
-    let file = folder.path().join("key");
-    let panicking = rejecting(gateway).key_provider(|| panic!("{} panics", next_key()));
-    let mut shown = format!("{:?} {panicking:?}", with_key_file(gateway, &file));
-    let panicking = panicking.open().await.unwrap();
-    gateway.rotate_secret();
-    shown += &all_of(&panicking.put(key("secret"), "1").await.unwrap_err());
-    write_key(&folder, "sb_secret_and\u{7}");
-    shown += &all_of(&cache.put(key("secret"), "1").await.unwrap_err());
-    shown += &all_of(&with_key_file(gateway, &file).open().await.unwrap_err());
-    shown += &all_of(&with_key_file(gateway, Path::new("sb_secret_as_path")).open().await.unwrap_err());
-    write_key(&folder, next_key());
-    eventually("the key is taken", async || cache.put(key("secret"), "1").await.is_ok()).await;
-    shown + &format!("{cache:?} {:?}", cache.health())
 }

@@ -1,4 +1,4 @@
-//! The migrations: what they do to rows of others, who may do what, and that they can be applied again.
+//! Tests the migrations: rows of other writers, the rights of each role, and repeated application.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::stack::{Server, Stack};
 use crate::{AMPLE, SECOND, builder, eventually, get, key, rejecting, row, shared};
 
 on_each_server!(
-    plain_rows_of_others_are_versioned,
-    accesses_reach_the_database,
-    what_is_long_expired_is_purged
+    rows_of_plain_sql_get_versions,
+    reads_update_accessed_at_in_the_database,
+    purge_deletes_long_expired_rows
 );
 
-async fn plain_rows_of_others_are_versioned(server: Server) {
+async fn rows_of_plain_sql_get_versions(server: Server) {
     let (stack, _gateway, cache) = shared(server).await;
     let key = key("plain");
     let upsert = |value: &str| {
@@ -34,9 +34,9 @@ async fn plain_rows_of_others_are_versioned(server: Server) {
     assert!(second.version() > first.version());
     assert_eq!(cache.put(&key, &3).await.unwrap(), WriteOutcome::Stored);
     stack.psql(&format!("update conversation_threads set expires_at = now() where thread_id = '{key}'"));
-    assert!(get(&cache, &key).await.is_none(), "an expiry set by hand counts");
+    assert!(get(&cache, &key).await.is_none(), "an expiry in the past must hide the row");
 
-    // A version beyond reason is clamped, or nobody could write this thread again.
+    // The trigger clamps an absurd version. Otherwise, no writer could write this conversation again.
     let absurd = "update conversation_threads set version = 9223372036854775807, expires_at = now() + interval '1 hour'";
     stack.psql(&format!("{absurd} where thread_id = '{key}'"));
     tokio::time::sleep(2 * SECOND + SECOND / 10).await;
@@ -45,7 +45,7 @@ async fn plain_rows_of_others_are_versioned(server: Server) {
     assert_eq!(get(&cache, &key).await.unwrap().json(), "4");
 }
 
-async fn accesses_reach_the_database(server: Server) {
+async fn reads_update_accessed_at_in_the_database(server: Server) {
     let (stack, gateway, _) = shared(server).await;
     let cache =
         builder(&gateway).fresh_for(60 * SECOND).maintenance_interval(SECOND / 5).open().await.unwrap();
@@ -57,14 +57,14 @@ async fn accesses_reach_the_database(server: Server) {
     let unchanged = "version, changed_xid, expires_at, conversation_data, accepted_versions";
     let before = row(stack, &key, unchanged);
     assert!(get(&cache, &key).await.is_some());
-    eventually("the access is reported", async || {
+    eventually("accessed_at is updated", async || {
         row(stack, &key, "accessed_at > now() - interval '1 minute'") == "t"
     })
     .await;
-    assert_eq!(row(stack, &key, unchanged), before, "a touch bumps neither version nor change mark");
+    assert_eq!(row(stack, &key, unchanged), before, "a touch must keep the version and the change mark");
 }
 
-async fn what_is_long_expired_is_purged(server: Server) {
+async fn purge_deletes_long_expired_rows(server: Server) {
     let (stack, gateway, _) = shared(server).await;
     let store = Supabase::new(&gateway.url(), &gateway.keys().secret).unwrap();
     let long_ago = "((extract(epoch from now() - interval '9 days') * 1000)::bigint << 21)";
@@ -104,9 +104,9 @@ async fn migrations_applied_twice_change_nothing() {
     assert_eq!(get(&cache, "t").await.unwrap().decode::<Value>().unwrap(), json!({"a": 1}));
 }
 
-/// Rows that lay in the planned table before the versions came.
+/// The planned table has rows before the first migration adds versions.
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_from_before_the_migration_are_kept_and_can_be_written() {
+async fn migration_keeps_existing_rows_readable_and_writable() {
     let stack =
         tokio::task::spawn_blocking(|| Stack::start_without_migrations(Server::Postrust)).await.unwrap();
     let planned = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).unwrap().flatten();
@@ -136,7 +136,7 @@ async fn rows_from_before_the_migration_are_kept_and_can_be_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn table_and_functions_are_open_to_service_role_alone() {
+async fn only_service_role_may_use_table_and_functions() {
     let stack = tokio::task::block_in_place(|| Stack::shared(Server::Postrust));
     // The triggers alone run threadkeep_keep_tombstone and threadkeep_keep_tombstones. No role may call them.
     let granted = |role: &str| {
@@ -193,7 +193,7 @@ async fn malformed_rows_do_not_affect_other_rows() {
     });
 }
 
-/// A role that may write the table need not be allowed to call the functions.
+/// A role with rights on the table needs no right to call the functions.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_role_with_grants_can_write_plain_rows() {
     let stack = tokio::task::spawn_blocking(|| Stack::start(Server::Postrust)).await.unwrap();
@@ -208,9 +208,9 @@ async fn another_role_with_grants_can_write_plain_rows() {
     assert_eq!(row.trim(), "2|t|2");
 }
 
-/// threadkeep sends none such; whoever calls the function by hand must not be left hanging, nor others at the row.
+/// threadkeep never sends such a record. A manual call of the function must fail without a wait or a lock on the row.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_without_a_version_is_refused_at_once() {
+async fn record_without_a_version_is_rejected_at_once() {
     let (stack, _, _) = shared(Server::Postrust).await;
     let (sql, known) = (stack.sql().await, key("has a row"));
     let insert =
@@ -227,9 +227,9 @@ async fn a_record_without_a_version_is_refused_at_once() {
     }
 }
 
-/// With many rows of others, a user's listing still comes by an index, and does not read values that it does not send.
+/// Beside many rows of other users, a user's listing uses an index and reads only the values of its page.
 #[tokio::test(flavor = "multi_thread")]
-async fn listing_reads_the_users_rows_and_warm_up_reads_its_page() {
+async fn listing_and_warm_up_read_only_their_pages() {
     let stack = tokio::task::spawn_blocking(|| Stack::start(Server::Postrust)).await.unwrap();
     stack.psql("insert into conversation_threads (thread_id, user_id, conversation_data, expires_at)
                 select 't' || n, 'u' || n % 500, to_jsonb(repeat(md5(n::text), 30)), now() + interval '1h' from generate_series(1, 20000) as n;
@@ -253,14 +253,15 @@ async fn listing_reads_the_users_rows_and_warm_up_reads_its_page() {
         let of_all = hits(page);
         assert!(of_all < 200, "{of_all} of {pages} pages for {page}");
     }
-    // Uses the warm-up's page size, because the plan for 10 rows says nothing about 500. Each thread is looked up by its id.
+    // Uses the page size of the warm-up, because the plan for 10 rows says nothing about 500. PostgreSQL looks each
+    // conversation up by its id.
     let of_all = hits(r#"{"limit": 500}"#);
     assert!(of_all < 2_500 && pages > 3_000, "{of_all} hits for 500 threads, of {pages} pages");
 }
 
-/// Threads that take little room in the database and much on the way come in several answers.
+/// Conversations that are small in the database but large in a response arrive in several responses.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_listing_of_large_threads_comes_in_portions() {
+async fn listing_of_large_conversations_is_paged() {
     let (_, gateway, _) = shared(Server::Postrust).await;
     let cache = builder(&gateway).timeout(AMPLE).soft_timeout(AMPLE).open().await.unwrap();
     let (user, large) = (key("large"), "x".repeat(3 << 20));
@@ -270,12 +271,12 @@ async fn a_listing_of_large_threads_comes_in_portions() {
     }
     gateway.forget();
     assert_eq!(cache.list(&user).await.unwrap().len(), 14);
-    assert_eq!(gateway.count("threadkeep_list"), 3, "six at a time reach 16 MiB");
+    assert_eq!(gateway.count("threadkeep_list"), 3, "six conversations fill a response of 16 MiB");
 }
 
-/// A row that somebody keeps locked is no outage.
+/// A locked row is no outage.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_locked_row_holds_up_its_own_writers_only() {
+async fn locked_row_delays_only_its_own_writers() {
     let (stack, gateway, _) = shared(Server::Postrust).await;
     let cache = rejecting(&gateway).timeout(5 * SECOND).open().await.unwrap();
     let (locked, other) = (key("locked"), key("other"));
@@ -296,9 +297,9 @@ async fn a_locked_row_holds_up_its_own_writers_only() {
     assert_eq!(cache.put(&locked, &3).await.unwrap(), WriteOutcome::Stored);
 }
 
-/// Many writers, touches and purges at once: no deadlock, and the newest stands everywhere.
+/// Concurrent writes, touches and purges cause no deadlock. Each row ends with its newest write.
 #[tokio::test(flavor = "multi_thread")]
-async fn writes_touches_and_purges_do_not_deadlock() {
+async fn concurrent_writes_touches_and_purges_do_not_deadlock() {
     let (stack, gateway, _) = shared(Server::Postrust).await;
     let before = stack.psql("select deadlocks from pg_stat_database where datname = current_database()");
     let keys: Vec<threadkeep::Key> =
@@ -338,7 +339,7 @@ async fn writes_touches_and_purges_do_not_deadlock() {
 
 /// The warm-up of a second daemon loads the conversations of the first before any read.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_newest_threads_are_warm() {
+async fn warm_up_loads_the_newest_conversations() {
     let (_, gateway, cache) = shared(Server::Postrust).await;
     let keys: Vec<String> = (0..50).map(|at| key(&at.to_string())).collect();
     for key in &keys {

@@ -12,6 +12,8 @@ mod database;
 mod outages;
 #[path = "../values/random.rs"]
 mod random;
+mod responses;
+mod secrets;
 mod tombstones;
 mod values;
 mod verdicts;
@@ -28,19 +30,19 @@ const SECOND: Duration = Duration::from_secs(1);
 const AMPLE: Duration = Duration::from_secs(60);
 
 /// Returns a builder with the secret key of this gateway and a short freshness time. A healthy stack on a busy
-/// machine answers within these limits; where something hangs on purpose, a test sets shorter ones.
+/// machine answers within these limits. A test with a hanging request sets shorter limits.
 fn builder(gateway: &Gateway) -> Builder {
     let builder = Cache::builder().supabase(&gateway.url(), &gateway.keys().secret).queue(queue_path());
-    // No request but those of the test.
+    // The gateway sees only the requests of the test.
     builder.fresh_for(Duration::ZERO).timeout(5 * SECOND).soft_timeout(5 * SECOND).warmup_limit(0)
 }
 
-/// The same without a queue for writes: an error is an error.
+/// Returns the same builder without a queue, so that an outage fails a write.
 fn rejecting(gateway: &Gateway) -> Builder {
     builder(gateway).on_outage(OnOutage::Reject)
 }
 
-/// A queue's file that no other cache has.
+/// Returns a new path for an outage file.
 fn queue_path() -> PathBuf {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     directory.keep().join("queue.db")
@@ -50,7 +52,7 @@ async fn daemon(gateway: &Gateway) -> Cache {
     builder(gateway).open().await.unwrap()
 }
 
-/// A gateway in front of the stack that the tests share, and a daemon behind it.
+/// Returns the shared stack, a new gateway in front of it, and a daemon that uses the gateway.
 async fn shared(server: Server) -> (&'static Stack, Gateway, Cache) {
     let stack = tokio::task::block_in_place(|| Stack::shared(server));
     let gateway = stack.gateway().await;
@@ -58,7 +60,7 @@ async fn shared(server: Server) -> (&'static Stack, Gateway, Cache) {
     (stack, gateway, cache)
 }
 
-/// A thread id that no other test has.
+/// Returns a thread id that no other test uses.
 fn key(name: &str) -> String {
     format!("{name} {:016x}", fastrand::u64(..))
 }
@@ -75,19 +77,19 @@ fn row(stack: &Stack, key: &str, columns: &str) -> String {
         .to_owned()
 }
 
-/// Waits until nothing is queued any more, and nothing became a dead letter.
-async fn drained(what: &str, cache: &Cache) {
-    eventually(what, async || cache.health().queue.unwrap().records == 0).await;
-    assert_eq!(cache.health().queue.unwrap().dead_letters, 0, "{what}");
+/// Waits until the queue is empty. Checks that no write became a dead letter.
+async fn drained(condition: &str, cache: &Cache) {
+    eventually(condition, async || cache.health().queue.unwrap().records == 0).await;
+    assert_eq!(cache.health().queue.unwrap().dead_letters, 0, "{condition}");
 }
 
-async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+async fn eventually(condition: &str, mut holds: impl AsyncFnMut() -> bool) {
     let began = std::time::Instant::now();
     while began.elapsed() < AMPLE {
-        if condition().await {
+        if holds().await {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("this never came true: {what}");
+    panic!("condition never became true: {condition}");
 }

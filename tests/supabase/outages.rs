@@ -1,5 +1,5 @@
-//! Every kind of outage: known threads go on and say that they are stale, the others are unavailable, writes are queued
-//! on disk, and all recovers by itself.
+//! Outages of every kind. Known conversations stay readable as stale, unknown conversations are unavailable, and writes
+//! are queued on disk. The daemon recovers without help.
 
 use std::future::IntoFuture;
 use std::time::Duration;
@@ -10,21 +10,21 @@ use crate::stack::{Fault, Gateway, Server, Stack};
 use crate::{AMPLE, SECOND, builder, daemon, drained, eventually, get, key, shared};
 
 on_each_server!(
-    killed_postgresql,
-    killed_server,
-    faults_of_the_gateway,
-    a_start_during_an_outage,
-    retry_after_is_honoured,
-    callers_do_not_reach_an_open_breaker,
+    outage_by_killed_postgresql_recovers,
+    outage_by_killed_rest_server_recovers,
+    outage_by_gateway_fault_recovers,
+    start_during_an_outage_queues_writes,
+    probe_waits_for_retry_after,
+    open_breaker_sends_only_probes,
 );
 
-/// Lives through an outage that `begin` begins and `end` ends.
-async fn live_through(what: &str, cache: &Cache, begin: impl AsyncFnOnce(), end: impl AsyncFnOnce()) {
+/// Checks reads and writes during an outage and the recovery. `begin` begins the outage, `end` ends it.
+async fn assert_outage(outage: &str, cache: &Cache, begin: impl AsyncFnOnce(), end: impl AsyncFnOnce()) {
     let (known, unknown, written) = (key("known"), key("unknown"), key("written"));
     cache.put(&known, "before").await.unwrap();
-    // On a busy machine it may have been queued, or the breaker be open, before the outage begins.
-    drained(what, cache).await;
-    eventually(what, async || {
+    // On a busy machine, a slow store may queue this write or open the breaker before the outage begins.
+    drained(outage, cache).await;
+    eventually(outage, async || {
         let found = cache.get(&known).await;
         found.is_ok_and(|found| found.is_some_and(|found| found.freshness() == Freshness::Fresh))
     })
@@ -32,63 +32,63 @@ async fn live_through(what: &str, cache: &Cache, begin: impl AsyncFnOnce(), end:
     begin().await;
     for round in 0..8 {
         let found = get(cache, &known).await.unwrap();
-        assert_eq!(found.json(), "\"before\"", "{what}, round {round}");
-        assert!(matches!(found.freshness(), Freshness::Stale { .. }), "{what}, round {round}");
+        assert_eq!(found.json(), "\"before\"", "{outage}, round {round}");
+        assert!(matches!(found.freshness(), Freshness::Stale { .. }), "{outage}, round {round}");
         let error = cache.get(&unknown).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unavailable, "{what}, round {round}: {error}");
-        assert!(error.to_string().len() > 20, "it says why: {error}");
-        let durability = cache.put(&written, &round).await.unwrap();
-        assert_eq!(durability, WriteOutcome::Queued, "{what}, round {round}");
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{outage}, round {round}: {error}");
+        assert!(error.to_string().len() > 20, "the error must name its cause: {error}");
+        let outcome = cache.put(&written, &round).await.unwrap();
+        assert_eq!(outcome, WriteOutcome::Queued, "{outage}, round {round}");
         let found = get(cache, &written).await.unwrap();
-        assert_eq!((found.json(), found.freshness()), (&*round.to_string(), Freshness::Queued), "{what}");
+        assert_eq!((found.json(), found.freshness()), (&*round.to_string(), Freshness::Queued), "{outage}");
     }
-    assert_ne!(cache.health().breaker, Some(BreakerState::Closed), "{what}");
-    assert!(cache.health().cause.is_some(), "{what}");
+    assert_ne!(cache.health().breaker, Some(BreakerState::Closed), "{outage}");
+    assert!(cache.health().cause.is_some(), "{outage}");
     end().await;
-    eventually(what, async || {
+    eventually(outage, async || {
         cache.get(&known).await.is_ok_and(|found| {
             found.is_some_and(|found| found.freshness() == Freshness::Fresh && found.json() == "\"before\"")
         })
     })
     .await;
-    drained(what, cache).await;
-    eventually(what, async || {
+    drained(outage, cache).await;
+    eventually(outage, async || {
         let found = cache.get(&written).await.ok().flatten();
         found.is_some_and(|found| (found.json(), found.freshness()) == ("7", Freshness::Fresh))
     })
     .await;
-    eventually(what, async || cache.get(&unknown).await.is_ok_and(|found| found.is_none())).await;
+    eventually(outage, async || cache.get(&unknown).await.is_ok_and(|found| found.is_none())).await;
     cache.put(&known, "after").await.unwrap();
-    assert_eq!(get(cache, &known).await.unwrap().json(), "\"after\"", "{what}");
+    assert_eq!(get(cache, &known).await.unwrap().json(), "\"after\"", "{outage}");
 }
 
-/// A stack that may be broken, and a daemon behind it.
-async fn own(server: Server) -> (Stack, Gateway, Cache) {
+/// Starts a private stack, which the test may break, and a daemon.
+async fn private(server: Server) -> (Stack, Gateway, Cache) {
     let stack = tokio::task::spawn_blocking(move || Stack::start(server)).await.unwrap();
     let gateway = stack.gateway().await;
     let cache = daemon(&gateway).await;
     (stack, gateway, cache)
 }
 
-async fn killed_postgresql(server: Server) {
-    let (stack, _gateway, cache) = own(server).await;
+async fn outage_by_killed_postgresql_recovers(server: Server) {
+    let (stack, _gateway, cache) = private(server).await;
     let block = |change: fn(&Stack)| tokio::task::block_in_place(|| change(&stack));
     let begin = async || block(Stack::stop_postgres);
-    live_through("PostgreSQL is killed", &cache, begin, async || block(Stack::start_postgres)).await;
+    assert_outage("PostgreSQL is killed", &cache, begin, async || block(Stack::start_postgres)).await;
 }
 
-async fn killed_server(server: Server) {
-    let (stack, _gateway, cache) = own(server).await;
+async fn outage_by_killed_rest_server_recovers(server: Server) {
+    let (stack, _gateway, cache) = private(server).await;
     let block = |change: fn(&Stack)| tokio::task::block_in_place(|| change(&stack));
     let begin = async || block(Stack::kill_server);
-    live_through("the REST server is killed", &cache, begin, async || block(Stack::start_server)).await;
+    assert_outage("the REST server is killed", &cache, begin, async || block(Stack::start_server)).await;
 }
 
-async fn faults_of_the_gateway(server: Server) {
+async fn outage_by_gateway_fault_recovers(server: Server) {
     let (_, gateway, _) = shared(server).await;
-    // Nothing here takes long to answer; what hangs may hang for a shorter time.
+    // All responses here are fast, so a hanging request gets a shorter timeout.
     let cache = builder(&gateway).timeout(SECOND / 2).soft_timeout(SECOND / 10).open().await.unwrap();
-    for (what, fault) in [
+    for (outage, fault) in [
         ("hanging", Fault::Hang),
         ("HTML 522", Fault::html(522)),
         ("HTML 502", Fault::html(502)),
@@ -101,12 +101,12 @@ async fn faults_of_the_gateway(server: Server) {
         ("truncated", Fault::Truncate),
     ] {
         let begin = async || gateway.always(fault);
-        live_through(what, &cache, begin, async || gateway.clear()).await;
+        assert_outage(outage, &cache, begin, async || gateway.clear()).await;
     }
-    live_through("refused", &cache, async || gateway.refuse().await, async || gateway.accept().await).await;
+    assert_outage("refused", &cache, async || gateway.refuse().await, async || gateway.accept().await).await;
 }
 
-async fn a_start_during_an_outage(server: Server) {
+async fn start_during_an_outage_queues_writes(server: Server) {
     let (_, gateway, cache) = shared(server).await;
     let key = key("known before");
     cache.put(&key, "before").await.unwrap();
@@ -120,7 +120,7 @@ async fn a_start_during_an_outage(server: Server) {
     assert_eq!(get(&cache, &key).await.unwrap().json(), "\"during\"");
 }
 
-async fn retry_after_is_honoured(server: Server) {
+async fn probe_waits_for_retry_after(server: Server) {
     let (_, gateway, cache) = shared(server).await;
     gateway.always(Fault::retry_after(503, 3));
     while cache.health().breaker == Some(BreakerState::Closed) {
@@ -132,10 +132,10 @@ async fn retry_after_is_honoured(server: Server) {
     gateway.wait_for(1, "threadkeep_probe").await;
     let waited = opened.elapsed();
     assert!(waited > Duration::from_millis(2_500) && waited < AMPLE, "the first probe came after {waited:?}");
-    assert_eq!(gateway.seen().len(), 1, "nothing else was sent");
+    assert_eq!(gateway.seen().len(), 1, "the gateway must see only the probe");
 }
 
-async fn callers_do_not_reach_an_open_breaker(server: Server) {
+async fn open_breaker_sends_only_probes(server: Server) {
     let (_, gateway, cache) = shared(server).await;
     let known = key("known");
     cache.put(&known, "known").await.unwrap();
@@ -165,14 +165,14 @@ async fn callers_do_not_reach_an_open_breaker(server: Server) {
     gateway.wait_for(2, "threadkeep_probe").await;
     assert_eq!(gateway.max_in_flight("threadkeep_probe"), 1);
     gateway.clear();
-    eventually("it closes without traffic", async || cache.health().is_available()).await;
+    eventually("the breaker closes without traffic", async || cache.health().is_available()).await;
     drained("without traffic", &cache).await;
 }
 
-/// A daemon whose runtime has one thread, on which nothing is polled between two requests: neither the probe nor the replay nor
-/// a pooled connection.
+/// The runtime has one OS thread. Between two requests it polls no task: neither the probe, nor replay, nor a pooled
+/// connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_daemon_of_one_thread_lives_through_an_outage() {
+async fn single_threaded_daemon_recovers_from_an_outage() {
     let (_, gateway, _) = shared(Server::Postrust).await;
     let (builder, key) = (builder(&gateway), key("one thread"));
     let daemon = tokio::task::spawn_blocking(move || {
@@ -190,7 +190,7 @@ async fn a_daemon_of_one_thread_lives_through_an_outage() {
                 WriteOutcome::Queued
             );
             while cache.health().breaker == Some(BreakerState::Closed) {
-                let _ = runtime.block_on(cache.get("nobody has this id"));
+                let _ = runtime.block_on(cache.get("unknown id"));
             }
             gateway.clear();
             for _ in 0..6_000 {

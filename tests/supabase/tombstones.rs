@@ -1,4 +1,4 @@
-//! Deletions that others make with plain statements: no late write undoes them.
+//! Deletions by plain SQL statements. No late write undoes them.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use crate::stack::{Fault, Gateway, Server, Stack};
 use crate::{builder, daemon, eventually, get, key, row, shared};
 
 on_each_server!(
-    a_tombstone_survives_a_plain_delete,
-    an_expired_row_keeps_its_version_when_it_is_deleted,
-    a_plain_delete_of_a_live_row_is_a_deletion,
-    a_lost_answer_is_recognised_after_a_plain_delete,
-    a_plain_insert_over_a_tombstone_gets_a_version_above_it,
-    a_change_of_the_id_is_a_delete_and_an_insert,
-    a_delete_mends_a_row_with_an_absurd_version,
-    an_update_goes_on_from_a_plain_delete,
-    a_queued_put_does_not_undo_a_delete_that_was_cleaned_up,
+    tombstone_survives_a_plain_delete,
+    plain_delete_of_expired_row_keeps_its_version,
+    plain_delete_of_live_row_leaves_newer_tombstone,
+    lost_response_is_recognised_after_a_plain_delete,
+    plain_insert_over_tombstone_gets_a_higher_version,
+    change_of_thread_id_is_a_delete_and_an_insert,
+    delete_repairs_a_row_with_an_absurd_version,
+    update_after_plain_delete_starts_from_absence,
+    replayed_put_does_not_undo_an_earlier_delete,
 );
 
 /// A store and the versions that its clock issued, in order.
@@ -72,7 +72,7 @@ impl Bench {
     }
 }
 
-async fn a_tombstone_survives_a_plain_delete(server: Server) {
+async fn tombstone_survives_a_plain_delete(server: Server) {
     let bench = Bench::new(server, "tombstone").await;
     let [first, late, removal, newer] = bench.versions();
     assert_eq!(bench.put(first).await, Applied::Stored);
@@ -86,28 +86,28 @@ async fn a_tombstone_survives_a_plain_delete(server: Server) {
     assert!(matches!(bench.load().await, Loaded::Found(found) if found.version == newer));
 }
 
-async fn an_expired_row_keeps_its_version_when_it_is_deleted(server: Server) {
+async fn plain_delete_of_expired_row_keeps_its_version(server: Server) {
     let bench = Bench::new(server, "expired").await;
     let [late, put, newer] = bench.versions();
     let brief = Record { expires_at: bench.store.clock().now(), ..bench.record(put, Some(1)) };
     assert_eq!(bench.apply(brief).await, Applied::Stored);
     assert_eq!(bench.load().await, Loaded::Absent(put));
     bench.delete();
-    assert_eq!(bench.load().await, Loaded::Absent(put), "the delete changes nothing");
+    assert_eq!(bench.load().await, Loaded::Absent(put), "the delete must keep the version of the tombstone");
     assert_eq!(bench.put(late).await, Applied::Superseded(put));
     let over = Write::from(bench.record(newer, Some(2))).with_if_version(put);
     assert_eq!(bench.apply(over).await, Applied::Stored);
 }
 
-async fn a_plain_delete_of_a_live_row_is_a_deletion(server: Server) {
+async fn plain_delete_of_live_row_leaves_newer_tombstone(server: Server) {
     let bench = Bench::new(server, "live").await;
     let [put, late] = bench.versions();
     assert_eq!(bench.put(put).await, Applied::Stored);
     bench.delete();
-    let Loaded::Absent(deleted) = bench.load().await else { panic!("it is deleted") };
+    let Loaded::Absent(deleted) = bench.load().await else { panic!("the conversation is not deleted") };
     assert!(deleted > late, "{deleted:?} {late:?}");
     assert_eq!(bench.put(late).await, Applied::Superseded(deleted));
-    // A compare-and-set that knows of no deletion is told, and then goes on from it.
+    // A compare-and-set without the deletion gets a conflict. Its retry starts from the deletion.
     let [next, last] = bench.versions();
     let over = |version, expect| Write::from(bench.record(version, Some(2))).with_if_version(expect);
     assert_eq!(bench.apply(over(next, Version::NONE)).await, Applied::Conflict(deleted));
@@ -115,7 +115,7 @@ async fn a_plain_delete_of_a_live_row_is_a_deletion(server: Server) {
     assert_eq!(bench.apply(over(last, deleted)).await, Applied::Stored);
 }
 
-async fn a_lost_answer_is_recognised_after_a_plain_delete(server: Server) {
+async fn lost_response_is_recognised_after_a_plain_delete(server: Server) {
     let bench = Bench::new(server, "accepted").await;
     let versions: [Version; 3] = bench.versions();
     for version in versions {
@@ -123,9 +123,9 @@ async fn a_lost_answer_is_recognised_after_a_plain_delete(server: Server) {
     }
     bench.delete();
     for version in versions {
-        assert_eq!(bench.put(version).await, Applied::Stored, "it was stored");
+        assert_eq!(bench.put(version).await, Applied::Stored, "the retry must be recognised as stored");
     }
-    assert!(matches!(bench.load().await, Loaded::Absent(_)), "and is deleted");
+    assert!(matches!(bench.load().await, Loaded::Absent(_)), "the conversation must stay deleted");
     bench.sql("insert into conversation_threads (thread_id, conversation_data, expires_at) values ('KEY', '9', now() + interval '1h')");
     for version in versions {
         assert_eq!(bench.put(version).await, Applied::Stored);
@@ -133,7 +133,7 @@ async fn a_lost_answer_is_recognised_after_a_plain_delete(server: Server) {
     assert_eq!(bench.sql("select conversation_data from conversation_threads where thread_id = 'KEY'"), "9");
 }
 
-async fn a_plain_insert_over_a_tombstone_gets_a_version_above_it(server: Server) {
+async fn plain_insert_over_tombstone_gets_a_higher_version(server: Server) {
     let bench = Bench::new(server, "again").await;
     let insert = "insert into conversation_threads (thread_id, conversation_data, expires_at)
                   values ('KEY', '2', now() + interval '1 hour')";
@@ -144,39 +144,43 @@ async fn a_plain_insert_over_a_tombstone_gets_a_version_above_it(server: Server)
         let [put] = bench.versions();
         assert_eq!(bench.put(put).await, Applied::Stored);
         bench.delete();
-        // The tombstone of a daemon whose clock is ahead, as far as that is taken.
+        // The tombstone of a daemon with a fast clock, at the highest version that the store accepts.
         bench.sql("update threadkeep_tombstones set version = version + (1000::bigint << 21), accepted_versions[1] = version + (1000::bigint << 21)
                    where thread_id = 'KEY'");
-        let Loaded::Absent(deleted) = bench.load().await else { panic!("it is deleted") };
+        let Loaded::Absent(deleted) = bench.load().await else { panic!("the conversation is not deleted") };
         bench.sql(create);
-        let Loaded::Found(found) = bench.load().await else { panic!("it is there again") };
+        let Loaded::Found(found) = bench.load().await else {
+            panic!("the conversation is not inserted again")
+        };
         assert!(found.version > deleted);
         let first = "select accepted_versions[1] = version from conversation_threads where thread_id = 'KEY'";
         assert_eq!(bench.sql(first), "t");
         bench.delete();
-        let Loaded::Absent(again) = bench.load().await else { panic!("it is deleted again") };
+        let Loaded::Absent(again) = bench.load().await else {
+            panic!("the conversation is not deleted again")
+        };
         assert!(again > found.version);
         bench.sql("delete from threadkeep_tombstones where thread_id = 'KEY'");
     }
 }
 
-async fn a_change_of_the_id_is_a_delete_and_an_insert(server: Server) {
+async fn change_of_thread_id_is_a_delete_and_an_insert(server: Server) {
     let bench = Bench::new(server, "before").await;
     let [put, late] = bench.versions();
     assert_eq!(bench.put(put).await, Applied::Stored);
     let after = Key::new(format!("{} after", bench.key.as_str())).unwrap();
     bench.sql("update conversation_threads set thread_id = 'KEY after' where thread_id = 'KEY'");
-    let Loaded::Absent(deleted) = bench.load().await else { panic!("it is called otherwise") };
+    let Loaded::Absent(deleted) = bench.load().await else { panic!("the old thread id still has a record") };
     assert_eq!(bench.put(late).await, Applied::Superseded(deleted));
     let loaded = bench.store.load(&[LoadRequest::from(after)]).await.unwrap().remove(0);
     assert!(matches!(loaded, Loaded::Found(found) if found.version > put));
-    // And back, over the tombstone.
+    // The id changes back, over the tombstone.
     bench.sql("update conversation_threads set thread_id = 'KEY' where thread_id = 'KEY after'");
     assert!(matches!(bench.load().await, Loaded::Found(found) if found.version > deleted));
 }
 
-/// Somebody restored it without the triggers.
-async fn a_delete_mends_a_row_with_an_absurd_version(server: Server) {
+/// An operator restored the row without the triggers.
+async fn delete_repairs_a_row_with_an_absurd_version(server: Server) {
     let bench = Bench::new(server, "absurd").await;
     for (expiry, end) in [("infinity", "live"), ("-infinity", "expired")] {
         bench.sql(&format!(
@@ -185,7 +189,7 @@ async fn a_delete_mends_a_row_with_an_absurd_version(server: Server) {
              values ('KEY', '1', '{expiry}', 9223372036854775807)"
         ));
         bench.delete();
-        // As if two days had passed.
+        // Two days pass.
         bench.sql("update threadkeep_tombstones set version = version - ((2 * 86400000::bigint) << 21) where thread_id = 'KEY'");
         let [put] = bench.versions();
         assert_eq!(bench.put(put).await, Applied::Stored, "{end}");
@@ -194,7 +198,7 @@ async fn a_delete_mends_a_row_with_an_absurd_version(server: Server) {
     }
 }
 
-async fn an_update_goes_on_from_a_plain_delete(server: Server) {
+async fn update_after_plain_delete_starts_from_absence(server: Server) {
     let (stack, gateway, cache) = shared(server).await;
     let other = daemon(&gateway).await;
     let key = key("updated");
@@ -205,12 +209,12 @@ async fn an_update_goes_on_from_a_plain_delete(server: Server) {
         let append = |turns: Option<Vec<i32>>| Ok(Some([turns.unwrap_or_default(), vec![turn]].concat()));
         assert_eq!(other.update(&key, append).await.unwrap(), WriteOutcome::Stored);
     }
-    assert_eq!(gateway.count("threadkeep_apply"), 2, "each at the first attempt");
+    assert_eq!(gateway.count("threadkeep_apply"), 2, "each update must succeed at its first attempt");
     assert_eq!(get(&cache, &key).await.unwrap().json().replace(' ', ""), "[2,3]");
 }
 
-/// The report: a put waits in a queue, another daemon removes the conversation, the plan's `get` cleans up, the put is replayed.
-async fn a_queued_put_does_not_undo_a_delete_that_was_cleaned_up(server: Server) {
+/// A put is queued, another daemon removes the conversation, the plan's `get` deletes the row, and replay sends the put.
+async fn replayed_put_does_not_undo_an_earlier_delete(server: Server) {
     let (stack, _gateway, other) = shared(server).await;
     let cut_off = stack.gateway().await;
     let cache = builder(&cut_off).open().await.unwrap();
@@ -226,12 +230,12 @@ async fn a_queued_put_does_not_undo_a_delete_that_was_cleaned_up(server: Server)
     eventually("the replay", async || cache.health().queue.unwrap().records == 0).await;
     assert_eq!(cache.health().queue.unwrap().dead_letters, 1);
     assert!(get(&cache, &key).await.is_none() && get(&other, &key).await.is_none());
-    assert_eq!(row(stack, &key, "1"), "", "it is not back");
+    assert_eq!(row(stack, &key, "1"), "", "replay must not restore the row");
 }
 
-/// TRUNCATE and purge concern all conversations, so each has a stack of its own.
+/// TRUNCATE and purge affect all conversations, so each test uses a private stack.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_truncate_leaves_tombstones_which_a_purge_forgets() {
+async fn truncate_leaves_tombstones_until_a_purge() {
     let stack = tokio::task::spawn_blocking(|| Stack::start(Server::Postrust)).await.unwrap();
     let gateway = stack.gateway().await;
     let store = Supabase::new(&gateway.url(), &gateway.keys().secret).unwrap();
@@ -264,7 +268,7 @@ async fn a_truncate_leaves_tombstones_which_a_purge_forgets() {
         store.purge(100).await.unwrap();
         assert_eq!(tokio::task::block_in_place(|| stack.psql(count)).trim(), left, "after {days} days");
     }
-    // A row that the purge removes leaves no tombstone.
+    // A purged row leaves no tombstone.
     tokio::task::block_in_place(|| {
         stack.psql(
             "insert into conversation_threads (thread_id, conversation_data, version, expires_at)

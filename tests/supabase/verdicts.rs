@@ -3,171 +3,27 @@
 use futures::future::join_all;
 use threadkeep::{Builder, Cache, ErrorKind, Freshness, OnOutage, WriteOutcome};
 
+use crate::responses::{Live, all_responses, representative_responses};
 use crate::stack::{Fault, Gateway, Server, Stack};
 use crate::{SECOND, builder, drained, eventually, get, key, shared};
 
 on_each_server![
-    a_live_write_is_refused_for_its_own_fault_alone,
-    a_refusal_of_every_write_costs_no_queued_write,
-    a_start_is_ended_by_a_wrong_key_and_missing_migrations_alone,
-    a_start_survives_a_transient_refusal,
-    a_record_that_fails_alone_delays_no_other,
-    an_operators_mistake_costs_no_queued_write,
-    a_database_that_only_reads_is_noticed_and_recovers_at_once,
-    a_neighbour_in_a_batch_does_not_share_the_error,
+    live_write_is_rejected_only_for_its_own_fault,
+    rejection_of_every_write_loses_no_queued_write,
+    start_fails_only_for_wrong_key_or_missing_migrations,
+    start_succeeds_after_a_transient_rejection,
+    failing_record_delays_no_other_record,
+    mistake_of_operator_loses_no_queued_write,
+    read_only_database_is_noticed_and_recovers_at_once,
+    neighbour_in_a_batch_does_not_share_the_error,
 ];
 
-/// The effect of a response on a live write that may be queued.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Live {
-    Queued,
-    Refused,
-}
-
-/// Every SQLSTATE class that PostgreSQL 15 has, and single codes that differ from their class.
-const SQLSTATES: &[(&str, Live)] = {
-    use Live::{Queued, Refused};
-    &[
-        ("02000", Refused),
-        ("03000", Refused),
-        ("08006", Queued),
-        ("09000", Refused),
-        ("0A000", Queued),
-        ("0B000", Refused),
-        ("0F000", Refused),
-        ("0L000", Queued),
-        ("0P000", Refused),
-        ("0Z000", Refused),
-        ("20000", Refused),
-        ("21000", Refused),
-        ("22P05", Refused),
-        ("22001", Refused),
-        ("23502", Refused),
-        ("23514", Refused),
-        ("24000", Refused),
-        ("25006", Queued),
-        ("25P02", Queued),
-        ("26000", Refused),
-        ("27000", Refused),
-        ("28P01", Queued),
-        ("2BP01", Refused),
-        ("2D000", Refused),
-        ("2F005", Refused),
-        ("34000", Refused),
-        ("38000", Refused),
-        ("39000", Refused),
-        ("3B001", Refused),
-        ("3D000", Queued),
-        ("3F000", Queued),
-        ("40001", Queued),
-        ("40P01", Queued),
-        ("42501", Queued),
-        ("42601", Queued),
-        ("42703", Queued),
-        ("42883", Queued),
-        ("42P01", Queued),
-        ("44000", Refused),
-        ("53100", Queued),
-        ("53200", Queued),
-        ("53300", Queued),
-        ("54000", Refused),
-        ("55000", Queued),
-        ("57014", Queued),
-        ("57P01", Queued),
-        ("57P03", Queued),
-        ("58030", Queued),
-        ("F0000", Queued),
-        ("HV000", Queued),
-        ("P0001", Refused),
-        ("XX000", Queued),
-        ("XX001", Queued),
-    ]
-};
-
-const POSTGREST: &[(u16, &str, Live)] = {
-    use Live::{Queued, Refused};
-    &[
-        (503, "PGRST000", Queued),
-        (503, "PGRST001", Queued),
-        (503, "PGRST002", Queued),
-        (504, "PGRST003", Queued),
-        (400, "PGRST100", Queued),
-        (405, "PGRST101", Queued),
-        (400, "PGRST102", Refused),
-        (416, "PGRST103", Queued),
-        (405, "PGRST105", Queued),
-        (406, "PGRST106", Queued),
-        (415, "PGRST107", Queued),
-        (400, "PGRST108", Queued),
-        (400, "PGRST114", Queued),
-        (400, "PGRST122", Queued),
-        (404, "PGRST125", Queued),
-        (400, "PGRST200", Queued),
-        (404, "PGRST202", Queued),
-        (300, "PGRST203", Queued),
-        (400, "PGRST204", Queued),
-        (404, "PGRST205", Queued),
-        (500, "PGRST300", Queued),
-        (401, "PGRST301", Queued),
-        (401, "PGRST302", Queued),
-        (401, "PGRST303", Queued),
-        (500, "PGRSTX00", Queued),
-    ]
-};
-
-/// The answers of gateways, portals and proxies, and of a PostgREST whose PostgreSQL died under the request.
-const STATUSES: &[u16] = &[
-    300, 301, 302, 307, 400, 401, 402, 403, 404, 405, 406, 407, 408, 409, 410, 411, 413, 414, 415, 421, 422,
-    425, 426, 429, 431, 451, 500, 501, 502, 503, 504, 505, 520, 521, 522, 523, 524, 525, 526, 527, 530, 540,
-    544, 599,
-];
-const BODIES: &[&str] = &[
-    "",
-    "{}",
-    "<html><body>nothing here</body></html>",
-    r#"{"message":"no Route matched with those values"}"#,
-    r#"{"code":"","details":null,"hint":null,"message":""}"#,
-];
-
-fn all() -> Vec<(String, Fault, Live)> {
-    let sqlstates = SQLSTATES
-        .iter()
-        .map(|(code, live)| (format!("SQLSTATE {code}"), Fault::json_error(400, code), *live));
-    let postgrest = POSTGREST
-        .iter()
-        .map(|(status, code, live)| ((*code).to_owned(), Fault::json_error(*status, code), *live));
-    let bare = STATUSES.iter().flat_map(|status| {
-        let named = |body: &&str| {
-            (format!("HTTP {status} with {body:?}"), Fault::answer(*status, body), Live::Queued)
-        };
-        BODIES.iter().map(named).collect::<Vec<_>>()
-    });
-    sqlstates.chain(postgrest).chain(bare).collect()
-}
-
-/// One response of each kind, for slow tests.
-fn some() -> Vec<(String, Fault)> {
-    let is_wanted = |what: &str| {
-        let codes = ["22001", "23502", "3F000", "42501", "42883", "53100", "57014", "P0001", "XX001"];
-        let answers = ["PGRST102", "PGRST106", "PGRST202", "PGRST203", "PGRST303", "HTTP 413 with \"\""];
-        let pages = [
-            "HTTP 404 with \"{\\\"message",
-            "HTTP 400 with \"{\\\"code",
-            "HTTP 302 with \"<",
-            "HTTP 403 with \"<",
-        ];
-        let is_named = |part: &&str| what.contains(*part);
-        codes.iter().chain(&answers).chain(&pages).any(is_named)
-    };
-    all().into_iter().filter(|(what, ..)| is_wanted(what)).map(|(what, fault, _)| (what, fault)).collect()
-}
-
-/// A daemon that waits for slow answers on a busy machine: here each answer comes, and says something.
+/// Returns a builder with long timeouts for a busy machine. In these tests, each response arrives and carries a verdict.
 fn patient(gateway: &Gateway) -> Builder {
     builder(gateway).timeout(30 * SECOND).soft_timeout(30 * SECOND)
 }
 
-/// Lite hides some codes of PostgreSQL behind a bare 500. Nobody can tell then whose fault it was.
+/// Returns true if Lite hides the code behind a bare 500. The response then does not show the cause.
 fn hides(server: Server, sqlstate: &str) -> bool {
     server == Server::Lite && ["23514", "3F000", "P0001", "XX000"].contains(&sqlstate)
 }
@@ -177,27 +33,27 @@ fn on_writes(gateway: &Gateway, fault: Fault) {
         .rule(move |seen| if seen.path.contains("threadkeep_apply") { fault.clone() } else { Fault::Pass });
 }
 
-async fn a_live_write_is_refused_for_its_own_fault_alone(server: Server) {
+async fn live_write_is_rejected_only_for_its_own_fault(server: Server) {
     let (stack, ..) = shared(server).await;
-    let cases = all();
+    let cases = all_responses();
     let lanes = cases.chunks(cases.len().div_ceil(8)).map(async |cases| {
         let gateway = stack.gateway().await;
         let cache = patient(&gateway).open().await.unwrap();
-        for (what, fault, expected) in cases {
+        for (case, fault, expected) in cases {
             on_writes(&gateway, fault.clone());
             let result = cache.put(key("live"), "value").await;
             let live = match &result {
                 Ok(WriteOutcome::Queued) => Live::Queued,
                 Err(error) if error.kind() == ErrorKind::Rejected && !error.outcome_unknown() => {
-                    Live::Refused
+                    Live::Rejected
                 }
-                other => panic!("{what}: {other:?}"),
+                other => panic!("{case}: {other:?}"),
             };
-            assert_eq!(live, *expected, "{what}: {result:?}");
+            assert_eq!(live, *expected, "{case}: {result:?}");
             gateway.clear();
-            drained(what, &cache).await;
-            eventually(what, async || {
-                // A write that is stored ends the alert.
+            drained(case, &cache).await;
+            eventually(case, async || {
+                // A stored write ends the alert.
                 cache.put(key("after"), "value").await.unwrap() == WriteOutcome::Stored
                     && cache.health().is_available()
             })
@@ -207,30 +63,30 @@ async fn a_live_write_is_refused_for_its_own_fault_alone(server: Server) {
     join_all(lanes).await;
 }
 
-async fn a_refusal_of_every_write_costs_no_queued_write(server: Server) {
+async fn rejection_of_every_write_loses_no_queued_write(server: Server) {
     let (stack, ..) = shared(server).await;
-    let cases = some().into_iter().map(async |(what, fault)| {
+    let cases = representative_responses().into_iter().map(async |(case, fault)| {
         let gateway = stack.gateway().await;
         let cache = patient(&gateway).open().await.unwrap();
         let keys = queue_some(&gateway, &cache, 20).await;
         on_writes(&gateway, fault);
         gateway.forget();
         gateway.wait_for(5, "threadkeep_apply").await;
-        eventually(&format!("{what}: the alert"), async || !cache.health().is_available()).await;
+        eventually(&format!("{case}: the alert"), async || !cache.health().is_available()).await;
         let queue = cache.health().queue.unwrap();
-        assert_eq!((queue.records, queue.dead_letters, queue.parked), (20, 0, 0), "{what}");
+        assert_eq!((queue.records, queue.dead_letters, queue.parked), (20, 0, 0), "{case}");
         cache.health().can_write().unwrap();
         for key in &keys {
-            assert_eq!(get(&cache, key).await.unwrap().freshness(), Freshness::Queued, "{what}");
+            assert_eq!(get(&cache, key).await.unwrap().freshness(), Freshness::Queued, "{case}");
         }
         gateway.clear();
-        drained(&what, &cache).await;
-        assert!(cache.health().is_available(), "{what}: {:?}", cache.health());
+        drained(&case, &cache).await;
+        assert!(cache.health().is_available(), "{case}: {:?}", cache.health());
     });
     join_all(cases).await;
 }
 
-/// Queues so many writes in an outage.
+/// Queues `count` writes in an outage. Returns their thread ids.
 async fn queue_some(gateway: &Gateway, cache: &Cache, count: usize) -> Vec<String> {
     gateway.always(Fault::html(503));
     let keys: Vec<String> = (0..count).map(|_| key("queued")).collect();
@@ -240,45 +96,46 @@ async fn queue_some(gateway: &Gateway, cache: &Cache, count: usize) -> Vec<Strin
     keys
 }
 
-async fn a_start_is_ended_by_a_wrong_key_and_missing_migrations_alone(server: Server) {
+async fn start_fails_only_for_wrong_key_or_missing_migrations(server: Server) {
     let (stack, ..) = shared(server).await;
-    let cases = all().into_iter().filter(|(what, ..)| !what.contains("message")).collect::<Vec<_>>();
+    let cases =
+        all_responses().into_iter().filter(|(case, ..)| !case.contains("message")).collect::<Vec<_>>();
     let lanes = cases.chunks(cases.len().div_ceil(24)).map(async |cases| {
         let gateway = stack.gateway().await;
-        for (what, fault, live_expected) in cases {
+        for (case, fault, live_expected) in cases {
             gateway.always(fault.clone());
             let opened = patient(&gateway).open().await;
-            let ends = match what.as_str() {
+            let ends = match case.as_str() {
                 "SQLSTATE 42501" | "PGRST300" | "PGRST301" | "PGRST302" | "PGRST303" => {
                     Some(ErrorKind::Unauthorized)
                 }
                 "SQLSTATE 42703" | "SQLSTATE 42883" | "SQLSTATE 42P01" => Some(ErrorKind::SchemaOutdated),
                 "PGRST202" | "PGRST204" | "PGRST205" => Some(ErrorKind::SchemaOutdated),
-                // A page comes from a portal or a firewall, and says nothing about the key.
-                what if what.contains('<') => None,
-                what if what.starts_with("HTTP 401") || what.starts_with("HTTP 403") => {
+                // A portal or a firewall sends a page. A page gives no verdict about the key.
+                case if case.contains('<') => None,
+                case if case.starts_with("HTTP 401") || case.starts_with("HTTP 403") => {
                     Some(ErrorKind::Unauthorized)
                 }
                 _ => None,
             };
-            assert_eq!(opened.as_ref().err().map(threadkeep::Error::kind), ends, "{what}: {opened:?}");
+            assert_eq!(opened.as_ref().err().map(threadkeep::Error::kind), ends, "{case}: {opened:?}");
             if let Ok(cache) = opened {
-                assert!(!cache.health().is_available(), "{what}");
+                assert!(!cache.health().is_available(), "{case}");
                 let live = cache.put(key("at the start"), "1").await;
                 assert_eq!(
                     live.is_ok_and(|live| live == WriteOutcome::Queued),
                     *live_expected == Live::Queued,
-                    "{what}"
+                    "{case}"
                 );
                 gateway.clear();
-                drained(what, &cache).await;
+                drained(case, &cache).await;
             }
         }
     });
     join_all(lanes).await;
 }
 
-async fn a_start_survives_a_transient_refusal(server: Server) {
+async fn start_succeeds_after_a_transient_rejection(server: Server) {
     let (_, gateway, _) = shared(server).await;
     for fault in [
         Fault::json_error(401, "PGRST303"),
@@ -292,7 +149,7 @@ async fn a_start_survives_a_transient_refusal(server: Server) {
     }
 }
 
-/// A trigger that fails for threads with such an id. Others do not notice it.
+/// A trigger that fails for some rows. Other tests use other thread ids, so the trigger does not affect them.
 struct Trigger<'a> {
     stack: &'a Stack,
     name: String,
@@ -329,7 +186,7 @@ impl Drop for Trigger<'_> {
     }
 }
 
-async fn a_record_that_fails_alone_delays_no_other(server: Server) {
+async fn failing_record_delays_no_other_record(server: Server) {
     let (stack, ..) = shared(server).await;
     let sqlstates =
         ["22023", "23514", "42501", "42883", "3F000", "25006", "53100", "P0001", "XX000", "57014", "55P03"];
@@ -355,8 +212,10 @@ async fn fails_alone(server: Server, stack: &Stack, sqlstate: &str) {
         eventually(sqlstate, async || cache.health().queue.unwrap().dead_letters == 1).await;
         assert_eq!(cache.dead_letters().await.unwrap()[0].record.key.as_str(), denied);
     } else {
-        eventually(&format!("{sqlstate}: it is parked"), async || cache.health().queue.unwrap().parked == 1)
-            .await;
+        eventually(&format!("{sqlstate}: the record is parked"), async || {
+            cache.health().queue.unwrap().parked == 1
+        })
+        .await;
         assert!(cache.health().is_available(), "{sqlstate}: {:?}", cache.health());
         assert_eq!(get(&cache, denied).await.unwrap().freshness(), Freshness::Queued, "{sqlstate}");
         drop(trigger);
@@ -364,10 +223,10 @@ async fn fails_alone(server: Server, stack: &Stack, sqlstate: &str) {
     }
 }
 
-async fn an_operators_mistake_costs_no_queued_write(server: Server) {
+async fn mistake_of_operator_loses_no_queued_write(server: Server) {
     let stack = tokio::task::spawn_blocking(move || Stack::start(server)).await.unwrap();
     let sql = |sql: &str| tokio::task::block_in_place(|| stack.psql(sql));
-    for (what, mistake, remedy) in [
+    for (case, mistake, remedy) in [
         (
             "a NOT NULL column",
             "alter table conversation_threads add column tenant text;
@@ -399,30 +258,30 @@ async fn an_operators_mistake_costs_no_queued_write(server: Server) {
         let keys = queue_some(&gateway, &cache, 20).await;
         sql(mistake);
         gateway.clear();
-        eventually(&format!("{what}: the alert"), async || {
+        eventually(&format!("{case}: the alert"), async || {
             let is_closed = cache.health().breaker == Some(threadkeep::BreakerState::Closed);
             // A code that Lite hides looks like an outage.
             cache.health().cause.is_some() && (is_closed || server == Server::Lite)
         })
         .await;
-        // Long enough for several rounds of replay.
+        // Four requests are enough for several rounds of replay.
         gateway.forget();
         gateway.wait_for(4, "threadkeep_").await;
         let queue = cache.health().queue.unwrap();
-        assert_eq!((queue.records, queue.dead_letters, queue.parked), (20, 0, 0), "{what}: {:?}", cache.health());
+        assert_eq!((queue.records, queue.dead_letters, queue.parked), (20, 0, 0), "{case}: {:?}", cache.health());
         for key in &keys {
-            assert_eq!(get(&cache, key).await.unwrap().freshness(), Freshness::Queued, "{what}");
+            assert_eq!(get(&cache, key).await.unwrap().freshness(), Freshness::Queued, "{case}");
         }
         let second = patient(&gateway).open().await.unwrap();
-        // A probe has no user and no tenant, so that a constraint shows by the first writes.
-        let is_constraint = what.contains("constraint") || what.contains("NOT NULL");
-        assert_eq!(second.health().is_available(), is_constraint, "{what}");
+        // A probe has no user and no tenant, so only the first writes meet a constraint.
+        let is_constraint = case.contains("constraint") || case.contains("NOT NULL");
+        assert_eq!(second.health().is_available(), is_constraint, "{case}");
         sql(remedy);
-        drained(what, &cache).await;
+        drained(case, &cache).await;
     }
 }
 
-async fn a_database_that_only_reads_is_noticed_and_recovers_at_once(server: Server) {
+async fn read_only_database_is_noticed_and_recovers_at_once(server: Server) {
     let stack = tokio::task::spawn_blocking(move || Stack::start(server)).await.unwrap();
     for sqlstate in ["53100", "25006", "0A000", "53200", "57014"] {
         let gateway = stack.gateway().await;
@@ -455,7 +314,7 @@ async fn a_database_that_only_reads_is_noticed_and_recovers_at_once(server: Serv
     }
 }
 
-async fn a_neighbour_in_a_batch_does_not_share_the_error(server: Server) {
+async fn neighbour_in_a_batch_does_not_share_the_error(server: Server) {
     let (stack, gateway, _) = shared(server).await;
     for sqlstate in ["42501", "42883", "3F000", "P0001", "XX000", "23514"] {
         if hides(server, sqlstate) {

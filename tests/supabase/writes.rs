@@ -1,4 +1,4 @@
-//! Writes through faults, and by several daemons.
+//! Writes under faults and by several daemons.
 
 use threadkeep::{Cache, ErrorKind, WriteOutcome};
 
@@ -6,25 +6,25 @@ use crate::stack::{Fault, Server};
 use crate::{SECOND, builder, daemon, drained, get, key, rejecting, row, shared};
 
 on_each_server!(
-    updates_are_each_applied_once_though_answers_are_lost,
-    a_lost_answer_is_recognised_as_success,
+    update_with_lost_response_is_applied_once,
+    write_with_lost_response_is_recognised_as_stored,
     put_timed_out_after_commit_leaves_memory_equal_to_store,
-    a_put_that_arrives_late_does_not_win,
-    two_daemons_see_each_others_writes,
-    updates_of_two_daemons_are_all_kept,
+    late_put_does_not_replace_a_newer_one,
+    writes_of_one_daemon_are_visible_to_another,
+    concurrent_updates_of_two_daemons_are_all_kept,
 );
 
-async fn updates_are_each_applied_once_though_answers_are_lost(server: Server) {
+async fn update_with_lost_response_is_applied_once(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let cache = builder(&gateway).timeout(10 * SECOND).open().await.unwrap();
     let key = key("updates");
     let faults = [Fault::Pass, Fault::Pass, Fault::DropResponse, Fault::Pass, Fault::Truncate];
     gateway.script_for("threadkeep_apply", (0..20).flat_map(|_| faults.clone()));
     append_turns(&[cache], &key, 64).await;
-    assert!(gateway.count("threadkeep_apply") > 64 + 20, "answers were lost");
+    assert!(gateway.count("threadkeep_apply") > 64 + 20, "the gateway must drop some responses");
 }
 
-async fn a_lost_answer_is_recognised_as_success(server: Server) {
+async fn write_with_lost_response_is_recognised_as_stored(server: Server) {
     let (stack, gateway, _) = shared(server).await;
     let cache = rejecting(&gateway).timeout(2 * SECOND).open().await.unwrap();
     let key = key("lost answer");
@@ -34,7 +34,7 @@ async fn a_lost_answer_is_recognised_as_success(server: Server) {
         assert_eq!(row(stack, &key, "conversation_data"), value.to_string());
         assert_eq!(get(&cache, &key).await.unwrap().json(), value.to_string());
     }
-    assert_eq!(row(stack, &key, "cardinality(accepted_versions)"), "3", "each was applied once");
+    assert_eq!(row(stack, &key, "cardinality(accepted_versions)"), "3", "each write must be applied once");
 }
 
 async fn put_timed_out_after_commit_leaves_memory_equal_to_store(server: Server) {
@@ -48,7 +48,7 @@ async fn put_timed_out_after_commit_leaves_memory_equal_to_store(server: Server)
     gateway.clear();
     assert_eq!(row(stack, &key, "conversation_data"), "\"after\"");
     assert_eq!(get(&cache, &key).await.unwrap().json(), "\"after\"");
-    // With a queue the caller is told so after its patience, and the write is made once.
+    // With a queue, the caller gets `Queued` after the soft timeout, and the store applies the write once.
     gateway.rule(|seen| if seen.path.contains("apply") { Fault::HangAfter } else { Fault::Pass });
     assert_eq!(queueing.put(&key, "queued").await.unwrap(), WriteOutcome::Queued);
     gateway.clear();
@@ -56,8 +56,8 @@ async fn put_timed_out_after_commit_leaves_memory_equal_to_store(server: Server)
     assert_eq!(row(stack, &key, "conversation_data, cardinality(accepted_versions)"), "\"queued\"|3");
 }
 
-/// The gateway holds a put back until its client has given up and put something newer.
-async fn a_put_that_arrives_late_does_not_win(server: Server) {
+/// The gateway holds a put back until its client has timed out and stored a newer put.
+async fn late_put_does_not_replace_a_newer_one(server: Server) {
     let (stack, gateway, _) = shared(server).await;
     let cache = rejecting(&gateway).timeout(2 * SECOND).open().await.unwrap();
     let key = key("late");
@@ -71,7 +71,7 @@ async fn a_put_that_arrives_late_does_not_win(server: Server) {
     assert_eq!(get(&cache, &key).await.unwrap().json(), "\"newer\"");
 }
 
-async fn two_daemons_see_each_others_writes(server: Server) {
+async fn writes_of_one_daemon_are_visible_to_another(server: Server) {
     let (stack, gateway, one) = shared(server).await;
     let two = daemon(&gateway).await;
     let key = key("two daemons");
@@ -81,7 +81,7 @@ async fn two_daemons_see_each_others_writes(server: Server) {
     }
     two.remove(&key).await.unwrap();
     assert!(get(&one, &key).await.is_none());
-    // A row that somebody deletes by hand carries no version, and is seen all the same.
+    // A plain delete carries no version, but both daemons observe it.
     one.put(&key, &1).await.unwrap();
     stack.psql(&format!("delete from conversation_threads where thread_id = '{key}'"));
     assert!(get(&one, &key).await.is_none());
@@ -89,14 +89,14 @@ async fn two_daemons_see_each_others_writes(server: Server) {
     assert!(get(&two, &key).await.is_none());
 }
 
-async fn updates_of_two_daemons_are_all_kept(server: Server) {
+async fn concurrent_updates_of_two_daemons_are_all_kept(server: Server) {
     let (_, gateway, one) = shared(server).await;
     let two = daemon(&gateway).await;
     let key = key("contended");
     append_turns(&[one, two], &key, 40).await;
 }
 
-/// So many concurrent updates of one thread, through these daemons in turn: each is applied once.
+/// Runs `count` concurrent updates of one conversation, through the daemons in turn. Each must be applied once.
 async fn append_turns(daemons: &[Cache], key: &str, count: u32) {
     let updates = (0..count).map(|turn| {
         let (cache, key) = (daemons[turn as usize % daemons.len()].clone(), key.to_owned());

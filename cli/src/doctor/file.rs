@@ -49,13 +49,19 @@ pub async fn check(config: &ResolvedConfig, report: &mut Report<'_>) {
         return unused_queue(&subject, &inspection, report);
     }
     report_inspection(config, &subject, &info, inspection, report);
+    if config.backend == Backend::Local {
+        let path = config.queue_path.clone();
+        let queue = Subject { path: path.clone(), setting: "CONVERSATION_QUEUE_PATH", is_queue: true };
+        let inspection = tokio::task::spawn_blocking(move || inspect_outage_file(&path)).await;
+        inspection.iter().for_each(|inspection| unused_queue(&queue, inspection, report));
+    }
     permissions(&info, report);
     quarantined(&subject, &info, report);
     disk_space(config, &subject, &info, report);
     disk(&subject, &info, report);
 }
 
-/// Warns about queued writes that the backend `memory` does not replay.
+/// Warns about queued writes that the backends `memory` and `local` do not replay.
 fn unused_queue(subject: &Subject, inspection: &Inspection, report: &mut Report<'_>) {
     let (Inspection::Ok(contents) | Inspection::Locked { summary: Some(contents), .. }) = inspection else {
         return;
@@ -93,8 +99,8 @@ fn report_inspection(
         Inspection::Corrupt(error) => {
             let remedy = match subject.is_queue {
                 true => format!(
-                    "start the daemon, which renames it to {renamed} and creates a new one; then recover the writes: `sqlite3 {renamed} \
-                     .recover | sqlite3 recovered.db`, stop the daemon, and run `threadkeep queue import recovered.db`"
+                    "start the daemon, which renames it to {renamed} and creates a new one; stop it, copy {renamed}, and recover \
+                     the copy: `sqlite3 COPY .recover | sqlite3 recovered.db`, then `threadkeep queue import recovered.db`"
                 ),
                 false => format!("stop the daemon, keep a copy of {path}, and restore it from a backup"),
             };
@@ -173,7 +179,7 @@ fn is_of_another_project(
 fn dead_letters(found: &FileSummary, report: &mut Report<'_>) {
     if found.dead_letters.records > 0 {
         let what =
-            format!("{} writes became dead letters: Supabase rejected them", found.dead_letters.records);
+            format!("{} writes became dead letters: Supabase did not take them", found.dead_letters.records);
         report.warning(
             "dead letters",
             what,
@@ -215,8 +221,8 @@ fn quarantined(subject: &Subject, info: &PathInfo, report: &mut Report<'_>) {
         );
         let remedy = match subject.is_queue {
             true => format!(
-                "recover the writes (`sqlite3 {} .recover | sqlite3 recovered.db`), stop the daemon, run `threadkeep queue import \
-                 recovered.db`, and delete the file",
+                "stop the daemon, copy {}, recover the copy (`sqlite3 COPY .recover | sqlite3 recovered.db`), run `threadkeep queue \
+                 import recovered.db`, and delete the file",
                 first.display()
             ),
             false => "delete the files when nobody needs them any more".into(),

@@ -110,6 +110,9 @@ async fn recovered_file_first_page_of_another_costs_nothing() {
     let file = corrupted(&cli, |path| overwrite(path, 0..1, 0)).await;
     let report = cli.run(&["queue", "import", &recover(&cli, &file)]).await;
     assert!(report.code == 1 && report.err.contains("no file of threadkeep"), "{report:?}");
+    fs::write(cli.path("recovered.db"), "").unwrap();
+    let empty = cli.run(&["queue", "import", cli.path("recovered.db").to_str().unwrap()]).await;
+    assert!(empty.code == 1 && empty.err.contains("the recovery failed"), "{empty:?}");
     fs::remove_file(cli.path("recovered.db")).unwrap();
 
     let other = corrupted_as(&cli, "other.db", 1, |_| {}).await;

@@ -25,7 +25,7 @@ async fn help_describes_every_command() {
         ("queue import", ["corrupt file", "--allow-other-project"]),
         ("queue migrate", ["FILE.moved", "7 days"]),
         ("queue replay", ["waits until the queue is empty", "--timeout"]),
-        ("queue dead-letters", ["that Supabase rejected", "--requeue"]),
+        ("queue dead-letters", ["that Supabase did not take", "--requeue"]),
     ] {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let help = cli.ok(&arguments).await.out;

@@ -211,6 +211,13 @@ async fn other_backends_are_checked() {
     assert_eq!(fresh.is_well().verdicts("ok"), ["settings", "file", "disk space"]);
     cli.ok(&["put", "k", "1"]).await;
     unchanged(&cli).await.is_well().says("file", "ok", &["threadkeep.db is valid", "1 conversations"]);
+    fill(&cli.queue(), 1).await;
+    unchanged(&cli).await.says("file", "warning", &["writes are queued", "threadkeep queue replay"]);
+    for file in fs::read_dir(cli.path(".")).unwrap().map(|entry| entry.unwrap().path()) {
+        if file.to_str().unwrap().contains("threadkeep-queue") {
+            fs::remove_file(file).unwrap();
+        }
+    }
     let daemon = Cache::builder().local(cli.path("threadkeep.db")).open().await.unwrap();
     let holder = format!("in use by process {}", std::process::id());
     Diagnosis::of(&cli).await.is_well().says("file", "ok", &[&holder, "1 conversations"]);

@@ -62,6 +62,7 @@ impl MemoryCache {
         // Floor, entry and absence change together, under the lock of the key (I5).
         self.entries.entry_by_ref(key).and_compute_with(|current| {
             let current = current.map(moka::Entry::into_value);
+            // A queued write above the result stays the newest, so the entry stays too (I16).
             if self.queue_index.observe_stored(key, version).is_some() {
                 admission = Admission::QueuedIsNewer;
                 return Op::Nop;
@@ -69,9 +70,11 @@ impl MemoryCache {
             if token.is_superseded(key, version) {
                 return self.invalidate_by_stale(key, version, current.as_ref());
             }
+            // From now on, an older result of a slower call is stale (I2).
             self.floors.raise_confirmed(key, version);
             match observation {
                 Observation::Found(record) => {
+                    // An absence that stays would answer `None` after an eviction of this entry (I14).
                     self.forget_absence(key);
                     let is_admitted =
                         current.is_some() || free_bytes.as_ref().is_none_or(|free| **free >= weight(&record));
@@ -81,6 +84,7 @@ impl MemoryCache {
                     }
                     let entry = Arc::new(self.found_entry(record, requested_at, current, is_listed));
                     admission = Admission::Cached(Arc::clone(&entry));
+                    // Without room, the list still returns the entry, and memory stays as it is.
                     if is_admitted { Op::Put(entry) } else { Op::Nop }
                 }
                 Observation::Absent(version) => {
@@ -104,6 +108,7 @@ impl MemoryCache {
         is_listed: bool,
     ) -> CacheEntry {
         let first_reads = match &current {
+            // A load or write has saved the copy as used, so its first read needs no report.
             _ if !is_listed => None,
             Some(current) => current.first_reads.clone(),
             None => Some(Arc::clone(&self.first_reads)),
@@ -127,6 +132,7 @@ impl MemoryCache {
         let mut admitted = None;
         self.entries.entry_by_ref(&key).and_compute_with(|current| {
             let is_superseded = token.is_superseded(&key, record.version);
+            // A queued write is newer than any copy. The caller looks into the queue again.
             if is_superseded || self.queue_index.newest(&key).is_some() {
                 return Op::Nop;
             }

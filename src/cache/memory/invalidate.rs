@@ -13,6 +13,8 @@ impl MemoryCache {
     pub(crate) fn invalidate_below(&self, key: &Key, version: Version) {
         self.clock.observe(version);
         self.entries.entry_by_ref(key).and_compute_with(|current| {
+            // The outcome is unknown, so the floor is not confirmed. A queued write must not lose against
+            // it.
             self.floors.raise(key, version);
             self.forget_absence(key);
             match current {
@@ -26,6 +28,8 @@ impl MemoryCache {
     pub(crate) fn invalidate_superseded(&self, key: &Key, version: Version) {
         self.clock.observe(version);
         self.entries.entry_by_ref(key).and_compute_with(|current| {
+            // The index learns the version first, because its answer decides whether a queued entry stays
+            // (I5).
             let queued_is_newer = self.queue_index.observe_stored(key, version).is_some();
             self.floors.raise_confirmed(key, version);
             self.forget_absence(key);

@@ -30,6 +30,7 @@ impl MemoryCache {
         let (key, version) = (&record.key, record.version);
         self.entries.entry_by_ref(key).and_compute_with(|current| {
             let current = current.as_ref().map(moka::Entry::value);
+            // The index rejects this write if a newer one is marked, so no older write replaces its entry.
             if !self.queue_index.insert(key, version, unsynced, queued_at) {
                 return Op::Nop;
             }
@@ -40,6 +41,8 @@ impl MemoryCache {
                 self.queue_index.observe_stored(key, seen);
                 return self.remove_leftover(key, current);
             }
+            // A provisional version and the version of a copy cannot be compared, so that copy does not win
+            // (I8).
             if let Some(current) = current
                 && !current.is_queued
                 && !(unsynced.is_some() && current.from_replica)
@@ -48,9 +51,11 @@ impl MemoryCache {
                 self.queue_index.observe_stored(key, current.record.version);
                 return Op::Nop;
             }
+            // A load that began before the enqueue must not replace the queued write (I16).
             self.floors.raise(key, version);
             self.forget_absence(key);
             let now = self.clock.moment();
+            // A queued remove leaves no entry. The queue answers for it (I14).
             if record.value.is_some() {
                 Op::Put(CacheEntry::queued(record, unsynced, now))
             } else {
@@ -68,6 +73,8 @@ impl MemoryCache {
         let entry = CacheEntry::queued(record, unsynced, self.clock.moment());
         self.entries.entry_by_ref(&record.key).and_compute_with(|current| {
             let is_better = current.is_none_or(|current| !self.expiry_is_valid(current.value()));
+            // Replay may have completed the write during the read. Without a mark the entry would be a
+            // leftover (I5).
             let is_admitted =
                 is_better && self.queue_index.is_newest_queued(record.key.as_str(), record.version);
             if is_admitted { Op::Put(Arc::clone(&entry)) } else { Op::Nop }
@@ -95,6 +102,8 @@ impl MemoryCache {
                 return self.remove_leftover(key, current.as_ref());
             }
             Op::Put(Arc::new(CacheEntry {
+                // If another call stored the write, the store may hold a newer version by now. So it is not
+                // fresh.
                 from_replica: !was_newest,
                 accessed: AtomicBool::new(true),
                 ..CacheEntry::new(Arc::clone(record), requested_at)
@@ -104,6 +113,7 @@ impl MemoryCache {
 
     /// Records that a queued write became a dead letter. `newer` is the version in the store, if known.
     pub(crate) fn mark_dead(&self, key: &Key, version: Version, newer: Option<Version>) {
+        // This raises the floor before the mark goes, so no result below `newer` enters in between (I2).
         if let Some(newer) = newer {
             self.invalidate_superseded(key, newer);
         }

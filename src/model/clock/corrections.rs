@@ -44,6 +44,7 @@ impl Corrections {
     /// Ends a period with its correction.
     pub(super) fn add(&mut self, correction_ms: i64) {
         self.applied.push_back(correction_ms);
+        // Bounds the memory of a machine whose clock jumps often (I12).
         if self.applied.len() > MAX_CORRECTIONS {
             self.applied.pop_front();
             self.forgotten = self.forgotten.saturating_add(1);

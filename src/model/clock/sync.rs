@@ -35,6 +35,7 @@ impl Clock {
             return;
         }
         self.seen_jumps.store(moment.jumps(), Release);
+        // The part of this jump alone: earlier jumps are counted already.
         let missed = missed - std::mem::replace(&mut corrections.missed, missed);
         if self.is_authoritative {
             return;
@@ -123,6 +124,7 @@ impl Clock {
             return;
         }
         let earliest = shown.0.saturating_sub(received.millis());
+        // A caller of `correct` may swap the instants, and `clamp` panics if its bounds cross.
         let latest = shown.0.saturating_sub(sent.millis()).max(earliest);
         self.time_at_zero.store(self.time_at_zero.load(Relaxed).clamp(earliest, latest), Relaxed);
         self.end_unsynced_period(&mut corrections);
@@ -149,6 +151,7 @@ impl Clock {
             self.last_version.fetch_min(Version::min_at(now).0, Relaxed);
         }
         corrections.add(correction_ms);
+        // Last, so that a reader of a synced clock also reads the corrected time.
         self.unsynced_number.store(0, Release);
     }
 

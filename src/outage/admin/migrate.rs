@@ -57,6 +57,7 @@ impl QueueAdmin {
             records += page.records.len();
             sum = sum.plus(self.insert(page.records.into_iter().map(ImportItem::LocalRecord)).await?);
             on_progress(records);
+            // An empty page has no last record. The loop ends there even if the store does not say so (I12).
             if page.is_last || request.after.is_none() {
                 return Ok(sum);
             }
@@ -79,6 +80,7 @@ impl QueueAdmin {
             on_progress(records);
             letters = from.dead_letters(Some(&last)).await?;
         }
+        // A drop of the file would block this thread until its writer has ended.
         from.close().await?;
         Ok(sum)
     }

@@ -47,8 +47,8 @@ fn validate_item(item: &ImportItem, now: Timestamp) -> Result<()> {
     if let Some(at) = times.iter().chain([&record.expires_at]).find(|at| !is_time(at)) {
         return invalid(format!("{} is not a time in milliseconds", at.0));
     }
-    if record.version <= Version::NONE {
-        return invalid(format!("{} is not a version", record.version));
+    if let Some(version) = invalid_version(item, record.version) {
+        return invalid(format!("{version} is not a version"));
     }
     // A version far in the future would win over every write until its time has come.
     let queued_at = times.first().copied().unwrap_or(now);
@@ -61,4 +61,46 @@ fn validate_item(item: &ImportItem, now: Timestamp) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Returns a version of an item that no clock can have issued.
+fn invalid_version(item: &ImportItem, version: Version) -> Option<Version> {
+    let (conditions, newer) = match item {
+        ImportItem::Queued(write) => (write.base.iter().chain(&write.sent_versions).copied().collect(), None),
+        ImportItem::DeadLetter(letter) => (Vec::new(), letter.newer),
+        ImportItem::LocalRecord(_) => (Vec::new(), None),
+    };
+    // An update may change a conversation that never existed, so its base may be `Version::NONE`.
+    let invalid_condition = conditions.into_iter().find(|version: &Version| *version < Version::NONE);
+    newer.into_iter().chain([version]).find(|version| *version <= Version::NONE).or(invalid_condition)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::key::Key;
+    use crate::model::record::Record;
+    use crate::outage::{DeadLetter, QueuedWrite};
+
+    #[test]
+    fn validate_impossible_versions_are_rejected() {
+        let record = Record::tombstone(Key::new("k").unwrap(), Version::from_raw(7));
+        let with_base = |base| {
+            let mut write = QueuedWrite::new(record.clone(), Timestamp(1));
+            (write.base, write.sent_versions) = (Some(Version::from_raw(base)), vec![Version::NONE]);
+            ImportItem::Queued(write)
+        };
+        let with_newer = |newer| {
+            let mut letter = DeadLetter::new(record.clone(), Timestamp(1), Timestamp(1), "superseded");
+            letter.newer = Some(Version::from_raw(newer));
+            ImportItem::DeadLetter(letter)
+        };
+        let items = [with_base(0), with_base(-1), with_newer(1), with_newer(0)];
+        let (valid, invalid) = validate(items.into());
+        assert_eq!((valid.len(), invalid.len()), (2, 2), "{invalid:?}");
+        assert!(
+            invalid.iter().all(|(_, error)| error.to_string().contains("is not a version")),
+            "{invalid:?}"
+        );
+    }
 }

@@ -39,12 +39,14 @@ pub(super) fn outcome(queued: &QueuedRow, applied: Applied) -> Option<ReplayOutc
         |text: &str, newer| Some(ReplayOutcome::DeadLettered(DeadLetterReason { text: text.into(), newer }));
     match applied {
         Applied::Stored => Some(ReplayOutcome::Stored),
+        // First, because a newer write of this daemon is no reason for a dead letter (I10).
         Applied::Superseded(newer) | Applied::Conflict(newer) | Applied::Indeterminate(newer)
             if queued.replaced_by.contains(&newer) =>
         {
             Some(ReplayOutcome::Replaced(newer))
         }
         Applied::Superseded(newer) => dead_letter("superseded", Some(newer)),
+        // The rebases of this call are used up. The next call begins from the base again.
         Applied::Conflict(_) if rebase_target(queued, applied).is_some() => None,
         Applied::Conflict(newer) => dead_letter(
             "superseded: another writer changed the conversation after this update had read it",

@@ -30,8 +30,10 @@ impl Replayer {
     pub(super) async fn send(&self, batch: Vec<QueuedRow>, mode: SendMode) -> (BatchResult, Duration) {
         let permit = match mode {
             SendMode::Batch => self.send_permit().await,
+            // An isolated call has one record, and a slow batch must not delay it.
             SendMode::Alone { .. } => None,
         };
+        // After the wait, because the clock may have jumped meanwhile.
         let now = match self.known_now() {
             Ok(now) => now,
             Err(unknown) => return (BatchResult::Unavailable(unknown), Duration::ZERO),
@@ -39,6 +41,7 @@ impl Replayer {
         let (began, start) = (Moment::now(), Instant::now());
         let applied = self.apply(&batch, now).await;
         let took = start.elapsed();
+        // The store is free for the next batch while this one is completed in the file.
         drop(permit);
         let result = match applied {
             Ok(applied) => {
@@ -63,6 +66,7 @@ impl Replayer {
         let mut writes: Vec<Write> = batch.iter().map(|queued| to_write(queued, now)).collect();
         let mut applied = self.store.apply_once(&writes).await?;
         for _ in 0..MAX_REBASES {
+            // A faulty store may answer for fewer or for more records. The check below rejects that.
             let rebased: Vec<(usize, Version)> = (0..applied.len().min(batch.len()))
                 .filter_map(|at| Some((at, rebase_target(&batch[at], applied[at])?)))
                 .collect();
@@ -119,15 +123,18 @@ impl Replayer {
         if !may_be_a_record || error.kind() == ErrorKind::LocalStorage {
             return BatchResult::Unavailable(error);
         }
+        // An outage and a bad record can give the same error. The probe tells them apart.
         if let Err(unavailable) = self.store.probe().await {
             self.alert.note::<()>(Access::Probe, &Err(unavailable.clone()));
             return BatchResult::Unavailable(unavailable);
         }
         let (SendMode::Alone { was_tried, accepted }, Some(queued)) = (mode, batch.first()) else {
+            // In a batch nothing tells which record is at fault.
             return BatchResult::Rejected(error);
         };
         let is_record_fault = was_tried && error.is_record_fault();
         let others_pass = was_tried && self.alert.accepted() > accepted;
+        // The store has accepted another write since, so the store works.
         if others_pass {
             return if is_record_fault {
                 self.add_dead_letters(batch, &error).await
@@ -137,6 +144,7 @@ impl Replayer {
         }
         // The probe has neither value nor user, so it passes a constraint that all real records fail.
         let is_constraint = error.code().is_some_and(|code| code.starts_with("23"));
+        // Nothing else was accepted. If several conversations fail alike, the store is at fault (I10).
         match self.alert.note_record_failure(&queued.record.key, &error) {
             Some(common) => BatchResult::Unavailable(common),
             None if is_record_fault && !is_constraint => self.add_dead_letters(batch, &error).await,
@@ -159,6 +167,7 @@ impl Replayer {
             .iter()
             .map(|(queued, outcome)| (queued.record.key.clone(), queued.record.version, outcome.clone()));
         let were_queued = self.file.complete(rows.collect()).await?;
+        // The others were completed or replaced during the call, and must not be counted twice.
         let completed = writes.into_iter().zip(were_queued).filter(|(_, was_queued)| *was_queued);
         for ((queued, outcome), _) in completed {
             self.metrics.replayed(match &outcome {
@@ -194,6 +203,7 @@ impl Replayer {
         }
         let to = clock.stamp().version;
         match self.file.assign_version(key, version, to).await {
+            // Memory follows the file, so a failure leaves both at the old version.
             Ok(true) => self.queue_index.assign_version(key, version, to),
             Ok(false) => {}
             Err(error) => {

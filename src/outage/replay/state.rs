@@ -89,6 +89,7 @@ impl ReplayState {
     pub(super) fn can_batch(&mut self, queued: &QueuedRow) -> bool {
         let key = &queued.record.key;
         let Some(isolated) = self.isolated.get(key) else { return true };
+        // This version has failed a batch, and would fail the next one.
         if isolated.is_in_flight || isolated.version == queued.record.version {
             return false;
         }
@@ -104,6 +105,7 @@ impl ReplayState {
     pub(super) fn send_alone(&mut self, replayer: &Replayer, queued: QueuedRow) {
         if let Some(isolated) = self.isolated.get_mut(&queued.record.key) {
             isolated.is_in_flight = true;
+            // A newer write may have replaced the isolated one since.
             isolated.version = queued.record.version;
             let (was_tried, accepted) = (isolated.tries > 0, isolated.accepted);
             self.spawn(replayer, vec![queued], SendMode::Alone { was_tried, accepted });
@@ -119,6 +121,7 @@ impl ReplayState {
             let (result, took) = replayer.send(batch, mode).await;
             FinishedBatch { was_alone, keys, result, took }
         };
+        // A spawned task inherits neither span nor subscriber.
         self.in_flight.spawn(send.instrument(span).with_current_subscriber());
     }
 
@@ -150,6 +153,7 @@ impl ReplayState {
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
+        // A past due time would make the loop spin while no call may start.
         if self.isolated_in_flight() >= MAX_ISOLATED_CALLS || self.unavailable.is_some() {
             return None;
         }
@@ -211,6 +215,7 @@ impl ReplayState {
         isolated.failures += 1;
         let pause = Duration::from_secs(1 << isolated.failures.min(12)).min(MAX_ISOLATED_PAUSE);
         isolated.due = Instant::now() + pause;
+        // Equal and not greater, so that a series of failures logs one line.
         if isolated.failures == PARKED_AFTER {
             tracing::error!(
                 thread_id = %key, %error,
@@ -222,6 +227,7 @@ impl ReplayState {
     /// Drops all calls, and reads the queue from its head after a pause.
     pub(super) fn restart(&mut self) {
         self.in_flight.abort_all();
+        // Isolated writes stay isolated. In a batch they would fail the others again.
         *self = Self { isolated: std::mem::take(&mut self.isolated), ..Self::default() };
         for isolated in self.isolated.values_mut() {
             isolated.is_in_flight = false;

@@ -40,6 +40,7 @@ pub(super) fn save_ranked(
     let sql = "select version, seq from records where key = ?1 and is_queued = 0 and value is not null";
     let row = connection.prepare_cached(sql)?.query_row([key], |row| Ok((row.get(0)?, row.get(1)?)));
     let row: Option<(i64, i64)> = row.optional()?;
+    // The file has this very record, so only its rank and age change.
     let is_same = row.is_some_and(|(version, _)| version == record.version.raw());
     let completed = if is_same { None } else { save_copy(connection, state, copy, clock)? };
     if completed.is_some() {
@@ -47,12 +48,14 @@ pub(super) fn save_ranked(
         return Ok(completed);
     }
     let seq = match (copy.rank, row) {
+        // A listing keeps the rank. It neither makes a copy used nor takes that rank away.
         (CopyRank::Listed, Some((_, seq))) => seq,
         (CopyRank::Listed, None) => state.next_listed_seq(),
         // The copy is used already.
         (_, Some((_, seq))) if is_same && seq > 0 => return Ok(None),
         _ => state.next_seq(),
     };
+    // The file may have a later confirmation already.
     let sql = "update records set seq = ?2, at = max(at, ?3) where key = ?1 and is_queued = 0";
     connection.prepare_cached(sql)?.execute(params![key, seq, confirmed_at.0])?;
     Ok(None)
@@ -87,10 +90,13 @@ fn decide(record: &Record, row: Option<&StoredRow>, replaces_older: bool) -> Cop
                 // A tombstone of this version has lost its value by expiry, and the queued write has the value.
                 if is_tombstone { CopyDecision::CompleteQueued } else { CopyDecision::ReplaceQueued }
             } else if row.version > record.version {
+                // The store has not got the queued write yet.
                 CopyDecision::Ignore
             } else if replaces_older {
+                // A later put of the same daemon makes the queued write void, without a dead letter.
                 CopyDecision::ReplaceQueued
             } else {
+                // Replay still sends the write, because only the store can say that it is a dead letter (I10).
                 CopyDecision::SupersedeQueued
             }
         }
@@ -114,8 +120,11 @@ fn save_copy(
     let row = StoredRow::find(connection, state, &record.key, clock)?;
     let queued = row.as_ref().filter(|row| row.is_queued);
     if queued.is_none() {
+        // No queued write is left to meet an older attempt.
         clear_attempts(connection, &record.key, record.version)?;
     }
+    // The attempt tells a put of this daemon from a write of another one. Another daemon's write completes no
+    // queued write (I10).
     let replaces_older = copy.is_own
         || queued.is_some_and(|row| row.version < record.version) && is_recorded_put(connection, record)?;
     match (decide(record, row.as_ref(), replaces_older), row) {
@@ -190,6 +199,7 @@ pub(in crate::outage) fn evict(
         let evicted = connection.prepare_cached(sql)?.query_row([], |row| row.get::<_, i64>(0)).optional()?;
         match evicted {
             Some(bytes) => state.usage.replica.sub(bytes.unsigned_abs()),
+            // No copy is left, so the count is wrong. Without the reset the loop would not end (I12).
             None => state.usage.replica = Usage::default(),
         }
     }

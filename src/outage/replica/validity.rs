@@ -67,6 +67,7 @@ impl ReplicaValidity {
     }
 
     pub(super) fn record_failure(&self, error: &Error) {
+        // A full disk would repeat this line for every read.
         if self.invalidate() {
             tracing::error!(%error, "the replica cannot write a copy; it hands out no copy until a write succeeds");
         }
@@ -75,6 +76,7 @@ impl ReplicaValidity {
 
     /// Restores the validity after all copies older than `failures` were dropped. A later failure keeps the replica invalid.
     pub(super) fn restore(&self, failures: u64) {
+        // Most calls restore nothing, and need no write to the lock file.
         if self.restored.fetch_max(failures, SeqCst) < failures {
             self.lock.note(|| self.is_invalid());
         }

@@ -93,6 +93,7 @@ impl Credentials {
         if last_refresh.is_some_and(|at| at.elapsed() < MIN_REFRESH_INTERVAL) {
             return None;
         }
+        // Before the call, so that the interval also holds after a panic of the provider.
         *last_refresh = Some(Instant::now());
         let (credentials, provider) = (self.clone(), Arc::clone(provider));
         let refreshed = unblock(move || {

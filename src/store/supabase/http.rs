@@ -78,6 +78,7 @@ impl Supabase {
         upload: Duration,
         max_body: usize,
     ) -> Result<RawResponse> {
+        // Before the connection, so that the database cannot have read its clock earlier.
         let sent = Moment::now();
         let mut response =
             self.with_timeout(self.idle_limit.saturating_add(upload), self.client.execute(request)).await?;

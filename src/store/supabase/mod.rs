@@ -254,6 +254,7 @@ fn expect_rows<'a>(
     count: usize,
     response: FunctionResponse<'a>,
 ) -> Result<impl Iterator<Item = ResultRow<'a>>> {
+    // Rows have no index. A missing row would shift the answers of all later records.
     if response.rows.len() == count {
         return Ok(response.rows.into_iter());
     }
@@ -270,6 +271,7 @@ fn chunks_of(writes: &[Write]) -> impl Iterator<Item = &[Write]> {
             bytes += write.record.bytes();
             bytes <= MAX_REQUEST_BYTES
         };
+        // One write at least, so that the chunks end (I12).
         let count = left.iter().take(MAX_REQUEST_RECORDS).take_while(fits).count().max(1).min(left.len());
         let (chunk, rest) = left.split_at(count);
         left = rest;
@@ -295,6 +297,7 @@ impl Store for Supabase {
                 }
                 let requests: Vec<LoadRequest> = missing.iter().map(|at| chunk[*at].clone()).collect();
                 let more = self.load_chunk(&requests).await?;
+                // A round without a record would repeat for ever (I12).
                 if more.iter().all(Option::is_none) {
                     let message = "the database function threadkeep_load returned no record";
                     return Err(Error::new(ErrorKind::SchemaOutdated, message));

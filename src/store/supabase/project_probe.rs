@@ -263,6 +263,7 @@ impl ProjectProbe {
     /// # }
     /// ```
     pub async fn delete_row(&self, key: &Key) -> Result<(), ProbeFailure> {
+        // The trigger writes a tombstone when the row goes, so the tombstones come second.
         for table in [TABLE, TOMBSTONES] {
             self.successful(&self.send_to_table(table, Method::DELETE, Caller::ServiceRole, key).await?)?;
         }
@@ -284,12 +285,14 @@ impl ProjectProbe {
         url.set_query(Some(&format!("{column}thread_id=eq.{}", key.as_str())));
         let mut request = Request::new(method, url);
         *request.headers_mut() = self.headers_of(caller);
+        // PostgREST takes the schema of a GET from this header, not from `content-profile`.
         request.headers_mut().insert("accept-profile", HeaderValue::from_static("public"));
         self.send(request).await
     }
 
     /// Sends a request with a small response. The whole response may take twice the idle timeout.
     async fn send(&self, request: Request) -> Result<RawResponse, ProbeFailure> {
+        // The idle limit bounds each part only. A slow server could send parts for ever (I12).
         let limit = self.0.idle_limit.saturating_mul(2);
         tokio::select! {
             exchange = self.0.exchange(request, Duration::ZERO, body::MAX_OUTCOMES_BODY) => Ok(exchange?),

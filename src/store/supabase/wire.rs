@@ -206,6 +206,7 @@ impl ResultRow<'_> {
             value: Some(self.value.map_or_else(|| Json::trusted("null"), text)),
             expires_at: Timestamp(self.expires_at.ok_or_else(|| unexpected("no expiry"))?),
             user: self.user.map(Into::into),
+            // All records without metadata share one default text.
             metadata: self.metadata.filter(|raw| raw.get() != "{}").map(text).unwrap_or_default(),
         })
     }

@@ -10,7 +10,7 @@ use crate::model::version::Timestamp;
 use crate::store::{Applied, ListRequest, LoadRequest, Loaded};
 
 impl Suite {
-    pub(super) async fn probe_sets_clock(&self) {
+    pub(super) async fn probe_succeeds(&self) {
         self.store.probe().await.unwrap_or_else(|e| panic!("probe: {e:?}"));
     }
 

@@ -2,18 +2,16 @@
 
 use std::collections::HashSet;
 
-use super::Verdict;
-use crate::history::{Act, Claim, History, Op, Outcome, Reading};
-
-const ROUNDING_MS: i64 = 3;
+use super::{ROUNDING_MS, Verdict};
+use crate::history::{Claim, History, Op, OpKind, Outcome, Reading};
 
 pub fn check(history: &History, key: usize) -> Verdict {
     let log = Log { history, key };
     for op in history.ops.iter().filter(|op| op.key == key) {
-        match &op.act {
-            Act::Read(Ok(reading)) => log.check_read(op, reading)?,
-            Act::Write(write) if write.outcome == Outcome::Superseded => {
-                return Err(format!("an update was not made, though its caller has no error: {op}"));
+        match &op.kind {
+            OpKind::Read(Ok(reading)) => log.check_read(op, reading)?,
+            OpKind::Write(write) if write.outcome == Outcome::Superseded => {
+                return Err(format!("an update was superseded, but its caller got no error: {op}"));
             }
             _ => {}
         }
@@ -30,7 +28,7 @@ impl Log<'_> {
     fn check_read(&self, read: &Op, reading: &Reading) -> Verdict {
         let Some(end) = read.end else { return Ok(()) };
         let seen = reading.seen.as_deref().unwrap_or_default();
-        self.check_entries(seen, end.tick).map_err(|what| format!("{what}: {read}"))?;
+        self.check_entries(seen, end.tick).map_err(|message| format!("{message}: {read}"))?;
         let seen: HashSet<u64> = seen.iter().copied().collect();
         match self.required(read, reading).find(|(_, id)| !seen.contains(id)) {
             Some((reason, id)) => Err(format!("the update {id}, {reason}, is missing: {read}")),
@@ -43,7 +41,9 @@ impl Log<'_> {
         let mut met = HashSet::new();
         for id in seen {
             if self.history.shown(self.key, *id).is_none_or(|op| op.begin.tick >= until) {
-                return Err(format!("shows the update {id}, which nobody made, or which was refused"));
+                return Err(format!(
+                    "shows the update {id}, which no caller made or which the store rejected"
+                ));
             }
             if !met.insert(id) {
                 return Err(format!("shows the update {id} twice"));
@@ -65,11 +65,11 @@ impl Log<'_> {
         let earlier = self.history.ops.iter().filter(move |op| {
             op.key == self.key && op.life == read.life && is_own(op) && op.write().is_none()
         });
-        let shown = earlier.flat_map(|op| match &op.act {
-            Act::Read(Ok(reading)) => reading.seen.clone().unwrap_or_default(),
+        let shown = earlier.flat_map(|op| match &op.kind {
+            OpKind::Read(Ok(reading)) => reading.seen.clone().unwrap_or_default(),
             _ => Vec::new(),
         });
-        let is_exempt = |op: &Op| self.history.is_dead(op) || self.may_be_undone(op);
+        let is_exempt = |op: &Op| self.history.is_discarded(op) || self.may_be_undone(op);
         let shown = shown.filter(move |id| !self.history.shown(self.key, *id).is_some_and(is_exempt));
         let window = match reading.claim {
             Claim::Fresh | Claim::Absent => self.history.rules.fresh_ms + ROUNDING_MS,
@@ -90,16 +90,16 @@ impl Log<'_> {
     /// overwrite it (I7).
     fn may_be_undone(&self, op: &Op) -> bool {
         let outcome = |op: &Op| op.write().map(|write| write.outcome);
-        let takes_its_place = |later: &Op| {
+        let replaces_it = |later: &Op| {
             (later.handle, outcome(later)) == (op.handle, Some(Outcome::Queued)) && later.life > op.life
         };
-        outcome(op) == Some(Outcome::Unknown) && self.history.writes(self.key).any(takes_its_place)
+        outcome(op) == Some(Outcome::Unknown) && self.history.writes(self.key).any(replaces_it)
     }
 
     fn check_final(&self) -> Verdict {
         let Some(last) = self.history.finals.iter().find(|last| last.key == self.key) else { return Ok(()) };
         let seen = last.seen.as_deref().unwrap_or_default();
-        self.check_entries(seen, u64::MAX).map_err(|what| format!("the database {what}"))?;
+        self.check_entries(seen, u64::MAX).map_err(|message| format!("the database {message}"))?;
         let place = |op: &Op| id(op).and_then(|id| seen.iter().position(|seen| *seen == id));
         for op in self.history.writes(self.key) {
             if self.history.is_kept(op) && place(op).is_none() {

@@ -4,7 +4,7 @@
 //! that is exact. Between handles a margin applies, because clocks issue the versions (DESIGN, section 10). A write ends
 //! when its caller gets an answer or an error, because its version was issued earlier. An abandoned write never ends.
 
-mod letters;
+mod dead_letters;
 mod log;
 mod order;
 mod register;
@@ -13,7 +13,7 @@ mod tests;
 
 use threadkeep::ErrorKind;
 
-use crate::history::{Act, History, Moment, Op, Outcome, What};
+use crate::history::{History, Moment, Op, OpKind, Outcome, WriteKind};
 
 /// Returns the first violation: its key, if any, and a message with the operations of that key.
 pub fn violation(history: &History) -> Option<(Option<usize>, String)> {
@@ -22,14 +22,17 @@ pub fn violation(history: &History) -> Option<(Option<usize>, String)> {
         true => register::check(history, key),
         false => log::check(history, key),
     };
-    let verdict = errors(history).map_err(|what| (None, what)).and_then(|()| {
+    let verdict = errors(history).map_err(|message| (None, message)).and_then(|()| {
         (0..keys).try_for_each(|key| {
-            let verdict = of_key(key).and_then(|()| letters::check(history, key));
-            verdict.map_err(|what| (Some(key), format!("{what}\n{}", story(history, key))))
+            let verdict = of_key(key).and_then(|()| dead_letters::check(history, key));
+            verdict.map_err(|message| (Some(key), format!("{message}\n{}", transcript(history, key))))
         })
     });
     verdict.err()
 }
+
+/// Milliseconds are cut off, not rounded.
+const ROUNDING_MS: i64 = 3;
 
 type Verdict = Result<(), String>;
 
@@ -38,32 +41,33 @@ fn errors(history: &History) -> Verdict {
     let is_justified = |op: &Op, kind: ErrorKind| match kind {
         ErrorKind::Unavailable | ErrorKind::Overloaded | ErrorKind::Unauthorized | ErrorKind::Closed => true,
         ErrorKind::Conflict => {
-            op.write().is_some_and(|write| matches!(write.what, What::Replace | What::Append))
+            op.write().is_some_and(|write| matches!(write.kind, WriteKind::Replace | WriteKind::Append))
         }
-        kind if kind.as_str() == "queue_full" => history.rules.may_be_full && op.write().is_some(),
+        kind if kind.as_str() == "queue_full" => history.rules.queue_may_be_full && op.write().is_some(),
         _ => false,
     };
-    let kind = |op: &Op| match &op.act {
-        Act::Read(Err(kind)) => Some(*kind),
-        Act::Write(write) => match write.outcome {
+    let kind = |op: &Op| match &op.kind {
+        OpKind::Read(Err(kind)) => Some(*kind),
+        OpKind::Write(write) => match write.outcome {
             Outcome::Failed(kind) => Some(kind),
             _ => None,
         },
-        Act::Read(Ok(_)) => None,
+        OpKind::Read(Ok(_)) => None,
     };
     match history.ops.iter().find(|op| kind(op).is_some_and(|kind| !is_justified(op, kind))) {
-        Some(op) => Err(format!("an error that nothing explains: {op}")),
+        Some(op) => Err(format!("unjustified error: {op}")),
         None => Ok(()),
     }
 }
 
 /// Formats all operations, notes and dead letters of one key.
-fn story(history: &History, key: usize) -> String {
+fn transcript(history: &History, key: usize) -> String {
     let ops = history.ops.iter().filter(|op| op.key == key).map(|op| (op.begin.tick, format!("  {op}\n")));
-    let note = |(at, what): &(Moment, String)| (at.tick, format!("  {}/{} *** {what}\n", at.tick, at.ms));
+    let note =
+        |(at, message): &(Moment, String)| (at.tick, format!("  {}/{} *** {message}\n", at.tick, at.ms));
     let mut lines: Vec<(u64, String)> = ops.chain(history.notes.iter().map(note)).collect();
     lines.sort();
-    let dead = history.dead.iter().filter(|dead| dead.key == key).map(|dead| format!("  {dead:?}\n"));
+    let dead = history.dead_letters.iter().filter(|dead| dead.key == key).map(|dead| format!("  {dead:?}\n"));
     let last = history.finals.iter().filter(|last| last.key == key).map(|last| format!("  {last:?}\n"));
     let lines: String = lines.into_iter().map(|(_, line)| line).chain(dead).chain(last).collect();
     format!("  {:?}\n{lines}", history.rules)

@@ -1,6 +1,6 @@
 //! The order of writes, and the writes that count.
 
-use crate::history::{Dead, History, Op, Outcome, Rules, What};
+use crate::history::{DeadWrite, History, Op, Outcome, Rules, WriteKind};
 
 /// The source of a reading: a write, or no write at all.
 #[derive(Debug, Clone, Copy)]
@@ -9,13 +9,16 @@ pub enum Source<'a> {
     Write(&'a Op),
 }
 
-/// A clock that goes on from the anchor is off by no more than this before its first answer, and what it stamps stays off.
-/// One that is off by more is put right.
-const RESUMED_MS: i64 = 100;
+/// The largest error of a resumed clock that clock sync does not correct.
+///
+/// A clock that resumes from its checkpoint may be off by this much before its first clock sync. Its versions keep the
+/// error. Clock sync re-stamps versions with a larger error.
+const MAX_RESUMED_ERROR_MS: i64 = 100;
 
-fn stays_off_ms(op: &Op) -> i64 {
+/// Returns the clock error that the version of a write keeps.
+fn kept_error_ms(op: &Op) -> i64 {
     let off = op.off_ms.abs();
-    if off < RESUMED_MS { off } else { 0 }
+    if off < MAX_RESUMED_ERROR_MS { off } else { 0 }
 }
 
 impl Rules {
@@ -25,7 +28,7 @@ impl Rules {
         match (a.handle, a.life) == (b.handle, b.life) {
             true => end.tick < b.begin.tick,
             false => {
-                let slack = self.order_ms + stays_off_ms(a) + stays_off_ms(b);
+                let slack = self.order_ms + kept_error_ms(a) + kept_error_ms(b);
                 end.ms + slack < b.begin.ms && end.tick < b.begin.tick
             }
         }
@@ -41,7 +44,7 @@ impl Rules {
 }
 
 impl History {
-    /// The writes to a key.
+    /// Returns the writes to a key.
     pub fn writes(&self, key: usize) -> impl Iterator<Item = &Op> {
         self.ops.iter().filter(move |op| op.key == key && op.write().is_some())
     }
@@ -49,44 +52,45 @@ impl History {
     /// Returns the write with this id if readers may see it.
     pub fn shown(&self, key: usize, id: u64) -> Option<&Op> {
         self.writes(key).find(|op| {
-            op.write().is_some_and(|w| w.id == id && w.what != What::Remove && w.outcome.may_show())
+            op.write().is_some_and(|w| w.id == id && w.kind != WriteKind::Remove && w.outcome.may_show())
         })
     }
 
-    /// Whether it was queued and became a dead letter, or part of one: an update takes those with it that it went on
-    /// from in the queue.
-    pub fn is_dead(&self, op: &Op) -> bool {
-        let is_update = |op: &Op| op.write().is_some_and(|write| write.what == What::Replace);
-        let went_on = |later: &Op| {
+    /// Returns true if the write became a dead letter or part of one. A queued update contains the queued updates before
+    /// it.
+    pub fn is_discarded(&self, op: &Op) -> bool {
+        let is_update = |op: &Op| op.write().is_some_and(|write| write.kind == WriteKind::Replace);
+        let contains_it = |later: &Op| {
             later.handle == op.handle
                 && is_update(later)
-                && self.is_letter(later)
+                && self.is_dead_letter(later)
                 && later.end.is_none_or(|end| end.tick > op.begin.tick)
         };
-        self.is_letter(op) || self.is_queued(op) && is_update(op) && self.writes(op.key).any(went_on)
+        self.is_dead_letter(op) || self.is_queued(op) && is_update(op) && self.writes(op.key).any(contains_it)
     }
 
     /// Returns true if the write is a dead letter. The removes of one handle cannot be told apart.
-    fn is_letter(&self, op: &Op) -> bool {
-        let is_meant = |ids: &[u64]| {
-            op.write().is_some_and(|write| match write.what {
-                What::Remove => ids.is_empty(),
+    fn is_dead_letter(&self, op: &Op) -> bool {
+        let has_ids = |ids: &[u64]| {
+            op.write().is_some_and(|write| match write.kind {
+                WriteKind::Remove => ids.is_empty(),
                 _ => ids.contains(&write.id),
             })
         };
-        let is_it = |dead: &Dead| (dead.handle, dead.key) == (op.handle, op.key) && is_meant(&dead.ids);
-        self.is_queued(op) && self.dead.iter().any(is_it)
+        let matches_op =
+            |dead: &DeadWrite| (dead.handle, dead.key) == (op.handle, op.key) && has_ids(&dead.ids);
+        self.is_queued(op) && self.dead_letters.iter().any(matches_op)
     }
 
     fn is_queued(&self, op: &Op) -> bool {
         op.write().is_some_and(|write| matches!(write.outcome, Outcome::Queued | Outcome::Unknown))
     }
 
-    /// Whether the store must in the end hold it or something newer.
+    /// Returns true if the final store must hold this write or a newer one.
     pub fn is_kept(&self, op: &Op) -> bool {
         op.write().is_some_and(|write| match write.outcome {
             Outcome::Stored | Outcome::Superseded => true,
-            Outcome::Queued => !self.is_dead(op),
+            Outcome::Queued => !self.is_discarded(op),
             Outcome::Failed(_) | Outcome::Unknown => false,
         })
     }

@@ -1,11 +1,13 @@
-//! Histories written by hand: what is wrong is told, and what is not is not.
+//! Histories written by hand. The oracle must report each violation and nothing else.
 
 use threadkeep::ErrorKind;
 
 use super::violation;
 use crate::history::Outcome::{Failed, Queued, Stored, Superseded, Unknown};
-use crate::history::What::{Append, Put, Remove, Replace};
-use crate::history::{Act, Claim, Dead, Final, History, Moment, Op, Outcome, Reading, Rules, What, Write};
+use crate::history::WriteKind::{Append, Put, Remove, Replace};
+use crate::history::{
+    Claim, DeadWrite, FinalState, History, Moment, Op, OpKind, Outcome, Reading, Rules, WriteKind, WriteOp,
+};
 
 const REGISTER: usize = 0;
 const LOG: usize = 1;
@@ -15,30 +17,30 @@ fn at(ms: i64) -> Moment {
     Moment { tick: u64::try_from(ms).unwrap(), ms }
 }
 
-/// By handle 0 or 1, from one millisecond to another.
-fn op(handle: usize, begin: i64, end: i64, key: usize, act: Act) -> Op {
-    Op { handle, life: 0, key, begin: at(begin), end: Some(at(end)), off_ms: 0, act }
+/// Returns an operation of handle 0 or 1 between two milliseconds.
+fn op(handle: usize, begin: i64, end: i64, key: usize, kind: OpKind) -> Op {
+    Op { handle, life: 0, key, begin: at(begin), end: Some(at(end)), off_ms: 0, kind }
 }
 
-fn write(handle: usize, begin: i64, end: i64, what: What, id: u64, outcome: Outcome) -> Op {
-    let key = if what == Append { LOG } else { REGISTER };
-    op(handle, begin, end, key, Act::Write(Write { id, what, ttl_ms: LONG, outcome }))
+fn write(handle: usize, begin: i64, end: i64, kind: WriteKind, id: u64, outcome: Outcome) -> Op {
+    let key = if kind == Append { LOG } else { REGISTER };
+    op(handle, begin, end, key, OpKind::Write(WriteOp { id, kind, ttl_ms: LONG, outcome }))
 }
 
-fn brief(handle: usize, begin: i64, end: i64, id: u64, ttl_ms: i64) -> Op {
-    op(handle, begin, end, REGISTER, Act::Write(Write { id, what: Put, ttl_ms, outcome: Stored }))
+fn short_lived(handle: usize, begin: i64, end: i64, id: u64, ttl_ms: i64) -> Op {
+    op(handle, begin, end, REGISTER, OpKind::Write(WriteOp { id, kind: Put, ttl_ms, outcome: Stored }))
 }
 
 fn get(handle: usize, begin: i64, end: i64, claim: Claim, id: u64) -> Op {
-    op(handle, begin, end, REGISTER, Act::Read(Ok(Reading { seen: Some(vec![id]), claim })))
+    op(handle, begin, end, REGISTER, OpKind::Read(Ok(Reading { seen: Some(vec![id]), claim })))
 }
 
-fn none(handle: usize, begin: i64, end: i64) -> Op {
-    op(handle, begin, end, REGISTER, Act::Read(Ok(Reading { seen: None, claim: Claim::Absent })))
+fn absent(handle: usize, begin: i64, end: i64) -> Op {
+    op(handle, begin, end, REGISTER, OpKind::Read(Ok(Reading { seen: None, claim: Claim::Absent })))
 }
 
 fn log(handle: usize, begin: i64, end: i64, claim: Claim, ids: &[u64]) -> Op {
-    op(handle, begin, end, LOG, Act::Read(Ok(Reading { seen: Some(ids.to_vec()), claim })))
+    op(handle, begin, end, LOG, OpKind::Read(Ok(Reading { seen: Some(ids.to_vec()), claim })))
 }
 
 fn in_life(life: u32, op: Op) -> Op {
@@ -51,90 +53,90 @@ fn history(ops: impl IntoIterator<Item = Op>) -> History {
 }
 
 impl History {
-    fn ends(mut self, key: usize, ids: &[u64]) -> Self {
+    fn ending_with(mut self, key: usize, ids: &[u64]) -> Self {
         let seen = (!ids.is_empty()).then(|| ids.to_vec());
-        self.finals.push(Final { key, seen, at: at(50_000) });
+        self.finals.push(FinalState { key, seen, at: at(50_000) });
         self
     }
 
     fn dead(mut self, handle: usize, key: usize, ids: &[u64]) -> Self {
-        self.dead.push(Dead { handle, key, ids: ids.to_vec() });
+        self.dead_letters.push(DeadWrite { handle, key, ids: ids.to_vec() });
         self
     }
 
     #[track_caller]
-    fn assert_right(self) {
+    fn assert_accepted(self) {
         assert_eq!(violation(&self), None);
     }
 
     #[track_caller]
-    fn assert_wrong(self, why: &str) {
-        let (_, violation) = violation(&self).expect("it is taken for right");
+    fn assert_violation(self, why: &str) {
+        let (_, violation) = violation(&self).expect("the oracle reports no violation");
         assert!(violation.contains(why), "{violation}");
     }
 }
 
 #[test]
-fn the_last_acknowledged_write_is_what_is_left() {
+fn final_document_must_be_the_last_acknowledged_write() {
     for (outcome, id) in
         [(Stored, 2), (Queued, 2), (Unknown, 1), (Unknown, 2), (Failed(ErrorKind::Overloaded), 1)]
     {
         let ops = || [write(0, 1, 2, Put, 1, Stored), write(0, 3, 4, Put, 2, outcome)];
-        history(ops()).ends(REGISTER, &[id]).assert_right();
+        history(ops()).ending_with(REGISTER, &[id]).assert_accepted();
     }
     for (outcome, id) in [(Stored, 1), (Queued, 1), (Superseded, 1)] {
         let ops = || [write(0, 1, 2, Put, 1, Stored), write(0, 3, 4, Put, 2, outcome)];
-        history(ops()).ends(REGISTER, &[id]).assert_wrong("an acknowledged write is lost");
-        history(ops()).ends(REGISTER, &[]).assert_wrong("an acknowledged write is lost");
+        history(ops()).ending_with(REGISTER, &[id]).assert_violation("an acknowledged write is lost");
+        history(ops()).ending_with(REGISTER, &[]).assert_violation("an acknowledged write is lost");
     }
     let refused = [write(0, 1, 2, Put, 1, Failed(ErrorKind::Overloaded))];
-    history(refused).ends(REGISTER, &[1]).assert_wrong("what was refused");
-    history([write(0, 1, 2, Put, 1, Superseded)]).ends(REGISTER, &[1]).assert_wrong("superseded");
+    history(refused).ending_with(REGISTER, &[1]).assert_violation("a rejected write");
+    history([write(0, 1, 2, Put, 1, Superseded)]).ending_with(REGISTER, &[1]).assert_violation("superseded");
 }
 
 #[test]
-fn overlapping_writes_leave_either_one() {
+fn final_document_may_be_either_of_overlapping_writes() {
     for id in [1, 2] {
         let overlapping = [write(0, 1, 4, Put, 1, Stored), write(0, 3, 6, Put, 2, Stored)];
-        history(overlapping).ends(REGISTER, &[id]).assert_right();
+        history(overlapping).ending_with(REGISTER, &[id]).assert_accepted();
         let close = [write(0, 1, 2, Put, 1, Stored), write(1, 6, 8, Put, 2, Queued)];
-        history(close).ends(REGISTER, &[id]).assert_right();
+        history(close).ending_with(REGISTER, &[id]).assert_accepted();
     }
     let apart = || [write(0, 1, 2, Put, 1, Stored), write(1, 9, 10, Put, 2, Stored)];
-    history(apart()).ends(REGISTER, &[2]).assert_right();
-    history(apart()).ends(REGISTER, &[1]).assert_wrong("lost");
+    history(apart()).ending_with(REGISTER, &[2]).assert_accepted();
+    history(apart()).ending_with(REGISTER, &[1]).assert_violation("lost");
     let restarted = [write(0, 1, 2, Put, 1, Queued), in_life(1, write(0, 9, 10, Put, 2, Queued))];
-    history(restarted).ends(REGISTER, &[1]).assert_wrong("lost");
+    history(restarted).ending_with(REGISTER, &[1]).assert_violation("lost");
 }
 
 #[test]
-fn a_write_that_nobody_waited_for_may_come_late() {
+fn abandoned_write_may_be_stored_late() {
     let abandoned = Op { end: None, ..write(0, 1, 2, Put, 1, Unknown) };
     let ops = || [abandoned.clone(), write(0, 30, 40, Put, 2, Stored)];
-    history(ops()).ends(REGISTER, &[1]).assert_right();
-    history(ops()).ends(REGISTER, &[2]).assert_right();
-    // But what failed before the other began was stamped before it.
+    history(ops()).ending_with(REGISTER, &[1]).assert_accepted();
+    history(ops()).ending_with(REGISTER, &[2]).assert_accepted();
+    // A write that failed before the other write began has an older version.
     let failed = [write(0, 1, 2, Put, 1, Unknown), write(0, 30, 40, Put, 2, Stored)];
-    history(failed).ends(REGISTER, &[1]).assert_wrong("lost");
+    history(failed).ending_with(REGISTER, &[1]).assert_violation("lost");
 }
 
 #[test]
-fn a_delete_holds_against_late_writes() {
+fn final_document_before_a_remove_is_violation() {
     let ops = || [write(0, 1, 2, Put, 1, Stored), write(0, 3, 4, Remove, 2, Stored)];
-    history(ops()).ends(REGISTER, &[]).assert_right();
-    history(ops()).ends(REGISTER, &[1]).assert_wrong("lost");
+    history(ops()).ending_with(REGISTER, &[]).assert_accepted();
+    history(ops()).ending_with(REGISTER, &[1]).assert_violation("lost");
     let [put, remove] = ops();
-    history([put, remove, get(0, 5, 6, Claim::Fresh, 1)]).assert_wrong("went back");
+    history([put, remove, get(0, 5, 6, Claim::Fresh, 1)]).assert_violation("shows an older write");
 }
 
 #[test]
-fn read_older_than_its_handles_earlier_results_is_violation() {
+fn read_older_than_earlier_results_of_handle_is_violation() {
     let two = || [write(0, 1, 2, Put, 1, Stored), write(0, 3, 4, Put, 2, Queued)];
     for claim in [Claim::Fresh, Claim::Stale, Claim::Queued] {
-        history(two().into_iter().chain([get(0, 5, 6, claim, 1)])).assert_wrong("went back");
-        history(two().into_iter().chain([get(0, 5, 6, claim, 2)])).assert_right();
-        // While the second is under way, either is.
-        history(two().into_iter().chain([get(0, 4, 6, claim, 1)])).assert_right();
+        history(two().into_iter().chain([get(0, 5, 6, claim, 1)])).assert_violation("shows an older write");
+        history(two().into_iter().chain([get(0, 5, 6, claim, 2)])).assert_accepted();
+        // While the second write runs, a read may show either.
+        history(two().into_iter().chain([get(0, 4, 6, claim, 1)])).assert_accepted();
     }
     let seen = |later| {
         [
@@ -144,207 +146,215 @@ fn read_older_than_its_handles_earlier_results_is_violation() {
             later,
         ]
     };
-    history(seen(get(1, 12, 13, Claim::Stale, 1))).assert_wrong("shown before");
-    history(seen(get(0, 12, 13, Claim::Stale, 1))).assert_right();
-    history(seen(get(1, 10, 13, Claim::Stale, 1))).assert_right();
-    history(seen(in_life(1, get(1, 12, 13, Claim::Stale, 1)))).assert_right();
-    history(seen(none(1, 12, 13))).assert_wrong("an absence that was none");
+    history(seen(get(1, 12, 13, Claim::Stale, 1))).assert_violation("shown before");
+    history(seen(get(0, 12, 13, Claim::Stale, 1))).assert_accepted();
+    history(seen(get(1, 10, 13, Claim::Stale, 1))).assert_accepted();
+    history(seen(in_life(1, get(1, 12, 13, Claim::Stale, 1)))).assert_accepted();
+    history(seen(absent(1, 12, 13))).assert_violation("unjustified absence");
 }
 
 #[test]
-fn after_a_restart_what_was_acknowledged_still_counts() {
+fn read_older_than_writes_before_restart_is_violation() {
     let two = [write(0, 1, 2, Put, 1, Stored), write(0, 13, 14, Put, 2, Queued)];
     let read = |id| in_life(1, get(0, 25, 26, Claim::Queued, id));
-    history(two.clone().into_iter().chain([read(2)])).assert_right();
-    history(two.into_iter().chain([read(1)])).assert_wrong("acknowledged before");
+    history(two.clone().into_iter().chain([read(2)])).assert_accepted();
+    history(two.into_iter().chain([read(1)])).assert_violation("acknowledged before");
 }
 
 #[test]
-fn a_write_that_lost_shows_that_there_is_something_newer() {
+fn read_older_than_superseded_write_is_violation() {
     let ops = |later| [write(1, 1, 2, Put, 1, Stored), write(0, 10, 60, Put, 2, Superseded), later];
-    history(ops(get(0, 70, 71, Claim::Stale, 1))).assert_wrong("went back");
-    history(ops(get(0, 70, 71, Claim::Stale, 2))).assert_wrong("its own handle called superseded");
-    // Where an answer was lost it was stored, for a while.
-    history(ops(get(1, 70, 71, Claim::Stale, 2))).assert_right();
+    history(ops(get(0, 70, 71, Claim::Stale, 1))).assert_violation("shows an older write");
+    history(ops(get(0, 70, 71, Claim::Stale, 2))).assert_violation("its own handle reported as superseded");
+    // If its response was lost, the superseded write may have been stored for a while.
+    history(ops(get(1, 70, 71, Claim::Stale, 2))).assert_accepted();
 }
 
 #[test]
-fn what_is_fresh_is_no_older_than_it_claims() {
+fn fresh_read_older_than_freshness_window_is_violation() {
     let ops = |begin, claim| {
         [write(0, 1, 2, Put, 1, Stored), write(0, 20, 30, Put, 2, Stored), get(1, begin, begin + 1, claim, 1)]
     };
-    history(ops(130, Claim::Fresh)).assert_right();
-    history(ops(140, Claim::Fresh)).assert_wrong("stored long ago");
-    history(ops(140, Claim::Stale)).assert_right();
+    history(ops(130, Claim::Fresh)).assert_accepted();
+    history(ops(140, Claim::Fresh)).assert_violation("stored long ago");
+    history(ops(140, Claim::Stale)).assert_accepted();
 }
 
 #[test]
-fn an_absence_has_a_reason() {
-    history([none(0, 1, 2), write(0, 1, 5, Put, 1, Stored), none(0, 3, 6)]).assert_right();
-    history([write(0, 1, 2, Put, 1, Stored), none(0, 3, 4)]).assert_wrong("an absence that was none");
-    history([write(0, 1, 2, Put, 1, Stored), none(1, 3, 4)]).assert_right();
-    history([write(0, 1, 2, Put, 1, Stored), none(1, 200, 201)]).assert_wrong("stored long ago");
-    history([write(0, 1, 2, Put, 1, Stored), write(1, 2, 3, Remove, 2, Unknown), none(0, 4, 5)])
-        .assert_right();
+fn absence_without_remove_or_expiry_is_violation() {
+    history([absent(0, 1, 2), write(0, 1, 5, Put, 1, Stored), absent(0, 3, 6)]).assert_accepted();
+    history([write(0, 1, 2, Put, 1, Stored), absent(0, 3, 4)]).assert_violation("unjustified absence");
+    history([write(0, 1, 2, Put, 1, Stored), absent(1, 3, 4)]).assert_accepted();
+    history([write(0, 1, 2, Put, 1, Stored), absent(1, 200, 201)]).assert_violation("stored long ago");
+    history([write(0, 1, 2, Put, 1, Stored), write(1, 2, 3, Remove, 2, Unknown), absent(0, 4, 5)])
+        .assert_accepted();
     let failed = write(1, 2, 3, Remove, 2, Failed(ErrorKind::Overloaded));
-    history([write(0, 1, 2, Put, 1, Stored), failed, none(0, 4, 5)]).assert_wrong("an absence that was none");
+    history([write(0, 1, 2, Put, 1, Stored), failed, absent(0, 4, 5)])
+        .assert_violation("unjustified absence");
     let delete = || [write(0, 1, 2, Remove, 1, Queued), write(1, 20, 30, Put, 2, Stored)];
-    history(delete().into_iter().chain([none(0, 300, 301)])).assert_right();
-    history(delete().into_iter().chain([none(1, 300, 301)])).assert_wrong("an absence that was none");
+    history(delete().into_iter().chain([absent(0, 300, 301)])).assert_accepted();
+    history(delete().into_iter().chain([absent(1, 300, 301)])).assert_violation("unjustified absence");
 }
 
 #[test]
-fn what_has_expired_is_gone_and_not_before() {
-    history([brief(0, 10, 20, 1, 300), get(0, 320, 330, Claim::Stale, 1)]).assert_right();
-    history([brief(0, 10, 20, 1, 300), get(0, 340, 350, Claim::Stale, 1)]).assert_wrong("has expired");
-    let by_a_wrong_clock = Op { off_ms: 1_000, ..get(0, 340, 350, Claim::Stale, 1) };
-    history([brief(0, 10, 20, 1, 300), by_a_wrong_clock]).assert_right();
-    history([brief(0, 10, 20, 1, 300), none(0, 300, 310)]).assert_right();
-    history([brief(0, 10, 20, 1, 300), none(0, 200, 290)]).assert_wrong("an absence that was none");
-    history([brief(0, 10, 20, 1, 300)]).ends(REGISTER, &[]).assert_right();
-    history([brief(0, 10, 20, 1, 300)])
-        .ends(REGISTER, &[1])
-        .assert_wrong("the database shows what has expired");
-    // Somebody has renewed it.
-    let renewed = || [brief(0, 10, 20, 1, 300), write(1, 100, 110, Put, 2, Stored)];
-    history(renewed()).ends(REGISTER, &[]).assert_wrong("lost");
-    history(renewed().into_iter().chain([none(0, 700, 701)])).assert_wrong("an absence that was none");
+fn read_after_expiry_or_absence_before_it_is_violation() {
+    history([short_lived(0, 10, 20, 1, 300), get(0, 320, 330, Claim::Stale, 1)]).assert_accepted();
+    history([short_lived(0, 10, 20, 1, 300), get(0, 340, 350, Claim::Stale, 1)])
+        .assert_violation("an expired write");
+    let read_by_wrong_clock = Op { off_ms: 1_000, ..get(0, 340, 350, Claim::Stale, 1) };
+    history([short_lived(0, 10, 20, 1, 300), read_by_wrong_clock]).assert_accepted();
+    history([short_lived(0, 10, 20, 1, 300), absent(0, 300, 310)]).assert_accepted();
+    history([short_lived(0, 10, 20, 1, 300), absent(0, 200, 290)]).assert_violation("unjustified absence");
+    history([short_lived(0, 10, 20, 1, 300)]).ending_with(REGISTER, &[]).assert_accepted();
+    history([short_lived(0, 10, 20, 1, 300)])
+        .ending_with(REGISTER, &[1])
+        .assert_violation("the database shows an expired write");
+    // Another write renews the expiry.
+    let renewed = || [short_lived(0, 10, 20, 1, 300), write(1, 100, 110, Put, 2, Stored)];
+    history(renewed()).ending_with(REGISTER, &[]).assert_violation("lost");
+    history(renewed().into_iter().chain([absent(0, 700, 701)])).assert_violation("unjustified absence");
 }
 
 #[test]
-fn dead_letters_were_queued_and_lost_to_somebody_else() {
+fn dead_letter_without_queued_loser_is_violation() {
     let ops = |other| [write(0, 10, 20, Put, 1, Queued), other];
     let later = || write(1, 30, 40, Put, 2, Stored);
-    history(ops(later())).dead(0, REGISTER, &[1]).ends(REGISTER, &[2]).assert_right();
-    history(ops(write(1, 1, 2, Put, 2, Stored))).dead(0, REGISTER, &[1]).assert_wrong("nobody else wrote");
-    // A clock that goes on from the anchor is off a little.
+    history(ops(later())).dead(0, REGISTER, &[1]).ending_with(REGISTER, &[2]).assert_accepted();
+    history(ops(write(1, 1, 2, Put, 2, Stored)))
+        .dead(0, REGISTER, &[1])
+        .assert_violation("without a competing write");
+    // A clock that resumes from its checkpoint has a small error.
     let off = |off_ms| Op { off_ms, ..write(1, 1, 2, Put, 2, Stored) };
-    history(ops(off(10))).dead(0, REGISTER, &[1]).ends(REGISTER, &[2]).assert_right();
-    history(ops(off(2))).dead(0, REGISTER, &[1]).assert_wrong("nobody else wrote");
-    history(ops(write(0, 30, 40, Put, 2, Stored))).dead(0, REGISTER, &[1]).assert_wrong("nobody else wrote");
+    history(ops(off(10))).dead(0, REGISTER, &[1]).ending_with(REGISTER, &[2]).assert_accepted();
+    history(ops(off(2))).dead(0, REGISTER, &[1]).assert_violation("without a competing write");
+    history(ops(write(0, 30, 40, Put, 2, Stored)))
+        .dead(0, REGISTER, &[1])
+        .assert_violation("without a competing write");
     history(ops(write(1, 30, 40, Put, 2, Failed(ErrorKind::Overloaded))))
         .dead(0, REGISTER, &[1])
-        .assert_wrong("nobody else wrote");
-    history(ops(later())).dead(0, REGISTER, &[2]).assert_wrong("nobody queued");
+        .assert_violation("without a competing write");
+    history(ops(later())).dead(0, REGISTER, &[2]).assert_violation("without a queued write");
     history([write(0, 10, 20, Put, 1, Stored), later()])
         .dead(0, REGISTER, &[1])
-        .assert_wrong("nobody queued");
-    // To an update of its own handle that was made at once, and that did not know of it; but to no later one.
-    let and_an_update = |at| [write(0, 10, 20, Put, 1, Queued), write(0, at, 40, Replace, 2, Stored)];
-    history(and_an_update(15)).dead(0, REGISTER, &[1]).ends(REGISTER, &[2]).assert_right();
-    history(and_an_update(30)).dead(0, REGISTER, &[1]).assert_wrong("nobody else wrote");
-    // In an earlier life, while the order of the two is not known.
+        .assert_violation("without a queued write");
+    // A write may lose to a concurrent update of its own handle, but not to a later one.
+    let with_own_update = |at| [write(0, 10, 20, Put, 1, Queued), write(0, at, 40, Replace, 2, Stored)];
+    history(with_own_update(15)).dead(0, REGISTER, &[1]).ending_with(REGISTER, &[2]).assert_accepted();
+    history(with_own_update(30)).dead(0, REGISTER, &[1]).assert_violation("without a competing write");
+    // A write may lose to a write of an earlier life, if the order of the two is unknown.
     let in_two_lives = |at| [write(0, 1, 8, Put, 1, Stored), in_life(1, write(0, at, 40, Put, 2, Queued))];
-    history(in_two_lives(10)).dead(0, REGISTER, &[2]).ends(REGISTER, &[1]).assert_right();
-    history(in_two_lives(30)).dead(0, REGISTER, &[2]).assert_wrong("nobody else wrote");
-    // An update loses also to what was there before, if its handle did not know.
+    history(in_two_lives(10)).dead(0, REGISTER, &[2]).ending_with(REGISTER, &[1]).assert_accepted();
+    history(in_two_lives(30)).dead(0, REGISTER, &[2]).assert_violation("without a competing write");
+    // An update also loses to an earlier write that its handle did not know.
     let update = || [write(1, 1, 2, Put, 2, Stored), write(0, 10, 20, Replace, 1, Queued)];
-    history(update()).dead(0, REGISTER, &[1]).ends(REGISTER, &[2]).assert_right();
-    history(update()).ends(REGISTER, &[2]).assert_wrong("lost");
-    // And it takes those with it that it went on from; but not a put.
-    let chain = |what| {
+    history(update()).dead(0, REGISTER, &[1]).ending_with(REGISTER, &[2]).assert_accepted();
+    history(update()).ending_with(REGISTER, &[2]).assert_violation("lost");
+    // The dead letter of an update contains the updates before it, but not a put.
+    let chain = |kind| {
         [
             write(1, 1, 2, Put, 3, Stored),
-            write(0, 10, 20, what, 1, Queued),
+            write(0, 10, 20, kind, 1, Queued),
             write(0, 30, 40, Replace, 2, Queued),
         ]
     };
-    history(chain(Replace)).dead(0, REGISTER, &[2]).ends(REGISTER, &[3]).assert_right();
-    history(chain(Put)).dead(0, REGISTER, &[2]).ends(REGISTER, &[3]).assert_wrong("lost");
-    // It alone is exempt from promise 5.
+    history(chain(Replace)).dead(0, REGISTER, &[2]).ending_with(REGISTER, &[3]).assert_accepted();
+    history(chain(Put)).dead(0, REGISTER, &[2]).ending_with(REGISTER, &[3]).assert_violation("lost");
+    // A dead letter is exempt from promise 5.
     let [put, other] = ops(later());
     let reads = [get(0, 21, 22, Claim::Queued, 1), get(0, 50, 51, Claim::Fresh, 2)];
     history([put, other].into_iter().chain(reads))
         .dead(0, REGISTER, &[1])
-        .ends(REGISTER, &[2])
-        .assert_right();
+        .ending_with(REGISTER, &[2])
+        .assert_accepted();
 }
 
 #[test]
-fn a_removal_among_the_dead_letters_is_told_by_its_key() {
+fn dead_letter_of_remove_is_matched_by_its_key() {
     let ops = [write(0, 10, 20, Remove, 1, Queued), write(1, 15, 40, Put, 2, Stored)];
-    history(ops.clone()).dead(0, REGISTER, &[]).ends(REGISTER, &[2]).assert_right();
-    history([ops[1].clone()]).dead(0, REGISTER, &[]).assert_wrong("nobody queued");
+    history(ops.clone()).dead(0, REGISTER, &[]).ending_with(REGISTER, &[2]).assert_accepted();
+    history([ops[1].clone()]).dead(0, REGISTER, &[]).assert_violation("without a queued write");
 }
 
 #[test]
-fn a_thread_that_is_known_can_be_read_in_an_outage() {
-    let outage = |begin| op(0, begin, begin + 1, REGISTER, Act::Read(Err(ErrorKind::Unavailable)));
-    let with_replica = |ops: &[Op]| {
+fn outage_error_for_known_conversation_is_violation() {
+    let outage = |begin| op(0, begin, begin + 1, REGISTER, OpKind::Read(Err(ErrorKind::Unavailable)));
+    let with_full_replica = |ops: &[Op]| {
         let mut history = history(ops.iter().cloned());
         history.rules.replica_keeps_all = true;
         history
     };
     let put = write(0, 1, 2, Put, 1, Queued);
-    history([put.clone(), outage(10)]).assert_right();
-    with_replica(&[put.clone(), outage(10)]).assert_wrong("not served");
-    with_replica(&[put.clone(), in_life(1, outage(10))]).assert_wrong("not served");
-    // What it lost against is not at hand.
+    history([put.clone(), outage(10)]).assert_accepted();
+    with_full_replica(&[put.clone(), outage(10)]).assert_violation("not served");
+    with_full_replica(&[put.clone(), in_life(1, outage(10))]).assert_violation("not served");
+    // The handle does not have the write that won.
     let lost = [write(1, 0, 1, Put, 2, Stored), write(0, 10, 11, Replace, 1, Queued), outage(20)];
-    with_replica(&lost).dead(0, REGISTER, &[1]).assert_right();
-    with_replica(&lost).assert_wrong("not served");
-    with_replica(&[put.clone(), write(0, 3, 4, Put, 2, Unknown), outage(10)]).assert_right();
-    with_replica(&[put.clone(), write(1, 3, 14, Put, 2, Stored), outage(10)]).assert_right();
-    with_replica(&[brief(0, 1, 2, 1, 10), outage(12)]).assert_right();
-    with_replica(&[write(0, 1, 2, Remove, 1, Queued), outage(10)]).assert_right();
+    with_full_replica(&lost).dead(0, REGISTER, &[1]).assert_accepted();
+    with_full_replica(&lost).assert_violation("not served");
+    with_full_replica(&[put.clone(), write(0, 3, 4, Put, 2, Unknown), outage(10)]).assert_accepted();
+    with_full_replica(&[put.clone(), write(1, 3, 14, Put, 2, Stored), outage(10)]).assert_accepted();
+    with_full_replica(&[short_lived(0, 1, 2, 1, 10), outage(12)]).assert_accepted();
+    with_full_replica(&[write(0, 1, 2, Remove, 1, Queued), outage(10)]).assert_accepted();
 }
 
 #[test]
-fn each_acknowledged_update_is_in_the_log_once_and_in_order() {
+fn log_without_each_update_once_in_order_is_violation() {
     let ops = || [write(0, 1, 2, Append, 1, Stored), write(1, 9, 10, Append, 2, Stored)];
-    history(ops()).ends(LOG, &[1, 2]).assert_right();
-    history(ops()).ends(LOG, &[1]).assert_wrong("an acknowledged update is lost");
-    history(ops()).ends(LOG, &[1, 2, 1]).assert_wrong("twice");
-    history(ops()).ends(LOG, &[2, 1]).assert_wrong("stands before");
-    history(ops()).ends(LOG, &[1, 2, 3]).assert_wrong("nobody made");
+    history(ops()).ending_with(LOG, &[1, 2]).assert_accepted();
+    history(ops()).ending_with(LOG, &[1]).assert_violation("an acknowledged update is lost");
+    history(ops()).ending_with(LOG, &[1, 2, 1]).assert_violation("twice");
+    history(ops()).ending_with(LOG, &[2, 1]).assert_violation("stands before");
+    history(ops()).ending_with(LOG, &[1, 2, 3]).assert_violation("no caller made");
     let [one, two] = ops();
     let failed = write(0, 20, 21, Append, 3, Failed(ErrorKind::Conflict));
-    history([one.clone(), two.clone(), failed]).ends(LOG, &[1, 2, 3]).assert_wrong("refused");
+    history([one.clone(), two.clone(), failed])
+        .ending_with(LOG, &[1, 2, 3])
+        .assert_violation("the store rejected");
     let unknown = || write(0, 20, 21, Append, 3, Unknown);
-    history([one.clone(), two.clone(), unknown()]).ends(LOG, &[1, 2, 3]).assert_right();
-    history([one.clone(), two.clone(), unknown()]).ends(LOG, &[1, 2]).assert_right();
-    history([one, two, write(0, 20, 21, Append, 3, Superseded)]).assert_wrong("no error");
+    history([one.clone(), two.clone(), unknown()]).ending_with(LOG, &[1, 2, 3]).assert_accepted();
+    history([one.clone(), two.clone(), unknown()]).ending_with(LOG, &[1, 2]).assert_accepted();
+    history([one, two, write(0, 20, 21, Append, 3, Superseded)]).assert_violation("no error");
 }
 
 #[test]
-fn queued_updates_are_in_the_log_or_among_the_dead_letters() {
+fn log_without_queued_update_needs_its_dead_letter() {
     let ops = || [write(0, 1, 2, Append, 1, Queued), write(1, 9, 10, Append, 2, Stored)];
-    history(ops()).ends(LOG, &[2]).assert_wrong("lost");
-    history(ops()).ends(LOG, &[2]).dead(0, LOG, &[1]).assert_right();
-    history(ops()).ends(LOG, &[2, 1]).assert_right();
-    history(ops()).ends(LOG, &[2]).dead(0, LOG, &[2, 1]).assert_wrong("nobody else wrote");
+    history(ops()).ending_with(LOG, &[2]).assert_violation("lost");
+    history(ops()).ending_with(LOG, &[2]).dead(0, LOG, &[1]).assert_accepted();
+    history(ops()).ending_with(LOG, &[2, 1]).assert_accepted();
+    history(ops()).ending_with(LOG, &[2]).dead(0, LOG, &[2, 1]).assert_violation("without a competing write");
     let own = [write(0, 1, 2, Append, 1, Queued), write(0, 9, 10, Append, 2, Stored)];
-    history(own).ends(LOG, &[2]).dead(0, LOG, &[1]).assert_wrong("nobody else wrote");
+    history(own).ending_with(LOG, &[2]).dead(0, LOG, &[1]).assert_violation("without a competing write");
 }
 
 #[test]
-fn readers_of_a_log_miss_nothing_that_they_may_rely_on() {
+fn log_read_without_required_update_is_violation() {
     let ops = |read| [write(0, 1, 2, Append, 1, Stored), write(1, 9, 10, Append, 2, Stored), read];
-    history(ops(log(0, 11, 12, Claim::Stale, &[1]))).assert_right();
-    history(ops(log(1, 11, 12, Claim::Stale, &[1]))).assert_wrong("acknowledged before");
-    history(ops(log(0, 200, 201, Claim::Fresh, &[1]))).assert_wrong("stored long ago");
-    history(ops(log(0, 11, 12, Claim::Fresh, &[1, 2, 2]))).assert_wrong("twice");
+    history(ops(log(0, 11, 12, Claim::Stale, &[1]))).assert_accepted();
+    history(ops(log(1, 11, 12, Claim::Stale, &[1]))).assert_violation("acknowledged before");
+    history(ops(log(0, 200, 201, Claim::Fresh, &[1]))).assert_violation("stored long ago");
+    history(ops(log(0, 11, 12, Claim::Fresh, &[1, 2, 2]))).assert_violation("twice");
     let mut twice = ops(log(0, 11, 12, Claim::Stale, &[1, 2])).to_vec();
     twice.push(log(0, 13, 14, Claim::Stale, &[1]));
-    history(twice).assert_wrong("shown before");
+    history(twice).assert_violation("shown before");
 }
 
 #[test]
-fn unacknowledged_update_may_be_undone_by_next_lifes_queue() {
+fn unacknowledged_update_may_be_undone_by_next_life() {
     let abandoned = || Op { end: None, ..write(0, 1, 2, Append, 1, Unknown) };
     let reads = || [log(1, 5, 6, Claim::Fresh, &[1]), log(1, 50, 51, Claim::Fresh, &[2])];
     let ops = |next| [abandoned(), next].into_iter().chain(reads());
-    history(ops(in_life(1, write(0, 20, 21, Append, 2, Queued)))).assert_right();
-    history(ops(write(0, 20, 21, Append, 2, Queued))).assert_wrong("shown before");
-    history(ops(in_life(1, write(0, 20, 21, Append, 2, Stored)))).assert_wrong("shown before");
+    history(ops(in_life(1, write(0, 20, 21, Append, 2, Queued)))).assert_accepted();
+    history(ops(write(0, 20, 21, Append, 2, Queued))).assert_violation("shown before");
+    history(ops(in_life(1, write(0, 20, 21, Append, 2, Stored)))).assert_violation("shown before");
     let known = [write(0, 1, 2, Append, 1, Stored), in_life(1, write(0, 20, 21, Append, 2, Queued))];
-    history(known.into_iter().chain(reads())).assert_wrong("shown before");
+    history(known.into_iter().chain(reads())).assert_violation("shown before");
 }
 
 #[test]
-fn errors_are_of_kinds_that_can_be_explained() {
-    history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Unavailable))]).assert_right();
-    history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Conflict))]).assert_wrong("nothing explains");
-    history([write(0, 1, 2, Replace, 1, Failed(ErrorKind::Conflict))]).assert_right();
-    history([write(0, 1, 2, Put, 1, Failed(ErrorKind::LocalStorage))]).assert_wrong("nothing explains");
+fn error_of_unjustified_kind_is_violation() {
+    history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Unavailable))]).assert_accepted();
+    history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Conflict))]).assert_violation("unjustified error");
+    history([write(0, 1, 2, Replace, 1, Failed(ErrorKind::Conflict))]).assert_accepted();
+    history([write(0, 1, 2, Put, 1, Failed(ErrorKind::LocalStorage))]).assert_violation("unjustified error");
 }

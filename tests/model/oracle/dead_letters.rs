@@ -1,0 +1,66 @@
+//! Judges dead letters (I10): each was a queued write, and another handle wrote the same conversation.
+
+use super::Verdict;
+use crate::history::{DeadWrite, History, Op, Outcome, WriteKind};
+
+pub fn check(history: &History, key: usize) -> Verdict {
+    for dead in history.dead_letters.iter().filter(|dead| dead.key == key) {
+        let is_log = key >= history.rules.registers;
+        let is_justified =
+            if is_log { is_overtaken_log(history, dead) } else { check_register(history, dead)? };
+        if !is_justified {
+            return Err(format!("dead letter without a competing write: {dead:?}"));
+        }
+    }
+    Ok(())
+}
+
+fn others<'a>(history: &'a History, dead: &'a DeadWrite) -> impl Iterator<Item = &'a Op> {
+    shown(history, dead).filter(|op| op.handle != dead.handle)
+}
+
+fn shown<'a>(history: &'a History, dead: &'a DeadWrite) -> impl Iterator<Item = &'a Op> {
+    history.writes(dead.key).filter(|op| op.write().is_some_and(|write| write.outcome.may_show()))
+}
+
+/// Returns true if the store has an update of another handle that the dead letter lacks.
+fn is_overtaken_log(history: &History, dead: &DeadWrite) -> bool {
+    others(history, dead).any(|op| op.write().is_some_and(|write| !dead.ids.contains(&write.id)))
+}
+
+fn check_register(history: &History, dead: &DeadWrite) -> Result<bool, String> {
+    let candidates: Vec<&Op> = history.writes(dead.key).filter(|op| is_dead_letter(op, dead)).collect();
+    let is_queued = |op: &&Op| {
+        op.write().is_some_and(|write| matches!(write.outcome, Outcome::Queued | Outcome::Unknown))
+    };
+    if !candidates.iter().any(is_queued) {
+        return Err(format!("dead letter without a queued write: {dead:?}"));
+    }
+    // A life with a wrong clock and no clock sync counts as another handle for the lives before it.
+    let lost_to_earlier_life =
+        |lost: &Op| shown(history, dead).any(|op| op.life < lost.life && !history.rules.is_before(op, lost));
+    // A concurrent update of the same handle did not see this write.
+    let is_own_update = |op: &&Op| {
+        op.handle == dead.handle && op.write().is_some_and(|write| write.kind == WriteKind::Replace)
+    };
+    let is_concurrent = |lost: &Op| {
+        let mut updates = shown(history, dead).filter(is_own_update).filter(|op| !std::ptr::eq(*op, lost));
+        updates.any(|op| !history.rules.is_before(op, lost) && !history.rules.is_before(lost, op))
+    };
+    let lost_to_other = |lost: &Op| others(history, dead).any(|op| may_have_won(history, op, lost));
+    Ok(candidates.iter().any(|lost| lost_to_other(lost) || lost_to_earlier_life(lost) || is_concurrent(lost)))
+}
+
+fn is_dead_letter(op: &Op, dead: &DeadWrite) -> bool {
+    op.handle == dead.handle
+        && op.write().is_some_and(|write| match dead.ids.as_slice() {
+            [] => matches!(write.kind, WriteKind::Remove),
+            ids => ids.contains(&write.id),
+        })
+}
+
+/// A put or remove loses to a newer write. An update also loses to a write that it did not see.
+fn may_have_won(history: &History, other: &Op, lost: &Op) -> bool {
+    let is_update = lost.write().is_some_and(|write| write.kind == WriteKind::Replace);
+    is_update || !history.rules.is_before(other, lost)
+}
