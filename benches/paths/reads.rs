@@ -50,7 +50,7 @@ pub fn hit(criterion: &mut Criterion) {
         hits(BenchmarkId::new("by value", size(bytes)), 100, bytes);
     }
     for threads in [1_000, 10_000, 100_000] {
-        hits(BenchmarkId::new("by threads", threads), scaled(threads, threads / 100), KIB);
+        hits(BenchmarkId::new("by conversations", threads), scaled(threads, threads / 100), KIB);
     }
     group.finish();
 }

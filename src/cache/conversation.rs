@@ -125,7 +125,7 @@ impl Conversation {
         self.entry.record.version
     }
 
-    /// Returns the time of expiry, by the store's clock. From then on, `get` returns `None`.
+    /// Returns the time of expiry, by the store's clock. From then on, `get` returns `None`, or an error during an outage.
     ///
     /// ```
     /// # fn example(found: threadkeep::Conversation) {

@@ -68,7 +68,7 @@ impl Cache {
     /// # }
     /// ```
     pub async fn delete_dead_letters(&self, last: &DeadLetter) -> Result<usize> {
-        self.0.check_open()?;
+        self.0.check_not_shut_down()?;
         match &self.0.file {
             Some(file) => {
                 let deleted = file.delete_dead_letters(last.id).await?;
@@ -104,7 +104,7 @@ impl IntoFuture for DeadLetters {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            self.cache.0.check_open()?;
+            self.cache.0.check_not_shut_down()?;
             match &self.cache.0.file {
                 Some(file) => file.dead_letters(self.after, MAX_PAGE).await,
                 None => Ok(Vec::new()),

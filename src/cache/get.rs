@@ -54,8 +54,9 @@ impl Cache {
     /// ```
     pub async fn get(&self, key: impl AsRef<str>) -> Result<Option<Conversation>> {
         let shared = &self.0;
-        shared.check_open()?;
-        if let Some((entry, freshness)) = shared.memory.get_servable(key.as_ref(), || !shared.is_reachable())
+        shared.check_not_shut_down()?;
+        if let Some((entry, freshness)) =
+            shared.memory.get_servable(key.as_ref(), || !shared.is_breaker_closed())
         {
             shared.metrics.read(match freshness {
                 Freshness::Fresh => ReadResult::Hit,
@@ -94,7 +95,7 @@ impl Shared {
             if let Some(entry) = self.memory.get_fresh(key.as_str()) {
                 return Ok(Some(Conversation::fresh(entry)));
             }
-            let mut load = match self.check_reachable().and_then(|()| self.load(key)) {
+            let mut load = match self.check_breaker().and_then(|()| self.load(key)) {
                 Ok(load) => load,
                 Err(e) => return self.stale_fallback(key).await.map(|(found, _)| found).ok_or(e),
             };
@@ -113,7 +114,7 @@ impl Shared {
                 }
                 Ok(Admission::Cached(entry)) => return Ok(Some(Conversation::fresh(entry.touched()))),
                 Ok(Admission::Absent(_)) => return Ok(None),
-                Ok(Admission::Stale) => {}
+                Ok(Admission::BelowFloor) => {}
                 // The queued write is the newest. If it has expired, the stored record that it replaces
                 // counts as absent too.
                 Ok(Admission::QueuedIsNewer) => match self.lookup_queued(key).await? {
@@ -188,7 +189,7 @@ impl Shared {
             if let QueueLookup::Newest(entry, version) = self.lookup_queued(key).await? {
                 return Ok((entry.map(Conversation::queued), version));
             }
-            let loaded = match self.check_reachable().and_then(|()| self.load(key)) {
+            let loaded = match self.check_breaker().and_then(|()| self.load(key)) {
                 Ok(mut load) => tokio::select! {
                     biased;
                     loaded = load.wait() => loaded.and_then(|loaded| loaded),
@@ -203,7 +204,7 @@ impl Shared {
                 Ok(Admission::Cached(entry)) => return Ok(versioned(Conversation::fresh(entry))),
                 Ok(Admission::Absent(version)) => return Ok((None, version)),
                 // The writer that made this load stale has left its version in memory.
-                Ok(Admission::Stale) => may_trust_memory = true,
+                Ok(Admission::BelowFloor) => may_trust_memory = true,
                 Ok(Admission::QueuedIsNewer) => {
                     if let QueueLookup::Expired(version) = self.lookup_queued(key).await? {
                         return Ok((None, version));
@@ -270,7 +271,7 @@ impl Shared {
             }
         };
         let admission = self.memory.admit(key, token, requested_at, observation);
-        if matches!(admission, Admission::Stale) {
+        if matches!(admission, Admission::BelowFloor) {
             self.metrics.stale_loads.increment(1);
         }
         Ok(admission)

@@ -103,7 +103,7 @@ impl IntoFuture for List {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let Self { cache, user, limit, mut after } = self;
-            cache.0.check_open()?;
+            cache.0.check_not_shut_down()?;
             let user = user?;
             let (mut found, mut page_size) = (Vec::new(), PageSizer::new(MAX_PAGE));
             // Each round advances the cursor or halves the page, so the loop ends (I12).
@@ -143,7 +143,7 @@ impl Cache {
         found: &mut Vec<Conversation>,
     ) -> Result<Option<(Version, Key)>> {
         let shared = &self.0;
-        shared.check_reachable()?;
+        shared.check_breaker()?;
         let (token, requested_at) = (shared.floors.token(), Moment::now());
         let (store, request) = (Arc::clone(&shared.store), page.clone());
         let response = tasks::run(async move { store.list(&request).await }).await;

@@ -54,7 +54,7 @@ impl Shared {
     /// other call would show its end.
     async fn recheck(&self) {
         let has_fault = self.alert.get().is_some() || self.store.fault().is_some();
-        if has_fault && self.is_reachable() {
+        if has_fault && self.is_breaker_closed() {
             self.note(Access::Probe, self.store.probe().await).ok();
         }
         if let Some(file) = self.file.as_ref().filter(|file| file.fault().is_some())
@@ -71,7 +71,7 @@ impl Shared {
         let memory = Arc::clone(&self.memory);
         let accessed = blocking::unblock(move || memory.drain_accessed()).await.unwrap_or_default();
         for keys in accessed.chunks(MAX_BATCH) {
-            if !self.is_reachable() {
+            if !self.is_breaker_closed() {
                 return;
             }
             if let Err(error) = self.store.touch(keys).await {
@@ -94,7 +94,7 @@ impl Shared {
 
     /// Deletes records that expired long ago.
     async fn purge(&self) {
-        for _ in (0..MAX_PURGE_CALLS).take_while(|_| self.is_reachable()) {
+        for _ in (0..MAX_PURGE_CALLS).take_while(|_| self.is_breaker_closed()) {
             match self.store.purge(MAX_BATCH).await {
                 Ok(MAX_BATCH..) => {}
                 Ok(_) => return,

@@ -311,12 +311,12 @@ impl Shared {
         tasks::spawn_for_good(maintenance::run(Arc::downgrade(self), interval));
     }
 
-    fn check_open(&self) -> Result<()> {
+    fn check_not_shut_down(&self) -> Result<()> {
         if self.is_closed.load(Relaxed) { Err(closed()) } else { Ok(()) }
     }
 
     /// Returns the error of an open breaker at once, without a call to the store.
-    fn check_reachable(&self) -> Result<()> {
+    fn check_breaker(&self) -> Result<()> {
         self.store.breaker().map_or(Ok(()), crate::resilience::breaker::Breaker::check)
     }
 
@@ -330,7 +330,7 @@ impl Shared {
         self.enqueue_error.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_reachable(&self) -> bool {
+    fn is_breaker_closed(&self) -> bool {
         self.store.breaker().is_none_or(|breaker| breaker.state() == BreakerState::Closed)
     }
 }

@@ -60,7 +60,7 @@ impl Shared {
         &self,
         file: &OutageFile,
         record: &Arc<Record>,
-        mut stamp: IssuedVersion,
+        mut issued: IssuedVersion,
         if_version: Option<Version>,
         token: Arc<ReadToken>,
         is_dispatched: bool,
@@ -69,12 +69,12 @@ impl Shared {
         for _ in 0..MAX_REORDERS {
             // A call saw a newer write in the store while this write was in flight. A provisional version
             // cannot be compared yet (I8).
-            if stamp.unsynced.is_none()
+            if issued.unsynced.is_none()
                 && token.confirmed(&record.key).is_some_and(|seen| seen > record.version)
             {
                 return superseded(&record.key, if_version);
             }
-            let IssuedVersion { shown: issued_at, unsynced, .. } = stamp;
+            let IssuedVersion { shown: issued_at, unsynced, .. } = issued;
             let write = NewQueuedWrite {
                 record: Arc::clone(&record),
                 base: if_version,
@@ -91,9 +91,9 @@ impl Shared {
                 // the older write may yet lose against another daemon, and this write must not be lost
                 // with it.
                 EnqueueOutcome::Reordered(other) => {
-                    let next = clock.stamp_after(other);
-                    record = record.with_version(next.version, next.shown.0 - stamp.shown.0).into();
-                    stamp = next;
+                    let next = clock.issue_after(other);
+                    record = record.with_version(next.version, next.shown.0 - issued.shown.0).into();
+                    issued = next;
                     continue;
                 }
                 // This is not `Superseded`: an update would then run again, although the store may hold it.
@@ -271,8 +271,8 @@ impl Shared {
 
     /// Completes a queued write after its request, which outlived the soft timeout, has stored it.
     pub(super) async fn ack_late_write(&self, file: &OutageFile, record: &Arc<Record>, requested_at: Moment) {
-        let settled = vec![(record.key.clone(), record.version, crate::outage::ReplayOutcome::Stored)];
-        match file.complete(settled).await {
+        let completed = vec![(record.key.clone(), record.version, crate::outage::ReplayOutcome::Stored)];
+        match file.complete(completed).await {
             Ok(_) => self.memory.mark_stored(record, requested_at, true),
             Err(error) => {
                 tracing::debug!(%error, "a late write was stored but not completed; replay sends it again");
@@ -284,7 +284,7 @@ impl Shared {
     ///
     /// An update can then start from the stored record. In an outage, the wait is pointless.
     pub(super) async fn wait_for_queue(&self, key: &Key) {
-        if self.queue_index.contains(key) && self.is_reachable() {
+        if self.queue_index.contains(key) && self.is_breaker_closed() {
             tokio::select! {
                 () = self.queue_index.wait_until(|queue_index| !queue_index.contains(key)) => {}
                 () = tokio::time::sleep(self.limits.soft_timeout) => {}
@@ -302,11 +302,11 @@ impl Shared {
                 None => std::future::pending().await,
             }
         };
-        let is_reachable = match self.store.breaker() {
+        let is_breaker_closed = match self.store.breaker() {
             Some(breaker) if self.queue_index.len() > 0 => breaker.probe_now().await,
-            _ => self.is_reachable(),
+            _ => self.is_breaker_closed(),
         };
-        if is_reachable {
+        if is_breaker_closed {
             tokio::select! {
                 () = self.queue_index.wait_until(|queue_index| queue_index.len() == 0) => {}
                 () = outage_begins => {}

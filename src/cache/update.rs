@@ -166,14 +166,15 @@ async fn update(
     mut change: impl FnMut(Option<&Conversation>) -> Result<Option<Json>>,
 ) -> Result<WriteOutcome> {
     let shared = &cache.0;
-    shared.check_open()?;
+    shared.check_not_shut_down()?;
     // Each write shares the guard, so the lock outlives a cancelled caller until the outcome is known.
     let key_lock = Arc::new(shared.key_locks.acquire(key).await);
     // An update of a queued write can only be queued. After this wait it may go to the store.
     shared.wait_for_queue(key).await;
     let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
     for attempt in 0..MAX_ATTEMPTS {
-        // After a conflict, memory may hold the version that lost. Only the first attempt trusts it.
+        // After a conflict, memory may hold the version that lost. So a later attempt loads, and reads memory only
+        // as the stale fallback or after a newer version has entered it.
         let (found, version) = shared.read_for_update(key, attempt == 0).await?;
         let value = change(found.as_ref())?;
         if value.is_none() && found.is_none() {

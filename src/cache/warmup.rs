@@ -186,8 +186,10 @@ impl Warmer {
         if let Some(file) = &self.file {
             let memory = Arc::clone(&self.memory);
             // Copies that a caller has read are promoted first, so that this page does not displace them.
-            file.save_copies(self.memory.drain_first_reads(), move |settled| memory.mark_completed(settled))
-                .await;
+            file.save_copies(self.memory.drain_first_reads(), move |completed| {
+                memory.mark_completed(completed)
+            })
+            .await;
             let confirmed_at = self.store.clock().at(started_at);
             let copy = |record: &Arc<Record>| {
                 let record = Arc::clone(record);
@@ -195,9 +197,9 @@ impl Warmer {
             };
             let is_news = |record: &&Arc<Record>| !token.is_superseded(&record.key, record.version);
             let memory = Arc::clone(&self.memory);
-            let settled = move |settled| memory.mark_completed(settled);
+            let completed = move |completed| memory.mark_completed(completed);
             // The oldest come first, because the replica drops the copies that were written first.
-            file.save_copies(records.iter().rev().filter(is_news).map(copy).collect(), settled).await;
+            file.save_copies(records.iter().rev().filter(is_news).map(copy).collect(), completed).await;
         }
         // The oldest enter first, so that memory evicts them first.
         let records: Vec<_> = records.into_iter().rev().collect();

@@ -32,13 +32,13 @@ use crate::store::{Applied, Write};
 /// The unit of the write budget.
 pub(super) const KIB: usize = 1024;
 /// The limit on new versions of one write after clock corrections (I12).
-const MAX_STAMPS: usize = 4;
+const MAX_VERSIONS: usize = 4;
 /// The wait beyond the computed time until the store accepts a version that was in its future.
 const FUTURE_MARGIN: Duration = Duration::from_millis(50);
 
 impl Shared {
-    /// Writes, and counts the result. An update holds its key lock until the outcome is known, even if its
-    /// caller goes.
+    /// Writes, and counts the result. An update holds its key lock until the caller could be answered, even if
+    /// the caller goes. After `Queued` the request may still run.
     pub(super) async fn write(
         self: &Arc<Self>,
         pending_write: PendingWrite,
@@ -72,12 +72,12 @@ impl Shared {
         // The write is counted before the check. So a shutdown sees this write, or this write sees the
         // shutdown.
         let counter = WriteCounter::begin(&self.writing);
-        self.check_open()?;
+        self.check_not_shut_down()?;
         if let Some(metadata) = &pending_write.options.metadata {
             self.check_size("the metadata", metadata)?;
         }
         if self.queue_if_enabled().is_none() {
-            self.check_reachable()?;
+            self.check_breaker()?;
         }
         let budget = self.acquire_budget(&pending_write).await?;
         let (shared, key) = (Arc::clone(self), pending_write.key.clone());
@@ -93,7 +93,7 @@ impl Shared {
             Err(_) => {
                 let cause = task.await.err();
                 // The runtime shuts down, or the task panicked. The store may hold the write (I6).
-                self.memory.invalidate_below(&key, self.store.clock().stamp().version);
+                self.memory.invalidate_below(&key, self.store.clock().issue().version);
                 let message = format!("the task that wrote conversation {key} ended early");
                 let error = Error::new(ErrorKind::Unavailable, message);
                 let error = error.with_key(key.as_str()).with_outcome_unknown();
@@ -126,13 +126,13 @@ impl Shared {
         // base.
         let extends_queue = pending_write.if_version.is_some()
             && pending_write.if_version == self.queue_index.newest(&pending_write.key);
-        if self.is_reachable() && !extends_queue {
+        if self.is_breaker_closed() && !extends_queue {
             return self.write_with_soft_timeout(file, pending_write, responder).await;
         }
         let (clock, token) = (self.store.clock(), Arc::new(self.floors.token()));
-        let stamp = clock.stamp();
-        let record = pending_write.record(stamp.version, stamp.shown, self.limits.ttl).into();
-        responder.respond(self.enqueue(file, &record, stamp, pending_write.if_version, token, false).await);
+        let issued = clock.issue();
+        let record = pending_write.record(issued.version, issued.shown, self.limits.ttl).into();
+        responder.respond(self.enqueue(file, &record, issued, pending_write.if_version, token, false).await);
     }
 
     /// Writes to the store. After the soft timeout, queues the write while the request continues.
@@ -156,7 +156,7 @@ impl Shared {
         }
         let Some(sent) = self.last_sent(&progress) else { return responder.respond(writing.await) };
         let enqueue_error =
-            match self.enqueue(file, &sent.record, sent.stamp, sent.if_version, token, true).await {
+            match self.enqueue(file, &sent.record, sent.issued, sent.if_version, token, true).await {
                 Ok(outcome) => {
                     progress.is_queued.store(true, Relaxed);
                     responder.respond(Ok(outcome));
@@ -178,12 +178,12 @@ impl Shared {
     fn last_sent(&self, progress: &WriteProgress) -> Option<SentWrite> {
         let sent = progress.last_sent()?;
         let clock = self.store.clock();
-        if sent.stamp.is_comparable_to(clock.moment()) && !clock.is_out_of_tolerance(&sent.stamp) {
+        if sent.issued.is_comparable_to(clock.moment()) && !clock.is_out_of_tolerance(&sent.issued) {
             return Some(sent);
         }
-        let stamp = clock.stamp();
-        let shift = stamp.shown_at(sent.called_at).0 - sent.stamp.shown_at(sent.called_at).0;
-        Some(SentWrite { record: sent.record.with_version(stamp.version, shift).into(), stamp, ..sent })
+        let issued = clock.issue();
+        let shift = issued.shown_at(sent.called_at).0 - sent.issued.shown_at(sent.called_at).0;
+        Some(SentWrite { record: sent.record.with_version(issued.version, shift).into(), issued, ..sent })
     }
 
     /// Queues a write that the store could not take.
@@ -197,7 +197,7 @@ impl Shared {
         let Some(sent) = self.last_sent(progress) else { return Err(failure.clone()) };
         let is_dispatched = failure.outcome_unknown();
         let queued =
-            self.enqueue(file, &sent.record, sent.stamp, sent.if_version, token, is_dispatched).await;
+            self.enqueue(file, &sent.record, sent.issued, sent.if_version, token, is_dispatched).await;
         queued.map_err(|enqueue_error| enqueue_failed(enqueue_error, failure))
     }
 
@@ -214,39 +214,40 @@ impl Shared {
         let clock = self.store.clock();
         let called_at = clock.moment();
         let mut is_stored = false;
-        for stamps_left in (0..MAX_STAMPS).rev() {
+        for versions_left in (0..MAX_VERSIONS).rev() {
             // The queue holds the write under its last version. A sent write keeps its version.
             if progress.is_queued.load(Relaxed) {
                 return Ok(WriteOutcome::Queued);
             }
             // The token is older than the version and the request (I2).
             let (token, if_version) = (self.floors.token(), pending_write.if_version);
-            let stamp = clock.stamp();
+            let issued = clock.issue();
             let record =
-                Arc::new(pending_write.record(stamp.version, stamp.shown_at(called_at), self.limits.ttl));
-            progress.set_last_sent(SentWrite { record: Arc::clone(&record), if_version, stamp, called_at });
-            progress.add_direct_write(self.queue_index.begin_direct_write(&pending_write.key, stamp.version));
+                Arc::new(pending_write.record(issued.version, issued.shown_at(called_at), self.limits.ttl));
+            progress.set_last_sent(SentWrite { record: Arc::clone(&record), if_version, issued, called_at });
+            progress
+                .add_direct_write(self.queue_index.begin_direct_write(&pending_write.key, issued.version));
             let applied = self.send(&record, if_version).await;
             let applied = applied.map_err(|e| if is_stored { e.with_outcome_unknown() } else { e })?;
-            let is_misstamped = clock.is_out_of_tolerance(&stamp);
+            let is_out_of_tolerance = clock.is_out_of_tolerance(&issued);
             if progress.is_queued.load(Relaxed) {
-                return self.finish_late(&record, called_at, applied, is_misstamped).await;
+                return self.finish_late(&record, called_at, applied, is_out_of_tolerance).await;
             }
             match applied {
-                Applied::Stored if is_misstamped && stamps_left > 0 => {
+                Applied::Stored if is_out_of_tolerance && versions_left > 0 => {
                     is_stored = true;
-                    self.memory.invalidate_below(&pending_write.key, stamp.version);
+                    self.memory.invalidate_below(&pending_write.key, issued.version);
                     // Another writer may have built on the stored version. The condition protects that
                     // write.
-                    pending_write.if_version = Some(stamp.version);
+                    pending_write.if_version = Some(issued.version);
                 }
                 Applied::Superseded(version) | Applied::Conflict(version) if is_stored => {
                     // The store took the write, and another writer has built on it.
                     self.supersede(&pending_write.key, version).await;
                     return Ok(WriteOutcome::Stored);
                 }
-                Applied::Superseded(_) | Applied::TooOld if is_misstamped => {}
-                Applied::VersionInFuture => self.wait_for_version(stamp.version).await,
+                Applied::Superseded(_) | Applied::TooOld if is_out_of_tolerance => {}
+                Applied::VersionInFuture => self.wait_for_version(issued.version).await,
                 applied => return self.finish(&record, if_version, &token, called_at, applied).await,
             }
         }
@@ -301,6 +302,8 @@ impl Shared {
             }
         };
         applied.ok_or_else(|| {
+            // The store may hold the write (I6).
+            self.memory.invalidate_below(&record.key, record.version);
             let message = format!("the store returned no result for conversation {}", record.key);
             let error = Error::new(ErrorKind::SchemaOutdated, message);
             error.with_key(record.key.as_str()).with_outcome_unknown()
@@ -352,13 +355,13 @@ impl Shared {
         record: &Arc<Record>,
         requested_at: Moment,
         applied: Applied,
-        is_misstamped: bool,
+        is_out_of_tolerance: bool,
     ) -> Result<WriteOutcome> {
         if let Some(version) = superseding_version(applied) {
             self.supersede(&record.key, version).await;
         }
         if applied == Applied::Stored
-            && !is_misstamped
+            && !is_out_of_tolerance
             && let Some(file) = &self.file
         {
             self.ack_late_write(file, record, requested_at).await;

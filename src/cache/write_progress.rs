@@ -20,7 +20,7 @@ pub(super) struct SentWrite {
     pub(super) record: Arc<Record>,
     /// The version that the store must hold, if the write has a condition.
     pub(super) if_version: Option<Version>,
-    pub(super) stamp: IssuedVersion,
+    pub(super) issued: IssuedVersion,
     /// The time of the call. The time to live starts here.
     pub(super) called_at: Moment,
 }

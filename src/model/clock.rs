@@ -187,11 +187,11 @@ impl Clock {
     /// assert!(clock.issue_version() < clock.issue_version());
     /// ```
     pub fn issue_version(&self) -> Version {
-        self.stamp().version
+        self.issue().version
     }
 
     /// Issues a version as [`issue_version`](Self::issue_version) does, with the state of the clock.
-    pub(crate) fn stamp(&self) -> IssuedVersion {
+    pub(crate) fn issue(&self) -> IssuedVersion {
         let (issued_at, shown, unsynced) = self.reading();
         let random = fastrand::i64(0..1 << RANDOM_BITS);
         // After the system clock was set back, versions continue from the stored ones (I9).
@@ -212,9 +212,9 @@ impl Clock {
     }
 
     /// Issues a version above `other`, even if `other` is beyond the limit of clock skew.
-    pub(crate) fn stamp_after(&self, other: Version) -> IssuedVersion {
+    pub(crate) fn issue_after(&self, other: Version) -> IssuedVersion {
         self.observe(other);
-        let issued = self.stamp();
+        let issued = self.issue();
         IssuedVersion { version: issued.version.max(Version(other.0.saturating_add(1))), ..issued }
     }
 

@@ -62,7 +62,7 @@ impl OutageFile {
             }
             let now = clock.now();
             let ttl = letter.record.expires_at.since(letter.record.version.at());
-            let version = clock.stamp().version;
+            let version = clock.issue().version;
             let record = Record { version, expires_at: now.plus(ttl), ..letter.record.clone() };
             insert(connection, state, &provisional(record, now))?;
             // A dead letter and perhaps a copy are gone, so the figures are read again.
@@ -108,7 +108,7 @@ fn from_local_record(record: &Record, clock: &Clock) -> QueuedWrite {
     if record.version >= Version::min_at(now.minus(MAX_WRITE_AGE - AGE_MARGIN)) {
         return write;
     }
-    let record = Record { version: clock.stamp().version, ..record.clone() };
+    let record = Record { version: clock.issue().version, ..record.clone() };
     QueuedWrite { record, base: Some(write.record.version), sent_versions: vec![Version::NONE], ..write }
 }
 

@@ -344,7 +344,7 @@ mod tests {
         let queue_index = queue_index();
         let (clock, now) = (Clock::new(), Clock::new().now());
         let queued_at = |of: usize| now.minus(Duration::from_millis(u64::try_from(of).unwrap()));
-        let versions: Vec<Version> = (0..MANY).map(|_| clock.stamp().version).collect();
+        let versions: Vec<Version> = (0..MANY).map(|_| clock.issue().version).collect();
         for (of, version) in versions.iter().enumerate() {
             assert!(queue_index.insert(&key(of), *version, None, queued_at(of)));
         }
@@ -363,7 +363,7 @@ mod tests {
         let clock = Arc::new(Clock::skewed(300_000));
         let queue_index = QueueIndex::new(Vec::new(), Arc::clone(&clock));
         let key = Key::new("k").unwrap();
-        let issued = clock.stamp().version;
+        let issued = clock.issue().version;
         assert!(queue_index.insert(&key, issued, clock.unsynced(), clock.now()));
         let now = Instant::now();
         clock.correct(now, now, Clock::new().now());
@@ -375,7 +375,7 @@ mod tests {
         );
         // Two clocks issue versions of one millisecond in no order.
         std::thread::sleep(Duration::from_millis(2));
-        assert_eq!(queue_index.observe_stored(&key, clock.stamp().version), None, "a later version is newer");
+        assert_eq!(queue_index.observe_stored(&key, clock.issue().version), None, "a later version is newer");
         assert_eq!(queue_index.newest(&key), None);
         queue_index.apply_clock_correction();
         queue_index.remove(&key, corrected);

@@ -143,8 +143,7 @@ pub(super) async fn is_local_store(path: &Path) -> Result<bool> {
 /// Reads the kind of a file of threadkeep.
 pub(super) fn read_kind(path: &Path) -> Result<Option<String>> {
     if let Err(error) = std::fs::metadata(path) {
-        let remedy =
-            "set CONVERSATION_QUEUE_PATH to the path of the file; a daemon creates the file when it starts";
+        let remedy = "name the path of the file, or set CONVERSATION_QUEUE_PATH to it; a daemon creates the file when it starts";
         return Err(unusable(path, "does not exist").with_remedy(remedy).with_source(error));
     }
     let connection = file::open_to_read(path)?;

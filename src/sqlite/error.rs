@@ -51,7 +51,7 @@ pub(crate) fn of_another_program(path: &Path) -> Error {
 }
 
 pub(crate) fn cannot_open(path: &Path) -> Error {
-    let remedy = "make its directory and the file writable for the daemon's user, or set CONVERSATION_LOCAL_PATH (for an \
+    let remedy = "create its directory, make it and the file writable for the daemon's user, or set CONVERSATION_LOCAL_PATH (for an \
                   outage file: CONVERSATION_QUEUE_PATH) to a writable place";
     unusable(path, "cannot be opened for writing").with_remedy(remedy)
 }

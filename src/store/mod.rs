@@ -63,7 +63,7 @@ pub use supabase::Supabase;
 pub trait Store: Debug + Send + Sync + 'static {
     /// Returns this process's estimate of the store's clock.
     ///
-    /// The clock stamps the versions of new writes. See [`Store`] for an example.
+    /// The clock issues the versions of new writes. See [`Store`] for an example.
     fn clock(&self) -> &Arc<Clock>;
 
     /// Returns the breaker of this store, if it has one.

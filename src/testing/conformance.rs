@@ -102,7 +102,7 @@ impl Suite {
 
     /// Stamps a version above all earlier versions of the suite.
     fn version(&self) -> Version {
-        self.store.clock().stamp().version
+        self.store.clock().issue().version
     }
 
     fn record(&self, key: &Key, version: Version, value: &str) -> Record {

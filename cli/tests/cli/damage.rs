@@ -123,6 +123,26 @@ async fn recovered_file_first_page_of_another_costs_nothing() {
 }
 
 #[tokio::test]
+async fn recovered_local_file_replaces_the_corrupt_one() {
+    const COUNT: usize = 10;
+    let cli = Cli::new(&[]);
+    let value = format!("[\"{}\"]", "x".repeat(3_000));
+    for at in 0..COUNT {
+        assert_eq!(cli.run_with_input(&["put", &format!("k{at}")], &value).await.code, 0);
+    }
+    let path = cli.path("threadkeep.db");
+    overwrite(&path, 6..7, 0);
+    fs::rename(recover(&cli, path.to_str().unwrap()), &path).unwrap();
+    let mut found = 0;
+    for at in 0..COUNT {
+        let ended = cli.run(&["get", &format!("k{at}")]).await;
+        assert!(ended.code == 4 || ended.code == 0 && ended.out.trim() == value, "{ended:?}");
+        found += usize::from(ended.code == 0);
+    }
+    assert!(found >= COUNT - 2, "{found} of {COUNT} are left");
+}
+
+#[tokio::test]
 async fn import_other_file_is_rejected() {
     let cli = Cli::of_project();
     fs::write(cli.path("picture"), vec![7; 100_000]).unwrap();

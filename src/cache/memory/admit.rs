@@ -58,7 +58,7 @@ impl MemoryCache {
     ) -> Admission {
         let version = observation.version();
         self.clock.observe(version);
-        let mut admission = Admission::Stale;
+        let mut admission = Admission::BelowFloor;
         // Floor, entry and absence change together, under the lock of the key (I5).
         self.entries.entry_by_ref(key).and_compute_with(|current| {
             let current = current.map(moka::Entry::into_value);
@@ -151,7 +151,7 @@ impl MemoryCache {
                 _ => {}
             }
             let entry = Arc::new(CacheEntry {
-                from_replica: true,
+                is_never_fresh: true,
                 accessed: AtomicBool::new(is_read),
                 first_reads: Some(Arc::clone(&self.first_reads)).filter(|_| !is_read),
                 ..CacheEntry::new(record, now.minus(age))

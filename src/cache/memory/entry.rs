@@ -22,7 +22,7 @@ pub(crate) struct CacheEntry {
     pub(super) unsynced: Option<UnsyncedPeriod>,
     /// Whether the entry came from the replica or from replay. Such an entry is never fresh, because its
     /// age is unknown or depends on an unverified clock.
-    pub(super) from_replica: bool,
+    pub(super) is_never_fresh: bool,
     /// Whether a caller has read the entry since the last report of access times.
     pub(super) accessed: AtomicBool,
     /// The list of first reads, if the entry came from a list page or from the warm-up.
@@ -37,7 +37,7 @@ impl CacheEntry {
             validated_at,
             is_queued: false,
             unsynced: None,
-            from_replica: false,
+            is_never_fresh: false,
             accessed: AtomicBool::new(false),
             first_reads: None,
         }
@@ -108,7 +108,7 @@ pub(crate) enum Admission {
     /// The conversation does not exist. Its last version is this.
     Absent(Version),
     /// The observation is stale: a newer version became known meanwhile. The caller reads again.
-    Stale,
+    BelowFloor,
     /// A newer write waits in the queue.
     QueuedIsNewer,
 }

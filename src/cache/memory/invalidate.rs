@@ -43,7 +43,7 @@ impl MemoryCache {
 
     /// Invalidates the entry and the absence that are older than a stale result.
     ///
-    /// The floor may come from a write that the store never took, stamped by a clock that was ahead. The
+    /// The floor may come from a write that the store never took, with a version by a clock that was ahead. The
     /// entry can then be older than the stale result, and the result can be an acknowledged write.
     pub(super) fn invalidate_by_stale(
         &self,

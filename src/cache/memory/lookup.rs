@@ -71,7 +71,7 @@ impl MemoryCache {
     /// An entry from before the last jump of the clock is not fresh, because its age is unknown.
     pub(crate) fn is_fresh(&self, entry: &CacheEntry, now: Moment) -> bool {
         !entry.is_queued
-            && !entry.from_replica
+            && !entry.is_never_fresh
             && self.fresh_for.is_none_or(|span| now.is_within(span, entry.validated_at))
     }
 

@@ -18,8 +18,8 @@ use crate::outage::replay::ReplayObserver;
 impl MemoryCache {
     /// Admits a write that the outage file has committed to the queue (I3).
     ///
-    /// From now on the write is the newest of its conversation. The write took `token` before it was
-    /// stamped.
+    /// From now on the write is the newest of its conversation. The write took `token` before its version was
+    /// issued.
     pub(crate) fn admit_queued(
         &self,
         record: &Arc<Record>,
@@ -45,7 +45,7 @@ impl MemoryCache {
             // (I8).
             if let Some(current) = current
                 && !current.is_queued
-                && !(unsynced.is_some() && current.from_replica)
+                && !(unsynced.is_some() && current.is_never_fresh)
                 && current.record.version > version
             {
                 self.queue_index.observe_stored(key, current.record.version);
@@ -104,7 +104,7 @@ impl MemoryCache {
             Op::Put(Arc::new(CacheEntry {
                 // If another call stored the write, the store may hold a newer version by now. So it is not
                 // fresh.
-                from_replica: !was_newest,
+                is_never_fresh: !was_newest,
                 accessed: AtomicBool::new(true),
                 ..CacheEntry::new(Arc::clone(record), requested_at)
             }))

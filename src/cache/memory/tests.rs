@@ -14,7 +14,7 @@ use crate::outage::index::QueueIndex;
 
 fn new_write(key: &Key, clock: &Clock) -> Arc<Record> {
     let expires_at = clock.now().plus(Duration::from_secs(60));
-    let tombstone = Record::tombstone(key.clone(), clock.stamp().version);
+    let tombstone = Record::tombstone(key.clone(), clock.issue().version);
     Arc::new(Record { value: Some(Json::trusted("1")), expires_at, ..tombstone })
 }
 
@@ -42,7 +42,7 @@ fn memory_stale_load_of_queued_write_leaves_no_leftover() {
     assert!(memory.get_queued(&key).is_some(), "memory does not hold the queued write");
     let observation = Observation::Found(Arc::clone(&queued));
     let admission = memory.admit(&key, &load_token, Moment::now(), observation);
-    assert!(matches!(admission, Admission::Stale), "{admission:?}");
+    assert!(matches!(admission, Admission::BelowFloor), "{admission:?}");
     assert!(
         memory.get_queued(&key).is_none() && memory.peek(&key).is_none(),
         "memory holds a queued entry that the index does not mark"

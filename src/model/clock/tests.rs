@@ -12,29 +12,29 @@ fn ms(span: u64) -> Duration {
 #[test]
 fn versions_rise_within_a_millisecond_and_past_observed() {
     let clock = Clock::new();
-    let versions: Vec<_> = (0..10_000).map(|_| clock.stamp().version).collect();
+    let versions: Vec<_> = (0..10_000).map(|_| clock.issue().version).collect();
     assert!(versions.windows(2).all(|pair| pair[0] < pair[1]));
     let seen = Version::min_at(clock.now().plus(ms(1500)));
     clock.observe(seen);
-    assert!(clock.stamp().version > seen);
+    assert!(clock.issue().version > seen);
 }
 
 #[test]
 fn correct_moves_a_clock_in_both_directions() {
     for skew in [-300_000, 300_000] {
         let (right, wrong) = (Clock::new(), Clock::skewed(skew));
-        let early = wrong.stamp();
+        let early = wrong.issue();
         let now = Instant::now();
         wrong.correct(now, now, right.now());
         assert!((wrong.now().0 - right.now().0).abs() <= 5, "skew {skew}");
         assert!(
-            wrong.is_out_of_tolerance(&early) && !wrong.is_out_of_tolerance(&wrong.stamp()),
+            wrong.is_out_of_tolerance(&early) && !wrong.is_out_of_tolerance(&wrong.issue()),
             "skew {skew}"
         );
-        assert!((wrong.stamp().version.at().0 - right.now().0).abs() <= 5, "skew {skew}");
+        assert!((wrong.issue().version.at().0 - right.now().0).abs() <= 5, "skew {skew}");
         wrong.observe(early.version);
         assert!(
-            (wrong.stamp().version.at().0 - right.now().0).abs() <= 5,
+            (wrong.issue().version.at().0 - right.now().0).abs() <= 5,
             "skew {skew}, after the early version is observed again"
         );
     }
@@ -44,16 +44,16 @@ fn correct_moves_a_clock_in_both_directions() {
 fn pushed_version_of_wrong_clock_is_out_of_tolerance() {
     let (right, wrong) = (Clock::new(), Clock::skewed(-3_000));
     wrong.observe(Version::min_at(right.now().minus(ms(500))));
-    let (early, now) = (wrong.stamp(), Instant::now());
+    let (early, now) = (wrong.issue(), Instant::now());
     wrong.correct(now, now, right.now());
-    assert!(wrong.is_out_of_tolerance(&early) && !wrong.is_out_of_tolerance(&wrong.stamp()));
+    assert!(wrong.is_out_of_tolerance(&early) && !wrong.is_out_of_tolerance(&wrong.issue()));
 }
 
 #[test]
 fn versions_of_two_clocks_rarely_collide() {
     // With equal first counters, one pair in 16,384 would collide.
     let collisions =
-        (0..300_000).filter(|_| Clock::new().stamp().version == Clock::new().stamp().version).count();
+        (0..300_000).filter(|_| Clock::new().issue().version == Clock::new().issue().version).count();
     assert!(collisions <= 3, "{collisions}");
 }
 
@@ -71,8 +71,8 @@ fn advance_continues_from_stored_versions() {
     let clock = Clock::skewed(-60_000);
     let stored = Version::min_at(Clock::new().now());
     clock.advance(stored);
-    let stamp = clock.stamp();
-    assert!(stamp.version > stored && !clock.is_out_of_tolerance(&stamp));
+    let issued = clock.issue();
+    assert!(issued.version > stored && !clock.is_out_of_tolerance(&issued));
     assert!(clock.now() < stored.at(), "expiry follows the system clock");
 }
 
@@ -94,12 +94,12 @@ fn answer(clock: &Clock, shown: Timestamp) {
 #[test]
 fn clock_counts_a_sleep_and_becomes_unsynced() {
     let (clock, store) = synced();
-    let (before, early) = (clock.now(), clock.stamp());
+    let (before, early) = (clock.now(), clock.issue());
     assert!(clock.unsynced().is_none() && early.unsynced.is_none());
     test_clock::step(63 * HOUR);
     assert!((63 * HOUR..63 * HOUR + 5_000).contains(&(clock.now().0 - before.0)));
     assert!(clock.unsynced().is_some() && clock.known_now().is_none());
-    let late = clock.stamp();
+    let late = clock.issue();
     assert!(late.version.at().0 - early.version.at().0 >= 63 * HOUR);
     answer(&clock, store.now());
     assert!(
@@ -112,9 +112,9 @@ fn clock_counts_a_sleep_and_becomes_unsynced() {
 fn correct_gives_the_correction_of_versions_after_a_jump() {
     for step in [-8 * HOUR, 8 * HOUR] {
         let (clock, store) = synced();
-        let (store_time, early) = (store.now(), clock.stamp());
+        let (store_time, early) = (store.now(), clock.issue());
         test_clock::step(step);
-        let late = clock.stamp();
+        let late = clock.issue();
         let Some(unsynced) = late.unsynced else { panic!("{step}: the clock is still synced") };
         assert_eq!(clock.moved(unsynced), None);
         // The machine of the store did not jump.
@@ -124,7 +124,7 @@ fn correct_gives_the_correction_of_versions_after_a_jump() {
         assert!((clock.now().0 - store_time.0).abs() < 5_000, "{step}");
         assert_eq!(clock.is_out_of_tolerance(&late), step > 0, "{step}: a backward step moves no moment");
         assert!(!clock.is_out_of_tolerance(&early), "{step}: a version that was right stays right");
-        assert!((clock.stamp().version.at().0 - store_time.0).abs() < 5_000, "{step}");
+        assert!((clock.issue().version.at().0 - store_time.0).abs() < 5_000, "{step}");
     }
 }
 
@@ -147,12 +147,12 @@ fn step_to_the_right_time_moves_nothing() {
 fn each_unsynced_period_has_its_own_correction() {
     let clock = Clock::skewed(-60_000);
     let store_time = Clock::new().now();
-    let first = clock.stamp();
+    let first = clock.issue();
     answer(&clock, store_time);
     test_clock::step(HOUR);
-    let second = clock.stamp();
+    let second = clock.issue();
     test_clock::step(HOUR);
-    let third = clock.stamp();
+    let third = clock.issue();
     assert_eq!(second.unsynced, third.unsynced, "the second jump falls into the same period");
     answer(&clock, store_time.plus(ms(7_200_000 - 300_000)));
     let correction = |issued: &IssuedVersion| clock.moved(issued.unsynced.unwrap()).unwrap();
@@ -177,31 +177,31 @@ fn correct_ignores_an_answer_from_before_a_jump() {
 fn shown_at_does_not_reach_behind_a_jump() {
     let (clock, _) = synced();
     let began = clock.moment();
-    let early = clock.stamp();
+    let early = clock.issue();
     assert_eq!(early.shown_at(began), clock.at(began));
     test_clock::step(63 * HOUR);
-    let late = clock.stamp();
+    let late = clock.issue();
     assert_eq!(late.shown_at(began), late.shown);
 }
 
 #[test]
 fn authoritative_clock_follows_steps_and_versions_rise() {
     let clock = Clock::authoritative();
-    let mut last = clock.stamp().version;
+    let mut last = clock.issue().version;
     let mut off = 0;
     for step in [63 * HOUR, -HOUR, -70 * HOUR, 1_500, -1_500, 8 * HOUR] {
         test_clock::step(step);
         off += step;
         assert!((clock.now().0 - system_millis()).abs() < 1_000, "{step}, {off}");
-        let stamp = clock.stamp();
-        assert!((stamp.shown.0 - system_millis()).abs() < 1_000, "{step}: expiry follows the system clock");
-        assert!(stamp.version > last, "{step}: a later write never loses against an earlier write");
+        let issued = clock.issue();
+        assert!((issued.shown.0 - system_millis()).abs() < 1_000, "{step}: expiry follows the system clock");
+        assert!(issued.version > last, "{step}: a later write never loses against an earlier write");
         assert!(
-            stamp.version.at() <= clock.now_for_versions().plus(MAX_CLOCK_SKEW),
+            issued.version.at() <= clock.now_for_versions().plus(MAX_CLOCK_SKEW),
             "{step}: the version is not ahead"
         );
-        assert!(clock.unsynced().is_none() && !clock.is_out_of_tolerance(&stamp), "{step}");
+        assert!(clock.unsynced().is_none() && !clock.is_out_of_tolerance(&issued), "{step}");
         assert_eq!((clock.offset(), clock.ahead_of_system()), (0, 0), "{step}");
-        last = stamp.version;
+        last = issued.version;
     }
 }

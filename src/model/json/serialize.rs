@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn text_rejects_non_finite_floats_at_any_depth() {
         #[derive(Serialize)]
-        enum Nested {
+        enum AnyVariant {
             One(f64),
             Two(f64, f32),
             Three { x: Option<f64> },
@@ -95,9 +95,9 @@ mod tests {
                 text(&vec![1.0, bad]),
                 text(&(1, (2, narrow))),
                 text(&HashMap::from([("k", Some(bad))])),
-                text(&Nested::One(bad)),
-                text(&Nested::Two(1.0, narrow)),
-                text(&Nested::Three { x: Some(bad) }),
+                text(&AnyVariant::One(bad)),
+                text(&AnyVariant::Two(1.0, narrow)),
+                text(&AnyVariant::Three { x: Some(bad) }),
                 text(&Unit(bad)),
                 text(&Flat { a: 1, rest: BTreeMap::from([("b", bad)]) }),
                 text(&[[[Some(Box::new(bad))]]]),
@@ -107,16 +107,16 @@ mod tests {
                 assert!(error.contains("not finite") && error.contains(&bad.to_string()), "{error}");
             }
         }
-        struct Key(f64);
-        impl Serialize for Key {
+        struct FloatKey(f64);
+        impl Serialize for FloatKey {
             fn serialize<S: serde::Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
                 let mut map = to.serialize_map(Some(1))?;
                 serde::ser::SerializeMap::serialize_entry(&mut map, &self.0, &1)?;
                 serde::ser::SerializeMap::end(map)
             }
         }
-        assert!(text(&Key(f64::NAN)).unwrap_err().to_string().contains("not finite"));
-        assert_eq!(text(&Key(1.5)).unwrap(), r#"{"1.5":1}"#);
+        assert!(text(&FloatKey(f64::NAN)).unwrap_err().to_string().contains("not finite"));
+        assert_eq!(text(&FloatKey(1.5)).unwrap(), r#"{"1.5":1}"#);
     }
 
     #[test]

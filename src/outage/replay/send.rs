@@ -201,7 +201,7 @@ impl Replayer {
         if excess <= MAX_CLOCK_SKEW {
             return excess + CLOCK_MARGIN;
         }
-        let to = clock.stamp().version;
+        let to = clock.issue().version;
         match self.file.assign_version(key, version, to).await {
             // Memory follows the file, so a failure leaves both at the old version.
             Ok(true) => self.queue_index.assign_version(key, version, to),

@@ -8,7 +8,7 @@ use crate::outage::{CopyRank, FileLimits, NewQueuedWrite};
 fn issue(clock: &Clock) -> Arc<Record> {
     let (key, value) = (Key::new("k").unwrap(), Some(Json::trusted("1")));
     let expires_at = clock.now().plus(Duration::from_secs(60));
-    Arc::new(Record { value, expires_at, ..Record::tombstone(key, clock.stamp().version) })
+    Arc::new(Record { value, expires_at, ..Record::tombstone(key, clock.issue().version) })
 }
 
 #[tokio::test]

@@ -83,12 +83,18 @@ impl Suite {
         let (first, removal, late) = (self.version(), self.version(), self.version());
         let brief = Record { expires_at: self.store.clock().now(), ..self.record(&expired, late, "1") };
         assert_eq!(self.apply(brief).await, Applied::Stored);
-        assert_eq!(self.apply(self.record(&live, first, "1")).await, Applied::Stored);
+        let record = self.record(&live, first, "1");
+        let expires_at = record.expires_at;
+        assert_eq!(self.apply(record).await, Applied::Stored);
         assert_eq!(self.apply(self.tombstone(&gone, late)).await, Applied::Stored);
         let keys = [live.clone(), gone.clone(), self.key("never there")];
         self.store.touch(&keys).await.unwrap_or_else(|e| panic!("touch: {e:?}"));
         self.store.purge(1_000).await.unwrap_or_else(|e| panic!("purge: {e:?}"));
         self.assert_value(&live, first, "1").await;
+        let Loaded::Found(found) = self.load(&live).await else {
+            panic!("touch and purge keep a live record")
+        };
+        assert_eq!(found.expires_at, expires_at, "touch changes no expiry");
         let superseded = Applied::Superseded(late);
         assert_eq!(
             self.apply(self.record(&gone, removal, "1")).await,
