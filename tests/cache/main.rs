@@ -4,6 +4,7 @@
 mod calls;
 mod lifecycle;
 mod outage;
+mod silent;
 
 use std::time::Duration;
 
