@@ -25,19 +25,7 @@ const MAX_LINE_BYTES: u64 = 256 << 20;
 const BOM: &[u8] = "\u{feff}".as_bytes();
 
 pub async fn import(settings: Builder, import: &Import, out: &mut Output) -> Result<Outcome, Failure> {
-    let is_export = import.from == Path::new("-")
-        || {
-            let head = head(&import.from)?;
-            if head.is_empty() {
-                // `sqlite3 FILE .recover | sqlite3 recovered.db` leaves an empty file if FILE has lost its first page.
-                return Err(Failure::Other(format!(
-                    "{} is empty, so nothing was imported; if it is the result of a recovery, the recovery failed: see OPERATIONS.md, A \
-                 corrupt outage file",
-                    import.from.display()
-                )));
-            }
-            is_export(&head)
-        };
+    let is_export = import.from == Path::new("-") || is_export(&head(&import.from)?);
     // An existing file knows its project. A new file gets the project of the settings.
     let file = match settings.backend() {
         Backend::Supabase => settings.open_queue_of_project().await?,
@@ -71,10 +59,19 @@ fn open(path: &Path) -> Result<File, Failure> {
     File::open(path).map_err(|e| Failure::of_file(path, "cannot be read", &e))
 }
 
+/// Reads the first bytes of a file that must not be empty.
 fn head(path: &Path) -> Result<Vec<u8>, Failure> {
     let mut head = Vec::new();
     let read = open(path)?.take(HEAD_BYTES).read_to_end(&mut head);
     read.map_err(|e| Failure::of_file(path, "cannot be read", &e))?;
+    if head.is_empty() {
+        // `sqlite3 FILE .recover | sqlite3 recovered.db` leaves an empty file if FILE has lost its first page.
+        return Err(Failure::Other(format!(
+            "{} is empty, so nothing was imported; if it is the result of a recovery, the recovery failed: see OPERATIONS.md, A corrupt \
+             outage file",
+            path.display()
+        )));
+    }
     Ok(head)
 }
 

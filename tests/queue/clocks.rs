@@ -100,9 +100,8 @@ impl World {
     }
 }
 
-/// A daemon restarts in an outage with a clock that is behind. A get must show an acknowledged update of a queued put.
-#[tokio::test]
-async fn clock_behind_after_restart_shows_the_queued_update() {
+/// Queues a put during an outage, restarts with a clock that is behind, and queues an update of the put.
+async fn updated_behind() -> (World, Cache) {
     let mut world = World::new();
     let cache = world.open_skewed(0, false).await;
     world.start_outage(&cache).await;
@@ -110,6 +109,13 @@ async fn clock_behind_after_restart_shows_the_queued_update() {
     drop(cache);
     let cache = world.open_skewed(-60_000, true).await;
     assert_eq!(cache.update("k", append(1)).await.unwrap(), WriteOutcome::Queued);
+    (world, cache)
+}
+
+/// A daemon restarts in an outage with a clock that is behind. A get must show an acknowledged update of a queued put.
+#[tokio::test]
+async fn clock_behind_after_restart_shows_the_queued_update() {
+    let (world, cache) = updated_behind().await;
     let got = tokio::time::timeout(Duration::from_secs(3), cache.get("k")).await;
     let got = got.map(|f| f.map(|f| f.map(|f| f.json().to_owned())));
     println!("in the outage: {got:?}");
@@ -158,13 +164,7 @@ async fn update_queued_before_first_contact_keeps_the_newer_write() {
 /// A daemon restarts in an outage with a clock that is behind, and memory evicts the conversation. A get must end (I12).
 #[tokio::test]
 async fn clock_behind_after_restart_blocks_no_get() {
-    let mut world = World::new();
-    let cache = world.open_skewed(0, false).await;
-    world.start_outage(&cache).await;
-    assert_eq!(cache.put("k", &vec![0]).await.unwrap(), WriteOutcome::Queued);
-    drop(cache);
-    let cache = world.open_skewed(-60_000, true).await;
-    assert_eq!(cache.update("k", append(1)).await.unwrap(), WriteOutcome::Queued);
+    let (world, cache) = updated_behind().await;
     cache.evict("k").unwrap();
     let during = tokio::time::timeout(Duration::from_secs(3), cache.get("k")).await.is_err();
     world.faults.clear();

@@ -1,6 +1,6 @@
 //! Checks the local file and its disk without changing them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::path_info::{DiskKind, PathInfo};
 use super::report::Report;
@@ -46,14 +46,14 @@ pub async fn check(config: &ResolvedConfig, report: &mut Report<'_>) {
         }
     };
     if config.backend == Backend::Memory {
-        return unused_queue(&subject, &inspection, report);
+        return unused_queue(&subject.path, &inspection, report);
     }
     report_inspection(config, &subject, &info, inspection, report);
     if config.backend == Backend::Local {
         let path = config.queue_path.clone();
-        let queue = Subject { path: path.clone(), setting: "CONVERSATION_QUEUE_PATH", is_queue: true };
-        let inspection = tokio::task::spawn_blocking(move || inspect_outage_file(&path)).await;
-        inspection.iter().for_each(|inspection| unused_queue(&queue, inspection, report));
+        if let Ok(inspection) = tokio::task::spawn_blocking(move || inspect_outage_file(&path)).await {
+            unused_queue(&config.queue_path, &inspection, report);
+        }
     }
     permissions(&info, report);
     quarantined(&subject, &info, report);
@@ -62,12 +62,12 @@ pub async fn check(config: &ResolvedConfig, report: &mut Report<'_>) {
 }
 
 /// Warns about queued writes that the backends `memory` and `local` do not replay.
-fn unused_queue(subject: &Subject, inspection: &Inspection, report: &mut Report<'_>) {
+fn unused_queue(path: &Path, inspection: &Inspection, report: &mut Report<'_>) {
     let (Inspection::Ok(contents) | Inspection::Locked { summary: Some(contents), .. }) = inspection else {
         return;
     };
     if contents.queued.records > 0 {
-        let what = format!("{} writes are queued in {}", contents.queued.records, subject.path.display());
+        let what = format!("{} writes are queued in {}", contents.queued.records, path.display());
         let remedy = "set the backend `supabase`, then start the daemon or run `threadkeep queue replay`: no other backend sends the \
              writes to Supabase";
         report.warning(CHECK, what, remedy);
