@@ -1,21 +1,21 @@
 //! A custom store that passes the conformance suite: `cargo run --features testing --example custom_store`.
 //!
 //! The store is a journal: each accepted write appends a line to a file, and `open` reads the file. The store does not
-//! decide which write it accepts: [`decide`] does (I9).
+//! decide which write it accepts: [`decide`] does (I9). The store keeps three things for it: the [`RowState`] of each
+//! conversation, the last version of each writer, and a clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use threadkeep::store::{
-    Applied, Clock, Json, ListPage, ListRequest, LoadRequest, Loaded, REMEMBERED_VERSIONS, Record, Store,
-    Timestamp, Write, decide,
+    Applied, Clock, Decision, Json, ListPage, ListRequest, LoadRequest, Loaded, Record, RowState, Store,
+    Timestamp, Write, WriterId, decide,
 };
 use threadkeep::testing::conformance;
 use threadkeep::{Cache, Error, ErrorKind, Key, Result, Version, WriteOutcome};
@@ -50,11 +50,12 @@ struct Contents {
 #[derive(Debug, Clone)]
 struct Entry {
     record: Arc<Record>,
-    /// The last accepted versions, newest first.
-    accepted: Vec<Version>,
+    state: RowState,
+    /// The last counted version of each writer.
+    writers: HashMap<WriterId, Version>,
 }
 
-/// A line of the file, which holds one record.
+/// A line of the file, which holds one accepted write.
 #[derive(Serialize, Deserialize)]
 struct Line {
     key: String,
@@ -63,6 +64,10 @@ struct Line {
     value: Option<Box<RawValue>>,
     user: Option<String>,
     metadata: Box<RawValue>,
+    writer: i64,
+    is_counted: bool,
+    base_version: i64,
+    run_began: i64,
 }
 
 impl Journal {
@@ -77,12 +82,11 @@ impl Journal {
         file.set_len(complete as u64).map_err(|error| failed("written", error))?;
         for line in text[..complete].lines() {
             let line: Line = serde_json::from_str(line).map_err(|error| failed("understood", error))?;
-            accept(&mut entries, line.record()?);
+            let (record, state, noted) = line.read()?;
+            accept(&mut entries, record, state, noted);
         }
-        let clock = Clock::new();
-        // Expiry follows the store's clock (I17). This store's clock is the local one, so it is correct by definition.
-        let now = Instant::now();
-        clock.correct(now, now, clock.now());
+        // Expiry follows the store's clock (I17). This store's clock is the system's.
+        let clock = Clock::authoritative();
         for entry in entries.values() {
             clock.advance(entry.record.version);
         }
@@ -104,11 +108,15 @@ impl Journal {
 }
 
 /// Replaces the record of a key. A call may hold several writes of one key, and each one sees the previous one.
-fn accept(entries: &mut BTreeMap<Key, Entry>, record: Record) {
-    let mut accepted = entries.get(&record.key).map_or(Vec::new(), |entry| entry.accepted.clone());
-    accepted.insert(0, record.version);
-    accepted.truncate(REMEMBERED_VERSIONS);
-    entries.insert(record.key.clone(), Entry { record: Arc::new(record), accepted });
+fn accept(
+    entries: &mut BTreeMap<Key, Entry>,
+    record: Arc<Record>,
+    state: RowState,
+    noted: Option<(WriterId, Version)>,
+) {
+    let mut writers = entries.remove(&record.key).map_or(HashMap::new(), |entry| entry.writers);
+    writers.extend(noted);
+    entries.insert(record.key.clone(), Entry { record, state, writers });
 }
 
 impl Contents {
@@ -145,13 +153,19 @@ impl Store for Journal {
             if let (false, Some(entry)) = (new.contains_key(key), contents.entries.get(key)) {
                 new.insert(key.clone(), Entry::clone(entry));
             }
-            let accepted = new.get(key).map_or(&[][..], |entry| &entry.accepted);
-            let decision = decide(write, accepted, &self.clock);
-            if decision.is_none() {
-                lines += &Line::of(&write.record)?;
-                accept(&mut new, Record::clone(&write.record));
-            }
-            results.push(decision.unwrap_or(Applied::Stored));
+            let (head, held) = (write.head(), new.get(key));
+            let last = held.and_then(|entry| entry.writers.get(&write.writer)).copied();
+            let now = self.clock.now_for_versions();
+            let state = held.map(|entry| &entry.state);
+            results.push(match decide(&head, state, last.unwrap_or_default(), now) {
+                Decision::Answer(answer) => answer,
+                Decision::Apply(state) => {
+                    lines += &Line::of(write, state)?;
+                    let noted = head.is_counted().then_some((head.writer, head.version));
+                    accept(&mut new, Arc::clone(&write.record), state, noted);
+                    Applied::Stored
+                }
+            });
         }
         contents.append(&lines)?;
         contents.entries.extend(new);
@@ -180,9 +194,18 @@ impl Store for Journal {
         Ok(())
     }
 
-    // The journal keeps expired records. A real one rewrites its file from time to time.
+    // A real journal also rewrites its file from time to time.
     async fn purge(&self, _: usize) -> Result<usize> {
-        Ok(0)
+        let (now, mut contents) = (self.clock.now(), self.contents());
+        let mut cleared = 0;
+        for Entry { record, .. } in contents.entries.values_mut() {
+            if record.expires_at <= now && record.value.is_some() {
+                let tombstone = Record::tombstone(record.key.clone(), record.version);
+                *record = Arc::new(Record { expires_at: record.expires_at, ..tombstone });
+                cleared += 1;
+            }
+        }
+        Ok(cleared)
     }
 
     async fn probe(&self) -> Result<()> {
@@ -191,10 +214,11 @@ impl Store for Journal {
 }
 
 impl Line {
-    fn of(record: &Record) -> Result<String> {
+    fn of(write: &Write, state: RowState) -> Result<String> {
         let raw = |json: &Json| {
             RawValue::from_string(json.as_str().into()).map_err(|error| failed("written", error))
         };
+        let record = &write.record;
         let line = Self {
             key: record.key.as_str().into(),
             version: record.version.raw(),
@@ -202,23 +226,40 @@ impl Line {
             value: record.value.as_ref().map(raw).transpose()?,
             user: record.user.as_deref().map(Into::into),
             metadata: raw(&record.metadata)?,
+            writer: write.writer.raw(),
+            is_counted: write.head().is_counted(),
+            base_version: state.base_version.raw(),
+            run_began: state.run_began.raw(),
         };
         // A value may contain newlines between its tokens, and a line of the journal must not.
         let line = serde_json::to_string(&line).map_err(|error| failed("written", error))?;
         Ok(line.replace(['\n', '\r'], " ") + "\n")
     }
 
-    fn record(self) -> Result<Record> {
-        Ok(Record {
+    /// Returns the record, the state of its row, and the version to note for its writer.
+    fn read(self) -> Result<(Arc<Record>, RowState, Option<Note>)> {
+        let (version, writer) = (Version::from_raw(self.version), WriterId::from_raw(self.writer));
+        let state = RowState {
+            version,
+            base_version: Version::from_raw(self.base_version),
+            last_writer: writer,
+            run_began: Version::from_raw(self.run_began),
+            expires_at: Timestamp(self.expires_at),
+        };
+        let record = Record {
             key: Key::new(self.key)?,
-            version: Version::from_raw(self.version),
+            version,
             expires_at: Timestamp(self.expires_at),
             value: self.value.map(|value| Json::new(value.get())).transpose()?,
             user: self.user.map(Into::into),
             metadata: Json::new(self.metadata.get())?,
-        })
+        };
+        Ok((record.into(), state, self.is_counted.then_some((writer, version))))
     }
 }
+
+/// The version that the store has noted for a writer.
+type Note = (WriterId, Version);
 
 fn failed(action: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(ErrorKind::LocalStorage, format!("the journal cannot be {action}: {error}")).with_source(error)

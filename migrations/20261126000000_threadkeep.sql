@@ -1,17 +1,17 @@
--- Adds threadkeep's part of the schema: versions, tombstones, and the functions that threadkeep calls. Other daemons may continue to
--- write plain rows.
+-- Adds threadkeep's part of the schema: versions, writers, tombstones, and the functions that threadkeep calls. Other daemons may
+-- continue to write plain rows.
 --
 -- A version is a value of a hybrid logical clock: milliseconds since the epoch << 21, plus 21 bits that order writes within a
--- millisecond.
+-- millisecond. The upper bits of a writer (writer >> 24) name a daemon. Zero is no daemon.
 --
 -- A tombstone is the record of a deletion, with a version. A remove by threadkeep keeps its tombstone in the table, as an expired row
 -- with the value 'null'. A plain DELETE leaves its tombstone in threadkeep_tombstones.
 --
--- The file can be applied again. The second time it takes no lock that blocks readers or writers. The revision of the schema is 2.
+-- The file can be applied again. The second time it takes no lock that blocks readers or writers. The revision of the schema is 3.
 -- The functions below return the revision, so that a client can detect a missing migration.
 --
 -- Why does the contract live in SQL functions? One call carries many records, and each record needs a compare and a write under one
--- row lock. The conformance suite of the crate (src/testing/conformance.rs) tests the functions.
+-- row lock. `decide` in src/store/decide.rs is the definition of the rules. tests/migrations compares threadkeep_apply with it.
 
 set lock_timeout = '1s';
 
@@ -41,8 +41,10 @@ begin
         ('expires_at',        'timestamp with time zone', true,  'not null default now() + interval ''1 day'''),
         ('metadata',          'jsonb',                    true,  'default ''{}'''),
         ('version',           'bigint',                   false, ''),
-        ('accepted_versions', 'bigint[]',                 false, ''),
-        ('changed_xid',       'xid8',                     false, '')
+        ('changed_xid',       'xid8',                     false, ''),
+        ('base_version',      'bigint',                   false, ''),
+        ('last_writer',       'bigint',                   false, ''),
+        ('run_began',         'bigint',                   false, '')
     ), compared as (
         select planned.*, actual.attnum, format_type(actual.atttypid, actual.atttypmod) as actual_type, actual.attnotnull, actual.atthasdef, actual.attidentity
         from planned
@@ -106,13 +108,20 @@ begin
 end $$;
 
 create table if not exists public.threadkeep_tombstones (
-    thread_id         text        primary key,
-    version           bigint      not null,
-    accepted_versions bigint[]    not null,
-    removed_at        timestamptz not null
+    thread_id  text        primary key,
+    version    bigint      not null,
+    removed_at timestamptz not null
 );
 
--- Drops the functions of earlier builds, which had other names and parameters.
+-- The versions by which threadkeep_apply recognises a repeated conditional write.
+create table if not exists public.threadkeep_writers (
+    thread_id text   not null,
+    writer    bigint not null,
+    version   bigint not null,
+    primary key (thread_id, writer)
+);
+
+-- Drops the functions of earlier builds, which had other names and parameters. Functions of triggers follow below.
 do $$
 declare
     one record;
@@ -120,7 +129,8 @@ begin
     for one in
         select p.oid::regprocedure as name from pg_catalog.pg_proc as p
         where p.pronamespace = 'public'::regnamespace
-          and (p.proname in ('threadkeep_recent', 'threadkeep_load', 'threadkeep_apply', 'threadkeep_purge')
+          and (p.proname in ('threadkeep_row', 'threadkeep_tombstone_of')
+               or p.proname in ('threadkeep_recent', 'threadkeep_load', 'threadkeep_apply', 'threadkeep_purge')
                and p.proargnames && '{wants,records,page,most}')
     loop
         execute format('drop function %s', one.name);
@@ -129,22 +139,14 @@ end $$;
 
 -- Trigger functions. The triggers themselves follow after the table has its columns.
 
--- Stamps plain writes: sets the version and the transaction id of the row. A statement of threadkeep sets both itself, and passes
--- unchanged. A change of accessed_at alone raises neither.
+-- Stamps the row of a plain write: gives it a higher version, and ends the run of the last daemon.
 create or replace function public.threadkeep_set_version() returns trigger
     language plpgsql security invoker set search_path = '' as $$
 declare
-    present bigint;
+    -- threadkeep_now() is not used here: a role with write access to the table may lack the right to call that function.
+    present bigint := floor(extract(epoch from clock_timestamp()) * 1000)::bigint;
     before  bigint := 0;
 begin
-    if tg_op = 'UPDATE' then
-        before := old.version;
-    end if;
-    if new.version <> before and new.accepted_versions[1] = new.version and new.changed_xid = pg_catalog.pg_current_xact_id() then
-        return new;
-    end if;
-    -- threadkeep_now() is not used here: a role with write access to the table may lack the right to call that function.
-    present := floor(extract(epoch from clock_timestamp()) * 1000)::bigint;
     if tg_op = 'UPDATE' then
         -- The comparison takes conversation_data last, because it may be large.
         if (new.version, new.thread_id, new.user_id, new.created_at, new.expires_at, new.metadata, new.conversation_data)
@@ -153,47 +155,26 @@ begin
         then
             return new;
         end if;
+        before := old.version;
     end if;
-    -- A row with another thread_id is another conversation, without earlier versions.
-    if tg_op = 'UPDATE' and new.thread_id = old.thread_id then
-        new.accepted_versions := old.accepted_versions;
-    else
-        new.accepted_versions := '{}';
-    end if;
-    -- threadkeep always raises the version, so an equal or lower version comes from a plain write. A version far in the future would
-    -- block every later write.
+    -- A version far in the future would block every later write. The versions of daemons are even, so an odd one meets none of them.
     if new.version <= before or new.version >> 21 > present + 2000 then
-        new.version := greatest(before + 1, present << 21);
+        new.version := greatest(before + 1, present << 21) | 1;
     end if;
-    new.accepted_versions := (new.version || new.accepted_versions)[1:16];
+    -- New metadata alone replaces no content, so late writes of content keep their chance.
+    if tg_op = 'INSERT' or new.thread_id <> old.thread_id or new.expires_at < old.expires_at
+       or new.conversation_data is distinct from old.conversation_data then
+        new.base_version := new.version;
+    end if;
+    new.last_writer := 0;
+    new.run_began := 0;
     new.changed_xid := pg_catalog.pg_current_xact_id();
     return new;
 end $$;
 
--- Returns the tombstone of a row that a plain statement removes at `present`. A live row gets a tombstone with a higher version. An
--- expired row, also a tombstone, keeps its version, so that the plain DELETE changes nothing for clients.
-create or replace function public.threadkeep_tombstone_of(one public.conversation_threads, present timestamptz)
-    returns public.threadkeep_tombstones
-    language plpgsql immutable security invoker set search_path = '' as $$
-declare
-    millis bigint := floor(extract(epoch from present) * 1000)::bigint;
-    gone   public.threadkeep_tombstones;
-begin
-    gone.thread_id := one.thread_id;
-    -- The function caps a version that is more than a day ahead, so that a DELETE repairs a conversation with such a version.
-    gone.version := least(one.version, (millis + 86400000) << 21);
-    if one.expires_at > present then
-        gone.version := greatest(gone.version + 1, millis << 21);
-    end if;
-    gone.accepted_versions := one.accepted_versions;
-    if gone.accepted_versions[1] is distinct from gone.version then
-        gone.accepted_versions := (gone.version || one.accepted_versions)[1:16];
-    end if;
-    gone.removed_at := least(one.expires_at, present);
-    return gone;
-end $$;
-
--- Keeps a tombstone when a plain statement removes a row, and raises a new row above its tombstone (I13).
+-- Keeps a tombstone when a plain statement removes a row, and raises a new plain row above its tombstone (I13). A live row gets a
+-- tombstone with a higher version. An expired row, also a tombstone, keeps its version, so that the plain DELETE changes nothing for
+-- clients.
 --
 -- The function is SECURITY DEFINER, so that a role with write access to the table needs no rights on threadkeep_tombstones. The file
 -- revokes the right to execute it from all roles, so only triggers run it. The function takes no name and no code from the caller.
@@ -203,48 +184,35 @@ end $$;
 create or replace function public.threadkeep_keep_tombstone() returns trigger
     language plpgsql security definer set search_path = '' as $$
 declare
-    tombstone public.threadkeep_tombstones;
-    last      bigint;
-    accepted  bigint[];
+    present timestamptz := clock_timestamp();
+    millis  bigint      := floor(extract(epoch from present) * 1000)::bigint;
 begin
-    if tg_op = 'INSERT' and current_setting('threadkeep.applying', true) = 'yes' then
-        -- threadkeep_apply reads the tombstones itself.
-        return null;
-    end if;
-    if tg_op in ('DELETE', 'UPDATE') then
+    if tg_op <> 'INSERT' then
         insert into public.threadkeep_tombstones as kept
-        select gone.* from public.threadkeep_tombstone_of(old, clock_timestamp()) as gone
-        on conflict (thread_id) do update
-        set version = excluded.version, accepted_versions = excluded.accepted_versions, removed_at = excluded.removed_at
+        select gone.thread_id,
+               case when gone.expires_at > present then greatest(gone.version + 1, millis << 21) | 1 else gone.version end,
+               least(gone.expires_at, present)
+        from (
+            -- The cap lets a DELETE repair a conversation with a version that is more than a day ahead.
+            select removed.thread_id, least(removed.version, (millis + 86400000) << 21) as version, removed.expires_at
+            from (select old.thread_id, old.version, old.expires_at where tg_op <> 'TRUNCATE'
+                  union all
+                  select thread.thread_id, thread.version, thread.expires_at from public.conversation_threads as thread
+                  where tg_op = 'TRUNCATE'
+                    and greatest(thread.expires_at, to_timestamp((thread.version >> 21)::numeric / 1000)) > present - interval '8 days') as removed
+        ) as gone
+        on conflict (thread_id) do update set version = excluded.version, removed_at = excluded.removed_at
         where kept.version < excluded.version;
     end if;
     if tg_op in ('INSERT', 'UPDATE') then
         -- The trigger runs after the insert. Before it, another transaction could still delete the old row and add a tombstone.
-        select * into tombstone from public.threadkeep_tombstones as gone where gone.thread_id = new.thread_id;
-        if found then
-            last := greatest(new.version, tombstone.version + 1);
-            accepted := (last || tombstone.accepted_versions)[1:16];
-            if accepted is distinct from new.accepted_versions then
-                update public.conversation_threads as thread
-                set version = last, accepted_versions = accepted, changed_xid = pg_catalog.pg_current_xact_id()
-                where thread.thread_id = new.thread_id;
-            end if;
-        end if;
+        perform set_config('threadkeep.applying', 'yes', true);
+        update public.conversation_threads as thread
+        set version = kept.version + 1 | 1, base_version = kept.version + 1 | 1, changed_xid = pg_catalog.pg_current_xact_id()
+        from public.threadkeep_tombstones as kept
+        where thread.thread_id = new.thread_id and kept.thread_id = new.thread_id and kept.version >= thread.version;
+        perform set_config('threadkeep.applying', '', true);
     end if;
-    return null;
-end $$;
-
--- Keeps the tombstones of a TRUNCATE, which locks the whole table.
-create or replace function public.threadkeep_keep_tombstones() returns trigger
-    language plpgsql security definer set search_path = '' as $$
-begin
-    insert into public.threadkeep_tombstones as kept
-    select gone.* from public.conversation_threads as thread, public.threadkeep_tombstone_of(thread, clock_timestamp()) as gone
-    where thread.expires_at > clock_timestamp() - interval '8 days'
-       or thread.version >> 21 > extract(epoch from clock_timestamp() - interval '8 days') * 1000
-    on conflict (thread_id) do update
-    set version = excluded.version, accepted_versions = excluded.accepted_versions, removed_at = excluded.removed_at
-    where kept.version < excluded.version;
     return null;
 end $$;
 
@@ -258,12 +226,15 @@ declare
     step    text;
     roles   text;
 begin
-    -- PostgreSQL evaluates this default once, so existing rows get a version without a rewrite of the table.
+    -- PostgreSQL evaluates this default once, so existing rows get a version without a rewrite of the table. Existing rows have no
+    -- base_version: their version counts.
     for one in
         select * from (values
             ('version', 'bigint not null default ((extract(epoch from now()) * 1000)::bigint << 21)'),
-            ('accepted_versions', 'bigint[] not null default ''{}'''),
-            ('changed_xid', 'xid8 not null default ''0''')) as wanted (name, definition)
+            ('changed_xid', 'xid8 not null default ''0'''),
+            ('base_version', 'bigint'),
+            ('last_writer', 'bigint not null default 0'),
+            ('run_began', 'bigint not null default 0')) as wanted (name, definition)
         where not exists (select from pg_catalog.pg_attribute where attrelid = threads and attname = name and not attisdropped)
     loop
         todo := todo || format('alter table public.conversation_threads add column %I %s', one.name, one.definition);
@@ -273,6 +244,19 @@ begin
         where d.adrelid = threads and a.attname = 'version' and pg_get_expr(d.adbin, d.adrelid) in ('0', '''0''::bigint')) then
         todo := todo || 'alter table public.conversation_threads alter column version set default 0'::text;
     end if;
+    -- Earlier revisions remembered accepted versions. Their triggers depend on that column, so the triggers go first.
+    for one in
+        select tgname from pg_catalog.pg_trigger where tgrelid = threads and tgname in ('threadkeep_stamp', 'threadkeep_set_version')
+    loop
+        todo := todo || format('drop trigger %I on public.conversation_threads', one.tgname);
+    end loop;
+    for one in
+        select attrelid::regclass as name from pg_catalog.pg_attribute
+        where attrelid in (threads, 'public.threadkeep_tombstones'::regclass) and attname = 'accepted_versions' and not attisdropped
+        order by attrelid <> threads
+    loop
+        todo := todo || format('alter table %s drop column accepted_versions', one.name);
+    end loop;
 
     -- Free space on each page lets an update of accessed_at stay on its page (heap-only tuple), without new index entries.
     if not coalesce('fillfactor=85' = any ((select reloptions from pg_catalog.pg_class where oid = threads)::text[]), false) then
@@ -338,12 +322,15 @@ begin
     if to_regclass('public.threadkeep_tombstones_removed_at') is null then
         todo := todo || 'create index threadkeep_tombstones_removed_at on public.threadkeep_tombstones (removed_at)'::text;
     end if;
+    if to_regclass('public.threadkeep_writers_version') is null then
+        todo := todo || 'create index threadkeep_writers_version on public.threadkeep_writers (version)'::text;
+    end if;
 
     -- Row level security rejects the public keys. The restrictive policy rejects them even if another policy admits them.
     select string_agg(quote_ident(rolname), ', ') into roles from pg_catalog.pg_roles where rolname in ('anon', 'authenticated');
     for one in
         select c.oid, c.oid::regclass as name, c.relrowsecurity from pg_catalog.pg_class as c
-        where c.oid in (threads, 'public.threadkeep_tombstones'::regclass)
+        where c.oid in (threads, 'public.threadkeep_tombstones'::regclass, 'public.threadkeep_writers'::regclass)
     loop
         if not one.relrowsecurity then
             todo := todo || format('alter table %s enable row level security', one.name);
@@ -355,21 +342,31 @@ begin
         end if;
     end loop;
 
-    -- The comment of a trigger shows whether the trigger is of this revision. The two triggers that fire in threadkeep_apply have no
-    -- WHEN clause: PostgreSQL parses the condition once for each statement, which costs more than the first line of the function.
+    -- The comment of a trigger shows whether the trigger is of this revision. threadkeep_apply sets threadkeep.applying, so that no
+    -- trigger function runs for its statements. PostgreSQL fires a trigger with a list of columns only if a statement names one of them,
+    -- so an update of accessed_at alone fires none.
     for one in
         select * from (values
-            ('threadkeep_set_version',
-             'before insert or update of id, thread_id, user_id, conversation_data, created_at, expires_at, metadata, version, accepted_versions, changed_xid
-              on public.conversation_threads for each row execute function public.threadkeep_set_version()',
-             'threadkeep, revision 2: plain writes get a version'),
+            ('threadkeep_version_on_insert',
+             'before insert on public.conversation_threads for each row
+              when (current_setting(''threadkeep.applying'', true) is distinct from ''yes'')
+              execute function public.threadkeep_set_version()',
+             'threadkeep, revision 3: plain inserts get a version'),
+            ('threadkeep_version_on_update',
+             'before update of id, thread_id, user_id, conversation_data, created_at, expires_at, metadata, version, changed_xid
+              on public.conversation_threads for each row
+              when (current_setting(''threadkeep.applying'', true) is distinct from ''yes'')
+              execute function public.threadkeep_set_version()',
+             'threadkeep, revision 3: plain updates get a version'),
             ('threadkeep_tombstone_on_insert',
-             'after insert on public.conversation_threads for each row execute function public.threadkeep_keep_tombstone()',
-             'threadkeep, revision 2: what is created again gets a version above its tombstone'),
+             'after insert on public.conversation_threads for each row
+              when (current_setting(''threadkeep.applying'', true) is distinct from ''yes'')
+              execute function public.threadkeep_keep_tombstone()',
+             'threadkeep, revision 3: what is created again gets a version above its tombstone'),
             ('threadkeep_tombstone_on_rename',
              'after update of thread_id on public.conversation_threads for each row when (old.thread_id is distinct from new.thread_id)
               execute function public.threadkeep_keep_tombstone()',
-             'threadkeep, revision 2: a change of thread_id is a delete and an insert'),
+             'threadkeep, revision 3: a change of thread_id is a delete and an insert'),
             -- Purge removes only rows that are older than this condition. Such rows need no tombstone, because the functions reject
             -- a write that is more than 7 days late (I13).
             ('threadkeep_tombstone_on_delete',
@@ -377,10 +374,10 @@ begin
                   old.expires_at > clock_timestamp() - interval ''8 days''
                   or old.version >> 21 > extract(epoch from clock_timestamp() - interval ''8 days'') * 1000)
               execute function public.threadkeep_keep_tombstone()',
-             'threadkeep, revision 2: a plain delete leaves a tombstone'),
+             'threadkeep, revision 3: a plain delete leaves a tombstone'),
             ('threadkeep_tombstone_on_truncate',
-             'before truncate on public.conversation_threads execute function public.threadkeep_keep_tombstones()',
-             'threadkeep, revision 2: a truncate leaves tombstones')) as wanted (name, definition, meaning)
+             'before truncate on public.conversation_threads execute function public.threadkeep_keep_tombstone()',
+             'threadkeep, revision 3: a truncate leaves tombstones')) as wanted (name, definition, meaning)
         where not exists (
             select from pg_catalog.pg_trigger as t
             where t.tgrelid = threads and t.tgname = wanted.name and t.tgenabled <> 'D'
@@ -392,11 +389,13 @@ begin
         todo := todo || format('create trigger %I %s', one.name, one.definition)
                      || format('comment on trigger %I on public.conversation_threads is %L', one.name, one.meaning);
     end loop;
-    -- Revision 1 named the version trigger threadkeep_stamp. Both triggers together would give each row two versions.
-    if to_regprocedure('public.threadkeep_stamp()') is not null then
-        todo := todo || array['drop trigger if exists threadkeep_stamp on public.conversation_threads',
-                              'drop function public.threadkeep_stamp()'];
-    end if;
+
+    for one in
+        select to_regprocedure(name) as name from unnest('{public.threadkeep_stamp(),public.threadkeep_keep_tombstones()}'::text[]) as name
+        where to_regprocedure(name) is not null
+    loop
+        todo := todo || format('drop function %s', one.name);
+    end loop;
 
     if todo = '{}' then
         return;
@@ -428,15 +427,6 @@ create or replace function public.threadkeep_now() returns bigint
 create or replace function public.threadkeep_argument(given jsonb) returns jsonb
     language plpgsql immutable security invoker set search_path = ''
     as $$ begin return case jsonb_typeof(given) when 'string' then (given #>> '{}')::jsonb else given end; end $$;
-
--- Returns one row in the format of the responses.
-create or replace function public.threadkeep_row(one public.conversation_threads, body text) returns json
-    language sql stable security invoker set search_path = ''
-    as $$ select json_build_object(
-        'state', 'found', 'key', one.thread_id, 'version', one.version::text,
-        -- Plain rows may contain 'infinity', which milliseconds cannot express.
-        'expires_at', floor(extract(epoch from least(one.expires_at, '9999-12-31')) * 1000)::bigint,
-        'user', one.user_id, 'metadata', one.metadata, 'value', body::json) $$;
 
 -- Reads records by key. requests: [{"key": …, "if_none_match": "version"?}, …].
 --
@@ -478,7 +468,7 @@ begin
     )
     select json_build_object(
         'now', floor(extract(epoch from (select now from clock)) * 1000)::bigint,
-        'revision', 2,
+        'revision', 3,
         'rows', coalesce(json_agg(
             case when not live      then json_build_object('state', 'absent', 'version', coalesce(version,
                      -- PostgreSQL runs this subquery only for keys without a row.
@@ -493,15 +483,33 @@ begin
     from (select * from sized order by ord) as sorted);
 end $$;
 
--- Writes records. writes: [{"key", "version", "expires_at": ms, "user"?, "metadata"?, "value"?, "if_version"?: version,
--- "is_retry"?: true}, …]. A write without a value is a remove.
+-- Turns rows that threadkeep_apply has just inserted into the tombstones that plain deletes left, and returns their keys.
+create or replace function public.threadkeep_bury(keys text[]) returns text[]
+    language plpgsql volatile security invoker set search_path = '' as $$
+declare
+    buried text[];
+begin
+    with changed as (
+        update public.conversation_threads as thread
+        set version = kept.version, base_version = kept.version, last_writer = 0, run_began = 0, conversation_data = 'null',
+            expires_at = kept.removed_at, user_id = null, metadata = '{}'
+        from public.threadkeep_tombstones as kept
+        where kept.thread_id = any (keys) and thread.thread_id = kept.thread_id
+        returning thread.thread_id
+    )
+    select array_agg(thread_id) into buried from changed;
+    return buried;
+end $$;
+
+-- Writes records. writes: [{"key", "version", "writer", "expires_at": ms, "user"?, "metadata"?, "value"?, "if_version"?: version}, …].
+-- A write without a value is a remove. A write without `if_version` is plain.
 --
--- A write is stored if its version is above the version of the row or its tombstone (I9). With `if_version`, the stored version must
--- also equal `if_version`. The response has one row for each write, in the same order. Each row has a state:
---   stored             the write is stored now, or an earlier attempt of the same write was
+-- A write is stored if its version is above the version of the row or its tombstone (I9). With `if_version`, the row must also have
+-- that version, or only later writes of the same daemon over it. The response has one row for each write, in the same order. Each
+-- row has a state:
+--   stored             the write is stored now, or was before
 --   superseded         the table holds a newer version
---   conflict           the stored version differs from if_version
---   indeterminate      a conflict of a retry whose version may be older than the 16 remembered versions
+--   conflict           another writer changed the row since if_version
 --   version_in_future  the version is more than 2 s ahead of the database's clock
 --   too_old            the version is more than 7 days old (I13)
 --
@@ -509,123 +517,175 @@ end $$;
 create or replace function public.threadkeep_apply(writes jsonb) returns json
     language plpgsql volatile security invoker set search_path = '' set lock_timeout = '2s' as $$
 declare
-    oldest  bigint := (public.threadkeep_now() - 7 * 86400000::bigint) << 21;
-    given   record;
-    held    record;
-    gone    public.threadkeep_tombstones;
-    ends    timestamptz;
-    verdict text;
-    fresh   text[];
-    results json[];
+    stored     constant json := json_build_object('state', 'stored');
+    all_writes jsonb  := public.threadkeep_argument(writes);
+    present    bigint := public.threadkeep_now();
+    newest     bigint := ((present + 2001) << 21) - 1;
+    oldest     bigint := (present - 7 * 86400000::bigint) << 21;
+    purged     bigint := (present - 8 * 86400000::bigint) << 21;
+    results    json[];
+    is_done    boolean := false;
+    inserted   text[];
+    buried     text[];
+    given      record;
+    held       record;
+    verdict    text;
+    made_at    timestamptz;
+    ends       timestamptz;
+    replaces   boolean;
+    daemon     bigint;
+    is_counted boolean;
 begin
-    -- This setting turns off threadkeep_keep_tombstone: the inserts below read the tombstones themselves.
-    verdict := set_config('threadkeep.applying', 'yes', true);
-    -- All calls lock rows in the order of the keys, so that they cannot deadlock. Two writes of one key run in the order given.
-    for given in
-        select one.ord, one.body, one.body ->> 'key' as key, (one.body ->> 'version')::bigint as version,
-               (one.body ->> 'if_version')::bigint as if_version, (one.body ->> 'is_retry')::boolean as is_retry
-        from jsonb_array_elements(public.threadkeep_argument(writes)) with ordinality as one(body, ord)
-        order by one.body ->> 'key' collate "C", one.ord
-    loop
-        if given.version is null then
-            raise exception 'a record without a version' using errcode = 'not_null_violation';
+    -- This setting turns off the triggers of this file.
+    perform set_config('threadkeep.applying', 'yes', true);
+
+    -- A batch of plain writes with distinct keys is one statement. All or nothing: a statement for a part of the batch and the loop for
+    -- the rest would lock rows in two orders, and could deadlock. The statement locks each row of the batch, also an unchanged one. For
+    -- one write the loop is faster.
+    if jsonb_array_length(all_writes) > 1 then
+        with batch as materialized (
+            select one.ord, one.body, one.body ->> 'key' as key, (one.body ->> 'version')::bigint as version
+            from jsonb_array_elements(all_writes) with ordinality as one(body, ord)
+        ), put as (
+            insert into public.conversation_threads as thread
+                (thread_id, version, changed_xid, base_version, last_writer, conversation_data, expires_at, user_id, metadata)
+            select key, version, pg_catalog.pg_current_xact_id(), version,
+                   -- Writers are above 0, which means plain SQL. 1 belongs to no daemon either.
+                   greatest((body ->> 'writer')::bigint, 1),
+                   coalesce(body -> 'value', 'null'),
+                   case when body ? 'value' then to_timestamp((body ->> 'expires_at')::numeric / 1000)
+                        else least(to_timestamp((version >> 21)::numeric / 1000), clock_timestamp()) end,
+                   body ->> 'user', coalesce(body -> 'metadata', '{}')
+            from batch
+            where (select count(distinct key) = count(*) and bool_and(version between oldest and newest and not body ? 'if_version')
+                       from batch)
+              and not exists (select from public.threadkeep_tombstones as kept where kept.thread_id in (select key from batch))
+            order by key collate "C"
+            on conflict (thread_id) do update
+            set version = excluded.version, changed_xid = excluded.changed_xid, base_version = excluded.version,
+                last_writer = excluded.last_writer,
+                run_began = case when thread.last_writer >> 24 = nullif(excluded.last_writer >> 24, 0) then thread.run_began
+                                 else thread.version end,
+                conversation_data = excluded.conversation_data, expires_at = excluded.expires_at, accessed_at = excluded.accessed_at,
+                user_id = excluded.user_id, metadata = excluded.metadata
+            where thread.version < excluded.version
+            -- An updated row has the lock of this transaction in xmax.
+            returning thread.thread_id, thread.xmax = 0 as is_new
+        )
+        select array_agg(case when put.thread_id is not null then stored end order by batch.ord),
+               count(put.thread_id) = count(*), array_agg(put.thread_id) filter (where put.is_new)
+        into results, is_done, inserted
+        from batch left join put on put.thread_id = batch.key;
+
+        if inserted is not null then
+            buried := public.threadkeep_bury(inserted);
         end if;
-        if given.body ? 'value' then
-            ends := to_timestamp((given.body ->> 'expires_at')::numeric / 1000);
-        else
-            ends := least(to_timestamp((given.version >> 21)::numeric / 1000), clock_timestamp());
-        end if;
+    end if;
+    if not is_done or buried is not null then
+        -- All calls lock rows in the order of the keys, so that they cannot deadlock. Two writes of one key run in the order given.
+        for given in
+            select one.ord, one.body ->> 'key' as key, (one.body ->> 'version')::bigint as version,
+                   (one.body ->> 'if_version')::bigint as if_version, greatest((one.body ->> 'writer')::bigint, 1) as writer,
+                   one.body -> 'value' as value, (one.body ->> 'expires_at')::numeric as expires_at,
+                   one.body ->> 'user' as user_id, coalesce(one.body -> 'metadata', '{}') as metadata
+            from jsonb_array_elements(all_writes) with ordinality as one(body, ord)
+            where results[one.ord] is null or one.body ->> 'key' = any (buried)
+            order by one.body ->> 'key' collate "C", one.ord
         loop
-            -- Fast path: nearly all writes are newer than the row and within the time limits. One update is enough for these. A read
-            -- and a lock would be two more statements.
-            if given.version between oldest and ((public.threadkeep_now() + 2001) << 21) - 1 then
-                update public.conversation_threads as thread
-                set version = given.version, accepted_versions = (given.version || thread.accepted_versions)[1:16],
-                    changed_xid = pg_catalog.pg_current_xact_id(), conversation_data = coalesce(given.body -> 'value', 'null'),
-                    expires_at = ends, accessed_at = now(), user_id = given.body ->> 'user',
-                    metadata = coalesce(given.body -> 'metadata', '{}')
-                where thread_id = given.key and version < given.version
-                  and (given.if_version is null or version = given.if_version);
-                if found then
-                    results[given.ord] := '{"state": "stored"}';
+            if given.version is null then
+                raise exception 'a record without a version' using errcode = 'not_null_violation';
+            end if;
+            made_at := to_timestamp((given.version >> 21)::numeric / 1000);
+            if given.value is not null then
+                ends := to_timestamp(given.expires_at / 1000);
+            else
+                ends := least(made_at, clock_timestamp());
+            end if;
+            replaces := given.if_version is null or given.value is null;
+            daemon := nullif(given.writer >> 24, 0);
+            is_counted := given.if_version is not null and daemon is not null;
+            verdict := null;
+            -- One round settles nearly every write. The others are for a key that other transactions change meanwhile.
+            for attempt in 1 .. 100 loop
+                if attempt = 100 then
+                    raise exception 'a trigger of public.conversation_threads keeps the row from being written'
+                        using errcode = 'integrity_constraint_violation';
+                end if;
+                -- Nearly all writes are newer than the row. Then one update is enough, where a read and a lock would be two more
+                -- statements. The version of a row is never below a version of threadkeep_writers, so no repeated write passes.
+                if given.version between oldest and newest then
+                    update public.conversation_threads as thread
+                    set version = given.version, changed_xid = pg_catalog.pg_current_xact_id(),
+                        base_version = case
+                            when replaces then given.version
+                            -- A conversation that had expired when the write was made counts as removed just before its expiry.
+                            when thread.expires_at < made_at + interval '1 ms'
+                            then greatest(coalesce(thread.base_version, thread.version),
+                                          (floor(extract(epoch from greatest(thread.expires_at, 'epoch')) * 1000)::bigint << 21) - 1)
+                            else coalesce(thread.base_version, thread.version) end,
+                        last_writer = given.writer,
+                        run_began = case when thread.last_writer >> 24 = daemon then thread.run_began else thread.version end,
+                        conversation_data = coalesce(given.value, 'null'), expires_at = ends, accessed_at = now(),
+                        user_id = given.user_id, metadata = given.metadata
+                    where thread.thread_id = given.key and thread.version < given.version
+                      and (given.if_version is null or thread.version = given.if_version
+                           or thread.last_writer >> 24 = daemon and thread.run_began <= given.if_version);
+                    exit when found;
+                end if;
+                -- Locks the row, or reads the tombstone, and decides (I9).
+                with present as (
+                    select thread.version, coalesce(thread.base_version, thread.version) as base_version, thread.last_writer,
+                           thread.run_began, true as is_row
+                    from public.conversation_threads as thread where thread.thread_id = given.key for no key update
+                )
+                select * into held from present
+                union all
+                select kept.version, kept.version, 0, 0, false
+                from public.threadkeep_tombstones as kept where kept.thread_id = given.key and not exists (select from present);
+                verdict := case
+                    when is_counted and given.version <= (
+                        select noted.version from public.threadkeep_writers as noted
+                        where noted.thread_id = given.key and noted.writer = given.writer) then 'stored'
+                    -- A later put or remove of the same daemon in its place.
+                    when given.version <= held.base_version and held.last_writer >> 24 = daemon and held.run_began < given.version
+                    then 'stored'
+                    when given.if_version is null and given.version <= held.base_version then
+                        case when given.version = held.base_version then 'stored' else 'superseded' end
+                    when given.version > newest then 'version_in_future'
+                    when given.version < oldest then 'too_old'
+                    -- A purged row has no version. Its readers may still name it.
+                    when given.if_version <> coalesce(held.version, 0) and (held.version is not null or given.if_version >= purged)
+                         and coalesce(held.last_writer >> 24 = daemon and held.run_began <= given.if_version
+                                      and held.version < given.version, false) is false then 'conflict'
+                    when given.version <= held.version then 'superseded'
+                end;
+                if verdict is not null then
+                    results[given.ord] := json_build_object('state', verdict, 'version', coalesce(held.version, 0)::text);
                     exit;
                 end if;
-                -- Fast path for new keys: most of the other writes have neither a row nor a tombstone.
-                if given.if_version is null then
-                    insert into public.conversation_threads
-                        (thread_id, version, accepted_versions, changed_xid, conversation_data, expires_at, user_id, metadata)
-                    select given.key, given.version, array[given.version], pg_catalog.pg_current_xact_id(),
-                           coalesce(given.body -> 'value', 'null'), ends, given.body ->> 'user', coalesce(given.body -> 'metadata', '{}')
-                    where not exists (select from public.threadkeep_tombstones as kept where kept.thread_id = given.key)
-                    on conflict (thread_id) do nothing;
-                    if found then
-                        results[given.ord] := '{"state": "stored"}';
-                        fresh := fresh || given.key;
-                        exit;
-                    end if;
-                end if;
-            end if;
-            -- Slow path: locks the row, or reads the tombstone, and decides (I9).
-            with present as (
-                select thread.version, thread.accepted_versions, true as is_row
-                from public.conversation_threads as thread where thread.thread_id = given.key for no key update
-            )
-            select * into held from present
-            union all
-            select kept.version, kept.accepted_versions, false
-            from public.threadkeep_tombstones as kept where kept.thread_id = given.key and not exists (select from present);
-            verdict := case
-                when given.version = any (held.accepted_versions) or given.version = held.version then 'stored'
-                when (given.version >> 21) > public.threadkeep_now() + 2000 then 'version_in_future'
-                when given.version < oldest then 'too_old'
-                when given.if_version is not null and given.if_version <> coalesce(held.version, 0) then
-                    case when given.is_retry and given.version < held.accepted_versions[16] then 'indeterminate'
-                         else 'conflict' end
-                when given.version < held.version then 'superseded'
-            end;
-            if verdict is null and held.is_row is not true then
+                -- Without a verdict, a row that is there now came after the update, and its lock is held. The next round writes it.
+                continue when held.is_row;
                 insert into public.conversation_threads
-                    (thread_id, version, accepted_versions, changed_xid, conversation_data, expires_at, user_id, metadata)
-                values (given.key, given.version, (given.version || held.accepted_versions)[1:16], pg_catalog.pg_current_xact_id(),
-                        coalesce(given.body -> 'value', 'null'), ends, given.body ->> 'user', coalesce(given.body -> 'metadata', '{}'))
+                    (thread_id, version, changed_xid, base_version, last_writer, conversation_data, expires_at, user_id, metadata)
+                values (given.key, given.version, pg_catalog.pg_current_xact_id(), case when replaces then given.version else 0 end,
+                        given.writer, coalesce(given.value, 'null'), ends, given.user_id, given.metadata)
                 on conflict (thread_id) do nothing;
-                if found then
-                    verdict := 'stored';
-                    fresh := fresh || given.key;
+                continue when not found;
+                exit when not exists (select from public.threadkeep_tombstones as kept where kept.thread_id = given.key);
+                -- The next round decides over the tombstone, under the lock of the row.
+                perform public.threadkeep_bury(array[given.key]);
+            end loop;
+            if verdict is null then
+                results[given.ord] := stored;
+                if is_counted then
+                    insert into public.threadkeep_writers as noted values (given.key, given.writer, given.version)
+                    on conflict (thread_id, writer) do update set version = excluded.version;
                 end if;
             end if;
-            -- No verdict means that another transaction has inserted the row since the update. The loop runs once more.
-            if verdict is not null then
-                results[given.ord] := json_build_object('state', verdict, 'version', coalesce(held.version, 0)::text);
-                exit;
-            end if;
         end loop;
-    end loop;
-    verdict := set_config('threadkeep.applying', '', true);
-    -- An insert may have waited for a transaction that created and deleted the same conversation. The tombstone of that transaction is
-    -- visible now. If the tombstone is newer, the row becomes a tombstone. No reader has seen the row yet, so the change is safe.
-    for gone in
-        select kept.* from public.threadkeep_tombstones as kept
-        join public.conversation_threads as thread on thread.thread_id = kept.thread_id and thread.version < kept.version
-        where kept.thread_id = any (fresh)
-    loop
-        update public.conversation_threads as thread
-        set version = gone.version, accepted_versions = gone.accepted_versions, changed_xid = pg_catalog.pg_current_xact_id(),
-            conversation_data = 'null', expires_at = gone.removed_at, user_id = null, metadata = '{}'
-        where thread.thread_id = gone.thread_id;
-        for given in
-            select one.ord, one.body ->> 'if_version' is not null as is_conditional
-            from jsonb_array_elements(public.threadkeep_argument(writes)) with ordinality as one(body, ord)
-            where one.body ->> 'key' = gone.thread_id and results[one.ord] ->> 'state' = 'stored'
-              -- A version that the table accepted before the deletion stays accepted.
-              and (one.body ->> 'version')::bigint <> all (gone.accepted_versions)
-        loop
-            results[given.ord] := json_build_object('state', case when given.is_conditional then 'conflict' else 'superseded' end,
-                                                    'version', gone.version::text);
-        end loop;
-    end loop;
-    return json_build_object('now', public.threadkeep_now(), 'revision', 2,
-                             'rows', coalesce(array_to_json(results), '[]'));
+    end if;
+    perform set_config('threadkeep.applying', '', true);
+    return json_build_object('now', public.threadkeep_now(), 'revision', 3, 'rows', coalesce(array_to_json(results), '[]'));
 end $$;
 
 -- Lists the newest live conversations. request: {"limit", "user"?, "after_version"? and "after_key"?}.
@@ -675,9 +735,13 @@ begin
         body := one.conversation_data::text;
         bytes := bytes + octet_length(body);
         sent := sent + 1;
-        found_rows[sent] := public.threadkeep_row(one, body);
+        found_rows[sent] := json_build_object(
+            'state', 'found', 'key', one.thread_id, 'version', one.version::text,
+            -- Plain rows may contain 'infinity', which milliseconds cannot express.
+            'expires_at', floor(extract(epoch from least(one.expires_at, '9999-12-31')) * 1000)::bigint,
+            'user', one.user_id, 'metadata', one.metadata, 'value', body::json);
     end loop;
-    return json_build_object('now', floor(extract(epoch from present) * 1000)::bigint, 'revision', 2,
+    return json_build_object('now', floor(extract(epoch from present) * 1000)::bigint, 'revision', 3,
                              'rows', coalesce(array_to_json(found_rows), '[]'), 'is_last', is_last);
 end $$;
 
@@ -697,16 +761,17 @@ begin
     update public.conversation_threads as thread set accessed_at = now()
     from wanted where thread.id = wanted.id;
     get diagnostics touched = row_count;
-    return json_build_object('now', public.threadkeep_now(), 'revision', 2, 'count', touched);
+    return json_build_object('now', public.threadkeep_now(), 'revision', 3, 'count', touched);
 end $$;
 
--- Removes up to `max_rows` rows and tombstones whose expiry and version are both older than 8 days. threadkeep_apply rejects writes
+-- Removes up to `max_rows` rows, tombstones and versions of writers that are older than 8 days, by expiry and version. threadkeep_apply rejects writes
 -- that are more than 7 days late, so no accepted write can bring back a removed conversation (I13).
 create or replace function public.threadkeep_purge(max_rows integer) returns json
     language plpgsql volatile security invoker set search_path = '' as $$
 declare
     past      bigint := (public.threadkeep_now() - 8 * 86400000::bigint) << 21;
     removed   integer;
+    buried    integer;
     forgotten integer;
 begin
     delete from public.conversation_threads
@@ -729,8 +794,17 @@ begin
         limit max_rows - removed
         for update skip locked
     );
+    get diagnostics buried = row_count;
+    delete from public.threadkeep_writers
+    where (thread_id, writer) in (
+        select noted.thread_id, noted.writer from public.threadkeep_writers as noted
+        where noted.version < past
+        order by noted.version
+        limit max_rows - removed - buried
+        for update skip locked
+    );
     get diagnostics forgotten = row_count;
-    return json_build_object('now', public.threadkeep_now(), 'revision', 2, 'count', removed + forgotten);
+    return json_build_object('now', public.threadkeep_now(), 'revision', 3, 'count', removed + buried + forgotten);
 end $$;
 
 -- Checks that the database accepts writes, and returns its clock and the revision of the functions.
@@ -750,7 +824,7 @@ begin
     exception when sqlstate 'TK001' or integrity_constraint_violation or data_exception or plpgsql_error then
         null;
     end;
-    return json_build_object('now', public.threadkeep_now(), 'revision', 2);
+    return json_build_object('now', public.threadkeep_now(), 'revision', 3);
 end $$;
 
 -- Sets the rights. Only the secret key (role service_role) may use the tables and functions. New Supabase projects grant no table
@@ -766,7 +840,7 @@ begin
     for one in
         select p.oid::regprocedure as name, p.prosecdef from pg_catalog.pg_proc as p
         where p.pronamespace = 'public'::regnamespace
-          and (p.proname like 'threadkeep\_%' or p.proname in ('threadkeep_keep_tombstone', 'threadkeep_keep_tombstones'))
+          and p.proname like 'threadkeep\_%'
     loop
         execute format('revoke all on function %s from %s', one.name, array_to_string(everybody, ', '));
         if is_there and one.prosecdef then
@@ -775,9 +849,10 @@ begin
             execute format('grant execute on function %s to service_role', one.name);
         end if;
     end loop;
-    execute format('revoke all on table public.conversation_threads, public.threadkeep_tombstones from %s', array_to_string(everybody, ', '));
+    execute format('revoke all on table public.conversation_threads, public.threadkeep_tombstones, public.threadkeep_writers from %s',
+                   array_to_string(everybody, ', '));
     if is_there then
-        grant select, insert, update, delete on table public.conversation_threads to service_role;
+        grant select, insert, update, delete on table public.conversation_threads, public.threadkeep_writers to service_role;
         grant select, update, delete on table public.threadkeep_tombstones to service_role;
     end if;
 end $$;
@@ -799,13 +874,18 @@ begin
             ('conversation_threads', 'expires_at', 'From then on the conversation is absent; the row goes 8 days later.'),
             ('conversation_threads', 'metadata', 'What else the daemon keeps with the conversation.'),
             ('conversation_threads', 'version', 'Orders writes: milliseconds since the epoch << 21, and 21 bits more. A trigger gives plain writes one.'),
-            ('conversation_threads', 'accepted_versions', 'The last 16 versions that were accepted, newest first: a write that comes again is recognised.'),
             ('conversation_threads', 'changed_xid', 'The transaction that changed the row last.'),
+            ('conversation_threads', 'base_version', 'The version of the last write that replaced the content without a condition; null: that of the row.'),
+            ('conversation_threads', 'last_writer', 'The writer of the last write; 0: plain SQL.'),
+            ('conversation_threads', 'run_began', 'The version before the unbroken run of writes by the daemon of last_writer.'),
             ('threadkeep_tombstones', '', 'Tombstones of conversations that plain statements deleted, for 8 days: no late write brings these back.'),
             ('threadkeep_tombstones', 'thread_id', 'The name of the conversation.'),
             ('threadkeep_tombstones', 'version', 'The version of the deletion; of an expired row, its own.'),
-            ('threadkeep_tombstones', 'accepted_versions', 'As in conversation_threads.'),
-            ('threadkeep_tombstones', 'removed_at', 'When the conversation was deleted or had expired.')) as wanted (relation, part, meaning)
+            ('threadkeep_tombstones', 'removed_at', 'When the conversation was deleted or had expired.'),
+            ('threadkeep_writers', '', 'Conditional writes, for 8 days: one that comes again is recognised.'),
+            ('threadkeep_writers', 'thread_id', 'The name of the conversation.'),
+            ('threadkeep_writers', 'writer', 'One opening of a daemon''s outage file.'),
+            ('threadkeep_writers', 'version', 'The last version that was accepted from this writer.')) as wanted (relation, part, meaning)
     loop
         if one.part = '' and obj_description(to_regclass('public.' || one.relation), 'pg_class') is distinct from one.meaning then
             execute format('comment on table public.%I is %L', one.relation, one.meaning);
@@ -818,12 +898,10 @@ begin
 end $$;
 
 comment on function public.threadkeep_set_version() is 'Trigger: gives plain inserts and updates a version.';
-comment on function public.threadkeep_tombstone_of(public.conversation_threads, timestamptz) is 'The tombstone of a row that a plain statement removes.';
-comment on function public.threadkeep_keep_tombstone() is 'Trigger: keeps the tombstone of a deleted row, and puts a row that is created again above it.';
-comment on function public.threadkeep_keep_tombstones() is 'Trigger: keeps the tombstones of a truncated table.';
+comment on function public.threadkeep_keep_tombstone() is 'Trigger: keeps the tombstones of deleted rows, and puts a row that is created again above it.';
 comment on function public.threadkeep_now() is 'The database''s clock, in milliseconds since the epoch.';
 comment on function public.threadkeep_argument(jsonb) is 'Unwraps an argument that a server passed as a JSON string of itself.';
-comment on function public.threadkeep_row(public.conversation_threads, text) is 'A row as the functions return it.';
+comment on function public.threadkeep_bury(text[]) is 'Turns new rows into the tombstones that were there before them.';
 comment on function public.threadkeep_load(jsonb) is 'threadkeep: reads conversations by their ids.';
 comment on function public.threadkeep_apply(jsonb) is 'threadkeep: writes and deletes conversations; the newest wins.';
 comment on function public.threadkeep_list(jsonb) is 'threadkeep: a page of the newest live conversations, of all or of one user.';

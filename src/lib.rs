@@ -62,6 +62,9 @@ mod model;
 mod observe;
 mod outage;
 mod resilience;
+#[cfg(test)]
+#[path = "../tests/simulator/mod.rs"]
+mod simulator;
 mod sqlite;
 pub mod store;
 #[cfg(feature = "testing")]
@@ -70,7 +73,7 @@ pub mod testing;
 pub use cache::conversation::Conversation;
 pub use cache::health::{Health, QueueHealth};
 pub use cache::list::List;
-pub use cache::warmup::WarmupProgress;
+pub use cache::warmup::{WarmupProgress, WarmupState};
 pub use cache::{Cache, DeadLetters, OnOutage, Put, Remove, ShutdownReport, Update};
 pub use config::{Backend, Builder};
 pub use error::{Error, ErrorKind, Result};
@@ -86,16 +89,16 @@ pub use resilience::breaker::BreakerState;
 /// Tools for command lines and scripts: the table of settings, the outage file without a cache, and probes for a
 /// diagnosis.
 pub mod tools {
-    pub use crate::config::resolved::{ResolvedConfig, Secret, proxy_variable};
+    pub use crate::config::resolved::{ResolvedConfig, Secret};
     pub use crate::config::{SETTINGS, Setting, SettingProblem};
-    pub use crate::outage::admin::{QueueAdmin, QueueStatus};
+    pub use crate::outage::admin::QueueAdmin;
     pub use crate::outage::inspect::{FileSummary, Inspection, inspect_local, inspect_outage_file};
     pub use crate::outage::{ImportItem, ImportReport, QueuedWrite, Usage};
     pub use crate::sqlite::file::quarantine_path;
     pub use crate::store::supabase::project_probe::{
-        Caller, FUNCTIONS, MIGRATIONS, ProbeFailure, ProbeFailureKind, ProbeResponse, ProjectProbe, REVISION,
+        Caller, FUNCTIONS, ProbeFailure, ProbeFailureKind, ProbeResponse, ProjectProbe,
     };
-    pub use crate::store::supabase::{KeyFacts, origin_of};
+    pub use crate::store::supabase::{KeyFacts, KeyKind, REVISION, origin_of};
 }
 
 /// The guide, in seven chapters. These modules hold text and no code.

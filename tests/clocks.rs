@@ -125,10 +125,12 @@ async fn put_with_corrected_version_keeps_a_later_update() {
     assert_eq!(cache.get("t").await.unwrap().unwrap().json(), r#"["a","b"]"#);
 }
 
+/// The first write asks for the store's clock, and is sent once.
 #[tokio::test]
-async fn put_failed_after_correction_has_unknown_outcome() {
+async fn put_refused_after_the_clock_sync_was_never_sent() {
     let (cache, faults, _) = off_by(-300_000).await;
     faults.script([Fault::Pass, Fault::Refuse]);
-    assert!(cache.put("t", "new").await.unwrap_err().outcome_unknown());
-    assert_eq!(cache.get("t").await.unwrap().unwrap().json(), "\"new\"");
+    assert!(!cache.put("t", "new").await.unwrap_err().outcome_unknown());
+    assert!(cache.get("t").await.unwrap().is_none());
+    assert_eq!(faults.calls("apply"), 1);
 }

@@ -89,7 +89,10 @@ impl<S: Store> Store for Gated<S> {
         self.store.purge(limit).await
     }
     async fn probe(&self) -> Result<()> {
-        self.store.probe().await
+        let sent = Instant::now();
+        self.store.probe().await?;
+        self.clock.correct(sent, Instant::now(), self.store.clock().now());
+        Ok(())
     }
 }
 

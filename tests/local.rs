@@ -51,10 +51,10 @@ async fn local_foreign_file_is_rejected_unchanged() {
     }
     sql(
         &dir.path().join("d.db"),
-        "pragma application_id = 1953000304; pragma user_version = 2; create table t (x)",
+        "pragma application_id = 1953000304; pragma user_version = 3; create table t (x)",
     );
     let error = open(&dir.path().join("d.db")).await.unwrap_err();
-    assert!(error.to_string().contains("format 2"), "{error}");
+    assert!(error.to_string().contains("format 3"), "{error}");
 }
 
 #[tokio::test]
@@ -92,11 +92,7 @@ async fn local_future_version_neither_expires_nor_blocks() {
     cache.put("ahead", &1).await.unwrap();
     cache.put("other", &1).await.unwrap();
     drop(cache);
-    sql(
-        &path,
-        "update conversations set version = version + (172800000 << 21), accepted = version where key = 'ahead'",
-    );
-    sql(&path, "update conversations set accepted = version where key = 'ahead'");
+    sql(&path, "update conversations set version = version + (172800000 << 21) where key = 'ahead'");
     let cache = open(&path).await.unwrap();
     assert!(cache.get("other").await.unwrap().is_some());
     for (at, key) in ["ahead", "other", "ahead"].into_iter().enumerate() {
@@ -218,4 +214,128 @@ async fn local_non_utf8_paths_have_separate_files() {
         }
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 8, "the directory holds no other file");
+}
+
+/// The tables of a file of the present format before the writers, and of the first building.
+fn former_file(path: &Path, (meta, role, table): (&str, &str, &str), rows: &str) {
+    let schema = format!(
+        "begin;
+         create table {table} (key text not null primary key, version integer not null, value text, expires_at integer not null,
+             user text, metadata text not null, accepted text not null, created_at integer not null,
+             accessed_at integer not null) strict;
+         create index {table}_by_version on {table} (version, key);
+         create index {table}_by_user on {table} (user, version, key) where user is not null;
+         create index {table}_by_expiry on {table} (expires_at) where value is not null;
+         create table {meta} (name text not null primary key, value text not null) strict;
+         insert into {meta} values ('role', '{role}');
+         pragma application_id = 1953000304; pragma user_version = 1;
+         insert into {table} values {rows};
+         commit;"
+    );
+    sql(path, "pragma auto_vacuum = incremental; pragma journal_mode = wal;");
+    sql(path, &schema);
+}
+
+const FORMER: [(&str, &str, &str); 2] = [("meta", "local", "conversations"), ("about", "truth", "threads")];
+
+/// Reads what a conversion must keep.
+fn contents(path: &Path) -> Vec<String> {
+    let file = rusqlite::Connection::open(path).unwrap();
+    let sql = "select concat_ws('|', key, version, coalesce(value, 'none'), expires_at, coalesce(user, 'none'), metadata,
+                                base_version, last_writer, run_began, created_at, accessed_at) from conversations order by key";
+    let mut query = file.prepare(sql).unwrap();
+    query.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+}
+
+#[tokio::test]
+async fn local_former_file_is_converted_without_loss() {
+    let now = threadkeep::store::Clock::new().now();
+    let version = threadkeep::store::Version::min_at(now).raw();
+    let later = now.0 + 3_600_000;
+    let rows = format!(
+        "('live', {version}, '[1]', {later}, 'u1', '{{\"a\":1}}', '{version}', 5, 6),
+         ('gone', {version}, null, {now}, null, '{{}}', '{version} 7', 5, 6),
+         ('old', 8, '\"expired\"', 9, null, '{{}}', '8', 5, 6)",
+        now = now.0
+    );
+    for former in FORMER {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.db");
+        former_file(&path, former, &rows);
+        drop(Local::open(&path).await.unwrap());
+        let expected = [
+            format!("gone|{version}|none|{}|none|{{}}|{version}|0|0|5|6", now.0),
+            format!("live|{version}|[1]|{later}|u1|{{\"a\":1}}|{version}|0|0|5|6"),
+            "old|8|\"expired\"|9|none|{}|8|0|0|5|6".to_owned(),
+        ];
+        assert_eq!(contents(&path), expected, "{former:?}");
+        let cache = open(&path).await.unwrap();
+        assert_eq!(cache.get("live").await.unwrap().unwrap().json(), "[1]");
+        assert!(cache.get("gone").await.unwrap().is_none());
+        assert_eq!(cache.list("u1").await.unwrap().len(), 1);
+        for key in ["live", "gone", "old"] {
+            let append = |value: Option<Vec<u8>>| Ok(Some([value.unwrap_or_default(), vec![2]].concat()));
+            assert_eq!(cache.update(key, append).await.unwrap(), WriteOutcome::Stored);
+        }
+        assert_eq!(cache.get("live").await.unwrap().unwrap().json(), "[1,2]");
+        drop(cache);
+        let new = dir.path().join("new.db");
+        drop(Local::open(&new).await.unwrap());
+        assert_eq!(schema(&path), schema(&new), "a converted file has the schema of a new one");
+    }
+}
+
+fn schema(path: &Path) -> Vec<String> {
+    let file = rusqlite::Connection::open(path).unwrap();
+    let mut query =
+        file.prepare("select coalesce(sql, name) from sqlite_schema order by type, name").unwrap();
+    let texts = query.query_map([], |row| row.get::<_, String>(0)).unwrap();
+    texts.map(|text| text.unwrap().replace('"', "")).collect()
+}
+
+#[tokio::test]
+async fn local_failed_conversion_leaves_the_file_as_it_was() {
+    for (meta, role, table) in FORMER {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.db");
+        former_file(&path, (meta, role, table), "('t', 8, '[1]', 9, null, '{}', '8', 5, 6)");
+        // A table in the way fails the conversion after its first statements.
+        sql(&path, "create table writers (x)");
+        let before = schema(&path);
+        open(&path).await.unwrap_err();
+        assert_eq!(schema(&path), before);
+        sql(&path, "drop table writers");
+        drop(Local::open(&path).await.unwrap());
+        assert_eq!(contents(&path), ["t|8|[1]|9|none|{}|8|0|0|5|6"]);
+    }
+}
+
+#[tokio::test]
+async fn local_former_outage_file_is_rejected_unchanged() {
+    for (meta, table) in [("meta", "records"), ("about", "records")] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("q.db");
+        former_file(&path, (meta, "queue", table), "('t', 8, '[1]', 9, null, '{}', '8', 5, 6)");
+        let before = schema(&path);
+        let error = open(&path).await.unwrap_err();
+        assert!(error.to_string().contains("outage file of the backend `supabase`"), "{error}");
+        assert_eq!(schema(&path), before);
+    }
+}
+
+#[tokio::test]
+async fn local_purge_forgets_old_notes_of_writers() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.db");
+    let cache = open(&path).await.unwrap();
+    for key in ["old", "young"] {
+        cache.update(key, |_: Option<u8>| Ok(Some(1))).await.unwrap();
+    }
+    drop(cache);
+    // 8 days are 691,200,000 ms.
+    sql(&path, "update writers set version = version - (691300000 << 21) where key = 'old'");
+    Local::open(&path).await.unwrap().purge(100).await.unwrap();
+    let file = rusqlite::Connection::open(&path).unwrap();
+    let left = file.query_row("select group_concat(key) from writers", [], |row| row.get::<_, String>(0));
+    assert_eq!(left.unwrap(), "young");
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use threadkeep::store::{BatchingStore, LoadRequest, Loaded, Memory, ResilientStore, Store};
+use threadkeep::store::{BatchingStore, LoadRequest, Loaded, Memory, ResilientStore, Store, Supabase};
 use threadkeep::testing::{Fault, FaultStore, Faults};
 use threadkeep::{BreakerState, Builder, Cache, ErrorKind, Freshness, Key, QueueHealth, WriteOutcome};
 use tokio::runtime::Runtime;
@@ -195,4 +195,20 @@ fn batch_continues_after_the_runtime_of_its_slots_ends() {
         assert!(result.is_ok() || result.unwrap_err().is_outage());
     }
     assert!(lost.iter().all(tokio::task::JoinHandle::is_finished));
+}
+
+#[test]
+fn request_is_sent_while_the_application_fills_the_blocking_pool() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().max_blocking_threads(1).enable_all().build().unwrap();
+    let listener = std::net::TcpListener::bind("localhost:0").unwrap();
+    let url = format!("http://localhost:{}", listener.local_addr().unwrap().port());
+    let ((release, occupied), (send, connected)) =
+        (std::sync::mpsc::channel::<()>(), std::sync::mpsc::channel());
+    std::thread::spawn(move || send.send(listener.accept().is_ok()));
+    runtime.spawn_blocking(move || occupied.recv());
+    let call = runtime.spawn(async move { Supabase::new(&url, "sb_secret_x").unwrap().probe().await });
+    assert_eq!(connected.recv_timeout(60 * SECOND), Ok(true));
+    call.abort();
+    drop(release);
 }

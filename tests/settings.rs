@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use threadkeep::tools::SETTINGS;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use threadkeep::store::Timestamp;
+use threadkeep::tools::{KeyFacts, KeyKind, SETTINGS};
 use threadkeep::{Builder, Cache, ErrorKind};
 
 async fn open(vars: &[(&str, &str)]) -> threadkeep::Result<Cache> {
@@ -322,4 +325,78 @@ async fn unreadable_settings_file_is_named_without_its_content() {
     std::fs::write(&path, format!("\u{feff}CONVERSATION_LOCAL_PATH='{}'\n", local.display())).unwrap();
     Builder::from_env_and_file(&path).open().await.unwrap();
     assert!(local.exists(), "the parser skips a byte order mark");
+}
+
+/// Returns the resolved settings of a settings file with this text.
+fn resolved(text: &[u8]) -> threadkeep::tools::ResolvedConfig {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(".env");
+    std::fs::write(&path, text).unwrap();
+    Builder::from_env_and_file(&path).resolve()
+}
+
+#[test]
+fn settings_file_with_bad_lines_names_each_line() {
+    let messages = |text: &[u8]| -> Vec<String> {
+        resolved(text).problems.into_iter().map(|problem| problem.message).collect()
+    };
+    let long = format!("A={}\nB\n", "x".repeat(20_000));
+    for (text, lines) in [
+        ("A", &[1][..]),
+        ("A=1\n\n# B\nB\nC=1\n", &[4]),
+        ("A=1\r\nB C=2\r\n", &[2]),
+        ("A='1\n2\n3'\nB\n", &[4]),
+        ("A=1\nB='2\nC=3\n\n", &[2]),
+        ("A=1\nB=\"2\nC=3", &[2]),
+        ("A='1\n2' 3\nB=1", &[1]),
+        ("B=1\nB \nA=2\nB # x\nB", &[2, 4, 5]),
+        (&long, &[2]),
+    ] {
+        let message = |line| format!("has a line {line} that is not NAME=value, or whose quotes do not end");
+        let expected: Vec<String> = lines.iter().map(message).collect();
+        assert_eq!(messages(text.as_bytes()), expected, "{text:.20?}");
+    }
+    assert_eq!(messages(b"A=1\nB=\xff\n"), ["has a line 2 that is not UTF-8"]);
+    assert_eq!(messages(b"\xff\xfeA\0"), ["has a line 1 that is not UTF-8"]);
+    assert_eq!(messages(&b"B\n".repeat(1_000)).len(), 20);
+}
+
+#[test]
+fn settings_file_values_are_parsed_as_in_a_shell() {
+    let name = "CONVERSATION_LOCAL_PATH";
+    for (text, expected) in [
+        ("\u{feff}NAME=1", "1"),
+        ("NAME=1 ", "1"),
+        ("NAME=1\r\n\r\n", "1"),
+        ("NAME='1\n2'", "1\n2"),
+        ("", "./threadkeep.db"),
+        ("A=x\nNAME=${A}.$A\n", "x.x"),
+        ("A=x\nNAME='$A'\n", "$A"),
+    ] {
+        let config = resolved(text.replacen("NAME=", &format!("{name}="), 1).as_bytes());
+        assert!(config.problems.is_empty(), "{:?}", config.problems);
+        assert_eq!(config.local_path.to_str(), Some(expected), "{text:?}");
+    }
+}
+
+#[test]
+fn defaults_of_all_settings_are_valid() {
+    let config = Builder::new().resolve();
+    assert!(config.problems.is_empty(), "{:?}", config.problems);
+    assert_eq!((config.timeout, config.queue_max_bytes), (Duration::from_secs(5), 256 << 20));
+}
+
+#[test]
+fn key_facts_contain_claims_but_not_the_key() {
+    let facts = |claims: &str| KeyFacts::of(&format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims)));
+    let secret = facts(r#"{"ref":"abcdef","role":"service_role","exp":1700000000}"#);
+    assert!(secret.kind == KeyKind::Secret && secret.name.contains("service_role"), "{secret:?}");
+    assert_eq!(secret.expires_at, Some(Timestamp(1_700_000_000_000)));
+    assert_eq!(secret.project.as_deref(), Some("abcdef"));
+    for public in [KeyFacts::of("sb_publishable_hidden"), facts(r#"{"role":"anon"}"#)] {
+        assert!(public.kind == KeyKind::Public && public.expires_at.is_none(), "{public:?}");
+        assert!(!format!("{public:?}").contains("hidden"));
+    }
+    let other = KeyFacts::of("hunter2");
+    assert!(other.kind == KeyKind::Other && !other.name.contains("hunter2"), "{other:?}");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use threadkeep::store::{Memory, ResilientStore};
 use threadkeep::testing::{Fault, FaultStore, Faults};
-use threadkeep::{Builder, Cache, ErrorKind, Freshness, WriteOutcome};
+use threadkeep::{Builder, Cache, ErrorKind, Freshness, WarmupState, WriteOutcome};
 
 const CALL_TIME: Duration = Duration::from_millis(100);
 
@@ -52,7 +52,7 @@ async fn warmup_loads_the_newest_conversations() {
     let (builder, faults) = world.builder();
     let cache = builder.warmup_limit(1_200).open().await.unwrap();
     let warmup = cache.warm().await.unwrap();
-    assert_eq!((warmup.conversations, warmup.is_from_disk), (1_200, false));
+    assert_eq!((warmup.conversations, warmup.state), (1_200, WarmupState::Done));
     assert_eq!(cache.health().warmup, warmup);
     assert_eq!(faults.calls("list"), 3, "pages of 500");
     for at in 0..1_200 {
@@ -72,7 +72,7 @@ async fn warmup_reads_smaller_pages_after_a_timeout() {
         faults.max_page_size(page_size);
         let cache = builder.open().await.unwrap();
         let warmup = cache.warm().await.unwrap();
-        assert_eq!((warmup.conversations, warmup.is_from_disk), (120, false), "pages of {page_size}");
+        assert_eq!((warmup.conversations, warmup.state), (120, WarmupState::Done), "pages of {page_size}");
     }
 }
 
@@ -116,14 +116,14 @@ async fn warmup_in_outage_reads_the_replica_then_the_store() {
     faults.always(Fault::Refuse);
     let cache = builder.open().await.unwrap();
     let warmup = cache.warm().await.unwrap();
-    assert_eq!((warmup.conversations, warmup.is_from_disk), (700, true));
+    assert_eq!((warmup.conversations, warmup.state), (700, WarmupState::FromDisk));
     assert_eq!(cache.health().conversations, 700);
     for at in 0..700 {
         let freshness = cache.get(thread_id(at)).await.unwrap().unwrap().freshness();
         assert!(matches!(freshness, Freshness::Stale { .. }), "{freshness:?}");
     }
     faults.clear();
-    while cache.health().warmup.is_from_disk {
+    while cache.health().warmup.state != WarmupState::Done {
         tokio::time::sleep(CALL_TIME / 20).await;
     }
     while cache.health().warmup.conversations < 700 {

@@ -31,15 +31,16 @@ const QUICK_PICTURE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/outage.svg");
 #[tokio::main(worker_threads = 2)]
 async fn main() {
     let is_quick = std::env::args().all(|arg| arg != "--bench");
-    // The breaker opens only if the outage is longer than the deadline of a call.
     let span = |span: Duration| if is_quick { span * 2 / 5 } else { span };
     let stack = tokio::task::block_in_place(|| Stack::start(Server::Postrust));
     let gateway = stack.gateway().await;
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let builder = || Cache::builder().supabase(&gateway.url(), &gateway.keys().secret).fresh_for(FRESH_FOR);
     let others = builder().without_queue().open().await.unwrap();
-    load::seed(&others, load::STRANGERS).await;
     let cache = builder().queue(dir.path().join("queue.db")).open().await.unwrap();
+    // Else the warm-up would load conversations that this daemon must not know.
+    cache.warm().await.unwrap();
+    load::seed(&others, load::STRANGERS).await;
     load::seed(&cache, load::KNOWN).await;
 
     let load = Load::begin(&cache);

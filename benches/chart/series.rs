@@ -7,6 +7,8 @@ use threadkeep::{BreakerState, Cache};
 use crate::load::{Call, CallOutcome, Load};
 
 pub const STEP: Duration = Duration::from_millis(100);
+/// A call that takes longer waits for the store: half of the soft timeout.
+const WAIT: Duration = Duration::from_millis(500);
 
 /// Times of the outage, in seconds since the begin of the series.
 pub struct Outage {
@@ -95,13 +97,17 @@ impl Series {
                 .count()
         };
         let opened = self.samples.iter().find(|sample| sample.breaker == BreakerState::Open);
+        let waits = self.calls.iter().filter(inside).filter(|call| call.took > WAIT);
+        let last_wait =
+            waits.map(|call| call.started.duration_since(self.began).as_secs_f64()).fold(0.0, f64::max);
         format!(
-            "an outage of {:.0} s: the breaker opened after {:.1} s\n\
+            "an outage of {:.0} s: the breaker opened after {:.1} s, and no call waited for the store after {:.2} s\n\
              reads: {} fresh, {} queued, {} stale, {} failed (conversations that this daemon never read)\n\
              writes: {} stored, {} queued, 0 failed\n\
              most queued: {}; all writes replayed {:.1} s after the end",
             outage.ended - outage.began,
             opened.map_or(f64::NAN, |sample| sample.at - outage.began),
+            last_wait - outage.began,
             count(true, CallOutcome::Fresh),
             count(true, CallOutcome::Queued),
             count(true, CallOutcome::Stale),

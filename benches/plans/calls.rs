@@ -53,6 +53,9 @@ const REQUESTS: &str =
 const NEW: &str = "select jsonb_agg(bench.record('new-' || gen_random_uuid(), null, nth)) from generate_series(1, :count) as nth";
 const KNOWN: &str =
     "select jsonb_agg(bench.record(thread_id, null, nth)) from bench.some(:turn, :count, :threads)";
+/// Every second write is new. The batch is plain, so one statement writes it.
+const PLAIN: &str = "select jsonb_agg(bench.record(case when nth % 2 = 0 then 'new-' || gen_random_uuid() else thread_id end, null, nth))
+    from bench.some(:turn, :count, :threads)";
 /// Every second write is new, every eighth a remove, and every fifth write of an existing row has a condition.
 const MIXED: &str = "select jsonb_agg(case when nth % 8 = 7 then bench.record(thread_id, null, nth) - 'value'
         when nth % 2 = 0 then bench.record('new-' || gen_random_uuid(), null, nth)
@@ -86,8 +89,10 @@ pub const CALLS: &[Call] = &[
     Call::new("load 500", LOAD, 500, REQUESTS),
     Call::new("apply 1, new", APPLY, 1, NEW),
     Call::new("apply 1, known", APPLY, 1, KNOWN),
-    Call::new("apply 64", APPLY, 64, MIXED),
-    Call::new("apply 500", APPLY, 500, MIXED),
+    Call::new("apply 64, plain", APPLY, 64, PLAIN),
+    Call::new("apply 500, plain", APPLY, 500, PLAIN),
+    Call::new("apply 64, mixed", APPLY, 64, MIXED),
+    Call::new("apply 500, mixed", APPLY, 500, MIXED),
     Call::new("list, first page", LIST, 500, FIRST_PAGE),
     Call::new("list, late page", LIST, 500, LATE_PAGE),
     Call::new("list, last page", LIST, 500, LAST_PAGE),
@@ -120,7 +125,7 @@ const SUPPORT: &str = r#"
           on thread.thread_id = bench.key((turn * count + nth) * 104729 % threads) $$;
     create function bench.record(key text, expect bigint, nth bigint) returns jsonb language sql as $$
         select jsonb_strip_nulls(jsonb_build_object(
-            'key', key, 'version', bench.version(clock_timestamp(), nth)::text, 'if_version', expect::text,
+            'key', key, 'version', bench.version(clock_timestamp(), nth)::text, 'writer', '16777217', 'if_version', expect::text,
             'expires_at', public.threadkeep_now() + 86400000, 'user', 'user of ' || key, 'metadata', '{}'::jsonb,
             'value', bench.value(nth))) $$;
     create function bench.expire(turn bigint, count bigint) returns bigint language plpgsql as $$
@@ -140,7 +145,7 @@ const SUPPORT: &str = r#"
 /// expired rows.
 const FILL: &str = "
     truncate public.conversation_threads;
-    truncate public.threadkeep_tombstones;
+    truncate public.threadkeep_tombstones, public.threadkeep_writers;
     insert into public.conversation_threads
         (thread_id, version, conversation_data, created_at, accessed_at, expires_at, user_id, metadata)
     select bench.key(at), bench.version(written, at), bench.value(at), written, written, written + interval '1 day',

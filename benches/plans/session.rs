@@ -51,7 +51,7 @@ impl Session {
         let began = Instant::now();
         let answer: String = self.client.query_one(&statement, given).await.unwrap().get(0);
         let span = began.elapsed();
-        let rejected = ["version_in_future", "too_old", "conflict", "indeterminate", "superseded"];
+        let rejected = ["version_in_future", "too_old", "conflict", "superseded"];
         assert!(answer.contains("\"revision\""), "{function} answered {answer}");
         assert!(!rejected.iter().any(|state| answer.contains(state)), "{function} answered {answer}");
         span

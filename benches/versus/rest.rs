@@ -13,6 +13,8 @@ use threadkeep::store::Clock;
 use crate::work::{Conversation, conversation};
 
 const TABLE: &str = "conversation_threads";
+/// A writer as the library sends it. The functions of revision 2 ignore it.
+const WRITER: i64 = 1 << 24;
 /// Concurrent requests, as many as threadkeep sends.
 const MAX_CONCURRENT: usize = 4;
 
@@ -103,7 +105,7 @@ pub fn apply_body(clock: &Clock, threads: impl Iterator<Item = (String, usize)>)
             let value = serde_json::to_string(&conversation(&key, bytes)).unwrap();
             let version = clock.issue_version();
             format!(
-                r#"{{"key":"{key}","version":"{version}","expires_at":{expires},"metadata":{{}},"value":{value}}}"#
+                r#"{{"key":"{key}","version":"{version}","writer":"{WRITER}","expires_at":{expires},"metadata":{{}},"value":{value}}}"#
             )
         })
         .collect();

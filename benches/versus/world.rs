@@ -81,6 +81,17 @@ impl World {
         Self { stack, rest, scale, url, token, dir, files: 0.into() }
     }
 
+    /// Starts a second stack, with the functions of revision 2. The measured client must not have its cores yet.
+    pub fn rest_of_revision_2(&self) -> (Stack, Rest) {
+        let stack = tokio::task::block_in_place(|| {
+            pin_to_cores(0, 2);
+            Stack::start_synced_at_revision_2(Server::Postrust)
+        });
+        self.share_cores(false);
+        let rest = Rest::new(&stack.server_url(), &self.token);
+        (stack, rest)
+    }
+
     /// Gives the client its cores: one half, or all if the stack is idle.
     ///
     /// In reality the database is another machine, and the client takes no CPU time from it.

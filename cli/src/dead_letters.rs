@@ -11,7 +11,7 @@ use crate::arguments::DeadLetters;
 use crate::export_line;
 use crate::failure::{Failure, Outcome, tell};
 use crate::output::{Output, QueueEntry, shown};
-use crate::queue::{ExportTarget, for_each_letter};
+use crate::queue::{ExportTarget, for_each};
 
 pub async fn dead_letters(
     settings: Builder,
@@ -31,13 +31,16 @@ pub async fn dead_letters(
 }
 
 async fn list(file: &QueueAdmin, out: &mut Output) -> Result<Outcome, Failure> {
-    for_each_letter(file, async |letter| {
-        let entry = QueueEntry::dead(letter);
-        out.either(&entry, || {
-            let (died, reason) = (entry.died_at.as_deref().unwrap_or_default(), shown(&letter.reason));
-            format!("{}\t{}\t{} bytes\tdied {died}\t{reason}", shown(entry.key), entry.kind, entry.bytes)
-        })
-    })
+    for_each(
+        async |last: Option<&DeadLetter>| file.dead_letters(last).await,
+        async |letter| {
+            let entry = QueueEntry::dead(letter);
+            out.either(&entry, || {
+                let (died, reason) = (entry.died_at.as_deref().unwrap_or_default(), shown(&letter.reason));
+                format!("{}\t{}\t{} bytes\tdied {died}\t{reason}", shown(entry.key), entry.kind, entry.bytes)
+            })
+        },
+    )
     .await?;
     Ok(Outcome::Done)
 }
@@ -51,10 +54,13 @@ async fn export(file: &QueueAdmin, to: &Path, delete: bool, out: &mut Output) ->
     }
     let mut lines = ExportTarget::open(to, out)?;
     let mut last = None;
-    let count = for_each_letter(file, async |letter| {
-        last = Some(letter.clone());
-        lines.write(&export_line::of_dead_letter(letter, file.project())?)
-    })
+    let count = for_each(
+        async |last: Option<&DeadLetter>| file.dead_letters(last).await,
+        async |letter| {
+            last = Some(letter.clone());
+            lines.write(&export_line::of_dead_letter(letter, file.project())?)
+        },
+    )
     .await?;
     lines.finish()?;
     tell(&format!("exported {count} dead letters"));
@@ -67,14 +73,17 @@ async fn export(file: &QueueAdmin, to: &Path, delete: bool, out: &mut Output) ->
 /// Requeues the newest dead letter of the conversation, or of each conversation.
 async fn requeue(file: &QueueAdmin, key: Option<&Key>, out: &mut Output) -> Result<Outcome, Failure> {
     let mut newest: BTreeMap<Key, DeadLetter> = BTreeMap::new();
-    for_each_letter(file, async |letter| {
-        let record = &letter.record;
-        let is_newer = newest.get(&record.key).is_none_or(|held| held.record.version < record.version);
-        if is_newer && key.is_none_or(|key| *key == record.key) {
-            newest.insert(record.key.clone(), letter.clone());
-        }
-        Ok(())
-    })
+    for_each(
+        async |last: Option<&DeadLetter>| file.dead_letters(last).await,
+        async |letter| {
+            let record = &letter.record;
+            let is_newer = newest.get(&record.key).is_none_or(|held| held.record.version < record.version);
+            if is_newer && key.is_none_or(|key| *key == record.key) {
+                newest.insert(record.key.clone(), letter.clone());
+            }
+            Ok(())
+        },
+    )
     .await?;
     if let Some(key) = key.filter(|_| newest.is_empty()) {
         return Err(Failure::Other(format!("there is no dead letter of the conversation {key}")));

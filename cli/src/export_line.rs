@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
-use threadkeep::store::{Json, Key, Record, Timestamp, Version};
+use threadkeep::store::{Condition, Json, Key, Record, Timestamp, Version, WriterId};
 use threadkeep::tools::{ImportItem, QueuedWrite};
 use threadkeep::{DeadLetter, Error, ErrorKind, Result};
 
@@ -35,17 +35,15 @@ struct Line<'a> {
     metadata: Option<Cow<'a, RawValue>>,
     queued_at: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    base: Option<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    writer: Option<String>,
+    /// The version that an update changes. An earlier threadkeep called it `base`.
+    #[serde(default, alias = "base", skip_serializing_if = "Option::is_none")]
+    if_version: Option<String>,
+    /// Of an earlier threadkeep. A zero marks the update of a queued put, which is not in a line of its own.
+    #[serde(default, skip_serializing)]
     sent_versions: Vec<String>,
     #[serde(default, skip_serializing_if = "is_false")]
-    dispatched: bool,
-    #[serde(default, skip_serializing_if = "is_false")]
     provisional: bool,
-    #[serde(default, skip_serializing_if = "is_false")]
-    superseded: bool,
-    #[serde(default, skip_serializing_if = "is_false")]
-    unverified: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     died_at: Option<i64>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
@@ -88,12 +86,10 @@ impl<'a> Line<'a> {
             user: record.user.as_deref().map(Cow::Borrowed),
             metadata: Some(on_one_line(&record.metadata)?),
             queued_at: queued_at.0,
-            base: None,
+            writer: None,
+            if_version: None,
             sent_versions: Vec::new(),
-            dispatched: false,
             provisional: false,
-            superseded: false,
-            unverified: false,
             died_at: None,
             reason: None,
             newer: None,
@@ -121,16 +117,21 @@ fn parse_version(text: &str) -> Result<Version> {
     text.parse().map(Version::from_raw).map_err(|_| invalid())
 }
 
+fn if_version(condition: Condition) -> Option<String> {
+    match condition {
+        Condition::IfVersion(version) => Some(version.to_string()),
+        Condition::Any => None,
+    }
+}
+
 /// Writes a queued write as a line, without the line break.
-pub fn of_write(write: &QueuedWrite, project: Option<&str>) -> Result<String> {
+pub fn of_write(queued: &QueuedWrite, project: Option<&str>) -> Result<String> {
+    let write = &queued.write;
     Line {
-        base: write.base.map(|base| base.to_string()),
-        sent_versions: write.sent_versions.iter().map(Version::to_string).collect(),
-        dispatched: write.is_dispatched,
-        provisional: write.is_provisional,
-        superseded: write.is_superseded,
-        unverified: write.is_unverified,
-        ..Line::new(Kind::Queued, &write.record, write.queued_at, project)?
+        writer: Some(write.writer.to_string()),
+        if_version: if_version(write.condition),
+        provisional: queued.is_provisional,
+        ..Line::new(Kind::Queued, &write.record, queued.queued_at, project)?
     }
     .to_text()
 }
@@ -141,37 +142,52 @@ pub fn of_dead_letter(letter: &DeadLetter, project: Option<&str>) -> Result<Stri
         died_at: Some(letter.died_at.0),
         reason: Some(Cow::Borrowed(&letter.reason)),
         newer: letter.newer.map(|newer| newer.to_string()),
+        if_version: if_version(letter.condition),
         ..Line::new(Kind::DeadLetter, &letter.record, letter.queued_at, project)?
     }
     .to_text()
 }
 
-/// Parses a line. Returns the write and the project that it was queued for. The library validates the values.
-pub fn parse(text: &str) -> Result<(ImportItem, Option<String>)> {
+/// Parses a line. Returns its writes and the project that they were queued for. The library validates the values.
+pub fn parse(text: &str) -> Result<(Vec<ImportItem>, Option<String>)> {
     let invalid = |e| Error::new(ErrorKind::Invalid, format!("not a line of an export: {e}"));
     let line: Line<'_> = serde_json::from_str(text).map_err(invalid)?;
     let (record, queued_at) = (line.record()?, Timestamp(line.queued_at));
-    let item = match line.kind {
+    let if_version = line.if_version.as_deref().map(parse_version).transpose()?;
+    let items = match line.kind {
         Kind::Queued => {
-            let mut write = QueuedWrite::new(record, queued_at);
-            write.base = line.base.as_deref().map(parse_version).transpose()?;
-            write.sent_versions =
-                line.sent_versions.iter().map(|text| parse_version(text)).collect::<Result<_>>()?;
-            write.is_dispatched = line.dispatched;
-            write.is_provisional = line.provisional;
-            write.is_superseded = line.superseded;
-            write.is_unverified = line.unverified;
-            ImportItem::Queued(write)
+            let mut queued = QueuedWrite::new(record, queued_at);
+            queued.is_provisional = line.provisional;
+            if let Some(writer) = line.writer {
+                queued.write.writer = parse_writer(&writer)?;
+            }
+            let put = if_version.filter(|_| line.sent_versions.iter().any(|version| version == "0"));
+            let put = put.map(|version| with_version(&queued, version));
+            queued.write.condition = if_version.map_or(Condition::Any, Condition::IfVersion);
+            put.into_iter().chain([queued]).map(ImportItem::Queued).collect()
         }
         Kind::DeadLetter => {
             let died_at = line.died_at.map_or(queued_at, Timestamp);
             let reason = line.reason.map_or_else(|| "unknown".into(), Cow::into_owned);
             let mut letter = DeadLetter::new(record, queued_at, died_at, reason);
             letter.newer = line.newer.as_deref().map(parse_version).transpose()?;
-            ImportItem::DeadLetter(letter)
+            letter.condition = if_version.map_or(Condition::Any, Condition::IfVersion);
+            vec![ImportItem::DeadLetter(letter)]
         }
     };
-    Ok((item, line.project.map(Cow::into_owned)))
+    Ok((items, line.project.map(Cow::into_owned)))
+}
+
+/// Returns the put that an update of an earlier threadkeep had replaced in the queue, with the update's value.
+fn with_version(update: &QueuedWrite, version: Version) -> QueuedWrite {
+    let mut put = update.clone();
+    put.write.record = Record { version, ..Record::clone(&update.write.record) }.into();
+    put
+}
+
+fn parse_writer(text: &str) -> Result<WriterId> {
+    let invalid = || Error::new(ErrorKind::Invalid, format!("{text:?} is not a writer"));
+    text.parse().map(WriterId::from_raw).map_err(|_| invalid())
 }
 
 #[cfg(test)]
@@ -185,33 +201,51 @@ mod tests {
         record.expires_at = Timestamp(7);
         record.user = Some("u\u{1F600}".into());
         record.metadata = Json::new("{\r\n\"a\":\t1}").unwrap();
-        let mut write = QueuedWrite::new(record, Timestamp(3));
-        write.base = Some(Version::NONE);
-        write.sent_versions = vec![Version::NONE, Version::from_raw(6)];
-        (write.is_dispatched, write.is_provisional) = (true, true);
-        (write.is_superseded, write.is_unverified) = (true, true);
-        write
+        let mut queued = QueuedWrite::new(record, Timestamp(3));
+        queued.write.condition = Condition::IfVersion(Version::NONE);
+        queued.is_provisional = true;
+        queued
     }
 
     #[test]
     fn line_of_write_keeps_every_field() {
         for value in [None, Some("null"), Some("{\n \"a\": \"x\\ny\" }")] {
-            let write = write(value);
-            let line = of_write(&write, Some("host")).unwrap();
+            let queued = write(value);
+            let line = of_write(&queued, Some("host")).unwrap();
             assert!(!line.contains('\n') && !line.contains('\r'), "{line}");
-            let (ImportItem::Queued(read), project) = parse(&line).unwrap() else { panic!("{line}") };
-            assert_eq!(project.as_deref(), Some("host"));
-            assert_eq!(read.record.value.is_some(), value.is_some(), "null is a value: {line}");
+            let (mut items, project) = parse(&line).unwrap();
+            let Some(ImportItem::Queued(read)) = items.pop() else { panic!("{line}") };
+            assert_eq!((project.as_deref(), items.len()), (Some("host"), 0));
+            let (written, found) = (&queued.write.record, &read.write.record);
+            assert_eq!(found.value.is_some(), value.is_some(), "null is a value: {line}");
             let flat = |json: &Json| json.as_str().replace(['\n', '\r'], " ");
-            assert_eq!(read.record.value.as_ref().map(flat), write.record.value.as_ref().map(flat));
-            assert_eq!(flat(&read.record.metadata), flat(&write.record.metadata));
-            assert_eq!((read.record.key, read.record.version), (write.record.key, write.record.version));
-            let (read_ends, write_ends) = (read.record.expires_at, write.record.expires_at);
-            assert_eq!((read.record.user, read_ends), (write.record.user, write_ends));
-            assert_eq!((read.base, read.queued_at), (write.base, write.queued_at));
-            assert_eq!(read.sent_versions, write.sent_versions);
-            assert!(read.is_dispatched && read.is_provisional && read.is_superseded && read.is_unverified);
+            assert_eq!(found.value.as_ref().map(flat), written.value.as_ref().map(flat));
+            assert_eq!(flat(&found.metadata), flat(&written.metadata));
+            assert_eq!((&found.key, found.version), (&written.key, written.version));
+            assert_eq!((&found.user, found.expires_at), (&written.user, written.expires_at));
+            assert_eq!(
+                (read.write.writer, read.write.condition),
+                (queued.write.writer, queued.write.condition)
+            );
+            assert_eq!((read.queued_at, read.is_provisional), (queued.queued_at, true));
         }
+    }
+
+    #[test]
+    fn parse_line_of_an_earlier_threadkeep_keeps_its_condition() {
+        let line = |more: &str| {
+            let text = r#"{"kind":"queued","key":"k","version":"9","value":1,"expires_at":1,"queued_at":1,"dispatched":true,"#;
+            let items = parse(&format!("{text}\"superseded\":true,{more}}}")).unwrap().0;
+            let version = |item: &ImportItem| match item {
+                ImportItem::Queued(queued) => (queued.write.record.version.raw(), queued.write.condition),
+                other => panic!("{other:?}"),
+            };
+            items.iter().map(version).collect::<Vec<_>>()
+        };
+        let update = (9, Condition::IfVersion(Version::from_raw(7)));
+        assert_eq!(line(r#""base":"7","sent_versions":["8"]"#), [update]);
+        assert_eq!(line(r#""base":"7","sent_versions":["0"]"#), [(7, Condition::Any), update]);
+        assert_eq!(line(r#""unverified":true"#), [(9, Condition::Any)]);
     }
 
     #[test]

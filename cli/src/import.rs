@@ -139,7 +139,8 @@ async fn import_lines(
         for (at, error) in &invalid {
             tell(&format!("threadkeep: line {}: {}", numbers[*at], with_causes(error)));
         }
-        (sum, wrong) = (sum.plus(imported), wrong + invalid.len());
+        sum += imported;
+        wrong += invalid.len();
         progress.set(number, None);
     }
     Ok((sum, wrong))
@@ -156,12 +157,12 @@ fn parse_lines(
 ) -> (Indexed<ImportItem>, Indexed<Error>) {
     let (mut items, mut invalid) = (Vec::new(), Vec::new());
     for (at, line) in lines.iter().enumerate() {
-        let parsed = export_line::parse(line).and_then(|(item, project)| {
+        let parsed = export_line::parse(line).and_then(|(items, project)| {
             let checked = if allow_other_project { Ok(()) } else { file.check_project(project.as_deref()) };
-            checked.map(|()| item)
+            checked.map(|()| items)
         });
         match parsed {
-            Ok(item) => items.push((at, item)),
+            Ok(parsed) => items.extend(parsed.into_iter().map(|item| (at, item))),
             Err(error) => invalid.push((at, error)),
         }
     }

@@ -7,7 +7,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use threadkeep::DeadLetter;
-use threadkeep::store::{Record, Timestamp};
+use threadkeep::store::{Condition, Record, Timestamp};
 
 use crate::failure::Failure;
 
@@ -81,7 +81,8 @@ impl<'a> QueueEntry<'a> {
 
     pub fn dead(letter: &'a DeadLetter) -> Self {
         let (died_at, reason) = (Some(time(letter.died_at)), Some(letter.reason.as_str()));
-        Self { died_at, reason, ..Self::new(&letter.record, letter.queued_at, false) }
+        let is_update = letter.condition != Condition::Any;
+        Self { died_at, reason, ..Self::new(&letter.record, letter.queued_at, is_update) }
     }
 }
 

@@ -5,7 +5,8 @@ use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
 use serde_json::json;
-use threadkeep::tools::{QueueAdmin, QueueStatus, QueuedWrite};
+use threadkeep::store::Condition;
+use threadkeep::tools::{FileSummary, QueuedWrite, Usage};
 use threadkeep::{Builder, DeadLetter};
 
 use crate::arguments::Export;
@@ -16,79 +17,72 @@ use crate::output::{Output, QueueEntry, duration, shown, size};
 pub async fn status(settings: Builder, out: &mut Output) -> Result<Outcome, Failure> {
     let file = settings.open_queue().await?;
     let status = file.status().await?;
+    let path = file.path().display().to_string(); // lossy, because a path need not be UTF-8
+    let usage = |of: Usage| json!({"records": of.records, "bytes": of.bytes});
+    let mut queued = usage(status.queued);
+    queued["oldest_seconds"] = json!(status.oldest.map(|oldest| oldest.as_secs()));
     let value = json!({
-        "path": status.path.display().to_string(), // lossy, because a path need not be UTF-8
+        "path": path,
         "project": status.project,
-        "queued": {
-            "records": status.queued,
-            "bytes": status.queued_bytes,
-            "oldest_seconds": status.oldest.map(|oldest| oldest.as_secs()),
-        },
-        "dead_letters": {"records": status.dead_letters, "bytes": status.dead_letters_bytes},
-        "copies": {"records": status.copies, "bytes": status.copies_bytes},
+        "queued": queued,
+        "dead_letters": usage(status.dead_letters),
+        "copies": usage(status.conversations),
     });
-    out.either(&value, || status_text(&status))?;
+    out.either(&value, || status_text(&path, &status))?;
     Ok(Outcome::Done)
 }
 
-fn status_text(status: &QueueStatus) -> String {
-    let oldest =
-        status.oldest.map(|oldest| format!(", the oldest {} old", duration(oldest))).unwrap_or_default();
-    let hint = if status.dead_letters > 0 { " (see `threadkeep queue dead-letters`)" } else { "" };
+fn status_text(path: &str, status: &FileSummary) -> String {
+    let FileSummary { project, queued, oldest, dead_letters, conversations: copies, .. } = status;
+    let oldest = oldest.map(|oldest| format!(", the oldest {} old", duration(oldest))).unwrap_or_default();
+    let hint = if dead_letters.records > 0 { " (see `threadkeep queue dead-letters`)" } else { "" };
     format!(
-        "file          {}\nproject       {}\nqueued        {} writes, {}{oldest}\ndead letters  {}, {}{hint}\n\
+        "file          {path}\nproject       {}\nqueued        {} writes, {}{oldest}\ndead letters  {}, {}{hint}\n\
          copies        {}, {}",
-        status.path.display(),
-        status.project.as_deref().unwrap_or("none yet"),
-        status.queued,
-        size(status.queued_bytes),
-        status.dead_letters,
-        size(status.dead_letters_bytes),
-        status.copies,
-        size(status.copies_bytes),
+        project.as_deref().unwrap_or("none yet"),
+        queued.records,
+        size(queued.bytes),
+        dead_letters.records,
+        size(dead_letters.bytes),
+        copies.records,
+        size(copies.bytes),
     )
 }
 
 pub async fn list(settings: Builder, out: &mut Output) -> Result<Outcome, Failure> {
     let file = settings.open_queue().await?;
-    for_each_write(&file, async |write| {
-        let entry = QueueEntry::new(&write.record, write.queued_at, write.base.is_some());
-        out.either(&entry, || {
-            format!("{}\t{}\t{} bytes\tqueued {}", shown(entry.key), entry.kind, entry.bytes, entry.queued_at)
-        })
-    })
+    for_each(
+        async |last: Option<&QueuedWrite>| file.queued(last).await,
+        async |queued| {
+            let is_update = queued.write.condition != Condition::Any;
+            let entry = QueueEntry::new(&queued.write.record, queued.queued_at, is_update);
+            out.either(&entry, || {
+                format!(
+                    "{}\t{}\t{} bytes\tqueued {}",
+                    shown(entry.key),
+                    entry.kind,
+                    entry.bytes,
+                    entry.queued_at
+                )
+            })
+        },
+    )
     .await?;
     Ok(Outcome::Done)
 }
 
-/// Calls `each` with every queued write in queue order, and returns their number.
-pub async fn for_each_write(
-    file: &QueueAdmin,
-    mut each: impl AsyncFnMut(&QueuedWrite) -> Result<(), Failure>,
+/// Calls `each` with every item of the pages in order, and returns the number of items. `next_page` gets the last item so far.
+pub async fn for_each<T>(
+    next_page: impl AsyncFn(Option<&T>) -> threadkeep::Result<Vec<T>>,
+    mut each: impl AsyncFnMut(&T) -> Result<(), Failure>,
 ) -> Result<usize, Failure> {
-    let (mut count, mut page) = (0, file.queued(None).await?);
+    let (mut count, mut page) = (0, next_page(None).await?);
     while let Some(last) = page.last() {
-        for write in &page {
-            each(write).await?;
+        for item in &page {
+            each(item).await?;
         }
         count += page.len();
-        page = file.queued(Some(last)).await?;
-    }
-    Ok(count)
-}
-
-/// Calls `each` with every dead letter in order, and returns their number.
-pub async fn for_each_letter(
-    file: &QueueAdmin,
-    mut each: impl AsyncFnMut(&DeadLetter) -> Result<(), Failure>,
-) -> Result<usize, Failure> {
-    let (mut count, mut page) = (0, file.dead_letters(None).await?);
-    while let Some(last) = page.last() {
-        for letter in &page {
-            each(letter).await?;
-        }
-        count += page.len();
-        page = file.dead_letters(Some(last)).await?;
+        page = next_page(Some(last)).await?;
     }
     Ok(count)
 }
@@ -96,12 +90,15 @@ pub async fn for_each_letter(
 pub async fn export(settings: Builder, export: &Export, out: &mut Output) -> Result<Outcome, Failure> {
     let file = settings.open_queue().await?;
     let mut lines = ExportTarget::open(&export.to, out)?;
-    let writes =
-        for_each_write(&file, async |write| lines.write(&export_line::of_write(write, file.project())?))
-            .await?;
-    let letters = for_each_letter(&file, async |letter| {
-        lines.write(&export_line::of_dead_letter(letter, file.project())?)
-    })
+    let writes = for_each(
+        async |last: Option<&QueuedWrite>| file.queued(last).await,
+        async |write| lines.write(&export_line::of_write(write, file.project())?),
+    )
+    .await?;
+    let letters = for_each(
+        async |last: Option<&DeadLetter>| file.dead_letters(last).await,
+        async |letter| lines.write(&export_line::of_dead_letter(letter, file.project())?),
+    )
     .await?;
     lines.finish()?;
     tell(&format!("exported {writes} queued writes and {letters} dead letters"));

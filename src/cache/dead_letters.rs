@@ -2,8 +2,8 @@
 
 use std::future::IntoFuture;
 
-use crate::cache::Cache;
-use crate::cache::put::BoxFuture;
+use super::Cache;
+use super::put::BoxFuture;
 use crate::error::Result;
 use crate::outage::DeadLetter;
 
@@ -14,7 +14,12 @@ const MAX_PAGE: usize = 1_000;
 ///
 /// ```
 /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-/// println!("{} writes were not stored", cache.dead_letters().await?.len());
+/// let letters = cache.dead_letters().await?;
+/// println!("{} writes were not stored", letters.len());
+/// if let Some(last) = letters.last() {
+///     let next = cache.dead_letters().after(last).await?;
+///     let deleted = cache.delete_dead_letters(last).await?;
+/// }
 /// # Ok(())
 /// # }
 /// ```
@@ -28,48 +33,30 @@ pub struct DeadLetters {
 impl Cache {
     /// Reads the dead letters, oldest first, at most 1,000 for each call.
     ///
-    /// A dead letter is an acknowledged write that the store will not take. Another daemon superseded it,
-    /// or the store rejected the record, or the write was too old. The outage file keeps it until
-    /// [`delete_dead_letters`](Self::delete_dead_letters). A backend without an outage file has none.
+    /// A dead letter is an acknowledged write that the store will not take. Another daemon superseded it, or the store rejected
+    /// the record, or the write was too old. After a power cut, an update may lose against an own write. The outage file keeps
+    /// the dead letter until [`delete_dead_letters`](Self::delete_dead_letters). A backend without an outage file has none.
+    /// See [`DeadLetters`] for an example.
     ///
     /// # Errors
     ///
-    /// When awaited: [`ErrorKind::LocalStorage`](crate::ErrorKind::LocalStorage) if the outage file cannot
-    /// be read. [`ErrorKind::Closed`](crate::ErrorKind::Closed) after a shutdown.
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// let letters = cache.dead_letters().await?;
-    /// if let Some(last) = letters.last() {
-    ///     let next = cache.dead_letters().after(last).await?;
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// When awaited: [`ErrorKind::LocalStorage`](crate::ErrorKind::LocalStorage) if the outage file cannot be read.
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) after a shutdown.
     pub fn dead_letters(&self) -> DeadLetters {
         DeadLetters { cache: self.clone(), after: 0 }
     }
 
     /// Deletes the dead letters up to and including `last`. Returns their number.
     ///
-    /// The queue can use their space again.
+    /// The queue can use their space again. See [`DeadLetters`] for an example.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::LocalStorage`](crate::ErrorKind::LocalStorage) if the outage file cannot be written.
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) after a shutdown.
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// if let Some(last) = cache.dead_letters().await?.last() {
-    ///     println!("{} dead letters deleted", cache.delete_dead_letters(last).await?);
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
     pub async fn delete_dead_letters(&self, last: &DeadLetter) -> Result<usize> {
         self.0.check_not_shut_down()?;
-        match &self.0.file {
+        match &self.0.copies.file {
             Some(file) => {
                 let deleted = file.delete_dead_letters(last.id).await?;
                 // Dead letters count against the limit of the queue, which may have space again.
@@ -82,16 +69,7 @@ impl Cache {
 }
 
 impl DeadLetters {
-    /// Starts after `last`, the last dead letter of an earlier call.
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// if let Some(last) = cache.dead_letters().await?.last() {
-    ///     let next = cache.dead_letters().after(last).await?;
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Starts after `last`, the last dead letter of an earlier call. See [`DeadLetters`] for an example.
     pub fn after(mut self, last: &DeadLetter) -> Self {
         self.after = last.id;
         self
@@ -105,7 +83,7 @@ impl IntoFuture for DeadLetters {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             self.cache.0.check_not_shut_down()?;
-            match &self.cache.0.file {
+            match &self.cache.0.copies.file {
                 Some(file) => file.dead_letters(self.after, MAX_PAGE).await,
                 None => Ok(Vec::new()),
             }

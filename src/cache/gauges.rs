@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::cache::Shared;
 use crate::error::Error;
-use crate::observe::metrics::{ALERT_KINDS, GaugeSet};
+use crate::observe::metrics::GaugeSet;
 
 /// The sampling interval. It is shorter than any usual scrape interval.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -52,13 +52,10 @@ impl Shared {
         gauges.record("threadkeep_replica_limit_bytes", of(|queue| queue.copies_max_bytes));
         let oldest = queue.and_then(|queue| queue.oldest).unwrap_or_default();
         gauges.set("threadkeep_queue_oldest_age_seconds", oldest.as_secs_f64());
-        let offset = self.store.clock().offset();
+        let offset = self.copies.clock.offset();
         gauges.set("threadkeep_clock_offset_seconds", offset as f64 / 1_000.0);
         let alert = self.alert.get().or(health.cause).filter(Error::needs_operator);
         let alerts = [alert, self.store.fault(), self.file_fault()];
-        let alerts = alerts.map(|alert| alert.map(|alert| alert.kind().as_str()));
-        for kind in ALERT_KINDS {
-            gauges.record_alert(kind, alerts.contains(&Some(*kind)));
-        }
+        gauges.record_alerts(&alerts.iter().flatten().collect::<Vec<_>>());
     }
 }

@@ -9,6 +9,17 @@ use crate::error::{Error, ErrorKind};
 use crate::resilience::breaker::{Breaker, BreakerState};
 
 /// The health of the cache, its store and its outage file, from [`Cache::health`].
+///
+/// ```
+/// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+/// let health = cache.health();
+/// println!("{} conversations in memory, breaker {:?}", health.conversations, health.breaker);
+/// if !health.is_available() {
+///     println!("an outage: {:?}; the cache takes writes: {}", health.cause, health.can_write().is_ok());
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Health {
@@ -53,8 +64,8 @@ pub struct QueueHealth {
     pub max_bytes: u64,
     /// The age of the oldest queued write.
     pub oldest: Option<Duration>,
-    /// The number of queued writes that failed alone, again and again. Replay retries them more and more
-    /// rarely; they delay no other write.
+    /// The number of queued writes that failed alone, again and again. Replay retries them more and more rarely; they delay no
+    /// other write.
     pub parked: u64,
     /// The number of dead letters: acknowledged writes that the store will not take.
     pub dead_letters: u64,
@@ -68,9 +79,8 @@ pub struct QueueHealth {
     pub copies_max_bytes: u64,
     /// The reason why the queue takes no write, if it takes none.
     ///
-    /// The queue is full, or the outage file cannot be written, or the setting rejects writes in an outage.
-    /// An error of the last write ends with the next queued write, or after one interval of the
-    /// maintenance.
+    /// The queue is full, or the outage file cannot be written, or the setting rejects writes in an outage. An error of the
+    /// last write ends with the next queued write, or after one interval of the maintenance.
     pub refusal: Option<Error>,
     /// The fault of the outage file, until it works again: the file was deleted, or its disk is full.
     ///
@@ -79,37 +89,21 @@ pub struct QueueHealth {
 }
 
 impl Health {
-    /// Returns true if the store works, as far as the cache knows.
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// if !cache.health().is_available() {
-    ///     println!("an outage: {:?}", cache.health().cause);
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Returns true if the store works, as far as the cache knows. See [`Health`] for an example.
     pub fn is_available(&self) -> bool {
         self.is_available
     }
 
     /// Checks whether the cache can keep a write now, in the store or in the queue.
     ///
-    /// A readiness check uses this. A daemon with a working queue is ready during an outage. The check
-    /// contacts nothing.
+    /// A readiness check uses this. A daemon with a working queue is ready during an outage. The check contacts nothing.
+    /// See [`Health`] for an example.
     ///
     /// # Errors
     ///
-    /// The reason why neither takes writes: [`QueueFull`](ErrorKind::QueueFull) or
-    /// [`LocalStorage`](ErrorKind::LocalStorage) from the queue, [`Unavailable`](ErrorKind::Unavailable) if
-    /// the setting rejects writes in an outage. Without an outage file, the [cause](Self::cause).
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// let is_ready = cache.health().can_write().is_ok();
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// The reason why neither takes writes: [`QueueFull`](ErrorKind::QueueFull) or [`LocalStorage`](ErrorKind::LocalStorage)
+    /// from the queue, [`Unavailable`](ErrorKind::Unavailable) if the setting rejects writes in an outage. Without an outage
+    /// file, the [cause](Self::cause).
     pub fn can_write(&self) -> Result<(), Error> {
         if self.is_available() {
             return Ok(());
@@ -124,14 +118,7 @@ impl Health {
 
 impl Cache {
     /// Returns the health of the cache, its store and its outage file. It contacts nothing.
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// let health = cache.health();
-    /// println!("{} conversations in memory, breaker {:?}", health.conversations, health.breaker);
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// See [`Health`] for an example.
     pub fn health(&self) -> Health {
         self.0.health()
     }
@@ -145,7 +132,7 @@ impl Shared {
         let outage = breaker.filter(|_| is_circuit_open).and_then(Breaker::cause);
         let cause = outage.or_else(|| self.alert.get()).or_else(|| self.store.fault());
         let is_available = !is_circuit_open && cause.is_none();
-        let (conversations, bytes) = self.memory.size();
+        let (conversations, bytes) = self.copies.memory.size();
         let max_bytes = self.limits.memory_bytes;
         Health {
             backend: self.backend,
@@ -162,18 +149,16 @@ impl Shared {
 
     /// Returns the health of the outage file, if there is one.
     fn queue_health(&self) -> Option<QueueHealth> {
-        let file = self.file.as_ref()?;
-        let (usage, limits) = (file.usage(), file.limits());
-        // The outage file acknowledges a write before the index does. The larger count includes both.
-        let records = usage.queue.records.max(self.queue_index.len() as u64);
+        let file = self.copies.file.as_ref()?;
+        let (usage, limits, queue) = (file.usage(), file.limits(), *file.queue().borrow());
         Some(QueueHealth {
             path: file.path().to_owned(),
-            records,
-            bytes: usage.queue.bytes,
+            records: queue.rows,
+            bytes: queue.bytes,
             max_bytes: limits.queue,
-            oldest: self.queue_index.oldest(),
-            // Replay forgets a parked write only at its next turn, so the index may count too many.
-            parked: records.min(self.queue_index.parked() as u64),
+            oldest: queue.oldest.map(|oldest| self.copies.clock.now().since(oldest)),
+            // Replay forgets a parked write only at its next turn, so it may count too many.
+            parked: queue.rows.min(queue.parked),
             dead_letters: usage.dead_letters.records,
             dead_letters_bytes: usage.dead_letters.bytes,
             copies: usage.replica.records,
@@ -193,6 +178,6 @@ impl Shared {
 
     /// Returns the fault of the outage file.
     pub(super) fn file_fault(&self) -> Option<Error> {
-        self.file.as_ref().and_then(|file| file.fault())
+        self.copies.file.as_ref().and_then(|file| file.fault())
     }
 }

@@ -3,17 +3,17 @@
 use std::future::IntoFuture;
 use std::sync::Arc;
 
-use crate::cache::memory::Admission;
-use crate::cache::page_size::PageSizer;
-use crate::cache::put::BoxFuture;
-use crate::cache::{Access, Cache, Conversation};
+use super::memory::Admission;
+use super::page_size::PageSizer;
+use super::put::BoxFuture;
+use super::{Access, Cache, Conversation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::key::{Key, user};
-use crate::model::moment::Moment;
+use crate::model::outcome::Freshness;
 use crate::model::version::Version;
 use crate::outage::CopyRank;
 use crate::resilience::tasks;
-use crate::store::{ListPage, ListRequest};
+use crate::store::ListRequest;
 
 const DEFAULT_LIMIT: usize = 100;
 /// The limit on conversations of one call to the store.
@@ -23,7 +23,10 @@ const MAX_PAGE: usize = 500;
 ///
 /// ```
 /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-/// let newest = cache.list("u1").limit(20).await?;
+/// let first = cache.list("u1").limit(20).await?;
+/// if let Some(last) = first.last() {
+///     let second = cache.list("u1").limit(20).after(last).await?;
+/// }
 /// # Ok(())
 /// # }
 /// ```
@@ -39,57 +42,29 @@ pub struct List {
 impl Cache {
     /// Lists the live conversations of a user, newest first, from the store.
     ///
-    /// Without a limit, it returns the first 100. The conversations enter memory only while half of memory
-    /// is free. So a list call evicts no conversation in use.
+    /// Without a limit, it returns the first 100. The conversations enter memory only while half of memory is free. So a list
+    /// call evicts no conversation in use. See [`List`] for an example.
     ///
     /// # Errors
     ///
     /// When awaited: [`Invalid`](crate::ErrorKind::Invalid) if `user_id` is not a valid user id.
-    /// [`Unavailable`](crate::ErrorKind::Unavailable) in an outage, because a list from memory would be
-    /// incomplete. [`Overloaded`](crate::ErrorKind::Overloaded),
-    /// [`Unauthorized`](crate::ErrorKind::Unauthorized),
-    /// [`SchemaOutdated`](crate::ErrorKind::SchemaOutdated),
-    /// [`LocalStorage`](crate::ErrorKind::LocalStorage) and [`Closed`](crate::ErrorKind::Closed) as for
-    /// [`get`](Self::get).
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// for conversation in cache.list("u1").await? {
-    ///     println!("{}", conversation.key());
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) in an outage, because a list from memory would be incomplete.
+    /// [`Overloaded`](crate::ErrorKind::Overloaded), [`Unauthorized`](crate::ErrorKind::Unauthorized),
+    /// [`SchemaOutdated`](crate::ErrorKind::SchemaOutdated), [`LocalStorage`](crate::ErrorKind::LocalStorage) and
+    /// [`Closed`](crate::ErrorKind::Closed) as for [`get`](Self::get).
     pub fn list(&self, user_id: impl AsRef<str>) -> List {
         List { cache: self.clone(), user: user(user_id.as_ref()), limit: DEFAULT_LIMIT, after: None }
     }
 }
 
 impl List {
-    /// Limits the number of conversations. The default is 100.
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// let newest = cache.list("u1").limit(20).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Limits the number of conversations. The default is 100. See [`List`] for an example.
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = limit;
         self
     }
 
-    /// Starts after `last`, the last conversation of an earlier list.
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// let first = cache.list("u1").limit(20).await?;
-    /// if let Some(last) = first.last() {
-    ///     let second = cache.list("u1").limit(20).after(last).await?;
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Starts after `last`, the last conversation of an earlier list. See [`List`] for an example.
     pub fn after(mut self, last: &Conversation) -> Self {
         self.after = Some((last.version(), last.key().clone()));
         self
@@ -144,22 +119,21 @@ impl Cache {
     ) -> Result<Option<(Version, Key)>> {
         let shared = &self.0;
         shared.check_breaker()?;
-        let (token, requested_at) = (shared.floors.token(), Moment::now());
+        let copies = Arc::clone(&shared.copies);
         let (store, request) = (Arc::clone(&shared.store), page.clone());
-        let response = tasks::run(async move { store.list(&request).await }).await;
-        let ListPage { records, is_last } = shared.note(Access::Read, response?)?;
-        let end = records.last().map(|record| (record.version, record.key.clone()));
-        let records: Vec<_> = records.into_iter().map(Arc::new).collect();
-        // The replica first promotes listed copies that a caller has read. So this list does not displace
-        // them.
-        shared.save_first_reads().await;
-        // The oldest come first, because the replica drops the copies that were written first.
-        shared.save_copies(records.iter().rev().cloned(), &token, requested_at, CopyRank::Listed).await;
-        let admissions = shared.memory.admit_listed(&records, &token, requested_at);
-        for (record, admission) in records.iter().zip(admissions) {
+        let listed = tasks::run(async move { copies.observe(&copies.begin(), store.list(&request)).await });
+        let listed = shared.note(Access::Read, listed.await?)?;
+        let is_last = listed.value.is_last;
+        let listed = listed.map(|page| page.records.into_iter().map(Arc::new).collect::<Vec<_>>());
+        let end = listed.value.last().map(|record| (record.version, record.key.clone()));
+        // Copies that a caller has read are promoted first, so that this list does not displace them.
+        shared.copies.save_first_reads().await;
+        let listed = shared.copies.persist(listed, CopyRank::Listed).await;
+        let admissions = shared.copies.admit_listed(&listed, listed.value());
+        for (record, admission) in listed.value().iter().zip(admissions) {
             let key = &record.key;
             if let Admission::Cached(entry) = admission {
-                found.extend(shared.is_live(&entry).then(|| Conversation::fresh(entry)));
+                found.extend(shared.is_live(&entry).then(|| Conversation::new(entry, Freshness::Fresh)));
             } else {
                 // A newer version exists, which may belong to another user or be a tombstone.
                 let current = self.get(key.as_str()).await?;

@@ -1,5 +1,4 @@
-//! Maintenance: a background task reports access times, purges expired records, and shrinks the outage
-//! file.
+//! Maintenance: a background task reports access times, purges expired records, and shrinks the outage file.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -20,8 +19,8 @@ const MAX_PURGE_CALLS: usize = 1_000;
 /// Each wait is a random 75 to 100 % of the interval, so that many daemons do not run in step.
 pub(super) async fn run(cache: Weak<Shared>, interval: Duration) {
     loop {
-        // The timer does not count a sleep of the machine. After a jump of the clock the maintenance runs
-        // at once: its calls to the store also correct the clock.
+        // The timer does not count a sleep of the machine. After a jump of the clock the maintenance runs at once: its calls to
+        // the store also correct the clock.
         let Some(clock) = cache.upgrade().map(|cache| Arc::clone(cache.store.clock())) else { return };
         let mut next_run = std::pin::pin!(async {
             tokio::select! {
@@ -43,32 +42,32 @@ pub(super) async fn run(cache: Weak<Shared>, interval: Duration) {
         }
         let Some(cache) = cache.upgrade() else { return };
         cache.flush_access_times().await;
-        cache.save_first_reads().await;
+        cache.copies.save_first_reads().await;
         cache.purge().await;
         cache.vacuum().await;
     }
 }
 
 impl Shared {
-    /// Probes the store, or checks the outage file, if the last call showed a fault. Without traffic, no
-    /// other call would show its end.
+    /// Probes the store, or checks the outage file, if the last call showed a fault. Without traffic, no other call would show
+    /// its end.
     async fn recheck(&self) {
         let has_fault = self.alert.get().is_some() || self.store.fault().is_some();
         if has_fault && self.is_breaker_closed() {
             self.note(Access::Probe, self.store.probe().await).ok();
         }
-        if let Some(file) = self.file.as_ref().filter(|file| file.fault().is_some())
+        if let Some(file) = self.copies.file.as_ref().filter(|file| file.fault().is_some())
             && let Err(error) = file.check_working().await
         {
             tracing::debug!(%error, "the outage file still has a fault");
         }
     }
 
-    /// Reports the conversations that callers read since the last report. A report that fails is dropped:
-    /// access times are hints.
+    /// Reports the conversations that callers read since the last report. A report that fails is dropped: access times are
+    /// hints.
     pub(super) async fn flush_access_times(&self) {
         // The scan visits all of memory, so it runs on a blocking thread.
-        let memory = Arc::clone(&self.memory);
+        let memory = Arc::clone(&self.copies.memory);
         let accessed = blocking::unblock(move || memory.drain_accessed()).await.unwrap_or_default();
         for keys in accessed.chunks(MAX_BATCH) {
             if !self.is_breaker_closed() {
@@ -82,7 +81,7 @@ impl Shared {
 
     /// Returns the space of replayed writes to the disk, and erases deleted contents.
     async fn vacuum(&self) {
-        let Some(file) = &self.file else { return };
+        let Some(file) = &self.copies.file else { return };
         match file.vacuum().await {
             // The file may take writes again. The next enqueue shows it.
             Ok(()) => *self.last_enqueue_error() = None,

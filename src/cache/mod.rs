@@ -1,26 +1,27 @@
 //! The cache: the handle that a daemon holds.
 //!
-//! Each operation has a file: `get`, `put`, `write` (the write path), `update`, `list`. `memory` holds
-//! conversations, `outage` talks to the outage file.
+//! Each operation has a file: `read` (get, and the base of an update), `put`, `update`, `write` (the write path), `list`.
+//! `key_state` decides what memory knows of a conversation, `memory` drives it, and `copies` holds the order of file and
+//! memory.
 
+mod active;
 pub(crate) mod conversation;
+mod copies;
 mod dead_letters;
 mod gauges;
-mod get;
 pub(crate) mod health;
 mod key_lock;
+mod key_state;
 pub(crate) mod list;
 mod maintenance;
-pub(crate) mod memory;
-mod outage;
+mod memory;
 mod page_size;
 mod put;
-mod read_token;
+mod read;
 mod single_flight;
 mod update;
 pub(crate) mod warmup;
 mod write;
-mod write_progress;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -30,20 +31,20 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 
-use crate::cache::memory::{Admission, MemoryCache};
-use crate::cache::read_token::VersionFloors;
-use crate::cache::single_flight::SingleFlight;
-use crate::cache::warmup::{Warmer, WarmupProgress};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::writer::WriterId;
 use crate::observe::alert::{Access, OperatorAlert};
 use crate::observe::metrics::Metrics;
-use crate::outage::IndexEntry;
+use crate::outage::QueuedKey;
 use crate::outage::file::OutageFile;
-use crate::outage::index::QueueIndex;
 use crate::outage::replay::Replayer;
 use crate::resilience::breaker::BreakerState;
 use crate::resilience::tasks;
 use crate::store::Store;
+use copies::Copies;
+use memory::{Admission, MemoryCache};
+use single_flight::SingleFlight;
+use warmup::{Warmer, WarmupProgress, WarmupState};
 
 pub use conversation::Conversation;
 pub use dead_letters::DeadLetters;
@@ -53,9 +54,8 @@ pub use update::Update;
 
 /// A cache of conversations over a store. Clone the handle freely, and use it from any task.
 ///
-/// Memory answers reads. A write reaches the store, or the queue on the local disk, before the cache
-/// acknowledges it. All futures are cancel-safe: the cache completes the work of a caller that has gone,
-/// and updates memory.
+/// Memory answers reads. A write reaches the store, or the queue on the local disk, before the cache acknowledges it. All
+/// futures are cancel-safe: the cache completes the work of a caller that has gone, and updates memory.
 ///
 /// ```
 /// use threadkeep::Cache;
@@ -72,7 +72,7 @@ pub use update::Update;
 pub struct Cache(Arc<Shared>);
 
 /// The limits of a cache.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Limits {
     /// The time to live of a write that sets none.
     pub(crate) ttl: Duration,
@@ -95,9 +95,10 @@ pub(crate) struct Limits {
 }
 
 /// The treatment of a write during an outage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnOutage {
     /// The cache queues the write on the local disk, and answers [`Queued`](crate::WriteOutcome::Queued).
+    #[default]
     Queue,
     /// The cache returns an error.
     Reject,
@@ -106,17 +107,17 @@ pub enum OnOutage {
 struct Shared {
     backend: &'static str,
     store: Arc<dyn Store>,
+    /// The writer of all writes of this handle.
+    writer: WriterId,
     limits: Limits,
-    memory: Arc<MemoryCache>,
-    /// The outage file, if the backend has one.
-    file: Option<Arc<OutageFile>>,
-    queue_index: Arc<QueueIndex>,
-    replay: Option<AbortHandle>,
-    warming: AbortHandle,
+    copies: Arc<Copies>,
+    /// Replay, clock sync and warm-up. They use the outage file, so they end before it is closed.
+    file_tasks: Vec<AbortHandle>,
     warmup: watch::Receiver<WarmupProgress>,
-    floors: VersionFloors,
     single_flight: SingleFlight<Result<Admission>>,
     key_locks: key_lock::KeyLocks,
+    /// Admits one probe at a time that syncs the clock.
+    clock_probe: tokio::sync::Mutex<()>,
     /// Permits for writes in flight, one for each KiB.
     write_budget: Arc<Semaphore>,
     /// The number of writes in flight. `shutdown` waits until it is zero.
@@ -151,48 +152,33 @@ impl Cache {
         store: Arc<dyn Store>,
         backend: &'static str,
         limits: Limits,
-        file: Option<(OutageFile, Vec<IndexEntry>)>,
+        file: Option<(OutageFile, Vec<QueuedKey>)>,
     ) -> Self {
-        let floors = VersionFloors::default();
-        let clock = Arc::clone(store.clock());
-        let (file, waiting) = file.map(|(file, waiting)| (Arc::new(file), waiting)).unzip();
-        let queue_index = Arc::new(QueueIndex::new(waiting.unwrap_or_default(), Arc::clone(&clock)));
-        let metrics = Metrics::new();
-        let memory = Arc::new(MemoryCache::new(
-            limits.memory_bytes,
-            limits.fresh_for,
-            floors.clone(),
-            Arc::clone(&queue_index),
-            clock,
-            metrics.evictions.clone(),
-        ));
+        let (clock, metrics) = (Arc::clone(store.clock()), Metrics::new());
+        let (memory_bytes, evictions) = (limits.memory_bytes, metrics.evictions.clone());
+        let memory =
+            Arc::new(MemoryCache::new(memory_bytes, limits.fresh_for, Arc::clone(&clock), evictions));
         let alert = Arc::<OperatorAlert>::default();
-        let replay = file.as_ref().map(|file| {
-            let (store, file, observer) = (Arc::clone(&store), Arc::clone(file), Arc::clone(&memory) as _);
-            let replay = Replayer::new(store, file, observer, Arc::clone(&queue_index), Arc::clone(&alert));
-            tasks::spawn_for_good(replay.run()).abort_handle()
-        });
+        let (file, mut file_tasks) = file.map(|file| start_file(file, &store, &memory, &alert)).unzip();
+        let writer = file.as_ref().map_or_else(WriterId::random, |file| file.writer());
+        let copies = Arc::new(Copies { memory, file, clock });
         let (progress, warmup) = watch::channel(WarmupProgress::default());
         let warmer = Warmer {
             store: Arc::clone(&store),
-            file: file.clone(),
-            memory: Arc::clone(&memory),
-            floors: floors.clone(),
+            copies: Arc::clone(&copies),
             max_count: limits.warmup_limit,
             max_bytes: limits.memory_bytes / 2,
             progress,
         };
-        let warming = tasks::spawn_for_good(warmer.run()).abort_handle();
+        file_tasks.get_or_insert_default().push(tasks::spawn_for_good(warmer.run()).abort_handle());
         let shared = Arc::new(Shared {
             backend,
             store,
-            memory,
-            file,
-            queue_index,
-            replay,
-            warming,
+            writer,
+            copies,
+            file_tasks: file_tasks.unwrap_or_default(),
             warmup,
-            floors,
+            clock_probe: tokio::sync::Mutex::default(),
             single_flight: SingleFlight::default(),
             key_locks: key_lock::KeyLocks::default(),
             write_budget: Arc::new(Semaphore::new(limits.in_flight_bytes / write::KIB)),
@@ -203,15 +189,15 @@ impl Cache {
             metrics,
             limits,
         });
+        shared.set_soft_timeout_of_breaker();
         shared.spawn_sampling_and_maintenance();
         Self(shared)
     }
 
     /// Waits until the warm-up has loaded the newest conversations into memory.
     ///
-    /// The warm-up reads them from the store, or in an outage from the local disk. A daemon need not wait:
-    /// `get` loads a conversation that is not in memory yet. The backends `local` and `memory` have no
-    /// warm-up, so this returns at once.
+    /// The warm-up reads them from the store, or in an outage from the local disk. A daemon need not wait: `get` loads a
+    /// conversation that is not in memory yet. The backends `local` and `memory` have no warm-up, so this returns at once.
     ///
     /// # Errors
     ///
@@ -226,16 +212,15 @@ impl Cache {
     /// ```
     pub async fn warm(&self) -> Result<WarmupProgress> {
         let mut progress = self.0.warmup.clone();
-        let warmup = progress.wait_for(|progress| progress.is_done).await;
+        let warmup = progress.wait_for(|progress| progress.state != WarmupState::Running).await;
         warmup.map(|warmup| *warmup).map_err(|_| closed())
     }
 
     /// Shuts the cache down within `deadline`.
     ///
-    /// The cache accepts no more calls. It waits for the writes in flight and, if the store is reachable,
-    /// until the queue is empty. The outage file keeps the rest of the queue for the next start. Then
-    /// another process can open the file. Later calls, and writes that the store takes after the deadline,
-    /// get [`ErrorKind::Closed`].
+    /// The cache accepts no more calls. It waits for the writes in flight and, if the store is reachable, until the queue is
+    /// empty. The outage file keeps the rest of the queue for the next start. Then another process can open the file. Later
+    /// calls, and writes that the store takes after the deadline, get [`ErrorKind::Closed`].
     ///
     /// # Errors
     ///
@@ -266,7 +251,7 @@ impl Cache {
         self.0.close_outage_file().await;
         // Callers on a runtime with one thread get their results before this returns.
         tokio::task::yield_now().await;
-        Ok(ShutdownReport { unfinished, still_queued: self.0.queue_index.len() })
+        Ok(ShutdownReport { unfinished, still_queued: self.0.queued() })
     }
 
     /// Records the failure of the first contact with the store as an operator alert.
@@ -288,8 +273,33 @@ impl Cache {
     /// ```
     #[cfg(feature = "testing")]
     pub fn evict(&self, key: impl AsRef<str>) -> Result<()> {
-        self.0.memory.evict(&crate::model::key::Key::new(key)?);
+        self.0.copies.memory.tell(&crate::model::key::Key::new(key)?, key_state::Event::Evicted);
         Ok(())
+    }
+}
+
+/// Restores the queued writes of an earlier process, and starts replay and clock sync.
+fn start_file(
+    (file, queued): (OutageFile, Vec<QueuedKey>),
+    store: &Arc<dyn Store>,
+    memory: &Arc<MemoryCache>,
+    alert: &Arc<OperatorAlert>,
+) -> (Arc<OutageFile>, Vec<AbortHandle>) {
+    queued.iter().for_each(|queued| memory.resume(queued));
+    file.set_observer(Arc::clone(memory) as _);
+    let file = Arc::new(file);
+    let clock_sync = tasks::spawn_for_good(Arc::clone(&file).run_clock_sync());
+    let replay = Replayer::new(Arc::clone(store), Arc::clone(&file), Arc::clone(alert));
+    let replay = tasks::spawn_for_good(replay.run());
+    (file, vec![clock_sync.abort_handle(), replay.abort_handle()])
+}
+
+/// Returns the result of `work`, or `None` after `span` (I12).
+async fn within<T>(span: Duration, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = tokio::time::sleep(span) => None,
     }
 }
 
@@ -299,8 +309,7 @@ fn closed() -> Error {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.replay.iter().for_each(AbortHandle::abort);
-        self.warming.abort();
+        self.file_tasks.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -309,6 +318,13 @@ impl Shared {
         tasks::spawn_for_good(gauges::run(self));
         let interval = self.limits.maintenance_interval;
         tasks::spawn_for_good(maintenance::run(Arc::downgrade(self), interval));
+    }
+
+    /// Tells the breaker from which time on a call counts as slow.
+    fn set_soft_timeout_of_breaker(&self) {
+        if let Some(breaker) = self.store.breaker() {
+            breaker.set_soft_timeout(self.limits.soft_timeout);
+        }
     }
 
     fn check_not_shut_down(&self) -> Result<()> {
@@ -332,5 +348,36 @@ impl Shared {
 
     fn is_breaker_closed(&self) -> bool {
         self.store.breaker().is_none_or(|breaker| breaker.state() == BreakerState::Closed)
+    }
+
+    /// Returns the number of queued writes.
+    fn queued(&self) -> usize {
+        let rows = self.copies.file.as_ref().map_or(0, |file| file.queue().borrow().rows);
+        usize::try_from(rows).unwrap_or(usize::MAX)
+    }
+
+    /// Waits until the queue is empty, or until the store is unreachable. If the queue has writes, a probe finds that out
+    /// first.
+    async fn drain(&self) {
+        let (Some(file), true) = (&self.copies.file, self.queued() > 0) else { return };
+        let mut changes = file.queue();
+        let emptied = async { while self.queued() > 0 && changes.changed().await.is_ok() {} };
+        let Some(breaker) = self.store.breaker() else { return emptied.await };
+        if breaker.probe_now().await {
+            tokio::select! {
+                () = emptied => {}
+                () = breaker.wait_open() => {}
+            }
+        }
+    }
+
+    /// Stops replay and warm-up, and closes the outage file for other processes to open.
+    async fn close_outage_file(&self) {
+        self.file_tasks.iter().for_each(AbortHandle::abort);
+        if let Some(file) = &self.copies.file
+            && let Err(error) = file.close().await
+        {
+            tracing::warn!(%error, "cannot close the outage file; the next start reads its log again");
+        }
     }
 }

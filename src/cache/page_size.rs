@@ -3,8 +3,8 @@
 use crate::error::{Error, Result};
 use crate::store::Store;
 
-/// Adapts the page size to the store. A page that fails in time is requested again with half the size.
-/// After some successes, the size doubles.
+/// Adapts the page size to the store. A page that fails in time is requested again with half the size. After some successes,
+/// the size doubles.
 #[derive(Debug)]
 pub(crate) struct PageSizer {
     size: usize,
@@ -51,8 +51,7 @@ impl PageSizer {
     }
 }
 
-/// Returns true if the store answers, as its breaker knows or its probe finds out. A store without a
-/// breaker counts as working.
+/// Returns true if the store answers, as its breaker knows or its probe finds out. A store without a breaker counts as working.
 async fn answers_probe(store: &dyn Store) -> bool {
     match store.breaker() {
         Some(breaker) => breaker.probe_now().await,

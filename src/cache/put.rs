@@ -37,14 +37,24 @@ pub(super) struct PendingWrite {
     pub(super) key: Key,
     pub(super) value: Option<Json>,
     pub(super) options: Options,
-    pub(super) if_version: Option<Version>,
+    pub(super) base: Option<Base>,
+}
+
+/// The value that an update goes on from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Base {
+    pub(super) version: Version,
+    /// The number of clock syncs before the read. A later one may have given a queued write another version.
+    pub(super) syncs: u64,
 }
 
 /// A put call of [`Cache::put`]. Await it, or spawn its [`IntoFuture`].
 ///
 /// ```
 /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-/// let outcome = cache.put("thread-1", "hello").user("u1").await?;
+/// # use std::time::Duration;
+/// let put = cache.put("thread-1", "hello");
+/// let outcome = put.ttl(Duration::from_secs(3600)).user("u1").metadata(&["archived"]).await?;
 /// # Ok(())
 /// # }
 /// ```
@@ -74,11 +84,11 @@ impl Cache {
     /// Stores a conversation under a thread id, and replaces the present one.
     ///
     /// The value is any type that serde can write as JSON. A `&RawValue` is stored as it is.
-    /// [`Conversation::json`](super::Conversation::json) describes the effect of `jsonb` on the text.
-    /// Without options, the conversation gets the default time to live, no user, and the metadata `{}`.
+    /// [`Conversation::json`](super::Conversation::json) describes the effect of `jsonb` on the text. Without options, the
+    /// conversation gets the default time to live, no user, and the metadata `{}`.
     ///
-    /// The call returns as soon as the store, or in an outage the local disk, keeps the write. If the
-    /// caller goes, the cache completes the write.
+    /// The call returns as soon as the store, or in an outage the local disk, keeps the write. If the caller goes, the cache
+    /// completes the write.
     ///
     /// # Errors
     ///
@@ -94,8 +104,8 @@ impl Cache {
     /// * [`ErrorKind::LocalStorage`] if the disk fails.
     /// * [`ErrorKind::Closed`] after a shutdown.
     ///
-    /// If [`outcome_unknown`](Error::outcome_unknown) is true, the store may hold the write nevertheless.
-    /// Memory then holds no value of the conversation.
+    /// If [`outcome_unknown`](Error::outcome_unknown) is true, the store may hold the write nevertheless. Memory then holds no
+    /// value of the conversation.
     ///
     /// ```
     /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
@@ -135,37 +145,18 @@ impl Cache {
 
 impl Put {
     /// Sets the time to live, from this call on. The default is the setting `CONVERSATION_TIMEOUT_HOURS`.
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// let outcome = cache.put("thread-1", "hello").ttl(std::time::Duration::from_secs(3600)).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// See [`Put`] for an example.
     pub fn ttl(self, ttl: Duration) -> Self {
         self.with(|options| options.set_ttl(ttl))
     }
 
     /// Sets the user of the conversation. [`Cache::list`] finds conversations by their user.
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// let outcome = cache.put("thread-1", "hello").user("u1").await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// See [`Put`] for an example.
     pub fn user(self, id: impl AsRef<str>) -> Self {
         self.with(|options| options.set_user(id.as_ref()))
     }
 
-    /// Sets the metadata of the conversation, as JSON.
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// let outcome = cache.put("thread-1", "hello").metadata(&["archived"]).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Sets the metadata of the conversation, as JSON. See [`Put`] for an example.
     pub fn metadata<T: Serialize + ?Sized>(self, metadata: &T) -> Self {
         self.with(|options| options.set_metadata(metadata))
     }
@@ -227,7 +218,7 @@ impl Options {
 
 impl PendingWrite {
     fn new(key: Key, value: Option<Json>) -> Self {
-        Self { key, value, options: Options::default(), if_version: None }
+        Self { key, value, options: Options::default(), base: None }
     }
 
     /// Creates the record. The time to live starts at the call; a tombstone expires at once.

@@ -10,8 +10,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::Instrument;
 
-use crate::cache::put::{Options, PendingWrite};
-use crate::cache::{Cache, Conversation};
+use super::put::{Base, Options, PendingWrite};
+use super::read::ReadPolicy;
+use super::{Cache, Conversation, Shared, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::json::{Json, PreservedDigits};
 use crate::model::key::Key;
@@ -27,8 +28,9 @@ const MAX_PAUSE: Duration = Duration::from_millis(500);
 ///
 /// ```
 /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-/// let clear = |_: Option<Vec<String>>| Ok(Some(vec!["hello".to_owned()]));
-/// let outcome = cache.update("thread-1", clear).user("u1").await?;
+/// # use std::time::Duration;
+/// let update = cache.update("thread-1", |_: Option<Vec<String>>| Ok(Some(vec!["hello".to_owned()])));
+/// let outcome = update.ttl(Duration::from_secs(3600)).user("u1").metadata(&["archived"]).await?;
 /// # Ok(())
 /// # }
 /// ```
@@ -44,25 +46,23 @@ pub struct Update<'a, T, F> {
 impl Cache {
     /// Changes a conversation by a function of its present value.
     ///
-    /// `change` gets the present value, or `None` if the conversation does not exist. It returns the next
-    /// value, or `None` to remove the conversation. The update calls `change` again after each conflict, so
-    /// `change` must have no other effect. The update loses no change of another writer. It also recognises
-    /// its own change after a lost response.
+    /// `change` gets the present value, or `None` if the conversation does not exist. It returns the next value, or `None` to
+    /// remove the conversation. The update calls `change` again after each conflict, so `change` must have no other effect. The
+    /// update loses no change of another writer. It also recognises its own change after a lost response.
     ///
-    /// A number that `change` leaves alone keeps its digits, even if `T` cannot hold them. An integer
-    /// beyond 64 bits survives a `Value`. A field that `T` does not know is not in the next value.
+    /// A number that `change` leaves alone keeps its digits, even if `T` cannot hold them. An integer beyond 64 bits survives a
+    /// `Value`. A field that `T` does not know is not in the next value.
     ///
     /// User and metadata stay unless the update sets them. The time to live starts again.
     ///
-    /// In an outage, `change` gets the stale fallback (queue, memory or replica), and the cache queues the
-    /// next value. If another daemon has changed the conversation since, the store keeps that change. The
-    /// queued update then becomes a [dead letter](Self::dead_letters).
+    /// In an outage, `change` gets the stale fallback (queue, memory or replica), and the cache queues the next value. If
+    /// another daemon has changed the conversation since, the store keeps that change. The queued update then becomes a [dead
+    /// letter](Self::dead_letters).
     ///
     /// # Errors
     ///
-    /// When awaited: the error that `change` returns. [`ErrorKind::Conflict`] if other writers were faster
-    /// in all attempts. [`ErrorKind::Decode`] if the stored JSON is not a `T`. All errors of
-    /// [`put`](Self::put).
+    /// When awaited: the error that `change` returns. [`ErrorKind::Conflict`] if other writers were faster in all attempts.
+    /// [`ErrorKind::Decode`] if the stored JSON is not a `T`. All errors of [`put`](Self::put).
     ///
     /// ```
     /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
@@ -87,41 +87,18 @@ impl Cache {
 }
 
 impl<T, F> Update<'_, T, F> {
-    /// Sets the time to live of the next value.
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// let keep = |current: Option<Vec<String>>| Ok(current);
-    /// let outcome = cache.update("thread-1", keep).ttl(std::time::Duration::from_secs(3600)).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Sets the time to live of the next value. See [`Update`] for an example.
     pub fn ttl(self, ttl: Duration) -> Self {
         self.with(|options| options.set_ttl(ttl))
     }
 
     /// Sets the user of the conversation. [`Cache::list`] finds conversations by their user.
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// let keep = |current: Option<Vec<String>>| Ok(current);
-    /// let outcome = cache.update("thread-1", keep).user("u1").await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// See [`Update`] for an example.
     pub fn user(self, id: impl AsRef<str>) -> Self {
         self.with(|options| options.set_user(id.as_ref()))
     }
 
-    /// Sets the metadata of the conversation, as JSON.
-    ///
-    /// ```
-    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
-    /// let keep = |current: Option<Vec<String>>| Ok(current);
-    /// let outcome = cache.update("thread-1", keep).metadata(&["archived"]).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Sets the metadata of the conversation, as JSON. See [`Update`] for an example.
     pub fn metadata<M: Serialize + ?Sized>(self, metadata: &M) -> Self {
         self.with(|options| options.set_metadata(metadata))
     }
@@ -167,27 +144,27 @@ async fn update(
 ) -> Result<WriteOutcome> {
     let shared = &cache.0;
     shared.check_not_shut_down()?;
-    // Each write shares the guard, so the lock outlives a cancelled caller until the outcome is known.
-    let key_lock = Arc::new(shared.key_locks.acquire(key).await);
+    // Each write shares the guard, so the lock outlives a cancelled caller until the outcome is known (C1).
+    let key_lock = Arc::new(shared.key_locks.hold_alone(key).await?);
     // An update of a queued write can only be queued. After this wait it may go to the store.
     shared.wait_for_queue(key).await;
-    let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
-    for attempt in 0..MAX_ATTEMPTS {
-        // After a conflict, memory may hold the version that lost. So a later attempt loads, and reads memory only
-        // as the stale fallback or after a newer version has entered it.
-        let (found, version) = shared.read_for_update(key, attempt == 0).await?;
+    let (mut policy, mut backoff) = (ReadPolicy::Update, Backoff::new(MIN_PAUSE, MAX_PAUSE));
+    for _ in 0..MAX_ATTEMPTS {
+        let syncs = shared.clock_syncs();
+        let (found, version) = shared.read(key, policy).await?;
+        policy = ReadPolicy::UpdateAgain;
         let value = change(found.as_ref())?;
         if value.is_none() && found.is_none() {
             return Ok(shared.acknowledged(WriteOutcome::Stored));
         }
         // A tombstone keeps neither user nor metadata.
         let options = options.or_from(found.as_ref().filter(|_| value.is_some()));
-        let pending_write = PendingWrite { key: key.clone(), value, options, if_version: Some(version) };
+        let base = Some(Base { version, syncs });
+        let pending_write = PendingWrite { key: key.clone(), value, options, base };
         match shared.write(pending_write, Some(Arc::clone(&key_lock))).await {
             // `Superseded` also means that the store did not take the change.
             Ok(WriteOutcome::Superseded) => {}
-            // A conflict of unknown outcome ends the update: the store may hold the change, and a retry could
-            // apply it twice.
+            // A conflict of unknown outcome ends the update: the store may hold the change, and a retry could apply it twice.
             Err(e) if e.kind() == ErrorKind::Conflict && !e.outcome_unknown() => {}
             done => return done,
         }
@@ -195,6 +172,18 @@ async fn update(
     }
     let message = format!("other writers changed conversation {key} during each of {MAX_ATTEMPTS} attempts");
     Err(Error::new(ErrorKind::Conflict, message).with_remedy("retry the update").with_key(key.as_str()))
+}
+
+impl Shared {
+    /// Waits until the queue has no write of a conversation, at most for the soft timeout. In an outage, the wait is pointless.
+    async fn wait_for_queue(&self, key: &Key) {
+        let Some(file) = self.copies.file.as_ref().filter(|_| self.is_breaker_closed()) else { return };
+        // Subscribed before the first look, so that no change in between is missed.
+        let mut changes = file.queue();
+        let is_settled =
+            async { while self.copies.memory.is_queued(key) && changes.changed().await.is_ok() {} };
+        within(self.limits.soft_timeout, is_settled).await;
+    }
 }
 
 impl Options {

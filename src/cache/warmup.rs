@@ -5,21 +5,18 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::cache::memory::{MemoryCache, weight};
-use crate::cache::page_size::PageSizer;
-use crate::cache::read_token::{ReadToken, VersionFloors};
+use super::copies::{Copies, Observed};
+use super::memory::{Admission, weight};
+use super::page_size::PageSizer;
 use crate::error::{Error, Result};
 use crate::model::key::Key;
-use crate::model::moment::Moment;
 use crate::model::record::Record;
 use crate::model::version::Version;
-use crate::outage::file::OutageFile;
-use crate::outage::{CopyRank, ReplicaRecord};
+use crate::outage::CopyRank;
 use crate::resilience::backoff::Backoff;
 use crate::store::{ListPage, ListRequest, Store};
 
-/// The limit on conversations of one call. The warm-up makes one call at a time, so that live traffic has
-/// the other places.
+/// The limit on conversations of one call. The warm-up makes one call at a time, so that live traffic has the other places.
 const MAX_PAGE: usize = 500;
 /// The pauses between attempts if the store fails while its breaker is closed.
 const MIN_PAUSE: Duration = Duration::from_millis(200);
@@ -31,42 +28,53 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WarmupProgress {
-    /// The number of conversations that the warm-up has loaded, from the store or in an outage from the
-    /// local disk.
+    /// The number of conversations that the warm-up has loaded, from the store or in an outage from the local disk.
     pub conversations: usize,
-    /// Whether the warm-up has ended, or the backend has none.
-    pub is_done: bool,
-    /// Whether the conversations came from the local disk, because of an outage. After the outage, the
-    /// warm-up loads them from the store.
-    pub is_from_disk: bool,
+    /// How far the warm-up is.
+    pub state: WarmupState,
+}
+
+/// How far the warm-up is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WarmupState {
+    /// The warm-up loads conversations.
+    #[default]
+    Running,
+    /// The conversations came from the local disk, because of an outage. After the outage, the warm-up loads them from the
+    /// store.
+    FromDisk,
+    /// The warm-up has ended, or the backend has none.
+    Done,
 }
 
 /// The task that loads conversations into memory.
 #[derive(Debug)]
-pub(crate) struct Warmer {
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) file: Option<Arc<OutageFile>>,
-    pub(crate) memory: Arc<MemoryCache>,
-    pub(crate) floors: VersionFloors,
+pub(super) struct Warmer {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) copies: Arc<Copies>,
     /// The limit on conversations.
-    pub(crate) max_count: usize,
+    pub(super) max_count: usize,
     /// The limit on bytes in memory, the present entries included.
-    pub(crate) max_bytes: u64,
-    pub(crate) progress: watch::Sender<WarmupProgress>,
+    pub(super) max_bytes: u64,
+    pub(super) progress: watch::Sender<WarmupProgress>,
 }
 
 impl Warmer {
     /// Runs the warm-up once.
     ///
-    /// In an outage it first loads the replica, so that a caller of [`Cache::warm`](crate::Cache::warm)
-    /// does not wait for the end of the outage.
-    pub(crate) async fn run(self) {
+    /// In an outage it first loads the replica, so that a caller of [`Cache::warm`](crate::Cache::warm) does not wait for the
+    /// end of the outage.
+    pub(super) async fn run(self) {
         if self.max_count > 0
             && let Err(error) = self.warm().await
         {
             tracing::warn!(%error, "warm-up failed; conversations enter memory when they are read");
+            if self.progress.borrow().state == WarmupState::FromDisk {
+                return;
+            }
         }
-        self.progress.send_modify(|progress| progress.is_done = true);
+        self.progress.send_modify(|progress| progress.state = WarmupState::Done);
     }
 
     /// Loads from the store, or in an outage first from the replica.
@@ -77,7 +85,7 @@ impl Warmer {
             Err(error) if is_transient(&error) => {
                 self.load_from_replica().await?;
                 // Callers of `warm` continue here. The load from the store follows in the background.
-                self.progress.send_modify(|progress| progress.is_done = true);
+                self.progress.send_modify(|progress| progress.state = WarmupState::FromDisk);
                 self.log_loaded("the local disk", started_at);
                 self.fetch_with_retry(&mut page_size, self.max_count, None).await?
             }
@@ -93,38 +101,37 @@ impl Warmer {
         tracing::info!(conversations, took = ?started_at.elapsed(), "warm-up loaded conversations from {source}");
     }
 
-    /// Returns the first records, as many as memory has room for.
+    /// Keeps the first records, as many as memory has room for.
     fn take_while_fits(&self, records: Vec<Record>) -> Vec<Arc<Record>> {
-        let mut bytes = self.memory.size().1;
+        let mut bytes = self.copies.memory.size().1;
         let fits = |record: &Record| {
             // A record that memory holds already takes no more room.
-            bytes += if self.memory.peek(&record.key).is_some() { 0 } else { weight(record) };
+            let is_held = self.copies.memory.view(&record.key).entry.is_some();
+            bytes += if is_held { 0 } else { weight(record) };
             bytes <= self.max_bytes
         };
         records.into_iter().take_while(fits).map(Arc::new).collect()
     }
 
     /// Loads page by page, newest first. While one page enters memory, the next is in flight.
-    async fn load_from_store(&self, mut page_size: PageSizer, mut next: FetchedPage) -> Result<()> {
+    async fn load_from_store(&self, mut page_size: PageSizer, mut next: Observed<ListPage>) -> Result<()> {
         let (mut conversations, mut logged_at) = (0, Instant::now());
         loop {
-            let FetchedPage { page, token, started_at } = next;
-            let last = page.records.last().map(|record| (record.version, record.key.clone()));
-            let received = page.records.len();
-            let records = self.take_while_fits(page.records);
-            conversations += records.len();
+            let (received, mut is_last) = (next.value.records.len(), next.value.is_last);
+            let last = next.value.records.last().map(|record| (record.version, record.key.clone()));
+            let page = next.map(|page| self.take_while_fits(page.records));
+            conversations += page.value.len();
             // If memory had no room for the whole page, older pages do not fit either.
-            let is_last =
-                page.is_last || records.len() < received || conversations >= self.max_count || last.is_none();
-            let admit = self.admit(records, &token, started_at);
+            is_last |= page.value.len() < received || conversations >= self.max_count || last.is_none();
+            let admit = self.admit(page);
             if is_last {
                 admit.await;
-                self.advance(conversations, false);
+                self.advance(conversations);
                 return Ok(());
             }
             let left = self.max_count.saturating_sub(conversations);
             let ((), fetched) = tokio::join!(admit, self.fetch_with_retry(&mut page_size, left, last));
-            self.advance(conversations, false);
+            self.advance(conversations);
             if logged_at.elapsed() >= PROGRESS_INTERVAL {
                 tracing::info!(conversations, of = self.max_count, "warm-up is loading conversations");
                 logged_at = Instant::now();
@@ -133,18 +140,16 @@ impl Warmer {
         }
     }
 
-    /// Requests one page. The read token is older than the request (I2).
-    async fn fetch(&self, page: &ListRequest) -> Result<FetchedPage> {
-        let (token, started_at) = (self.floors.token(), Moment::now());
-        let response = self.store.list(page).await?;
-        Ok(FetchedPage { page: response, token, started_at })
-    }
-
     /// Requests a page, and halves it until the store delivers it in time.
-    async fn fetch_page(&self, page_size: &mut PageSizer, left: usize, after: After) -> Result<FetchedPage> {
+    async fn fetch_page(
+        &self,
+        page_size: &mut PageSizer,
+        left: usize,
+        after: After,
+    ) -> Result<Observed<ListPage>> {
         let mut page = ListRequest { user: None, limit: page_size.next(left), after };
         loop {
-            match self.fetch(&page).await {
+            match self.copies.observe(&self.copies.begin(), self.store.list(&page)).await {
                 // `shrink` refuses below a page of one conversation, so the loop ends (I12).
                 Err(error) if page_size.shrink(&*self.store, page.limit, &error).await => {
                     page.limit = page_size.next(left);
@@ -163,11 +168,10 @@ impl Warmer {
         page_size: &mut PageSizer,
         left: usize,
         after: After,
-    ) -> Result<FetchedPage> {
+    ) -> Result<Observed<ListPage>> {
         let mut pauses = Backoff::new(MIN_PAUSE, MAX_PAUSE);
         loop {
-            // The breaker finds the end of the outage by its own probe. A request before that fails at
-            // once.
+            // The breaker finds the end of the outage by its own probe. A request before that fails at once.
             if let Some(breaker) = self.store.breaker() {
                 breaker.wait_closed().await;
             }
@@ -182,60 +186,44 @@ impl Warmer {
     }
 
     /// Hands a page to the outage file and then to memory (I3).
-    async fn admit(&self, records: Vec<Arc<Record>>, token: &ReadToken, started_at: Moment) {
-        if let Some(file) = &self.file {
-            let memory = Arc::clone(&self.memory);
-            // Copies that a caller has read are promoted first, so that this page does not displace them.
-            file.save_copies(self.memory.drain_first_reads(), move |completed| {
-                memory.mark_completed(completed)
-            })
-            .await;
-            let confirmed_at = self.store.clock().at(started_at);
-            let copy = |record: &Arc<Record>| {
-                let record = Arc::clone(record);
-                ReplicaRecord { record, confirmed_at, is_own: false, rank: CopyRank::Listed }
-            };
-            let is_news = |record: &&Arc<Record>| !token.is_superseded(&record.key, record.version);
-            let memory = Arc::clone(&self.memory);
-            let completed = move |completed| memory.mark_completed(completed);
-            // The oldest come first, because the replica drops the copies that were written first.
-            file.save_copies(records.iter().rev().filter(is_news).map(copy).collect(), completed).await;
-        }
+    async fn admit(&self, page: Observed<Vec<Arc<Record>>>) {
+        // Copies that a caller has read are promoted first, so that this page does not displace them.
+        self.copies.save_first_reads().await;
+        let page = self.copies.persist(page, CopyRank::Listed).await;
         // The oldest enter first, so that memory evicts them first.
-        let records: Vec<_> = records.into_iter().rev().collect();
-        self.memory.admit_listed(&records, token, started_at);
+        self.copies.admit_listed(&page, page.value().iter().rev());
     }
 
     /// Loads the copies that were written last.
     async fn load_from_replica(&self) -> Result<()> {
-        let Some(file) = &self.file else { return Ok(()) };
+        let Some(file) = &self.copies.file else { return Ok(()) };
         let (mut conversations, mut before_row, mut has_room) = (0, i64::MAX, true);
         while conversations < self.max_count && has_room {
             // The token is older than the read of the file, so a change during the read shows (I2).
-            let token = self.floors.token();
+            let call = self.copies.begin();
             let copies = file.copies(before_row, MAX_PAGE.min(self.max_count - conversations)).await?;
             let Some((last, ..)) = copies.last() else { break };
             before_row = *last;
-            let (now, mut bytes) = (self.store.clock().now(), self.memory.size().1);
-            for (_, record, confirmed_at) in copies.into_iter().filter(|(_, record, _)| record.is_live(now)) {
-                bytes += weight(&record);
+            let (now, mut bytes) = (self.copies.clock.now(), self.copies.memory.size().1);
+            let is_live = |(_, record, _): &(i64, Arc<Record>, _)| record.is_live(now);
+            let fits = |(_, record, _): &(i64, Arc<Record>, _)| {
+                bytes += weight(record);
                 has_room = bytes <= self.max_bytes;
-                if !has_room {
-                    break;
-                }
-                let admitted = self.memory.admit_replica(&token, record, now.since(confirmed_at), false);
-                conversations += usize::from(admitted.is_some());
-            }
-            self.advance(conversations, true);
+                has_room
+            };
+            let fitting = copies.into_iter().filter(is_live).take_while(fits);
+            let admitted = self.copies.memory.drive_listed(fitting, |(_, record, confirmed_at), wish| {
+                self.copies.admit_copy(&call, record, now.since(confirmed_at), wish)
+            });
+            conversations += admitted.iter().filter(|one| matches!(one, Admission::Cached(_))).count();
+            self.advance(conversations);
         }
         Ok(())
     }
 
     /// Publishes the progress.
-    fn advance(&self, conversations: usize, is_from_disk: bool) {
-        self.progress.send_modify(|progress| {
-            *progress = WarmupProgress { conversations, is_from_disk, ..*progress };
-        });
+    fn advance(&self, conversations: usize) {
+        self.progress.send_modify(|progress| progress.conversations = conversations);
     }
 }
 
@@ -246,10 +234,3 @@ fn is_transient(error: &Error) -> bool {
 
 /// The start of a page: it begins after this conversation.
 type After = Option<(Version, Key)>;
-
-/// A page with the read token and the time of its request.
-struct FetchedPage {
-    page: ListPage,
-    token: ReadToken,
-    started_at: Moment,
-}

@@ -1,50 +1,83 @@
 //! The write path: the store, the outage file, memory, and then the caller (I1).
 //!
-//! A write runs in a task of its own. The task sends it to the store. After the soft timeout, or in an
-//! outage, the task queues it on the local disk and answers `Queued`. A request in flight continues in the
-//! background, and its result completes the queued write.
+//! A [`WriteTask`] owns a write from its first attempt to the acknowledgement. After the soft timeout, or in an outage, the
+//! task queues the write on the local disk and answers `Queued`. A request in flight continues, and its late answer settles the
+//! queued write. A write keeps its version for ever, so the store recognises it.
+//!
+//! The meaning of each verdict (`WriteTask::conclude`):
+//!
+//! | verdict | outage file and memory | a write that is queued by now | caller |
+//! |---|---|---|---|
+//! | `Stored` | hold the value | is settled | `Stored` |
+//! | `Superseded(v)` | drop everything older than `v` | is settled | `Superseded` |
+//! | `Conflict(v)` | drop everything older than `v` | is settled | `Conflict`; an update runs again |
+//! | `VersionInFuture` | | replay sends it again | the task waits, then as an outage |
+//! | `TooOld` | | is settled | `Rejected` |
+//! | an outage | drop older values if the outcome is unknown (I6) | stays | `Queued`, else the error |
+//! | another error | drop older values if the outcome is unknown (I6) | stays | the error |
+
+mod attempt;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::task::JoinError;
 use tracing::Instrument;
 
-use crate::cache::key_lock::KeyLockGuard;
-use crate::cache::memory::Observation;
-use crate::cache::outage::can_enqueue;
-use crate::cache::put::PendingWrite;
-use crate::cache::read_token::ReadToken;
-use crate::cache::write_progress::{Responder, SentWrite, WriteCounter, WriteProgress};
-use crate::cache::{OutageFile, Shared};
+use super::copies::{Call, Observed};
+use super::key_lock::KeyLockGuard;
+use super::key_state::Event;
+use super::put::PendingWrite;
+use super::{Access, OnOutage, Shared, within};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::clock::IssuedVersion;
 use crate::model::json::Json;
 use crate::model::key::Key;
 use crate::model::moment::Moment;
 use crate::model::outcome::WriteOutcome;
-use crate::model::record::Record;
-use crate::model::version::{MAX_CLOCK_SKEW, Version};
 use crate::observe::metrics::WriteResult;
+use crate::outage::Enqueued;
+use crate::outage::file::OutageFile;
 use crate::resilience::tasks;
-use crate::store::{Applied, Write};
+use crate::store::{Applied, Condition, Write};
 
 /// The unit of the write budget.
 pub(super) const KIB: usize = 1024;
-/// The limit on new versions of one write after clock corrections (I12).
-const MAX_VERSIONS: usize = 4;
-/// The wait beyond the computed time until the store accepts a version that was in its future.
-const FUTURE_MARGIN: Duration = Duration::from_millis(50);
 
 impl Shared {
-    /// Writes, and counts the result. An update holds its key lock until the caller could be answered, even if
-    /// the caller goes. After `Queued` the request may still run.
+    /// Writes in a task, so that the write completes even if the caller goes. Counts the result.
+    ///
+    /// An update brings its key lock, and a put or remove shares one. The lock is held until the caller could be answered (C1).
     pub(super) async fn write(
         self: &Arc<Self>,
-        pending_write: PendingWrite,
+        pending: PendingWrite,
         key_lock: Option<Arc<KeyLockGuard>>,
     ) -> Result<WriteOutcome> {
-        let result = self.try_write(pending_write, key_lock).await.map(|outcome| self.acknowledged(outcome));
+        let written = async {
+            // The write is counted before the check. So a shutdown sees this write, or this write sees the shutdown.
+            let counter = WriteCounter::begin(&self.writing);
+            self.check_not_shut_down()?;
+            if let Some(metadata) = &pending.options.metadata {
+                self.check_size("the metadata", metadata)?;
+            }
+            if self.queue_if_enabled().is_none() {
+                self.check_breaker()?;
+            }
+            let budget = self.acquire_budget(&pending).await?;
+            let (key, called_at) = (pending.key.clone(), self.copies.clock.moment());
+            let (sender, receiver) = oneshot::channel();
+            let task = WriteTask { shared: Arc::clone(self), pending, called_at };
+            let task = async move {
+                task.run(key_lock, sender).await;
+                drop((budget, counter));
+            };
+            let task = tasks::spawn(task.in_current_span());
+            match receiver.await {
+                Ok(result) => result,
+                Err(_) => Err(self.task_ended(&key, task.await.err())),
+            }
+        };
+        let result = written.await.map(|outcome| self.acknowledged(outcome));
         self.metrics.wrote(match &result {
             Ok(WriteOutcome::Stored) => WriteResult::Stored,
             Ok(WriteOutcome::Superseded) => WriteResult::Superseded,
@@ -55,6 +88,15 @@ impl Shared {
         result
     }
 
+    /// Creates the error of a task that panicked, or that the end of the runtime stopped.
+    fn task_ended(&self, key: &Key, cause: Option<JoinError>) -> Error {
+        // The store may hold the write (I6).
+        self.copies.memory.tell(key, Event::Unknown(self.copies.clock.issue().version));
+        let message = format!("the task that wrote conversation {key} ended early");
+        let error = Error::new(ErrorKind::Unavailable, message).with_key(key.as_str()).with_outcome_unknown();
+        cause.map_or(error.clone(), |cause| error.with_source(cause))
+    }
+
     /// Returns the outcome for the caller. The backend `memory` stores nothing beyond the process.
     pub(super) fn acknowledged(&self, outcome: WriteOutcome) -> WriteOutcome {
         match outcome {
@@ -63,49 +105,10 @@ impl Shared {
         }
     }
 
-    /// Writes in a task of its own, so that the write completes even if the caller goes.
-    async fn try_write(
-        self: &Arc<Self>,
-        pending_write: PendingWrite,
-        key_lock: Option<Arc<KeyLockGuard>>,
-    ) -> Result<WriteOutcome> {
-        // The write is counted before the check. So a shutdown sees this write, or this write sees the
-        // shutdown.
-        let counter = WriteCounter::begin(&self.writing);
-        self.check_not_shut_down()?;
-        if let Some(metadata) = &pending_write.options.metadata {
-            self.check_size("the metadata", metadata)?;
-        }
-        if self.queue_if_enabled().is_none() {
-            self.check_breaker()?;
-        }
-        let budget = self.acquire_budget(&pending_write).await?;
-        let (shared, key) = (Arc::clone(self), pending_write.key.clone());
-        let (sender, receiver) = oneshot::channel();
-        let responder = Responder { sender, _key_lock: key_lock };
-        let task = async move {
-            shared.execute(pending_write, responder).await;
-            drop((budget, counter));
-        };
-        let task = tasks::spawn(task.in_current_span());
-        match receiver.await {
-            Ok(result) => result,
-            Err(_) => {
-                let cause = task.await.err();
-                // The runtime shuts down, or the task panicked. The store may hold the write (I6).
-                self.memory.invalidate_below(&key, self.store.clock().issue().version);
-                let message = format!("the task that wrote conversation {key} ended early");
-                let error = Error::new(ErrorKind::Unavailable, message);
-                let error = error.with_key(key.as_str()).with_outcome_unknown();
-                Err(cause.map_or(error.clone(), |cause| error.with_source(cause)))
-            }
-        }
-    }
-
     /// Takes a share of the write budget. An abandoned write keeps its share until it ends.
-    async fn acquire_budget(&self, pending_write: &PendingWrite) -> Result<OwnedSemaphorePermit> {
-        let value = pending_write.value.as_ref().map_or(0, Json::len);
-        let metadata = pending_write.options.metadata.as_ref().map_or(0, Json::len);
+    async fn acquire_budget(&self, pending: &PendingWrite) -> Result<OwnedSemaphorePermit> {
+        let value = pending.value.as_ref().map_or(0, Json::len);
+        let metadata = pending.options.metadata.as_ref().map_or(0, Json::len);
         let max_kib = self.limits.in_flight_bytes / KIB;
         let kib = u32::try_from((1 + (value + metadata) / KIB).min(max_kib)).unwrap_or(u32::MAX);
         tokio::select! {
@@ -117,271 +120,270 @@ impl Shared {
         }
     }
 
-    /// Writes to the store or, in an outage, to the queue.
-    async fn execute(&self, pending_write: PendingWrite, responder: Responder) {
-        let Some(file) = self.queue_if_enabled() else {
-            return responder.respond(self.write_to_store(pending_write, &WriteProgress::default()).await);
-        };
-        // An update of a queued write must follow it in the queue, because the store does not have its
-        // base.
-        let extends_queue = pending_write.if_version.is_some()
-            && pending_write.if_version == self.queue_index.newest(&pending_write.key);
-        if self.is_breaker_closed() && !extends_queue {
-            return self.write_with_soft_timeout(file, pending_write, responder).await;
-        }
-        let (clock, token) = (self.store.clock(), Arc::new(self.floors.token()));
-        let issued = clock.issue();
-        let record = pending_write.record(issued.version, issued.shown, self.limits.ttl).into();
-        responder.respond(self.enqueue(file, &record, issued, pending_write.if_version, token, false).await);
+    /// Returns the outage file if the settings let a write enter its queue.
+    pub(super) fn queue_if_enabled(&self) -> Option<&Arc<OutageFile>> {
+        self.copies.file.as_ref().filter(|_| self.limits.on_outage == OnOutage::Queue)
     }
 
-    /// Writes to the store. After the soft timeout, queues the write while the request continues.
-    async fn write_with_soft_timeout(
-        &self,
-        file: &OutageFile,
-        pending_write: PendingWrite,
-        responder: Responder,
-    ) {
-        // The token is older than the version, and lives until the index marks the write (I2).
-        let token = Arc::new(self.floors.token());
-        let progress = WriteProgress::default();
-        let mut writing = std::pin::pin!(self.write_to_store(pending_write, &progress));
-        tokio::select! {
-            biased;
-            result = &mut writing => return responder.respond(match result {
-                Err(e) if can_enqueue(&e) => self.enqueue_after_failure(file, &progress, token, &e).await,
-                result => result,
-            }),
-            () = tokio::time::sleep(self.limits.soft_timeout) => {}
+    /// Returns the number of clock syncs that may have given queued writes other versions.
+    pub(super) fn clock_syncs(&self) -> u64 {
+        self.copies.file.as_ref().map_or(0, |file| file.syncs())
+    }
+
+    /// Syncs the clock by a probe, because only a synced clock issues versions for the store (I8). One probe serves all
+    /// callers.
+    async fn sync_clock(&self) -> Result<()> {
+        let clock = &self.copies.clock;
+        let sync = async {
+            let _probe = self.clock_probe.lock().await;
+            if clock.is_synced() {
+                return Ok(());
+            }
+            // Another call may have got the answer that the outage file still works on.
+            if clock.pending().is_none() {
+                // Taken before the probe, because a jump during the probe makes the answer worthless.
+                let asked = clock.moment();
+                self.note(Access::Probe, self.store.probe().await)?;
+                clock.trust(asked);
+            }
+            // The outage file corrects the provisional writes first.
+            clock.synced().await;
+            Ok(())
+        };
+        let message = "the store's clock is unknown: the store does not answer";
+        let is_late = || Error::new(ErrorKind::Unavailable, message);
+        within(self.limits.soft_timeout, sync).await.ok_or_else(is_late)?
+    }
+}
+
+/// A write on its way to the store or to the queue.
+struct WriteTask {
+    shared: Arc<Shared>,
+    pending: PendingWrite,
+    /// The time of the call. The time to live starts here.
+    called_at: Moment,
+}
+
+/// A write with its version.
+struct IssuedWrite {
+    write: Write,
+    issued: IssuedVersion,
+    /// The token is older than the version and the request, and lives until memory knows the write (I2).
+    call: Arc<Call>,
+}
+
+/// The way to the caller. It holds the key lock until the answer (C1).
+struct Reply {
+    sender: oneshot::Sender<Result<WriteOutcome>>,
+    _key_lock: Arc<KeyLockGuard>,
+}
+
+impl Reply {
+    fn send(self, result: Result<WriteOutcome>) {
+        self.sender.send(result).ok();
+    }
+}
+
+impl WriteTask {
+    /// Holds the key lock, and decides between store and queue.
+    async fn run(self, key_lock: Option<Arc<KeyLockGuard>>, sender: oneshot::Sender<Result<WriteOutcome>>) {
+        let (shared, key) = (&self.shared, &self.pending.key);
+        let key_lock = match key_lock {
+            Some(held) => held,
+            None => match shared.key_locks.share(key).await {
+                Ok(shared) => Arc::new(shared),
+                Err(busy) => return drop(sender.send(Err(busy))),
+            },
+        };
+        let reply = Reply { sender, _key_lock: key_lock };
+        let Some(file) = shared.queue_if_enabled() else { return reply.send(self.store().await) };
+        let can_send = self.can_send().await;
+        let write = self.issue();
+        let read_after = self.pending.base.map(|base| base.syncs);
+        if !can_send || write.issued.is_provisional {
+            let queued = self.enqueue(file, &write, read_after).await;
+            reply.send(match queued {
+                Err(refused) if self.may_pass_the_queue(file, &write, &refused) => {
+                    file.raise_mark(write.issued.version).await;
+                    self.store_refused(&write, refused, self.attempt(&write)).await
+                }
+                queued => queued,
+            });
+        } else if read_after.is_some_and(|syncs| syncs != file.syncs()) {
+            // Replay may have sent the queued base meanwhile, with another version.
+            reply.send(Err(conflict(key)));
+        } else {
+            self.store_or_queue(file, &write, reply).await;
         }
-        let Some(sent) = self.last_sent(&progress) else { return responder.respond(writing.await) };
-        let enqueue_error =
-            match self.enqueue(file, &sent.record, sent.issued, sent.if_version, token, true).await {
+    }
+
+    /// Returns true if the write may go to the store: its key has no queued writes (C2), and the clock is synced (I8).
+    async fn can_send(&self) -> bool {
+        let shared = &self.shared;
+        !shared.copies.memory.is_queued(&self.pending.key)
+            && shared.is_breaker_closed()
+            && (shared.copies.clock.is_synced() || shared.sync_clock().await.is_ok())
+    }
+
+    /// Whether a write that the queue refused may go to the store past the queued writes of its conversation. The store then takes
+    /// those for covered, if they are of one own run. An update may not: it goes on from them.
+    fn may_pass_the_queue(&self, file: &OutageFile, write: &IssuedWrite, refused: &Error) -> bool {
+        let is_refused = matches!(refused.kind(), ErrorKind::LocalStorage | ErrorKind::QueueFull);
+        is_refused
+            && self.pending.base.is_none()
+            && !write.issued.is_provisional
+            && self.shared.is_breaker_closed()
+            && self.shared.copies.clock.is_synced()
+            && !file.has_rows_of_an_earlier_part()
+    }
+
+    /// Writes to the store or, in an outage and after the soft timeout, to the queue.
+    async fn store_or_queue(&self, file: &OutageFile, write: &IssuedWrite, reply: Reply) {
+        // An opening of the file after a crash starts above every version that was sent (C8).
+        file.raise_mark(write.issued.version).await;
+        let mut attempt = std::pin::pin!(self.attempt(write));
+        match within(self.shared.limits.soft_timeout, &mut attempt).await {
+            Some(Err(outage)) if can_enqueue(&outage) => {
+                let queued = self.enqueue(file, write, None).await;
+                reply.send(queued.map_err(|full| enqueue_failed(full, &outage)));
+            }
+            Some(applied) => reply.send(self.conclude(write, applied, None).await),
+            None => match self.enqueue(file, write, None).await {
+                // The request still runs, and its late answer settles the queued write.
                 Ok(outcome) => {
-                    progress.is_queued.store(true, Relaxed);
-                    responder.respond(Ok(outcome));
-                    // The request still runs. `finish_late` takes its result to memory and queue.
-                    return drop(writing.await);
+                    reply.send(Ok(outcome));
+                    self.conclude(write, attempt.await, Some(file)).await.ok();
                 }
-                Err(enqueue_error) => enqueue_error,
-            };
-        responder.respond(match writing.await {
-            Err(e) if can_enqueue(&e) => Err(enqueue_failed(enqueue_error, &e)),
-            result => result,
-        });
-    }
-
-    /// Returns the write as the queue must get it.
-    ///
-    /// It gets a new version if a clock sync has corrected the clock, or the clock has jumped, since the
-    /// request (I8).
-    fn last_sent(&self, progress: &WriteProgress) -> Option<SentWrite> {
-        let sent = progress.last_sent()?;
-        let clock = self.store.clock();
-        if sent.issued.is_comparable_to(clock.moment()) && !clock.is_out_of_tolerance(&sent.issued) {
-            return Some(sent);
+                Err(refused) => reply.send(self.store_refused(write, refused, attempt).await),
+            },
         }
-        let issued = clock.issue();
-        let shift = issued.shown_at(sent.called_at).0 - sent.issued.shown_at(sent.called_at).0;
-        Some(SentWrite { record: sent.record.with_version(issued.version, shift).into(), issued, ..sent })
     }
 
-    /// Queues a write that the store could not take.
-    async fn enqueue_after_failure(
+    /// Waits for the store, because the queue has refused the write.
+    async fn store_refused(
         &self,
-        file: &OutageFile,
-        progress: &WriteProgress,
-        token: Arc<ReadToken>,
-        failure: &Error,
+        write: &IssuedWrite,
+        refused: Error,
+        attempt: impl Future<Output = Result<Observed<Applied>>>,
     ) -> Result<WriteOutcome> {
-        let Some(sent) = self.last_sent(progress) else { return Err(failure.clone()) };
-        let is_dispatched = failure.outcome_unknown();
-        let queued =
-            self.enqueue(file, &sent.record, sent.issued, sent.if_version, token, is_dispatched).await;
-        queued.map_err(|enqueue_error| enqueue_failed(enqueue_error, failure))
+        match attempt.await {
+            Err(outage) if can_enqueue(&outage) => Err(enqueue_failed(refused, &outage)),
+            applied => self.conclude(write, applied, None).await,
+        }
     }
 
-    /// Writes to the store, and hands the result to the outage file and to memory (I1).
-    ///
-    /// A response can show that this clock was wrong. A version of the wrong clock must neither win nor lose
-    /// by its error, and must not expire at the wrong time. So the loop sends the write again with a new
-    /// version.
-    async fn write_to_store(
+    /// Writes to a store without a queue.
+    async fn store(&self) -> Result<WriteOutcome> {
+        if !self.shared.copies.clock.is_synced() {
+            self.shared.sync_clock().await?;
+        }
+        let write = self.issue();
+        self.conclude(&write, self.attempt(&write).await, None).await
+    }
+
+    fn issue(&self) -> IssuedWrite {
+        let (shared, pending) = (&self.shared, &self.pending);
+        let call = shared.copies.begin();
+        // Versions of a conversation never fall in one process, also if the clock does.
+        let issued = shared.copies.clock.issue_after(shared.copies.memory.view(&pending.key).newest());
+        let record = pending.record(issued.version, issued.shown_at(self.called_at), shared.limits.ttl);
+        let mut write = Write::new(record).with_writer(shared.writer);
+        write.condition = pending.base.map_or(Condition::Any, |base| Condition::IfVersion(base.version));
+        IssuedWrite { write, issued, call }
+    }
+
+    /// Applies a verdict as the table at the head of this file says. `queue` holds the write if the caller got `Queued` before.
+    async fn conclude(
         &self,
-        mut pending_write: PendingWrite,
-        progress: &WriteProgress,
+        IssuedWrite { write: Write { record, .. }, .. }: &IssuedWrite,
+        applied: Result<Observed<Applied>>,
+        queue: Option<&OutageFile>,
     ) -> Result<WriteOutcome> {
-        let clock = self.store.clock();
-        let called_at = clock.moment();
-        let mut is_stored = false;
-        for versions_left in (0..MAX_VERSIONS).rev() {
-            // The queue holds the write under its last version. A sent write keeps its version.
-            if progress.is_queued.load(Relaxed) {
-                return Ok(WriteOutcome::Queued);
-            }
-            // The token is older than the version and the request (I2).
-            let (token, if_version) = (self.floors.token(), pending_write.if_version);
-            let issued = clock.issue();
-            let record =
-                Arc::new(pending_write.record(issued.version, issued.shown_at(called_at), self.limits.ttl));
-            progress.set_last_sent(SentWrite { record: Arc::clone(&record), if_version, issued, called_at });
-            progress
-                .add_direct_write(self.queue_index.begin_direct_write(&pending_write.key, issued.version));
-            let applied = self.send(&record, if_version).await;
-            let applied = applied.map_err(|e| if is_stored { e.with_outcome_unknown() } else { e })?;
-            let is_out_of_tolerance = clock.is_out_of_tolerance(&issued);
-            if progress.is_queued.load(Relaxed) {
-                return self.finish_late(&record, called_at, applied, is_out_of_tolerance).await;
-            }
-            match applied {
-                Applied::Stored if is_out_of_tolerance && versions_left > 0 => {
-                    is_stored = true;
-                    self.memory.invalidate_below(&pending_write.key, issued.version);
-                    // Another writer may have built on the stored version. The condition protects that
-                    // write.
-                    pending_write.if_version = Some(issued.version);
-                }
-                Applied::Superseded(version) | Applied::Conflict(version) if is_stored => {
-                    // The store took the write, and another writer has built on it.
-                    self.supersede(&pending_write.key, version).await;
-                    return Ok(WriteOutcome::Stored);
-                }
-                Applied::Superseded(_) | Applied::TooOld if is_out_of_tolerance => {}
-                Applied::VersionInFuture => self.wait_for_version(issued.version).await,
-                applied => return self.finish(&record, if_version, &token, called_at, applied).await,
-            }
+        let (applied, copies, key) = (applied?, &self.shared.copies, &record.key);
+        if let Some(file) = queue
+            && let Err(error) = file.settle(vec![(key.clone(), record.version, applied.value)]).await
+        {
+            tracing::debug!(%error, "the late answer to a queued write was lost; replay sends the write again");
         }
-        let key = &pending_write.key;
-        let message =
-            format!("conversation {key} was not written: the clocks of the store and this process differ");
-        let error = Error::new(ErrorKind::Unavailable, message).with_key(key.as_str());
-        let error = error.with_remedy("synchronise this machine's clock").with_retry_after(MAX_CLOCK_SKEW);
-        Err(if is_stored { error.with_outcome_unknown() } else { error })
-    }
-
-    /// Waits until the store accepts a version that was in its future.
-    ///
-    /// A version is a little ahead after this clock has passed a version that was ahead. A larger lead comes
-    /// from a wrong clock, which the response has just corrected. So no wait is needed.
-    async fn wait_for_version(&self, version: Version) {
-        let now = self.store.clock().now_for_versions();
-        let excess = version.at().since(now.plus(MAX_CLOCK_SKEW));
-        if excess <= MAX_CLOCK_SKEW {
-            tokio::time::sleep(excess + FUTURE_MARGIN).await;
-        }
-    }
-
-    /// Sends one version of the write. The outage file records the version first (I7).
-    async fn send(&self, record: &Arc<Record>, if_version: Option<Version>) -> Result<Applied> {
-        let Some(file) = self.queue_if_enabled() else { return self.apply(record, if_version).await };
-        file.record_attempt(&record.key, record.version, if_version.is_none()).await;
-        let applied = self.apply(record, if_version).await;
-        // The store does not have this version, so a restarted process must not take it for its own.
-        if applied.as_ref().is_err_and(|e| !e.outcome_unknown()) {
-            file.delete_attempt(&record.key, record.version).await;
-        }
-        applied
-    }
-
-    async fn apply(&self, record: &Arc<Record>, if_version: Option<Version>) -> Result<Applied> {
-        let write = Write { record: Arc::clone(record), if_version, is_retry: false };
-        let applied = self.store.apply(&[write]).await;
-        self.alert.wrote(applied.as_deref());
-        let applied = match applied {
-            Ok(applied) => applied.first().copied(),
-            Err(e) => {
-                if e.outcome_unknown() {
-                    // The store may hold the write, so memory must not answer with an older version (I6).
-                    self.memory.invalidate_below(&record.key, record.version);
-                }
-                // Without a queue, each caller gets the error of its own record. With a queue, failures of
-                // several records in a row count as an outage of writes.
-                let may_be_common = e.may_affect_one_record() && self.queue_if_enabled().is_some();
-                let common = may_be_common.then(|| self.alert.note_record_failure(&record.key, &e));
-                return Err(common.flatten().unwrap_or(e));
-            }
-        };
-        applied.ok_or_else(|| {
-            // The store may hold the write (I6).
-            self.memory.invalidate_below(&record.key, record.version);
-            let message = format!("the store returned no result for conversation {}", record.key);
-            let error = Error::new(ErrorKind::SchemaOutdated, message);
-            error.with_key(record.key.as_str()).with_outcome_unknown()
-        })
-    }
-
-    /// Turns the store's verdict into changes of memory and into the result for the caller.
-    async fn finish(
-        &self,
-        record: &Arc<Record>,
-        if_version: Option<Version>,
-        token: &ReadToken,
-        requested_at: Moment,
-        applied: Applied,
-    ) -> Result<WriteOutcome> {
-        let key = &record.key;
-        if let Some(version) = superseding_version(applied) {
-            self.supersede(key, version).await;
-        }
-        let error = |kind, reason: &str| {
-            Error::new(kind, format!("conversation {key} was not written: {reason}")).with_key(key.as_str())
-        };
-        match applied {
-            Applied::Stored => {
-                // The outage file comes before memory (I3). After an eviction, the replica must not return
-                // an older version than memory did (I16).
-                self.save_own_copy(record, if_version).await?;
-                self.memory.admit(key, token, requested_at, Observation::from(Arc::clone(record)));
+        match (applied.value, queue) {
+            (Applied::Stored, None) => {
+                let stored = copies.persist_own(applied.map(|_| Arc::clone(record))).await?;
+                copies.admit(stored);
                 Ok(WriteOutcome::Stored)
             }
-            Applied::Superseded(_) => Ok(WriteOutcome::Superseded),
-            Applied::Conflict(_) => Err(conflict(key)),
-            Applied::Indeterminate(_) => {
-                let reason = "the store lost a response, and other writers changed it too often since";
-                Err(error(ErrorKind::Unavailable, reason).with_outcome_unknown())
+            (Applied::Stored, Some(_)) => Ok(WriteOutcome::Queued),
+            (Applied::Superseded(newer), _) => {
+                copies.supersede(key, newer).await;
+                Ok(WriteOutcome::Superseded)
             }
-            Applied::TooOld | Applied::VersionInFuture => {
+            (Applied::Conflict(newer), _) => {
+                copies.supersede(key, newer).await;
+                Err(conflict(key))
+            }
+            (Applied::TooOld | Applied::VersionInFuture, _) => {
                 let reason = "the store does not accept a version of this clock";
-                Err(error(ErrorKind::Rejected, reason).with_remedy("synchronise this machine's clock"))
+                let error =
+                    Error::new(ErrorKind::Rejected, format!("conversation {key} was not written: {reason}"));
+                Err(error.with_key(key.as_str()).with_remedy("synchronise this machine's clock"))
             }
         }
     }
 
-    /// Handles the store's verdict on a write that was queued meanwhile.
-    ///
-    /// A stored write completes the queued write. Replay decides in all other cases.
-    async fn finish_late(
+    /// Queues the write. `Queued` means that the outage file has synced it to the local disk (I4).
+    /// `read_after` is for an update that was not sent.
+    async fn enqueue(
         &self,
-        record: &Arc<Record>,
-        requested_at: Moment,
-        applied: Applied,
-        is_out_of_tolerance: bool,
+        file: &OutageFile,
+        issued: &IssuedWrite,
+        read_after: Option<u64>,
     ) -> Result<WriteOutcome> {
-        if let Some(version) = superseding_version(applied) {
-            self.supersede(&record.key, version).await;
+        let IssuedWrite { write, issued, call } = issued;
+        let (is_provisional, record) = (issued.is_provisional, Arc::clone(&write.record));
+        let (memory, call) = (Arc::clone(&self.shared.copies.memory), Arc::clone(call));
+        // Memory learns of the commit before any caller does (I3).
+        let on_commit = move |enqueued: &Enqueued| match enqueued {
+            Enqueued::Queued { .. } => memory.enqueued(record, &call, is_provisional),
+            Enqueued::Superseded(version) | Enqueued::Conflict { newer: Some(version) } => {
+                memory.tell(&record.key, Event::Newer(*version));
+            }
+            Enqueued::Covered | Enqueued::Conflict { newer: None } => {}
+        };
+        let enqueued = file.enqueue(write.clone(), is_provisional, issued.shown, read_after, on_commit).await;
+        *self.shared.last_enqueue_error() = enqueued.as_ref().err().cloned();
+        match enqueued? {
+            Enqueued::Queued { .. } | Enqueued::Covered => Ok(WriteOutcome::Queued),
+            // A load found this very write in the store.
+            Enqueued::Superseded(held) if held == issued.version => Ok(WriteOutcome::Stored),
+            Enqueued::Superseded(_) => Ok(WriteOutcome::Superseded),
+            Enqueued::Conflict { .. } => Err(conflict(&write.record.key)),
         }
-        if applied == Applied::Stored
-            && !is_out_of_tolerance
-            && let Some(file) = &self.file
-        {
-            self.ack_late_write(file, record, requested_at).await;
-        }
-        Ok(WriteOutcome::Queued)
     }
 }
 
-/// Returns the version against which a write lost.
-fn superseding_version(applied: Applied) -> Option<Version> {
-    match applied {
-        Applied::Superseded(version) | Applied::Conflict(version) | Applied::Indeterminate(version) => {
-            Some(version)
-        }
-        Applied::Stored | Applied::VersionInFuture | Applied::TooOld => None,
+/// Counts a write in flight until the drop.
+struct WriteCounter(watch::Sender<usize>);
+
+impl WriteCounter {
+    fn begin(count: &watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count.clone())
     }
 }
 
-/// Creates the error for a write that the store and then the queue refused. It keeps `outcome_unknown` of
-/// the first failure.
+impl Drop for WriteCounter {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// Returns true if a write that failed so may enter the queue.
+///
+/// Such a failure does not concern the record: the store is unreachable, rejects the key, or lacks the migrations.
+pub(super) fn can_enqueue(error: &Error) -> bool {
+    error.is_outage() || matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::SchemaOutdated)
+}
+
+/// Creates the error for a write that the store and then the queue refused. It keeps `outcome_unknown` of the first failure.
 fn enqueue_failed(enqueue_error: Error, failure: &Error) -> Error {
     if !failure.outcome_unknown() {
         return enqueue_error;
@@ -390,7 +392,7 @@ fn enqueue_failed(enqueue_error: Error, failure: &Error) -> Error {
     enqueue_error.with_message(message).with_outcome_unknown()
 }
 
-pub(super) fn conflict(key: &Key) -> Error {
+fn conflict(key: &Key) -> Error {
     let message = format!("another writer changed conversation {key} meanwhile");
     Error::new(ErrorKind::Conflict, message).with_key(key.as_str())
 }

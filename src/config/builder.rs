@@ -1,13 +1,12 @@
 //! The builder of a cache: its fields and defaults. The folder's other files hold its methods, by subject.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::resolved::Secret;
-use super::{Backend, SETTINGS, SettingProblem, key};
-use crate::cache::{Limits, OnOutage};
-use crate::outage::FileLimits;
+use super::resolved::ResolvedConfig;
+use super::{Backend, SETTINGS, key};
+use crate::cache::Limits;
 use crate::store::Store;
 use crate::store::supabase::KeyProvider;
 
@@ -15,44 +14,55 @@ use crate::store::supabase::KeyProvider;
 ///
 /// Setters never fail. [`open`](Self::open) reports all problems in one error.
 ///
-/// ```
+/// ```no_run
 /// # async fn example() -> threadkeep::Result<()> {
-/// use threadkeep::Builder;
+/// use std::time::Duration;
+/// use threadkeep::{Backend, Builder, Cache, OnOutage};
 ///
-/// let cache = Builder::new().local("chat.db").cache_max_bytes(64 << 20).open().await?;
+/// let builder = Builder::new() // or `Cache::builder()`
+///     .supabase("https://abc.supabase.co", "sb_secret_abc") // the key from the vault of your daemon
+///     .key_provider(|| std::fs::read_to_string("/run/secrets/supabase").ok())
+///     .strict()
+///     .queue("/var/lib/chat/queue.db")
+///     .queue_max_bytes(1 << 30)
+///     .replica_max_bytes(1 << 30)
+///     .on_outage(OnOutage::Queue)
+///     .ttl(Duration::from_secs(7 * 86_400))
+///     .max_value_bytes(1 << 20)
+///     .cache_max_bytes(64 << 20)
+///     .warmup_limit(1_000)
+///     .fresh_for(Duration::from_secs(5))
+///     .soft_timeout(Duration::from_millis(300))
+///     .timeout(Duration::from_secs(2))
+///     .maintenance_interval(Duration::from_secs(600));
+/// assert_eq!(builder.backend(), Backend::Supabase);
+/// assert_eq!(builder.queue_path().to_str(), Some("/var/lib/chat/queue.db"));
+/// let cache = builder.open().await?;
+///
+/// let other = Builder::new().local("chat.db").open().await?;
+/// let third = Builder::new().memory().open().await?;
+/// let from_env = Cache::from_env().await?; // or `Builder::from_env().open()`
+/// let from_file = Builder::from_env_and_file(".env").without_queue().open().await?;
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
 pub struct Builder {
-    pub(super) backend: Backend,
-    /// The caller's store. It has precedence over `backend`.
+    /// The settings that a diagnosis shows, too. Its lists are complete only after [`resolve`](Self::resolve).
+    pub(super) config: ResolvedConfig,
+    /// The caller's store. It has precedence over the backend.
     pub(super) store: Option<Arc<dyn Store>>,
-    pub(super) local_path: PathBuf,
-    pub(super) queue_path: PathBuf,
     pub(super) queue_mode: QueueMode,
-    pub(super) file_limits: FileLimits,
-    pub(super) url: Option<String>,
-    /// The project's reference, which gives the URL if `url` is not set.
+    /// The project's reference, which gives the URL if none is set.
     pub(super) project: Option<String>,
-    pub(super) key: Option<Secret>,
-    /// The setting that holds the key.
-    pub(super) key_name: &'static str,
     /// Reads the key's file again, if the key came from a file.
     pub(super) key_file: Option<KeyProvider>,
     /// The caller's provider. It has precedence over `key_file`.
     pub(super) custom_key_provider: Option<KeyProvider>,
-    pub(super) timeout: Duration,
-    pub(super) fresh_for: Duration,
-    pub(super) warmup_limit: usize,
     /// The warm-up limit for the caller's store. It has no default, because such a store may list slowly.
     pub(super) custom_warmup_limit: usize,
-    pub(super) strict: bool,
     pub(super) limits: Limits,
     pub(super) skew_millis: i64,
-    pub(super) problems: Vec<SettingProblem>,
-    /// Settings that are valid and probably mistakes.
-    pub(super) warnings: Vec<SettingProblem>,
 }
 
 /// The caller's choice whether the cache has an outage file.
@@ -66,41 +76,21 @@ pub(super) enum QueueMode {
 
 impl Default for Builder {
     fn default() -> Self {
-        // The zeros and empty values below are placeholders: the table of settings has the defaults.
-        let limits = Limits {
-            ttl: Duration::ZERO,
-            value_bytes: 0,
-            memory_bytes: 0,
-            in_flight_bytes: 64 << 20,
-            fresh_for: None,
-            warmup_limit: 0,
-            soft_timeout: Duration::ZERO,
-            maintenance_interval: Duration::from_secs(60),
-            on_outage: OnOutage::Queue,
-        };
         let mut builder = Self {
-            backend: Backend::Local,
+            config: ResolvedConfig::default(),
             store: None,
-            local_path: PathBuf::new(),
-            queue_path: PathBuf::new(),
             queue_mode: QueueMode::Auto,
-            file_limits: FileLimits { queue: 0, replica: 0 },
-            url: None,
             project: None,
-            key: None,
-            key_name: key::NAME,
             key_file: None,
             custom_key_provider: None,
-            timeout: Duration::ZERO,
-            fresh_for: Duration::ZERO,
-            warmup_limit: 0,
             custom_warmup_limit: 0,
-            strict: false,
-            limits,
+            limits: Limits::default(),
             skew_millis: 0,
-            problems: Vec::new(),
-            warnings: Vec::new(),
         };
+        builder.config.key_name = key::NAME;
+        builder.limits.in_flight_bytes = 64 << 20;
+        builder.limits.maintenance_interval = Duration::from_secs(60);
+        // The table of settings has the other defaults.
         for setting in SETTINGS.iter().filter(|setting| !setting.default.is_empty()) {
             builder.apply(setting, setting.default);
         }
@@ -110,45 +100,18 @@ impl Default for Builder {
 
 impl Builder {
     /// Returns a builder with the default settings: the store is the file `./threadkeep.db`.
-    ///
-    /// ```
-    /// use threadkeep::{Backend, Builder};
-    ///
-    /// assert_eq!(Builder::new().backend(), Backend::Local);
-    /// ```
+    /// See [`Builder`] for an example.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Returns the backend that is set.
-    ///
-    /// ```
-    /// use threadkeep::{Backend, Builder};
-    ///
-    /// assert_eq!(Builder::new().memory().backend(), Backend::Memory);
-    /// ```
+    /// Returns the backend that is set. See [`Builder`] for an example.
     pub fn backend(&self) -> Backend {
-        self.backend
+        self.config.backend
     }
 
-    /// Returns the path of the outage file that is set.
-    ///
-    /// ```
-    /// let builder = threadkeep::Builder::new().queue("queue.db");
-    /// assert_eq!(builder.queue_path().to_str(), Some("queue.db"));
-    /// ```
+    /// Returns the path of the outage file that is set. See [`Builder`] for an example.
     pub fn queue_path(&self) -> &Path {
-        &self.queue_path
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn builder_defaults_of_all_settings_parse() {
-        assert!(Builder::new().problems.is_empty(), "{:?}", Builder::new().problems);
-        assert_eq!(Builder::new().limits.ttl, Duration::from_secs(24 * 3600));
+        &self.config.queue_path
     }
 }

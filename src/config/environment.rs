@@ -6,17 +6,14 @@ use std::path::Path;
 use super::builder::Builder;
 use super::resolved::Secret;
 use super::settings::{SETTINGS, Setting};
-use super::{Backend, InvalidValue, SettingProblem, dotenv, key};
+use super::{Backend, SettingProblem, dotenv, invalid, key, malformed};
+use crate::error::{Error, Result};
 use crate::store::supabase::{self, KeyProvider};
 
 impl Builder {
     /// Reads the settings from the environment of the process.
     ///
-    /// Invalid values are no error here. [`open`](Self::open) reports them.
-    ///
-    /// ```
-    /// let builder = threadkeep::Builder::from_env();
-    /// ```
+    /// Invalid values are no error here. [`open`](Self::open) reports them. See [`Builder`] for an example.
     pub fn from_env() -> Self {
         Self::from_vars(environment())
     }
@@ -26,29 +23,18 @@ impl Builder {
     /// The file may be missing. The environment of the process does not change. In the file, `$NAME` and `${NAME}` stand
     /// for a variable of the environment or of an earlier line. An unknown variable gives an empty text. Single quotes
     /// keep the `$`. If the file sets the key, threadkeep reads the file again when Supabase rejects the key.
-    ///
-    /// ```
-    /// let builder = threadkeep::Builder::from_env_and_file(".env");
-    /// ```
+    /// See [`Builder`] for an example.
     pub fn from_env_and_file(path: impl AsRef<Path>) -> Self {
         let path = path.as_ref();
-        let (vars, problem) = match dotenv::read(path) {
-            Ok(vars) => (vars, None),
-            Err(problem) => (Vec::new(), Some(problem)),
-        };
+        let (vars, errors) = dotenv::read(path);
         let from_env: BTreeMap<_, _> = environment().filter(|(_, value)| !value.is_empty()).collect();
         let mut builder = Self::from_vars(vars.into_iter().chain(from_env.clone()));
         // A key from the environment cannot change, so only a key from the file is renewed from the file.
-        let name = builder.key_name;
+        let name = builder.config.key_name;
         if builder.key_file.is_none() && !from_env.contains_key(name) {
             builder.key_file = Some(key::from_dotenv(path, name));
         }
-        builder.problems.extend(problem.map(|InvalidValue { message, remedy }| SettingProblem {
-            setting: path.display().to_string(),
-            message,
-            remedy,
-            backend: None,
-        }));
+        errors.iter().for_each(|error| builder.reject(path.display().to_string(), error));
         builder
     }
 
@@ -84,45 +70,41 @@ impl Builder {
         builder
     }
 
-    fn warn(&mut self, setting: &str, message: &str, remedy: &str) {
-        let (setting, message, remedy) = (setting.into(), message.into(), remedy.into());
-        let warning = SettingProblem { setting, message, remedy, backend: None };
+    fn warn(&mut self, setting: &str, message: impl Into<String>, remedy: &'static str) {
+        let warning = SettingProblem::new(setting, &invalid(message, remedy));
         tracing::warn!("a setting is probably a mistake: {warning}");
-        self.warnings.push(warning);
+        self.config.warnings.push(warning);
     }
 
     /// Parses the text of a setting. Keeps a problem for [`open`](Self::open), so that one error reports all problems.
     pub(super) fn apply(&mut self, setting: &Setting, text: &str) {
         let is_utf8 = !text.contains(char::REPLACEMENT_CHARACTER);
-        let applied =
-            if is_utf8 { (setting.set)(self, text) } else { Err(InvalidValue::invalid("use UTF-8")) };
-        if let Err(invalid) = applied {
-            self.reject(setting.name, invalid);
+        let applied = if is_utf8 { (setting.set)(self, text) } else { Err(malformed("use UTF-8")) };
+        if let Err(error) = applied {
+            self.reject(setting.name, &error);
         }
     }
 
-    pub(super) fn reject(&mut self, name: &str, InvalidValue { message, remedy }: InvalidValue) {
-        let backend =
-            SETTINGS.iter().find(|setting| setting.name == name).and_then(|setting| setting.backend);
-        self.problems.push(SettingProblem { setting: name.into(), message, remedy, backend });
+    pub(super) fn reject(&mut self, setting: impl Into<String>, error: &Error) {
+        self.config.problems.push(SettingProblem::new(setting, error));
     }
 
     pub(super) fn set_key(&mut self, name: &'static str, key: &str, file: Option<KeyProvider>) {
-        (self.key_name, self.key, self.key_file) = (name, Some(Secret::new(key)), file);
+        (self.config.key_name, self.config.key, self.key_file) = (name, Some(Secret::new(key)), file);
     }
 
     /// Sets the key from one of Supabase's own names, unless a setting with precedence has set it.
     ///
     /// A different key under another name is probably a forgotten one, so it gives a warning.
-    pub(super) fn set_fallback_key(&mut self, name: &'static str, key: &str) -> Result<(), InvalidValue> {
-        let Some(held) = &self.key else {
+    pub(super) fn set_fallback_key(&mut self, name: &'static str, key: &str) -> Result<()> {
+        let Some(held) = &self.config.key else {
             supabase::check_key(key)?;
             self.set_key(name, key, None);
             return Ok(());
         };
-        if held.expose() != key && self.backend == Backend::Supabase {
-            let used = self.key_name;
-            self.warn(name, &format!("and {used} hold different keys: {used} is used"), "unset one of them");
+        if held.expose() != key && self.config.backend == Backend::Supabase {
+            let used = self.config.key_name;
+            self.warn(name, format!("and {used} hold different keys: {used} is used"), "unset one of them");
         }
         Ok(())
     }
@@ -130,7 +112,7 @@ impl Builder {
 
 /// Returns the variables of the environment. Bytes that are not UTF-8 become replacement characters, and
 /// [`Builder::apply`] rejects these.
-pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
+fn environment() -> impl Iterator<Item = (String, String)> {
     #[allow(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     let vars = std::env::vars_os();
     vars.map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{InvalidValue, dotenv};
+use super::{dotenv, invalid};
+use crate::error::{Error, Result};
 use crate::store::supabase::KeyProvider;
 
 /// The settings that can hold the key, in the order of precedence. The last two are Supabase's own names.
@@ -18,13 +19,13 @@ const MAX_KEY_FILE_BYTES: u64 = 16 << 10;
 /// Reads the key from a file that holds nothing else. Returns the key and a provider that reads the file again.
 ///
 /// # Errors
-/// [`InvalidValue`] if the file cannot be read or is too large. The message does not repeat the path, because a user may
+/// An error if the file cannot be read or is too large. The message does not repeat the path, because a user may
 /// have put the key itself into the wrong setting.
-pub(super) fn from_file(path: &str) -> Result<(String, KeyProvider), InvalidValue> {
+pub(super) fn from_file(path: &str) -> Result<(String, KeyProvider)> {
     let path = absolute(path.as_ref());
     let key = read(&path)?;
-    let warn = |invalid: &InvalidValue| {
-        tracing::warn!("key renewal: SUPABASE_KEY_FILE {}; the old key stays in use", invalid.message);
+    let warn = |error: &Error| {
+        tracing::warn!("key renewal: SUPABASE_KEY_FILE {}; the old key stays in use", error.message());
     };
     Ok((key, KeyProvider::new(move || read(&path).inspect_err(warn).ok())))
 }
@@ -34,13 +35,15 @@ pub(super) fn from_file(path: &str) -> Result<(String, KeyProvider), InvalidValu
 /// A missing variable counts as an empty key. The credentials reject an empty key and log it.
 pub(super) fn from_dotenv(path: &Path, name: &'static str) -> KeyProvider {
     let path = absolute(path);
-    let warn = |invalid: &InvalidValue| {
-        tracing::warn!("key renewal: the file of settings {}; the old key stays in use", invalid.message);
+    let warn = |error: &Error| {
+        tracing::warn!("key renewal: the file of settings {}; the old key stays in use", error.message());
     };
     KeyProvider::new(move || {
-        let vars = dotenv::read(&path).inspect_err(warn).ok()?;
+        let (vars, errors) = dotenv::read(&path);
+        errors.iter().for_each(warn);
         // The last line of a name wins, as in `Builder::from_vars`.
-        Some(vars.into_iter().rfind(|(var, _)| var == name).map(|(_, key)| key).unwrap_or_default())
+        let key = || vars.into_iter().rfind(|(var, _)| var == name).map(|(_, key)| key).unwrap_or_default();
+        errors.is_empty().then(key)
     })
 }
 
@@ -50,15 +53,12 @@ fn absolute(path: &Path) -> PathBuf {
 }
 
 /// Reads the key. Bytes that are not UTF-8 become replacement characters, and `check_key` rejects these later.
-fn read(path: &Path) -> Result<String, InvalidValue> {
+fn read(path: &Path) -> Result<String> {
     let bytes = dotenv::read_prefix(path, MAX_KEY_FILE_BYTES + 1).map_err(|e| {
-        InvalidValue::new(format!("names a file that cannot be read ({e})"), "use a file that holds the key")
+        invalid(format!("names a file that cannot be read ({e})"), "use a file that holds the key")
     })?;
     if bytes.len() as u64 > MAX_KEY_FILE_BYTES {
-        return Err(InvalidValue::new(
-            "names a file larger than any key",
-            "use a file that holds only the key",
-        ));
+        return Err(invalid("names a file larger than any key", "use a file that holds only the key"));
     }
     Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
 }

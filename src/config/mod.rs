@@ -13,17 +13,19 @@ mod setters;
 mod settings;
 mod validate;
 
+use std::borrow::Cow;
 use std::fmt;
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 pub use builder::Builder;
 pub use settings::{SETTINGS, Setting};
 
 /// The store that a cache opens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
     /// A SQLite file.
+    #[default]
     Local,
     /// A Supabase project.
     Supabase,
@@ -41,8 +43,18 @@ pub struct SettingProblem {
     pub message: String,
     /// The action that solves the problem.
     pub remedy: String,
-    /// The backend that uses the setting; `None` if all backends use it.
-    pub(crate) backend: Option<Backend>,
+}
+
+impl SettingProblem {
+    fn new(setting: impl Into<String>, error: &Error) -> Self {
+        let remedy = error.remedy().unwrap_or("correct it").into();
+        Self { setting: setting.into(), message: error.message().into(), remedy }
+    }
+
+    /// Returns the backend that uses the setting; `None` if all backends use it.
+    fn backend(&self) -> Option<Backend> {
+        SETTINGS.iter().find(|setting| setting.name == self.setting).and_then(|setting| setting.backend)
+    }
 }
 
 impl fmt::Display for SettingProblem {
@@ -51,28 +63,14 @@ impl fmt::Display for SettingProblem {
     }
 }
 
-/// The message and the remedy for a value that a setting cannot have.
+/// Returns the error for a value that a setting cannot have. Its message is a predicate of the setting.
 ///
 /// The message never repeats the value, because the value may be a secret.
-#[derive(Debug)]
-struct InvalidValue {
-    message: String,
-    remedy: String,
+fn invalid(message: impl Into<String>, remedy: impl Into<Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::Config, message).with_remedy(remedy)
 }
 
-impl InvalidValue {
-    fn new(message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { message: message.into(), remedy: remedy.into() }
-    }
-
-    /// Returns the problem of a value that has the wrong form.
-    fn invalid(remedy: impl Into<String>) -> Self {
-        Self::new("has an invalid value", remedy)
-    }
-}
-
-impl From<Error> for InvalidValue {
-    fn from(error: Error) -> Self {
-        Self::new(error.message(), error.remedy().unwrap_or("correct it"))
-    }
+/// Returns the error for a value of a wrong form.
+fn malformed(remedy: impl Into<Cow<'static, str>>) -> Error {
+    invalid("has an invalid value", remedy)
 }

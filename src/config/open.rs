@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::builder::{Builder, QueueMode};
-use super::validate::invalid;
+use super::validate::error_of;
 use super::{Backend, SettingProblem};
 use crate::cache::{Cache, Limits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::clock::Clock;
-use crate::outage::IndexEntry;
 use crate::outage::admin::QueueAdmin;
 use crate::outage::file::OutageFile;
+use crate::outage::{FileLimits, QueuedKey};
 use crate::resilience::tasks;
 use crate::store::supabase::Supabase;
 use crate::store::{BatchingStore, Local, Memory, ResilientStore, Store};
@@ -36,36 +36,33 @@ impl Builder {
     /// * [`ErrorKind::Unauthorized`] if Supabase rejects the key.
     /// * [`ErrorKind::SchemaOutdated`] if the database lacks a migration.
     ///
-    /// ```
-    /// # async fn example() -> threadkeep::Result<()> {
-    /// let cache = threadkeep::Builder::from_env().open().await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// See [`Builder`] for an example.
     pub async fn open(mut self) -> Result<Cache> {
         let backend = self.validate()?;
         if let Some(store) = self.store.take() {
             return self.open_custom(store).await;
         }
-        match backend {
-            Backend::Local => {
-                warn_queued_writes(&self.queue_path);
-                open_local(&self.local_path, self.limits).await
-            }
-            Backend::Memory => {
-                tracing::warn!("conversations are kept in memory only: they are lost on restart");
-                warn_queued_writes(&self.queue_path);
-                Ok(Cache::new(Arc::new(Memory::new()), "memory", self.limits, None))
-            }
-            Backend::Supabase => self.open_supabase().await,
+        if backend == Backend::Supabase {
+            return self.open_supabase().await;
         }
+        warn_queued_writes(&self.config.queue_path);
+        // No other process can write, so each entry in memory stays fresh.
+        let limits = Limits { fresh_for: None, warmup_limit: 0, ..self.limits };
+        if backend == Backend::Memory {
+            tracing::warn!("conversations are kept in memory only: they are lost on restart");
+            return Ok(Cache::new(Arc::new(Memory::new()), "memory", limits, None));
+        }
+        let local = Local::open(&self.config.local_path).await?;
+        tracing::info!(path = %self.config.local_path.display(), "conversations are kept in a local file");
+        Ok(Cache::new(Arc::new(local), "local", limits, None))
     }
 
     async fn open_custom(mut self, store: Arc<dyn Store>) -> Result<Cache> {
-        self.limits.fresh_for = Some(self.fresh_for);
         self.limits.warmup_limit = self.custom_warmup_limit;
-        let has_queue = self.queue_mode == QueueMode::On;
-        let file = self.open_outage_file(has_queue, "custom", store.clock()).await?;
+        let file = match self.queue_mode {
+            QueueMode::On => Some(self.open_outage_file("custom", store.clock()).await?),
+            QueueMode::Auto | QueueMode::Off => None,
+        };
         // The first response of the store corrects the clock (I17). In an outage, a later response does.
         let probed = Arc::clone(&store);
         match tasks::run(async move { probed.probe().await }).await? {
@@ -76,18 +73,19 @@ impl Builder {
     }
 
     async fn open_supabase(mut self) -> Result<Cache> {
-        self.limits.fresh_for = Some(self.fresh_for);
-        self.limits.warmup_limit = self.warmup_limit;
-        let url = self.url.take().unwrap_or_default();
-        let key = self.key.take().map(|key| key.expose().to_owned()).unwrap_or_default();
+        let url = self.config.url.take().unwrap_or_default();
+        let key = self.config.key.take().map(|key| key.expose().to_owned()).unwrap_or_default();
         let provider = self.custom_key_provider.take().or(self.key_file.take());
         let client = Supabase::with_clock(&url, &key, Clock::skewed(self.skew_millis))?;
         let client = client.with_key_provider(provider);
         let host = client.host().to_owned();
-        let has_queue = self.queue_mode != QueueMode::Off;
         // The outage file opens before the first request: a second process on the same file must fail early.
-        let file = self.open_outage_file(has_queue, &host, client.clock()).await?;
-        let guard = ResilientStore::new(client.idle_timeout(self.timeout), self.timeout + GUARD_MARGIN);
+        let file = match self.queue_mode {
+            QueueMode::On | QueueMode::Auto => Some(self.open_outage_file(&host, client.clock()).await?),
+            QueueMode::Off => None,
+        };
+        let guard =
+            ResilientStore::new(client.idle_timeout(self.config.timeout), self.config.timeout + GUARD_MARGIN);
         let contact = async move { guard.first_contact().await.map(|failure| (guard, failure)) };
         let (guard, failure) = tasks::run(contact).await??;
         tracing::info!(%host, "conversations are kept in Supabase");
@@ -98,23 +96,21 @@ impl Builder {
         Ok(cache)
     }
 
-    /// Opens the outage file of the store `origin`, if the cache has a queue. Returns the file and the queue's index.
+    /// Opens the outage file of the store `origin`. Returns the file and the conversations with queued writes.
     async fn open_outage_file(
         &self,
-        has_queue: bool,
         origin: &str,
         clock: &Arc<Clock>,
-    ) -> Result<Option<(OutageFile, Vec<IndexEntry>)>> {
-        if !has_queue {
-            return Ok(None);
-        }
-        let path = &self.queue_path;
-        let (file, queued) = OutageFile::open(path, origin, self.file_limits, Arc::clone(clock)).await?;
+    ) -> Result<(OutageFile, Vec<QueuedKey>)> {
+        let path = &self.config.queue_path;
+        let (queue, replica) = (self.config.queue_max_bytes, self.config.replica_max_bytes);
+        let limits = FileLimits { queue, replica };
+        let (file, queued) = OutageFile::open(path, origin, limits, Arc::clone(clock)).await?;
         if !queued.is_empty() {
             let (path, writes) = (path.display(), queued.len());
             tracing::info!(%path, writes, "the outage file holds queued writes of an earlier process; replay sends them");
         }
-        Ok(Some((file, queued)))
+        Ok((file, queued))
     }
 
     /// Opens an existing outage file without a cache, for any project.
@@ -125,17 +121,17 @@ impl Builder {
     /// ```
     /// # async fn example() -> threadkeep::Result<()> {
     /// let admin = threadkeep::Builder::from_env().open_queue().await?;
-    /// println!("{} writes are queued", admin.status().await?.queued);
+    /// println!("{} writes are queued", admin.status().await?.queued.records);
     /// # Ok(())
     /// # }
     /// ```
     pub async fn open_queue(self) -> Result<QueueAdmin> {
         let is_relevant = |problem: &&SettingProblem| {
-            problem.backend.is_none() || problem.setting == "CONVERSATION_QUEUE_PATH"
+            problem.backend().is_none() || problem.setting == "CONVERSATION_QUEUE_PATH"
         };
-        match self.problems.iter().find(is_relevant) {
-            Some(problem) => Err(invalid(problem)),
-            None => QueueAdmin::open(self.queue_path).await,
+        match self.config.problems.iter().find(is_relevant) {
+            Some(problem) => Err(error_of(problem)),
+            None => QueueAdmin::open(self.config.queue_path).await,
         }
     }
 
@@ -153,15 +149,15 @@ impl Builder {
     /// # }
     /// ```
     pub async fn open_queue_of_project(mut self) -> Result<QueueAdmin> {
-        self.strict = true;
+        self.config.is_strict = true;
         if self.validate()? != Backend::Supabase {
             let message = "CONVERSATION_STORAGE_BACKEND names a backend without a queue";
             return Err(Error::new(ErrorKind::Config, message).with_remedy("set it to `supabase`"));
         }
-        let url = self.url.unwrap_or_default();
-        let key = self.key.map(|key| key.expose().to_owned()).unwrap_or_default();
+        let url = self.config.url.unwrap_or_default();
+        let key = self.config.key.map(|key| key.expose().to_owned()).unwrap_or_default();
         let origin = Supabase::new(&url, &key)?.host().to_owned();
-        QueueAdmin::open_for(self.queue_path, &origin).await
+        QueueAdmin::open_for(self.config.queue_path, &origin).await
     }
 }
 
@@ -173,36 +169,16 @@ fn warn_queued_writes(path: &Path) {
     }
 }
 
-async fn open_local(path: &Path, limits: Limits) -> Result<Cache> {
-    let local = Local::open(path).await?;
-    tracing::info!(path = %path.display(), "conversations are kept in a local file");
-    Ok(Cache::new(Arc::new(local), "local", limits, None))
-}
-
 impl Cache {
     /// Opens a cache with the settings of the environment. The default store is the file `./threadkeep.db`.
     ///
     /// # Errors
-    /// As for [`Builder::open`].
-    ///
-    /// ```
-    /// # async fn example() -> threadkeep::Result<()> {
-    /// let cache = threadkeep::Cache::from_env().await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// As for [`Builder::open`]. See [`Builder`] for an example.
     pub async fn from_env() -> Result<Self> {
         Builder::from_env().open().await
     }
 
-    /// Returns a builder with the default settings.
-    ///
-    /// ```
-    /// # async fn example() -> threadkeep::Result<()> {
-    /// let cache = threadkeep::Cache::builder().memory().open().await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Returns a builder with the default settings. See [`Builder`] for an example.
     pub fn builder() -> Builder {
         Builder::new()
     }

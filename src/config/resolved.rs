@@ -5,17 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::builder::Builder;
-use super::environment::environment;
 use super::{Backend, SettingProblem};
 
-/// Variables by which the HTTP client finds a proxy, for an encrypted URL and for a plain URL.
-const PROXY_VARIABLES: [(&str, &[&str]); 2] = [
-    ("https", &["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]),
-    ("http", &["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]),
-];
-
 /// The settings as a daemon would use them, with all problems.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct ResolvedConfig {
     /// The backend that is set.
@@ -59,13 +52,7 @@ impl Secret {
         Self(text.to_owned())
     }
 
-    /// Returns the text.
-    ///
-    /// ```
-    /// # fn example(secret: threadkeep::tools::Secret) {
-    /// let key: &str = secret.expose();
-    /// # }
-    /// ```
+    /// Returns the text. See [`Builder::resolve`] for an example.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -75,17 +62,6 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
-}
-
-/// Returns the variable of the environment that names a proxy for URLs of this scheme.
-///
-/// ```
-/// let variable: Option<&str> = threadkeep::tools::proxy_variable("https");
-/// ```
-pub fn proxy_variable(scheme: &str) -> Option<&'static str> {
-    let (_, names) = PROXY_VARIABLES.iter().find(|(of_scheme, _)| *of_scheme == scheme)?;
-    let is_set = |name: &&&str| environment().any(|(var, value)| var == **name && !value.is_empty());
-    names.iter().find(is_set).copied()
 }
 
 impl Builder {
@@ -100,22 +76,7 @@ impl Builder {
     pub fn resolve(mut self) -> ResolvedConfig {
         self.derive_url();
         let (problems, ignored) = self.partition_problems();
-        ResolvedConfig {
-            backend: self.backend,
-            missing: self.missing(),
-            problems,
-            is_strict: self.strict,
-            ignored,
-            warnings: self.warnings,
-            url: self.url,
-            key: self.key,
-            key_name: self.key_name,
-            local_path: self.local_path,
-            queue_path: self.queue_path,
-            queue_max_bytes: self.file_limits.queue,
-            replica_max_bytes: self.file_limits.replica,
-            timeout: self.timeout,
-            soft_timeout: self.limits.soft_timeout,
-        }
+        let (missing, soft_timeout) = (self.missing(), self.limits.soft_timeout);
+        ResolvedConfig { problems, missing, ignored, soft_timeout, ..self.config }
     }
 }

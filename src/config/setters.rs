@@ -9,7 +9,7 @@ use super::builder::{Builder, QueueMode};
 use super::settings::{
     FRESH_FOR_RANGE, SOFT_TIMEOUT_RANGE, TIMEOUT_RANGE, TTL_RANGE, VALUE_BYTES_RANGE, bytes_remedy,
 };
-use super::{Backend, InvalidValue, key};
+use super::{Backend, invalid, key, malformed};
 use crate::cache::OnOutage;
 use crate::store::Store;
 use crate::store::supabase::{self, KeyProvider};
@@ -19,33 +19,25 @@ const MAX_MAINTENANCE_INTERVAL: Duration = Duration::from_secs(86_400);
 
 /// The choice of the store.
 impl Builder {
-    /// Selects a SQLite file as the store.
-    ///
-    /// ```
-    /// let builder = threadkeep::Cache::builder().local("chat.db");
-    /// ```
+    /// Selects a SQLite file as the store. See [`Builder`] for an example.
     #[must_use]
     pub fn local(mut self, path: impl Into<PathBuf>) -> Self {
-        (self.backend, self.local_path) = (Backend::Local, path.into());
+        (self.config.backend, self.config.local_path) = (Backend::Local, path.into());
         self
     }
 
     /// Selects a Supabase project as the store, by its URL and its secret (service role) key.
-    ///
-    /// ```
-    /// let key = "sb_secret_…"; // from the vault of your daemon
-    /// let builder = threadkeep::Cache::builder().supabase("https://abc.supabase.co", key);
-    /// ```
+    /// See [`Builder`] for an example.
     #[must_use]
     pub fn supabase(mut self, url: &str, key: &str) -> Self {
-        self.backend = Backend::Supabase;
+        self.config.backend = Backend::Supabase;
         match supabase::check_url(url) {
-            Ok(()) => self.url = Some(url.into()),
-            Err(error) => self.reject("SUPABASE_URL", error.into()),
+            Ok(()) => self.config.url = Some(url.into()),
+            Err(error) => self.reject("SUPABASE_URL", &error),
         }
         match supabase::check_key(key) {
             Ok(()) => self.set_key(key::NAME, key, None),
-            Err(error) => self.reject(key::NAME, error.into()),
+            Err(error) => self.reject(key::NAME, &error),
         }
         self
     }
@@ -54,11 +46,7 @@ impl Builder {
     ///
     /// The first key comes from [`supabase`](Self::supabase) or a setting. The provider replaces a key file. See
     /// [`Supabase::key_provider`](crate::store::Supabase::key_provider) for its rules.
-    ///
-    /// ```
-    /// let read_key = || std::fs::read_to_string("/run/secrets/supabase").ok();
-    /// let builder = threadkeep::Cache::builder().key_provider(read_key);
-    /// ```
+    /// See [`Builder`] for an example.
     #[must_use]
     pub fn key_provider(mut self, provider: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
         self.custom_key_provider = Some(KeyProvider::new(provider));
@@ -66,13 +54,10 @@ impl Builder {
     }
 
     /// Selects the memory of the process as the store. All conversations are lost when the process ends.
-    ///
-    /// ```
-    /// let builder = threadkeep::Cache::builder().memory();
-    /// ```
+    /// See [`Builder`] for an example.
     #[must_use]
     pub fn memory(mut self) -> Self {
-        self.backend = Backend::Memory;
+        self.config.backend = Backend::Memory;
         self
     }
 
@@ -95,38 +80,24 @@ impl Builder {
 
 /// Limits and times.
 impl Builder {
-    /// Sets the time to live of a conversation. A write can set another one.
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// let builder = threadkeep::Cache::builder().ttl(Duration::from_secs(7 * 86_400));
-    /// ```
+    /// Sets the time to live of a conversation. A write can set another one. See [`Builder`] for an example.
     #[must_use]
     pub fn ttl(self, ttl: Duration) -> Self {
         self.set_duration("CONVERSATION_TIMEOUT_HOURS", ttl, &TTL_RANGE, |builder| &mut builder.limits.ttl)
     }
 
-    /// Limits the size of one conversation, in bytes of JSON.
-    ///
-    /// ```
-    /// let builder = threadkeep::Cache::builder().max_value_bytes(1 << 20);
-    /// ```
+    /// Limits the size of one conversation, in bytes of JSON. See [`Builder`] for an example.
     #[must_use]
     pub fn max_value_bytes(mut self, bytes: usize) -> Self {
         if VALUE_BYTES_RANGE.contains(&bytes) {
             self.limits.value_bytes = bytes;
         } else {
-            let invalid = InvalidValue::invalid(bytes_remedy(&VALUE_BYTES_RANGE));
-            self.reject("CONVERSATION_MAX_VALUE_BYTES", invalid);
+            self.reject("CONVERSATION_MAX_VALUE_BYTES", &malformed(bytes_remedy(&VALUE_BYTES_RANGE)));
         }
         self
     }
 
-    /// Limits the bytes of conversations in memory.
-    ///
-    /// ```
-    /// let builder = threadkeep::Cache::builder().cache_max_bytes(64 << 20);
-    /// ```
+    /// Limits the bytes of conversations in memory. See [`Builder`] for an example.
     #[must_use]
     pub fn cache_max_bytes(mut self, bytes: usize) -> Self {
         self.limits.memory_bytes = bytes as u64;
@@ -134,15 +105,11 @@ impl Builder {
     }
 
     /// Sets the age up to which a conversation in memory is fresh. Later reads ask the store.
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// let builder = threadkeep::Cache::builder().fresh_for(Duration::from_secs(5));
-    /// ```
+    /// See [`Builder`] for an example.
     #[must_use]
     pub fn fresh_for(self, span: Duration) -> Self {
         self.set_duration("CONVERSATION_FRESH_SECONDS", span, &FRESH_FOR_RANGE, |builder| {
-            &mut builder.fresh_for
+            builder.limits.fresh_for.get_or_insert_default()
         })
     }
 
@@ -150,22 +117,15 @@ impl Builder {
     ///
     /// Warm-up runs in the background and fills at most half of the memory. For a [store](Self::store) of the caller,
     /// warm-up runs only with this setter. The backend `local` has no warm-up, because its reads are fast.
-    ///
-    /// ```
-    /// let builder = threadkeep::Cache::builder().warmup_limit(1_000);
-    /// ```
+    /// See [`Builder`] for an example.
     #[must_use]
     pub fn warmup_limit(mut self, conversations: usize) -> Self {
-        (self.warmup_limit, self.custom_warmup_limit) = (conversations, conversations);
+        (self.limits.warmup_limit, self.custom_warmup_limit) = (conversations, conversations);
         self
     }
 
     /// Sets the wait for the store before a read returns its stale copy, and before a write is queued.
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// let builder = threadkeep::Cache::builder().soft_timeout(Duration::from_millis(300));
-    /// ```
+    /// See [`Builder`] for an example.
     #[must_use]
     pub fn soft_timeout(self, span: Duration) -> Self {
         self.set_duration("CONVERSATION_SOFT_TIMEOUT_SECONDS", span, &SOFT_TIMEOUT_RANGE, |builder| {
@@ -173,25 +133,17 @@ impl Builder {
         })
     }
 
-    /// Sets the time limit of one small request to Supabase.
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// let builder = threadkeep::Cache::builder().timeout(Duration::from_secs(2));
-    /// ```
+    /// Sets the time limit of one small request to Supabase. See [`Builder`] for an example.
     #[must_use]
     pub fn timeout(self, span: Duration) -> Self {
-        self.set_duration("SUPABASE_TIMEOUT_SECONDS", span, &TIMEOUT_RANGE, |builder| &mut builder.timeout)
+        self.set_duration("SUPABASE_TIMEOUT_SECONDS", span, &TIMEOUT_RANGE, |builder| {
+            &mut builder.config.timeout
+        })
     }
 
     /// Sets the interval of maintenance, which reports accesses and purges expired records.
     ///
-    /// The default is a minute. Values are clamped to 10 ms and a day.
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// let builder = threadkeep::Cache::builder().maintenance_interval(Duration::from_secs(600));
-    /// ```
+    /// The default is a minute. Values are clamped to 10 ms and a day. See [`Builder`] for an example.
     #[must_use]
     pub fn maintenance_interval(mut self, period: Duration) -> Self {
         self.limits.maintenance_interval = period.clamp(MIN_MAINTENANCE_INTERVAL, MAX_MAINTENANCE_INTERVAL);
@@ -199,10 +151,7 @@ impl Builder {
     }
 
     /// Shifts the local clock, as on a machine with a wrong clock. A negative value puts the clock behind.
-    ///
-    /// ```
-    /// let builder = threadkeep::Cache::builder().clock_skew_millis(-3_000);
-    /// ```
+    /// See [`Builder`] for an example.
     #[cfg(feature = "testing")]
     #[must_use]
     pub fn clock_skew_millis(mut self, by: i64) -> Self {
@@ -224,7 +173,7 @@ impl Builder {
         }
         let (min, max) = (range.start(), range.end());
         let remedy = format!("use a time from {min:?} to {max:?}");
-        self.reject(name, InvalidValue::new(format!("cannot be {span:?}"), remedy));
+        self.reject(name, &invalid(format!("cannot be {span:?}"), remedy));
         self
     }
 }
@@ -234,13 +183,10 @@ impl Builder {
     /// Sets the outage file, which holds queue, dead letters and replica while the store is unavailable.
     ///
     /// The backend `supabase` always has an outage file. A [store](Self::store) of the caller has one only with this setter.
-    ///
-    /// ```
-    /// let builder = threadkeep::Cache::builder().queue("/var/lib/chat/queue.db");
-    /// ```
+    /// See [`Builder`] for an example.
     #[must_use]
     pub fn queue(mut self, path: impl Into<PathBuf>) -> Self {
-        self.queue_path = path.into();
+        self.config.queue_path = path.into();
         // `without_queue` wins in any order of the setters.
         if self.queue_mode == QueueMode::Auto {
             self.queue_mode = QueueMode::On;
@@ -251,46 +197,28 @@ impl Builder {
     /// Opens no outage file, so that a tool can run beside a daemon that has the file open.
     ///
     /// In an outage, a write is an error and a read finds only conversations in memory. The cache does not see the writes
-    /// in the daemon's queue.
-    ///
-    /// ```
-    /// let builder = threadkeep::Builder::from_env().without_queue();
-    /// ```
+    /// in the daemon's queue. See [`Builder`] for an example.
     #[must_use]
     pub fn without_queue(mut self) -> Self {
         self.queue_mode = QueueMode::Off;
         self
     }
 
-    /// Limits the bytes of queued writes and dead letters on disk.
-    ///
-    /// ```
-    /// let builder = threadkeep::Cache::builder().queue_max_bytes(1 << 30);
-    /// ```
+    /// Limits the bytes of queued writes and dead letters on disk. See [`Builder`] for an example.
     #[must_use]
     pub fn queue_max_bytes(mut self, bytes: usize) -> Self {
-        self.file_limits.queue = bytes as u64;
+        self.config.queue_max_bytes = bytes as u64;
         self
     }
 
-    /// Limits the bytes of the replica on disk.
-    ///
-    /// ```
-    /// let builder = threadkeep::Cache::builder().replica_max_bytes(1 << 30);
-    /// ```
+    /// Limits the bytes of the replica on disk. See [`Builder`] for an example.
     #[must_use]
     pub fn replica_max_bytes(mut self, bytes: usize) -> Self {
-        self.file_limits.replica = bytes as u64;
+        self.config.replica_max_bytes = bytes as u64;
         self
     }
 
-    /// Sets the reaction to a write while the store is unavailable.
-    ///
-    /// ```
-    /// use threadkeep::{Cache, OnOutage};
-    ///
-    /// let builder = Cache::builder().on_outage(OnOutage::Reject);
-    /// ```
+    /// Sets the reaction to a write while the store is unavailable. See [`Builder`] for an example.
     #[must_use]
     pub fn on_outage(mut self, choice: OnOutage) -> Self {
         self.limits.on_outage = choice;
@@ -298,13 +226,10 @@ impl Builder {
     }
 
     /// Makes missing credentials an error, instead of a warning and the backend `memory`.
-    ///
-    /// ```
-    /// let builder = threadkeep::Builder::from_env().strict();
-    /// ```
+    /// See [`Builder`] for an example.
     #[must_use]
     pub fn strict(mut self) -> Self {
-        self.strict = true;
+        self.config.is_strict = true;
         self
     }
 }

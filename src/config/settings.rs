@@ -4,8 +4,9 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::builder::Builder;
-use super::{Backend, InvalidValue, key};
+use super::{Backend, invalid, key, malformed};
 use crate::cache::OnOutage;
+use crate::error::Result;
 use crate::model::json::LARGEST;
 use crate::store::supabase;
 
@@ -21,7 +22,7 @@ pub struct Setting {
     /// The backend that uses the setting; `None` if all backends use it.
     pub backend: Option<Backend>,
     /// Parses the text and sets the value.
-    pub(super) set: fn(&mut Builder, &str) -> Result<(), InvalidValue>,
+    pub(super) set: fn(&mut Builder, &str) -> Result<()>,
 }
 
 // Texts and setters share these ranges, so both reject the same values.
@@ -42,13 +43,13 @@ pub const SETTINGS: &[Setting] = &[
         description: "the store: `local` (one SQLite file), `supabase`, or `memory` (lost on restart)",
         backend: None,
         set: |builder, text| {
-            builder.backend = match text {
-                "local" => Backend::Local,
-                "supabase" => Backend::Supabase,
-                "memory" => Backend::Memory,
-                _ => return Err(InvalidValue::invalid("use `local`, `supabase` or `memory`")),
+            let backend = match text {
+                "local" => Ok(Backend::Local),
+                "supabase" => Ok(Backend::Supabase),
+                "memory" => Ok(Backend::Memory),
+                _ => Err(malformed("use `local`, `supabase` or `memory`")),
             };
-            Ok(())
+            put(&mut builder.config.backend, backend)
         },
     },
     Setting {
@@ -57,13 +58,8 @@ pub const SETTINGS: &[Setting] = &[
         description: "time to live of a conversation after its last write, in hours, such as 24 or 0.5",
         backend: None,
         set: |builder, text| {
-            let hours: f64 = text.parse().unwrap_or(f64::NAN);
-            let span =
-                Duration::try_from_secs_f64(hours * 3600.0).ok().filter(|span| TTL_RANGE.contains(span));
-            builder.limits.ttl = span.ok_or_else(|| {
-                InvalidValue::invalid("use a number of hours above 0 and up to 100 years, such as 24 or 0.5")
-            })?;
-            Ok(())
+            let remedy = "use a number of hours above 0 and up to 100 years, such as 24 or 0.5";
+            put(&mut builder.limits.ttl, span(text, 3600.0, &TTL_RANGE).ok_or_else(|| malformed(remedy)))
         },
     },
     Setting {
@@ -71,38 +67,28 @@ pub const SETTINGS: &[Setting] = &[
         default: "./threadkeep.db",
         description: "the file of the backend `local`; it needs a local disk, not a network share",
         backend: Some(Backend::Local),
-        set: |builder, text| {
-            builder.local_path = text.into();
-            Ok(())
-        },
+        set: |builder, text| put(&mut builder.config.local_path, Ok(text.into())),
     },
     Setting {
         name: "CONVERSATION_QUEUE_PATH",
         default: "./threadkeep-queue.db",
         description: "the outage file of the backend `supabase`: queue, dead letters and replica; it needs a local disk, not a network share",
         backend: Some(Backend::Supabase),
-        set: |builder, text| {
-            builder.queue_path = text.into();
-            Ok(())
-        },
+        set: |builder, text| put(&mut builder.config.queue_path, Ok(text.into())),
     },
     Setting {
         name: "CONVERSATION_QUEUE_MAX_BYTES",
         default: "256MiB",
         description: "limit on queued writes and dead letters in the outage file, in bytes, KiB, MiB or GiB; beyond it, writes are refused",
         backend: Some(Backend::Supabase),
-        set: |builder, text| {
-            parse_bytes(text, &ANY_BYTES).map(|bytes| builder.file_limits.queue = bytes as u64)
-        },
+        set: |builder, text| put(&mut builder.config.queue_max_bytes, bytes(text, &ANY_BYTES)),
     },
     Setting {
         name: "CONVERSATION_REPLICA_MAX_BYTES",
         default: "256MiB",
         description: "limit on the replica in the outage file, in bytes, KiB, MiB or GiB; beyond it, the entries written first are evicted",
         backend: Some(Backend::Supabase),
-        set: |builder, text| {
-            parse_bytes(text, &ANY_BYTES).map(|bytes| builder.file_limits.replica = bytes as u64)
-        },
+        set: |builder, text| put(&mut builder.config.replica_max_bytes, bytes(text, &ANY_BYTES)),
     },
     Setting {
         name: "CONVERSATION_ON_OUTAGE",
@@ -110,12 +96,12 @@ pub const SETTINGS: &[Setting] = &[
         description: "a write while Supabase is unavailable: `queue` it on disk, or `reject` it",
         backend: Some(Backend::Supabase),
         set: |builder, text| {
-            builder.limits.on_outage = match text {
-                "queue" => OnOutage::Queue,
-                "reject" => OnOutage::Reject,
-                _ => return Err(InvalidValue::invalid("use `queue` or `reject`")),
+            let choice = match text {
+                "queue" => Ok(OnOutage::Queue),
+                "reject" => Ok(OnOutage::Reject),
+                _ => Err(malformed("use `queue` or `reject`")),
             };
-            Ok(())
+            put(&mut builder.limits.on_outage, choice)
         },
     },
     Setting {
@@ -125,7 +111,7 @@ pub const SETTINGS: &[Setting] = &[
         backend: Some(Backend::Supabase),
         set: |builder, text| {
             supabase::check_url(text)?;
-            builder.url = Some(text.into());
+            builder.config.url = Some(text.into());
             Ok(())
         },
     },
@@ -136,9 +122,7 @@ pub const SETTINGS: &[Setting] = &[
         backend: Some(Backend::Supabase),
         set: |builder, text| {
             if text.is_empty() || !text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-                return Err(InvalidValue::invalid(
-                    "use the project's reference, which has only letters and digits",
-                ));
+                return Err(malformed("use the project's reference, which has only letters and digits"));
             }
             builder.project = Some(text.into());
             Ok(())
@@ -161,8 +145,8 @@ pub const SETTINGS: &[Setting] = &[
         description: "a file that holds the key, instead of SUPABASE_KEY; threadkeep reads it again if Supabase rejects the key",
         backend: Some(Backend::Supabase),
         set: |builder, text| {
-            if builder.key.is_some() {
-                return Err(InvalidValue::new("and SUPABASE_KEY are both set", "set only one of them"));
+            if builder.config.key.is_some() {
+                return Err(invalid("and SUPABASE_KEY are both set", "set only one of them"));
             }
             let (key, provider) = key::from_file(text)?;
             supabase::check_key(&key)?;
@@ -189,7 +173,7 @@ pub const SETTINGS: &[Setting] = &[
         default: "5",
         description: "time limit of one small request; large requests get more",
         backend: Some(Backend::Supabase),
-        set: |builder, text| parse_seconds(text, &TIMEOUT_RANGE).map(|span| builder.timeout = span),
+        set: |builder, text| put(&mut builder.config.timeout, seconds(text, &TIMEOUT_RANGE)),
     },
     Setting {
         name: "CONVERSATION_STRICT",
@@ -197,8 +181,7 @@ pub const SETTINGS: &[Setting] = &[
         description: "`true`: `supabase` without URL or key is an error, instead of a warning and the backend `memory`",
         backend: None,
         set: |builder, text| {
-            builder.strict = text.parse().map_err(|_| InvalidValue::invalid("use `true` or `false`"))?;
-            Ok(())
+            put(&mut builder.config.is_strict, text.parse().map_err(|_| malformed("use `true` or `false`")))
         },
     },
     Setting {
@@ -206,18 +189,14 @@ pub const SETTINGS: &[Setting] = &[
         default: "8MiB",
         description: "limit on one conversation as JSON, in bytes, KiB or MiB",
         backend: None,
-        set: |builder, text| {
-            parse_bytes(text, &VALUE_BYTES_RANGE).map(|bytes| builder.limits.value_bytes = bytes)
-        },
+        set: |builder, text| put(&mut builder.limits.value_bytes, bytes(text, &VALUE_BYTES_RANGE)),
     },
     Setting {
         name: "CONVERSATION_CACHE_MAX_BYTES",
         default: "256MiB",
         description: "limit on conversations in memory, in bytes, KiB, MiB or GiB; beyond it, the least recently used are evicted",
         backend: None,
-        set: |builder, text| {
-            parse_bytes(text, &ANY_BYTES).map(|bytes| builder.limits.memory_bytes = bytes as u64)
-        },
+        set: |builder, text| put(&mut builder.limits.memory_bytes, bytes(text, &ANY_BYTES)),
     },
     Setting {
         name: "CONVERSATION_WARMUP_LIMIT",
@@ -225,9 +204,8 @@ pub const SETTINGS: &[Setting] = &[
         description: "number of newest conversations that warm-up loads into up to half of the memory; 0 disables warm-up",
         backend: Some(Backend::Supabase),
         set: |builder, text| {
-            builder.warmup_limit = text
-                .parse()
-                .map_err(|_| InvalidValue::invalid("use a number of conversations, such as 10000, or 0"))?;
+            builder.limits.warmup_limit =
+                text.parse().map_err(|_| malformed("use a number of conversations, such as 10000, or 0"))?;
             Ok(())
         },
     },
@@ -236,31 +214,39 @@ pub const SETTINGS: &[Setting] = &[
         default: "30",
         description: "age up to which a conversation in memory is fresh; later reads ask Supabase for changes of other daemons",
         backend: Some(Backend::Supabase),
-        set: |builder, text| parse_seconds(text, &FRESH_FOR_RANGE).map(|span| builder.fresh_for = span),
+        set: |builder, text| {
+            put(builder.limits.fresh_for.get_or_insert_default(), seconds(text, &FRESH_FOR_RANGE))
+        },
     },
     Setting {
         name: "CONVERSATION_SOFT_TIMEOUT_SECONDS",
         default: "1",
         description: "wait for Supabase before a read returns its stale copy, and before a write is queued",
         backend: None,
-        set: |builder, text| {
-            parse_seconds(text, &SOFT_TIMEOUT_RANGE).map(|span| builder.limits.soft_timeout = span)
-        },
+        set: |builder, text| put(&mut builder.limits.soft_timeout, seconds(text, &SOFT_TIMEOUT_RANGE)),
     },
 ];
 
-/// Parses a number of seconds, with or without a fraction.
-fn parse_seconds(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration, InvalidValue> {
-    let seconds: f64 = text.parse().unwrap_or(f64::NAN);
-    let span = Duration::try_from_secs_f64(seconds).ok().filter(|span| range.contains(span));
-    span.ok_or_else(|| {
+fn put<T>(field: &mut T, value: Result<T>) -> Result<()> {
+    *field = value?;
+    Ok(())
+}
+
+/// Parses a number of units of time, with or without a fraction.
+fn span(text: &str, unit_seconds: f64, range: &RangeInclusive<Duration>) -> Option<Duration> {
+    let number: f64 = text.parse().ok()?;
+    Duration::try_from_secs_f64(number * unit_seconds).ok().filter(|span| range.contains(span))
+}
+
+fn seconds(text: &str, range: &RangeInclusive<Duration>) -> Result<Duration> {
+    span(text, 1.0, range).ok_or_else(|| {
         let (min, max) = (range.start().as_secs_f64(), range.end().as_secs_f64());
-        InvalidValue::invalid(format!("use a number of seconds from {min} to {max}"))
+        malformed(format!("use a number of seconds from {min} to {max}"))
     })
 }
 
 /// Parses a number of bytes, with an optional unit.
-fn parse_bytes(text: &str, range: &RangeInclusive<usize>) -> Result<usize, InvalidValue> {
+fn bytes<T: TryFrom<usize>>(text: &str, range: &RangeInclusive<usize>) -> Result<T> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let unit = match unit.trim() {
         "" => Some(1_usize),
@@ -271,7 +257,8 @@ fn parse_bytes(text: &str, range: &RangeInclusive<usize>) -> Result<usize, Inval
     };
     let bytes =
         unit.zip(digits.parse().ok()).and_then(|(unit, count): (usize, usize)| count.checked_mul(unit));
-    bytes.filter(|bytes| range.contains(bytes)).ok_or_else(|| InvalidValue::invalid(bytes_remedy(range)))
+    let bytes = bytes.filter(|bytes| range.contains(bytes)).and_then(|bytes| bytes.try_into().ok());
+    bytes.ok_or_else(|| malformed(bytes_remedy(range)))
 }
 
 /// Returns the remedy for a number of bytes outside the range.

@@ -1,7 +1,7 @@
 //! The checks of all settings together: invalid values, missing values, and settings of another backend.
 
 use super::builder::Builder;
-use super::{Backend, SettingProblem, key};
+use super::{Backend, SettingProblem, invalid, key};
 use crate::error::{Error, ErrorKind, Result};
 
 impl Builder {
@@ -16,7 +16,7 @@ impl Builder {
             tracing::warn!(%problem, "a setting of another backend is invalid; threadkeep ignores it");
         }
         let missing = self.missing();
-        if !missing.is_empty() && !self.strict && errors.is_empty() {
+        if !missing.is_empty() && !self.config.is_strict && errors.is_empty() {
             let names: Vec<&str> = missing.iter().map(|problem| problem.setting.as_str()).collect();
             tracing::warn!(
                 "CONVERSATION_STORAGE_BACKEND is supabase, but these settings are not set: {}. FALLING BACK TO MEMORY: a restart \
@@ -27,8 +27,8 @@ impl Builder {
         }
         errors.extend(missing);
         match errors.as_slice() {
-            [] => Ok(self.backend),
-            [problem] => Err(invalid(problem)),
+            [] => Ok(self.config.backend),
+            [problem] => Err(error_of(problem)),
             problems => {
                 let lines: Vec<String> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
                 let message = format!("{} settings are invalid:{}", problems.len(), lines.concat());
@@ -39,8 +39,8 @@ impl Builder {
 
     /// Derives the URL from the project's reference, if no URL is set.
     pub(super) fn derive_url(&mut self) {
-        if self.url.is_none() {
-            self.url = self.project.as_ref().map(|project| format!("https://{project}.supabase.co"));
+        if self.config.url.is_none() {
+            self.config.url = self.project.as_ref().map(|project| format!("https://{project}.supabase.co"));
         }
     }
 
@@ -50,29 +50,25 @@ impl Builder {
     /// invalid, each problem counts, so that one error has them all.
     pub(super) fn partition_problems(&self) -> (Vec<SettingProblem>, Vec<SettingProblem>) {
         let is_unknown =
-            self.problems.iter().any(|problem| problem.setting == "CONVERSATION_STORAGE_BACKEND");
+            self.config.problems.iter().any(|problem| problem.setting == "CONVERSATION_STORAGE_BACKEND");
         let is_used = |problem: &SettingProblem| {
-            is_unknown || problem.backend.is_none_or(|backend| backend == self.backend)
+            is_unknown || problem.backend().is_none_or(|backend| backend == self.config.backend)
         };
-        self.problems.iter().cloned().partition(is_used)
+        self.config.problems.iter().cloned().partition(is_used)
     }
 
     /// Returns the settings that Supabase needs and that are not set.
     pub(super) fn missing(&self) -> Vec<SettingProblem> {
-        if self.backend != Backend::Supabase || self.store.is_some() {
+        if self.config.backend != Backend::Supabase || self.store.is_some() {
             return Vec::new();
         }
         // A setting with an invalid value is not missing.
-        let is_invalid =
-            |names: &[&str]| self.problems.iter().any(|problem| names.contains(&problem.setting.as_str()));
-        let no_url = self.url.is_none() && !is_invalid(&["SUPABASE_URL", "SUPABASE_PROJECT_ID"]);
-        let no_key = self.key.is_none() && !is_invalid(&key::NAMES);
-        let problem = |setting: &str, remedy: &str| SettingProblem {
-            setting: setting.into(),
-            message: "is not set".into(),
-            remedy: remedy.into(),
-            backend: None,
+        let is_invalid = |names: &[&str]| {
+            self.config.problems.iter().any(|problem| names.contains(&problem.setting.as_str()))
         };
+        let no_url = self.config.url.is_none() && !is_invalid(&["SUPABASE_URL", "SUPABASE_PROJECT_ID"]);
+        let no_key = self.config.key.is_none() && !is_invalid(&key::NAMES);
+        let problem = |setting, remedy| SettingProblem::new(setting, &invalid("is not set", remedy));
         let url = no_url.then(|| problem("SUPABASE_URL", "set it or SUPABASE_PROJECT_ID"));
         let remedy = "set it or SUPABASE_KEY_FILE, SUPABASE_SECRET_KEY or SUPABASE_SERVICE_ROLE_KEY";
         let key = no_key.then(|| problem(key::NAME, remedy));
@@ -81,7 +77,7 @@ impl Builder {
 }
 
 /// Returns the error for one invalid setting.
-pub(super) fn invalid(problem: &SettingProblem) -> Error {
+pub(super) fn error_of(problem: &SettingProblem) -> Error {
     let message = format!("a setting is invalid: {} {}", problem.setting, problem.message);
-    Error::new(ErrorKind::Config, message).with_remedy(problem.remedy.clone())
+    invalid(message, problem.remedy.clone())
 }

@@ -77,10 +77,29 @@ impl ErrorKind {
 /// An error with a kind, a sentence for people, a remedy, and its cause as [`source`](StdError::source).
 ///
 /// Cloning is cheap: all callers who waited for one load get the same error. An error never contains a secret.
-#[derive(Clone)]
+///
+/// ```
+/// use std::error::Error as _;
+/// use std::time::Duration;
+/// use threadkeep::{Error, ErrorKind};
+///
+/// let error = Error::new(ErrorKind::Unavailable, "the store is down")
+///     .with_remedy("start it")
+///     .with_key("thread-1")
+///     .with_retry_after(Duration::from_secs(2))
+///     .with_outcome_unknown()
+///     .with_source(std::io::Error::other("connection refused"));
+/// assert_eq!(error.to_string(), "the store is down; start it");
+/// assert_eq!((error.kind(), error.message()), (ErrorKind::Unavailable, "the store is down"));
+/// assert_eq!((error.remedy(), error.key()), (Some("start it"), Some("thread-1")));
+/// assert_eq!(error.retry_after(), Some(Duration::from_secs(2)));
+/// assert!(error.is_outage() && error.is_retryable() && error.outcome_unknown());
+/// assert_eq!(error.source().unwrap().to_string(), "connection refused");
+/// ```
+#[derive(Debug, Clone)]
 pub struct Error(Arc<Inner>);
 
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Inner {
     kind: ErrorKind,
     scope: Scope,
@@ -97,13 +116,7 @@ struct Inner {
 
 impl Error {
     /// Creates an error. `message` says in lower case, without a full stop, what happened.
-    ///
-    /// ```
-    /// use threadkeep::{Error, ErrorKind};
-    ///
-    /// let error = Error::new(ErrorKind::Unavailable, "the store is down").with_remedy("start it");
-    /// assert_eq!(error.to_string(), "the store is down; start it");
-    /// ```
+    /// See [`Error`] for an example.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Arc::new(Inner {
             kind,
@@ -137,69 +150,31 @@ impl Error {
         Self::new(ErrorKind::Aborted, message)
     }
 
-    /// Adds the cause.
-    ///
-    /// ```
-    /// use std::error::Error as _;
-    /// use threadkeep::{Error, ErrorKind};
-    ///
-    /// let cause = std::io::Error::other("disk failure");
-    /// let error = Error::new(ErrorKind::LocalStorage, "the file cannot be read").with_source(cause);
-    /// assert_eq!(error.source().unwrap().to_string(), "disk failure");
-    /// ```
+    /// Adds the cause. See [`Error`] for an example.
     #[must_use]
     pub fn with_source(self, source: impl StdError + Send + Sync + 'static) -> Self {
         self.with(|inner| inner.source = Some(Arc::new(source)))
     }
 
-    /// Adds the action that ends the failure, as an imperative.
-    ///
-    /// ```
-    /// use threadkeep::{Error, ErrorKind};
-    ///
-    /// let error = Error::new(ErrorKind::Config, "no key is set").with_remedy("set SUPABASE_KEY");
-    /// assert_eq!(error.remedy(), Some("set SUPABASE_KEY"));
-    /// ```
+    /// Adds the action that ends the failure, as an imperative. See [`Error`] for an example.
     #[must_use]
     pub fn with_remedy(self, remedy: impl Into<Cow<'static, str>>) -> Self {
         self.with(|inner| inner.remedy = Some(remedy.into()))
     }
 
-    /// Adds the thread id that the failure is about.
-    ///
-    /// ```
-    /// use threadkeep::{Error, ErrorKind};
-    ///
-    /// let error = Error::new(ErrorKind::Conflict, "another writer was faster").with_key("thread-1");
-    /// assert_eq!(error.key(), Some("thread-1"));
-    /// ```
+    /// Adds the thread id that the failure is about. See [`Error`] for an example.
     #[must_use]
     pub fn with_key(self, key: &str) -> Self {
         self.with(|inner| inner.key = Some(key.into()))
     }
 
-    /// Adds the wait that the other side asked for.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use threadkeep::{Error, ErrorKind};
-    ///
-    /// let error = Error::new(ErrorKind::Overloaded, "too many calls").with_retry_after(Duration::from_secs(2));
-    /// assert_eq!(error.retry_after(), Some(Duration::from_secs(2)));
-    /// ```
+    /// Adds the wait that the other side asked for. See [`Error`] for an example.
     #[must_use]
     pub fn with_retry_after(self, wait: Duration) -> Self {
         self.with(|inner| inner.retry_after = Some(wait))
     }
 
-    /// Marks a failed write that the store may hold nevertheless.
-    ///
-    /// ```
-    /// use threadkeep::{Error, ErrorKind};
-    ///
-    /// let error = Error::new(ErrorKind::Unavailable, "no answer").with_outcome_unknown();
-    /// assert!(error.outcome_unknown());
-    /// ```
+    /// Marks a failed write that the store may hold nevertheless. See [`Error`] for an example.
     #[must_use]
     pub fn with_outcome_unknown(self) -> Self {
         self.with(|inner| inner.outcome_unknown = true)
@@ -220,98 +195,50 @@ impl Error {
         self
     }
 
-    /// Returns the kind of this failure.
-    ///
-    /// ```
-    /// use threadkeep::{Error, ErrorKind};
-    ///
-    /// assert_eq!(Error::new(ErrorKind::Closed, "shut down").kind(), ErrorKind::Closed);
-    /// ```
+    /// Returns the kind of this failure. See [`Error`] for an example.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// Returns the sentence that says what happened, without the remedy.
-    ///
-    /// ```
-    /// use threadkeep::{Error, ErrorKind};
-    ///
-    /// assert_eq!(Error::new(ErrorKind::Closed, "shut down").message(), "shut down");
-    /// ```
+    /// Returns the sentence that says what happened, without the remedy. See [`Error`] for an example.
     pub fn message(&self) -> &str {
         &self.0.message
     }
 
-    /// Returns the action that ends the failure, if one is known.
-    ///
-    /// ```
-    /// use threadkeep::{Error, ErrorKind};
-    ///
-    /// assert_eq!(Error::new(ErrorKind::Closed, "shut down").remedy(), None);
-    /// ```
+    /// Returns the action that ends the failure, if one is known. See [`Error`] for an example.
     pub fn remedy(&self) -> Option<&str> {
         self.0.remedy.as_deref()
     }
 
-    /// Returns the thread id that the failure is about, if it is about one.
-    ///
-    /// ```
-    /// use threadkeep::{Error, ErrorKind};
-    ///
-    /// assert_eq!(Error::new(ErrorKind::Closed, "shut down").key(), None);
-    /// ```
+    /// Returns the thread id that the failure is about, if it is about one. See [`Error`] for an example.
     pub fn key(&self) -> Option<&str> {
         self.0.key.as_deref()
     }
 
     /// Returns true if the store could not be reached.
     ///
-    /// Retries, the breaker and stale reads all use this definition of an outage.
-    ///
-    /// ```
-    /// use threadkeep::{Error, ErrorKind};
-    ///
-    /// assert!(Error::new(ErrorKind::Unavailable, "no answer").is_outage());
-    /// ```
+    /// Retries, the breaker and stale reads all use this definition of an outage. See [`Error`] for an example.
     pub fn is_outage(&self) -> bool {
         self.0.kind == ErrorKind::Unavailable
     }
 
     /// Returns true if the same call can succeed later, without a change by the caller.
     ///
-    /// [`retry_after`](Self::retry_after) says when.
-    ///
-    /// ```
-    /// use threadkeep::{Error, ErrorKind};
-    ///
-    /// assert!(Error::new(ErrorKind::Overloaded, "too many calls").is_retryable());
-    /// assert!(!Error::new(ErrorKind::Invalid, "no JSON").is_retryable());
-    /// ```
+    /// [`retry_after`](Self::retry_after) says when. See [`Error`] for an example.
     pub fn is_retryable(&self) -> bool {
         use ErrorKind::{Conflict, Locked, Overloaded, QueueFull, Unavailable};
         matches!(self.0.kind, Unavailable | Overloaded | QueueFull | Conflict | Locked)
     }
 
     /// Returns the wait that the other side asked for, or the time until the next probe.
-    ///
-    /// ```
-    /// use threadkeep::{Error, ErrorKind};
-    ///
-    /// assert_eq!(Error::new(ErrorKind::Unavailable, "no answer").retry_after(), None);
-    /// ```
+    /// See [`Error`] for an example.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
     }
 
     /// Returns true if the store may hold a failed write nevertheless.
     ///
-    /// The call lost the response, not necessarily the request.
-    ///
-    /// ```
-    /// use threadkeep::{Error, ErrorKind};
-    ///
-    /// assert!(!Error::new(ErrorKind::Unavailable, "no connection").outcome_unknown());
-    /// ```
+    /// The call lost the response, not necessarily the request. See [`Error`] for an example.
     pub fn outcome_unknown(&self) -> bool {
         self.0.outcome_unknown
     }
@@ -322,26 +249,6 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.message)?;
         self.0.remedy.iter().try_for_each(|remedy| write!(f, "; {remedy}"))
-    }
-}
-
-impl fmt::Debug for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut out = f.debug_struct("Error");
-        out.field("kind", &self.0.kind).field("message", &self.0.message);
-        if let Some(remedy) = &self.0.remedy {
-            out.field("remedy", remedy);
-        }
-        if let Some(wait) = self.0.retry_after {
-            out.field("retry_after", &wait);
-        }
-        if self.0.outcome_unknown {
-            out.field("outcome_unknown", &true);
-        }
-        if let Some(source) = &self.0.source {
-            out.field("source", source);
-        }
-        out.finish()
     }
 }
 

@@ -3,22 +3,21 @@
 //! The idea is from Kulkarni et al., "Logical Physical Clocks" (2014). A version has physical milliseconds and a counter, and
 //! is never at or below a version already seen.
 
-mod corrections;
 mod sync;
 
 use std::fmt;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
-use std::sync::atomic::{AtomicI64, AtomicU32};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use super::moment::{ClockReading, Moment, read_clocks, system_millis};
 use super::version::{LOW_BITS, MAX_CLOCK_SKEW, RANDOM_BITS, Timestamp, Version};
-use corrections::Corrections;
-pub(crate) use corrections::{UnsyncedPeriod, not_passed};
+pub(crate) use sync::{Correction, not_passed};
+use sync::{SyncState, UNSYNCED};
 
-/// A version with the state of the clock that issued it. The state shows later whether the clock was wrong.
+/// A version with the state of the clock that issued it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct IssuedVersion {
     /// The version.
@@ -26,8 +25,8 @@ pub(crate) struct IssuedVersion {
     issued_at: Moment,
     /// The time that the clock showed at the issue.
     pub(crate) shown: Timestamp,
-    /// The unsynced period of the issue. The answer that ends the period gives the correction of the version (I8).
-    pub(crate) unsynced: Option<UnsyncedPeriod>,
+    /// Whether the clock was unsynced. Clock sync gives such a version its final value (I8).
+    pub(crate) is_provisional: bool,
 }
 
 impl IssuedVersion {
@@ -42,11 +41,6 @@ impl IssuedVersion {
             self.shown
         }
     }
-
-    /// Whether the clocks have not jumped since the issue.
-    pub(crate) fn is_comparable_to(&self, now: Moment) -> bool {
-        self.issued_at.is_comparable_to(now)
-    }
 }
 
 /// Estimates the store's clock, and issues versions above the last version seen.
@@ -55,6 +49,24 @@ impl IssuedVersion {
 /// the store proves it wrong. Such an answer carries a time between the request and the response. The two bound
 /// the error, and the clock moves to the nearer bound. A jump of this machine's clocks makes the clock
 /// unsynced, as at the start, until the next answer.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use threadkeep::store::{Clock, Version};
+///
+/// let (clock, store) = (Clock::new(), Clock::skewed(60_000));
+/// let sent = Instant::now();
+/// clock.correct(sent, Instant::now(), store.now());
+/// assert!((clock.now().0 - store.now().0).abs() < 1_000);
+///
+/// let seen = store.issue_version();
+/// clock.observe(seen);
+/// assert!(clock.issue_version() > seen);
+///
+/// let (own, stored) = (Clock::authoritative(), Version::min_at(clock.now().plus(Duration::from_secs(60))));
+/// own.advance(stored);
+/// assert!(own.issue_version() > stored && own.now_for_versions() >= stored.at());
+/// ```
 pub struct Clock {
     /// The time of the store's clock, in milliseconds, at moment zero.
     time_at_zero: AtomicI64,
@@ -69,12 +81,14 @@ pub struct Clock {
     is_authoritative: bool,
     /// The number of jumps that this clock has reacted to.
     seen_jumps: AtomicU32,
-    /// The number of the present unsynced period, counted from one. Zero if the clock is synced. Changes only under the lock
-    /// of `corrections`.
-    unsynced_number: AtomicU32,
-    corrections: Mutex<Corrections>,
+    /// The number of jumps before the last sync, or [`UNSYNCED`]. The clock is synced as long as no further jump happens.
+    synced_at: AtomicU64,
+    /// Locked by each answer and each jump.
+    sync: Mutex<SyncState>,
     /// Wakes [`jumped`](Self::jumped) after a jump that leaves the clock unsynced.
     jump_noticed: Notify,
+    /// Wakes the waiters for an answer and for the end of the sync.
+    sync_changed: Notify,
 }
 
 impl Default for Clock {
@@ -90,31 +104,21 @@ impl fmt::Debug for Clock {
 }
 
 impl Clock {
-    /// Creates a clock that starts from the system clock.
-    ///
-    /// ```
-    /// use threadkeep::store::{Clock, Timestamp};
-    ///
-    /// assert!(Clock::new().now() > Timestamp(0));
-    /// ```
+    /// Creates a clock that starts from the system clock. See [`Clock`] for an example.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Creates the clock of a store without a clock of its own. It follows the system clock forward and back.
-    pub(crate) fn authoritative() -> Self {
-        Self { is_authoritative: true, unsynced_number: 0.into(), ..Self::new() }
+    /// Creates the clock of a store that uses the system clock, such as a file or a map on this machine.
+    ///
+    /// The clock follows the system clock forward and back, and no answer has to confirm it. Call [`advance`](Self::advance)
+    /// with the newest stored version when such a store opens. See [`Clock`] for an example.
+    pub fn authoritative() -> Self {
+        Self { is_authoritative: true, ..Self::new() }
     }
 
     /// Creates a clock that starts `by_millis` ahead of the system clock, or behind it if negative. Tests use it to imitate a
-    /// machine whose clock is wrong.
-    ///
-    /// ```
-    /// use threadkeep::store::Clock;
-    ///
-    /// let ahead = Clock::skewed(60_000).now().since(Clock::new().now());
-    /// assert!(ahead.as_secs() >= 59);
-    /// ```
+    /// machine whose clock is wrong. See [`Clock`] for an example.
     pub fn skewed(by_millis: i64) -> Self {
         let ClockReading { moment, missed, .. } = read_clocks();
         let time_at_zero = system_millis().saturating_add(by_millis).saturating_sub(moment.millis());
@@ -125,9 +129,10 @@ impl Clock {
             skew: by_millis,
             is_authoritative: false,
             seen_jumps: moment.jumps().into(),
-            unsynced_number: 1.into(),
-            corrections: Mutex::new(Corrections::new(time_at_zero, missed)),
+            synced_at: UNSYNCED.into(),
+            sync: Mutex::new(SyncState::new(missed)),
             jump_noticed: Notify::new(),
+            sync_changed: Notify::new(),
         }
     }
 
@@ -138,14 +143,7 @@ impl Clock {
         reading.moment
     }
 
-    /// Returns the present time by the store's clock, as far as it is known.
-    ///
-    /// ```
-    /// use threadkeep::store::Clock;
-    ///
-    /// let clock = Clock::new();
-    /// assert!(clock.now() <= clock.now());
-    /// ```
+    /// Returns the present time by the store's clock, as far as it is known. See [`Clock`] for an example.
     pub fn now(&self) -> Timestamp {
         self.at(self.moment())
     }
@@ -157,46 +155,46 @@ impl Clock {
 
     /// Returns the present time if the clock is synced.
     pub(crate) fn known_now(&self) -> Option<Timestamp> {
-        let (_, shown, unsynced) = self.reading();
-        unsynced.is_none().then_some(shown)
+        let reading = self.reading();
+        (!reading.is_provisional).then_some(reading.shown)
     }
 
-    /// Returns the present moment, the time of this clock, and the unsynced period. No jump and no answer comes between the
-    /// three.
-    fn reading(&self) -> (Moment, Timestamp, Option<UnsyncedPeriod>) {
+    /// Returns the time of this clock with its state. No jump and no answer comes between the two.
+    fn reading(&self) -> IssuedVersion {
         let moment = self.moment();
-        let is_synced =
-            || self.unsynced_number.load(Acquire) == 0 && self.seen_jumps.load(Acquire) == moment.jumps();
+        let reading = |moment: Moment, is_provisional| IssuedVersion {
+            version: Version::NONE,
+            issued_at: moment,
+            shown: self.at(moment),
+            is_provisional,
+        };
+        let is_synced = || self.is_authoritative || self.synced_at.load(Acquire) == u64::from(moment.jumps());
         // Before and after the time: an answer that ends a period in between must not make the wrong time look synced.
         let was_synced = is_synced();
-        let shown = self.at(moment);
+        let synced = reading(moment, false);
         if was_synced && is_synced() {
-            return (moment, shown, None);
+            return synced;
         }
-        // Under the lock, no answer and no jump comes between the three values.
-        let mut corrections = self.corrections();
-        let reading = read_clocks();
-        self.on_jump(&mut corrections, reading);
-        (reading.moment, self.at(reading.moment), self.noted_unsynced())
+        // Under the lock, no answer and no jump comes between the values.
+        let mut sync = self.sync();
+        let now = read_clocks();
+        self.on_jump(&mut sync, now);
+        reading(now.moment, self.synced_at.load(Relaxed) != u64::from(now.moment.jumps()))
     }
 
-    /// Issues a version above every version issued or observed so far.
-    ///
-    /// ```
-    /// let clock = threadkeep::store::Clock::new();
-    /// assert!(clock.issue_version() < clock.issue_version());
-    /// ```
+    /// Issues a version above every version issued or observed so far. It is even. See [`Clock`] for an example.
     pub fn issue_version(&self) -> Version {
         self.issue().version
     }
 
     /// Issues a version as [`issue_version`](Self::issue_version) does, with the state of the clock.
     pub(crate) fn issue(&self) -> IssuedVersion {
-        let (issued_at, shown, unsynced) = self.reading();
-        let random = fastrand::i64(0..1 << RANDOM_BITS);
+        let reading = self.reading();
         // After the system clock was set back, versions continue from the stored ones (I9).
-        let now = shown.max(self.min_version_time(issued_at));
-        let fresh = Version::min_at(now).0 | fastrand::i64(0..1 << LOW_BITS);
+        let now = reading.shown.max(self.min_version_time(reading.issued_at));
+        // Issued versions are even. A version that a store makes is odd, so the two never meet.
+        let fresh = Version::min_at(now).0 | fastrand::i64(0..1 << (LOW_BITS - 1)) << 1;
+        let random = fastrand::i64(0..1 << (RANDOM_BITS - 1)) << 1;
         // A version beyond the horizon came from a wrong clock, and no store accepts one that follows it. Such a version is
         // ignored, so that writes do not fail until real time catches up.
         let horizon = Version::min_at(now.plus(2 * MAX_CLOCK_SKEW)).0;
@@ -207,58 +205,36 @@ impl Clock {
             false => fresh,
         };
         let last = self.last_version.fetch_update(Relaxed, Relaxed, |last| Some(after(last)));
-        let version = Version(after(last.unwrap_or_else(|last| last)));
-        IssuedVersion { version, issued_at, shown, unsynced }
+        IssuedVersion { version: Version(after(last.unwrap_or_else(|last| last))), ..reading }
     }
 
     /// Issues a version above `other`, even if `other` is beyond the limit of clock skew.
     pub(crate) fn issue_after(&self, other: Version) -> IssuedVersion {
         self.observe(other);
         let issued = self.issue();
-        IssuedVersion { version: issued.version.max(Version(other.0.saturating_add(1))), ..issued }
+        IssuedVersion { version: issued.version.max(other.next_issued()), ..issued }
     }
 
-    /// Observes a version of another clock, so that later versions of this clock are greater.
-    ///
-    /// ```
-    /// use threadkeep::store::Clock;
-    ///
-    /// let (clock, other) = (Clock::new(), Clock::skewed(1_000));
-    /// let seen = other.issue_version();
-    /// clock.observe(seen);
-    /// assert!(clock.issue_version() > seen);
-    /// ```
+    /// Observes a version of another clock, so that later versions of this clock are greater. See [`Clock`] for an example.
     pub fn observe(&self, seen: Version) {
         self.last_version.fetch_max(seen.0, Relaxed);
+    }
+
+    /// Returns the last version issued or observed.
+    pub(crate) fn last_version(&self) -> Version {
+        Version(self.last_version.load(Relaxed))
     }
 
     /// Returns the time that new versions carry.
     ///
     /// It is the present time. If the store holds versions from a time when the system clock was ahead, it is a later time that
-    /// continues from those versions. Expiry uses the present time in both cases.
-    ///
-    /// ```
-    /// use threadkeep::store::{Clock, Version};
-    ///
-    /// let clock = Clock::new();
-    /// let stored = clock.now().plus(std::time::Duration::from_secs(60));
-    /// clock.advance(Version::min_at(stored));
-    /// assert!(clock.now_for_versions() >= stored);
-    /// ```
+    /// continues from those versions. Expiry uses the present time in both cases. See [`Clock`] for an example.
     pub fn now_for_versions(&self) -> Timestamp {
         self.version_time(self.moment())
     }
 
     /// Continues from the newest version that a store without a clock of its own holds when it opens.
-    ///
-    /// ```
-    /// use threadkeep::store::Clock;
-    ///
-    /// let (clock, earlier) = (Clock::new(), Clock::skewed(60_000));
-    /// let stored = earlier.issue_version();
-    /// clock.advance(stored);
-    /// assert!(clock.issue_version() > stored);
-    /// ```
+    /// See [`Clock`] for an example.
     pub fn advance(&self, stored: Version) {
         let stored_at_zero = stored.at().0.saturating_sub(self.moment().millis());
         self.version_time_at_zero.fetch_max(stored_at_zero, Relaxed);
@@ -273,8 +249,8 @@ impl Clock {
         Timestamp(self.version_time_at_zero.load(Relaxed).saturating_add(moment.millis()))
     }
 
-    fn corrections(&self) -> MutexGuard<'_, Corrections> {
-        self.corrections.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sync(&self) -> MutexGuard<'_, SyncState> {
+        self.sync.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

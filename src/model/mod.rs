@@ -7,3 +7,4 @@ pub(crate) mod moment;
 pub(crate) mod outcome;
 pub(crate) mod record;
 pub(crate) mod version;
+pub(crate) mod writer;

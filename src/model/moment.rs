@@ -126,7 +126,7 @@ fn mono_nanos(instant: Instant) -> i64 {
 fn coarse_millis() -> i64 {
     use nix::time::{ClockId, clock_gettime};
     let coarse = clock_gettime(ClockId::CLOCK_REALTIME_COARSE);
-    coarse.map_or_else(|_| system_millis(), |shown| millis(shown.into()))
+    coarse.map_or_else(|_| system_millis(), |shown| millis(shown.into()) + stepped())
 }
 
 #[cfg(any(not(target_os = "linux"), test))]
@@ -138,10 +138,47 @@ fn coarse_millis() -> i64 {
 pub(crate) fn system_millis() -> i64 {
     #[allow(clippy::disallowed_methods, reason = "the only place that reads the system clock")]
     let system = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let shown = millis(system.unwrap_or_default());
-    #[cfg(test)]
-    let shown = shown + test_clock::stepped();
-    shown
+    millis(system.unwrap_or_default()) + stepped()
+}
+
+/// The milliseconds by which a test has stepped the system clock that this process reads.
+#[cfg(all(feature = "testing", not(test)))]
+static STEPPED: AtomicI64 = AtomicI64::new(0);
+
+/// Steps the system clock that this process reads, as a sleep of the machine or an operator does. All caches of the process see
+/// the step.
+///
+/// ```
+/// let clock = threadkeep::store::Clock::new();
+/// let before = clock.now();
+/// threadkeep::testing::step_system_clock(3_600_000);
+/// assert!(clock.now().since(before).as_secs() >= 3_600);
+/// ```
+#[cfg(all(feature = "testing", not(test)))]
+pub fn step_system_clock(millis: i64) {
+    STEPPED.fetch_add(millis, Relaxed);
+}
+
+#[cfg(all(feature = "testing", not(test)))]
+fn stepped() -> i64 {
+    STEPPED.load(Relaxed)
+}
+
+#[cfg(not(any(feature = "testing", test)))]
+const fn stepped() -> i64 {
+    0
+}
+
+/// Reads the milliseconds since the boot of this machine, including sleep. `None` if the system does not tell.
+#[cfg(target_os = "linux")]
+pub(crate) fn uptime_millis() -> Option<i64> {
+    use nix::time::{ClockId, clock_gettime};
+    Some(millis(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?.into()))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn uptime_millis() -> Option<i64> {
+    None
 }
 
 /// Lets a unit test step the system clock of its own OS thread.
@@ -169,7 +206,7 @@ pub(crate) mod test_clock {
     }
 }
 #[cfg(test)]
-use test_clock::with_ticker;
+use test_clock::{stepped, with_ticker};
 
 /// Counts moments and jumps. A reading takes no lock, unless the clocks have jumped.
 #[derive(Debug)]

@@ -35,7 +35,8 @@ pub enum WriteOutcome {
     Stored,
     /// The store already holds a newer version, and keeps that version.
     Superseded,
-    /// The write is synced to the local disk (I4). The queue keeps it until the store holds it or a newer version.
+    /// The write is synced to the local disk (I4). The queue keeps it until the store holds it or a newer version. Also the
+    /// answer without an outage, while the conversation has queued writes.
     Queued,
     /// The write is only in the memory of this process. The backend `memory` answers so.
     Volatile,
@@ -44,16 +45,12 @@ pub enum WriteOutcome {
 /// The result of one write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
-    /// The store accepted this write, now or in an earlier attempt.
+    /// The store accepted this write, now or in an earlier attempt. Or it accepted a later write of the same daemon instead.
     Stored,
     /// The store holds a newer record, of this version.
     Superseded(Version),
-    /// The store holds this version instead of the one in `if_version`.
+    /// The condition does not hold: the store has this version.
     Conflict(Version),
-    /// The store holds this version, and cannot tell whether it accepted this [retry](crate::store::Write::is_retry) before.
-    ///
-    /// The store has accepted so many later writes that its list of versions no longer reaches back.
-    Indeterminate(Version),
     /// The version is ahead of the store's clock. The response has corrected the caller's clock.
     VersionInFuture,
     /// The version is more than 7 days old.

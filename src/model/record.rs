@@ -7,6 +7,20 @@ use crate::model::key::Key;
 use crate::model::version::{Timestamp, Version};
 
 /// One conversation at one version: a row of the database, or an entry of the cache. A record without a value is a tombstone.
+///
+/// ```
+/// use threadkeep::store::{Json, Key, Record, Timestamp, Version};
+///
+/// # fn main() -> threadkeep::Result<()> {
+/// let key = Key::new("thread-1")?;
+/// let mut record = Record::put(key.clone(), Version::from_raw(7), Json::new("[1]")?, Timestamp(60_000));
+/// record.user = Some("u1".into());
+/// assert!(record.is_live(Timestamp(59_999)) && !record.is_live(Timestamp(60_000)));
+/// assert_eq!(record.bytes(), 8 + 3 + 2 + 2); // the empty metadata is `{}`
+/// assert!(Record::tombstone(key, Version::NONE).value.is_none());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// The thread id.
@@ -24,69 +38,23 @@ pub struct Record {
 }
 
 impl Record {
-    /// Creates the record of a put, without user and metadata.
-    ///
-    /// ```
-    /// use threadkeep::store::{Json, Key, Record, Timestamp, Version};
-    ///
-    /// # fn main() -> threadkeep::Result<()> {
-    /// let value = Json::of(&["hello"])?;
-    /// let mut record = Record::put(Key::new("thread-1")?, Version::from_raw(7), value, Timestamp(60_000));
-    /// record.user = Some("u1".into());
-    /// assert!(record.is_live(Timestamp(0)));
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Creates the record of a put, without user and metadata. See [`Record`] for an example.
     pub fn put(key: Key, version: Version, value: Json, expires_at: Timestamp) -> Self {
         Self { key, version, value: Some(value), expires_at, user: None, metadata: Json::default() }
     }
 
-    /// Creates the record of a deletion, or of a conversation that never existed.
-    ///
-    /// ```
-    /// use threadkeep::store::{Key, Record, Version};
-    ///
-    /// # fn main() -> threadkeep::Result<()> {
-    /// let record = Record::tombstone(Key::new("thread-1")?, Version::NONE);
-    /// assert!(record.value.is_none());
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Creates the record of a deletion, or of a conversation that never existed. See [`Record`] for an example.
     pub fn tombstone(key: Key, version: Version) -> Self {
         Self { key, version, value: None, expires_at: version.at(), user: None, metadata: Json::default() }
     }
 
-    /// Returns this record at another version, with its expiry `later_ms` milliseconds later.
-    pub(crate) fn with_version(&self, version: Version, later_ms: i64) -> Self {
-        Self { version, expires_at: Timestamp(self.expires_at.0.saturating_add(later_ms)), ..self.clone() }
-    }
-
     /// Whether a read returns this record at the time `now`. A tombstone and an expired record are not live.
-    ///
-    /// ```
-    /// use threadkeep::store::{Json, Key, Record, Timestamp, Version};
-    ///
-    /// # fn main() -> threadkeep::Result<()> {
-    /// let record = Record::put(Key::new("thread-1")?, Version::NONE, Json::default(), Timestamp(60_000));
-    /// assert!(record.is_live(Timestamp(59_999)) && !record.is_live(Timestamp(60_000)));
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// See [`Record`] for an example.
     pub fn is_live(&self, now: Timestamp) -> bool {
         self.value.is_some() && now < self.expires_at
     }
 
-    /// Returns the bytes of the thread id, value, user id and metadata together.
-    ///
-    /// ```
-    /// use threadkeep::store::{Json, Key, Record, Timestamp, Version};
-    ///
-    /// # fn main() -> threadkeep::Result<()> {
-    /// let record = Record::put(Key::new("thread-1")?, Version::NONE, Json::new("[1]")?, Timestamp(60_000));
-    /// assert_eq!(record.bytes(), 8 + 3 + 2); // the empty metadata is `{}`
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Returns the bytes of the thread id, value, user id and metadata together. See [`Record`] for an example.
     pub fn bytes(&self) -> usize {
         self.key.as_str().len()
             + self.value.as_ref().map_or(0, Json::len)

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-/// The bits below the milliseconds: a 7-bit counter, then 14 random bits. The counter starts at a random value (RFC 9562,
-/// section 6.2, method 1). So two daemons that write in one millisecond issue the same version once in two million times.
+/// The bits below the milliseconds: a 7-bit counter, then 14 random bits of which the last one is zero. The counter starts at a random value (RFC 9562,
+/// section 6.2, method 1). So two daemons that write in one millisecond issue the same version once in a million times.
 pub(super) const LOW_BITS: u32 = 21;
 
 /// The random bits below the counter.
@@ -129,13 +129,9 @@ impl Version {
         Self(self.0.saturating_add(millis.saturating_mul(1 << LOW_BITS)))
     }
 
-    /// Returns this version corrected by `correction_ms`, for a clock that showed `shown` when it issued the version.
-    ///
-    /// Observed versions may have pushed the version ahead of `shown`. A correct clock would not have this lead, so the
-    /// correction removes the lead too.
-    pub(crate) fn clock_corrected(self, correction_ms: i64, shown: Timestamp) -> Self {
-        let lead = self.at().0.saturating_sub(shown.0).max(0);
-        if correction_ms == 0 { self } else { self.shifted(correction_ms - lead) }
+    /// Returns the least version above this one that a clock can issue. Issued versions are even, those that a store makes are odd.
+    pub(crate) const fn next_issued(self) -> Self {
+        Self(self.0.saturating_add(2) & !1)
     }
 }
 

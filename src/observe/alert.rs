@@ -5,6 +5,7 @@
 //! Why three alerts and not one? A successful read does not show that writes work, and a successful probe does not show
 //! that real records are accepted. Each kind of evidence therefore raises and ends its own alert.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,16 +31,14 @@ pub(crate) enum Access {
     Probe,
 }
 
-/// The evidence that raised an alert.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The evidence that raised an alert, in the order in which the alerts are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Witness {
     /// Writes of several conversations in a row failed. A successful probe does not end this alert.
     Several,
     Write,
     Read,
 }
-
-const WITNESSES: [Witness; 3] = [Witness::Several, Witness::Write, Witness::Read];
 
 /// Keeps the operator alerts of one store.
 ///
@@ -56,7 +55,7 @@ pub(crate) struct OperatorAlert {
 #[derive(Debug, Default)]
 struct AlertState {
     /// One alert for each witness, so that the success of one does not end the alert of another.
-    alerts: [Option<Error>; WITNESSES.len()],
+    alerts: BTreeMap<Witness, Error>,
     streak: FailureStreak,
 }
 
@@ -90,18 +89,13 @@ impl FailureStreak {
 impl AlertState {
     /// Ends each alert for which `is_over` holds. Returns whether an alert ended.
     fn end_if(&mut self, is_over: impl Fn(Witness, &Error) -> bool) -> bool {
-        let mut has_ended = false;
-        for (witness, alert) in WITNESSES.into_iter().zip(&mut self.alerts) {
-            has_ended |= alert.take_if(|alert| is_over(witness, alert)).is_some();
-        }
-        if has_ended && self.is_quiet() {
+        let raised = self.alerts.len();
+        self.alerts.retain(|witness, alert| !is_over(*witness, alert));
+        let has_ended = self.alerts.len() < raised;
+        if has_ended && self.alerts.is_empty() {
             tracing::info!("operator alert ended: the store works again");
         }
         has_ended
-    }
-
-    fn is_quiet(&self) -> bool {
-        self.alerts.iter().all(Option::is_none)
     }
 }
 
@@ -159,9 +153,8 @@ impl OperatorAlert {
         self.mended.notified()
     }
 
-    /// Returns the raised alert, if any.
     pub(crate) fn get(&self) -> Option<Error> {
-        self.lock().alerts.iter().flatten().next().cloned()
+        self.lock().alerts.values().next().cloned()
     }
 
     fn write_works(&self) {
@@ -181,10 +174,10 @@ impl OperatorAlert {
 
     fn raise(&self, witness: Witness, error: &Error) {
         let mut state = self.lock();
-        if state.is_quiet() {
+        if state.alerts.is_empty() {
             tracing::error!(%error, "operator alert: the store does not work until an operator acts");
         }
-        state.alerts[witness as usize] = Some(error.clone());
+        state.alerts.insert(witness, error.clone());
     }
 
     fn lock(&self) -> MutexGuard<'_, AlertState> {
@@ -200,8 +193,6 @@ fn is_seen_by_reads(error: &Error) -> bool {
         && matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::Unavailable)
 }
 
-/// Returns whether an error needs an operator.
-///
 /// The failure of one write is weak evidence, because the record may be at fault. Replay decides that.
 fn is_alert(call: Access, error: &Error) -> bool {
     error.needs_operator() && (call != Access::Write || error.scope() != Scope::Request)

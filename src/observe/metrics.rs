@@ -24,62 +24,45 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use crate::error::Error;
 
-// Label values, in the order of the enums below: an enum's discriminant is the index.
-pub(super) const READS: &[&str] = &["hit", "miss", "queued", "stale", "absent", "failed"];
-pub(super) const WRITES: &[&str] = &["stored", "superseded", "queued", "volatile", "failed"];
-pub(super) const REPLAYED: &[&str] = &["stored", "superseded", "rejected"];
-pub(super) const OPERATIONS: &[&str] = &["load", "apply", "list", "touch", "purge", "probe"];
 /// Operations that are batched; a prefix of [`OPERATIONS`], so that one index serves both.
 pub(super) const BATCHED_OPERATIONS: &[&str] = &["load", "apply"];
 pub(super) const STATES: &[&str] = &["closed", "open", "half_open"];
 /// Kinds of error; the last one stands for all other kinds.
 pub(super) const ERROR_KINDS: &[&str] =
     &["unavailable", "unauthorized", "overloaded", "rejected", "schema_outdated", "other"];
-pub(crate) const ALERT_KINDS: &[&str] = &["unauthorized", "schema_outdated", "local_storage", "unavailable"];
+pub(super) const ALERT_KINDS: &[&str] = &["unauthorized", "schema_outdated", "local_storage", "unavailable"];
 
-/// The source of the answer to a read.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum ReadResult {
-    Hit,
-    Miss,
-    Queued,
-    Stale,
-    Absent,
-    Failed,
+/// Defines an enum and its label values. The discriminant of a variant is the index of its label.
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident, $values:ident: $($variant:ident = $label:literal,)*) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        pub(crate) enum $name { $($variant,)* }
+
+        pub(super) const $values: &[&str] = &[$($label,)*];
+    };
 }
 
-/// The outcome of a write.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum WriteResult {
-    Stored,
-    Superseded,
-    Queued,
-    Volatile,
-    Failed,
+labels! {
+    /// The source of the answer to a read.
+    ReadResult, READS: Hit = "hit", Miss = "miss", Queued = "queued", Stale = "stale", Absent = "absent", Failed = "failed",
 }
-
-/// The outcome of a queued write in replay.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum ReplayResult {
-    Stored,
-    Superseded,
-    /// The store rejected the record, or the record is too old.
-    Rejected,
+labels! {
+    /// The outcome of a write.
+    WriteResult, WRITES: Stored = "stored", Superseded = "superseded", Queued = "queued", Volatile = "volatile",
+    Failed = "failed",
 }
-
-/// A call of the store, as in the label `operation`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum StoreOperation {
-    Load,
-    Apply,
-    List,
-    Touch,
-    Purge,
-    Probe,
+labels! {
+    /// The outcome of a queued write in replay. `Rejected` includes a record that is too old.
+    ReplayResult, REPLAYED: Stored = "stored", Superseded = "superseded", Rejected = "rejected",
+}
+labels! {
+    /// A call of the store, as in the label `operation`.
+    StoreOperation, OPERATIONS: Load = "load", Apply = "apply", List = "list", Touch = "touch", Purge = "purge",
+    Probe = "probe",
 }
 
 impl StoreOperation {
-    /// Returns the label value.
     pub(crate) fn as_str(self) -> &'static str {
         OPERATIONS[self as usize]
     }
@@ -112,18 +95,15 @@ impl Metrics {
         let counters = |name: &'static str, label: &'static str, values: &[&'static str]| {
             values.iter().map(|value| counter!(name, label => *value)).collect()
         };
+        let histograms = |name: &'static str, operations: &[&'static str]| {
+            operations.iter().map(|operation| histogram!(name, "operation" => *operation)).collect()
+        };
         Self {
             reads: counters("threadkeep_reads_total", "outcome", READS),
             writes: counters("threadkeep_writes_total", "outcome", WRITES),
             replayed: counters("threadkeep_replayed_total", "outcome", REPLAYED),
-            store_requests: OPERATIONS
-                .iter()
-                .map(|name| histogram!("threadkeep_store_request_duration_seconds", "operation" => *name))
-                .collect(),
-            batches: BATCHED_OPERATIONS
-                .iter()
-                .map(|name| histogram!("threadkeep_batch_size_records", "operation" => *name))
-                .collect(),
+            store_requests: histograms("threadkeep_store_request_duration_seconds", OPERATIONS),
+            batches: histograms("threadkeep_batch_size_records", BATCHED_OPERATIONS),
             failures: counters("threadkeep_store_errors_total", "kind", ERROR_KINDS),
             state: gauge!("threadkeep_breaker_state"),
             transitions: counters("threadkeep_breaker_transitions_total", "to", STATES),
@@ -176,45 +156,37 @@ impl Metrics {
 ///
 /// The shares of several caches add up. Dropping the set removes its share.
 #[derive(Default)]
-pub(crate) struct GaugeSet(HashMap<(&'static str, &'static str), OwnedGauge>);
+pub(crate) struct GaugeSet(HashMap<(&'static str, &'static str), (Gauge, f64)>);
 
-/// A gauge, and the share of this cache in its value.
-struct OwnedGauge {
-    gauge: Gauge,
-    share: f64,
-}
-
-impl OwnedGauge {
-    fn new(gauge: Gauge) -> Self {
-        Self { gauge, share: 0.0 }
-    }
-
-    fn record(&mut self, value: f64) {
-        self.gauge.increment(value - std::mem::replace(&mut self.share, value));
-    }
-}
-
-impl Drop for OwnedGauge {
+impl Drop for GaugeSet {
     fn drop(&mut self) {
-        self.record(0.0);
+        for (gauge, share) in self.0.values() {
+            gauge.decrement(*share);
+        }
     }
 }
 
 impl GaugeSet {
-    /// Sets this cache's share of a gauge.
     pub(crate) fn record(&mut self, name: &'static str, value: f64) {
-        self.0.entry((name, "")).or_insert_with(|| OwnedGauge::new(gauge!(name))).record(value);
+        self.record_share((name, ""), || gauge!(name), value);
     }
 
-    /// Shows whether an operator alert of this kind is raised.
-    pub(crate) fn record_alert(&mut self, kind: &'static str, is_raised: bool) {
-        let new_gauge = || OwnedGauge::new(gauge!("threadkeep_operator_alert", "kind" => kind));
-        let gauge = self.0.entry(("threadkeep_operator_alert", kind)).or_insert_with(new_gauge);
-        gauge.record(f64::from(u8::from(is_raised)));
+    /// Shows which operator alerts are raised.
+    pub(crate) fn record_alerts(&mut self, raised: &[&Error]) {
+        const NAME: &str = "threadkeep_operator_alert";
+        for kind in ALERT_KINDS {
+            let is_raised = raised.iter().any(|error| error.kind().as_str() == *kind);
+            self.record_share((NAME, kind), || gauge!(NAME, "kind" => *kind), f64::from(u8::from(is_raised)));
+        }
+    }
+
+    fn record_share(&mut self, key: (&'static str, &'static str), new: impl Fn() -> Gauge, value: f64) {
+        let (gauge, share) = self.0.entry(key).or_insert_with(|| (new(), 0.0));
+        gauge.increment(value - std::mem::replace(share, value));
     }
 
     /// Sets the whole gauge. Used for values that cannot be added up: the last cache wins.
     pub(crate) fn set(&mut self, name: &'static str, value: f64) {
-        self.0.entry((name, "")).or_insert_with(|| OwnedGauge::new(gauge!(name))).gauge.set(value);
+        self.0.entry((name, "")).or_insert_with(|| (gauge!(name), 0.0)).0.set(value);
     }
 }

@@ -41,16 +41,7 @@ impl std::fmt::Debug for Exporter {
 }
 
 impl Exporter {
-    /// Returns all series as text; send it with [`CONTENT_TYPE`].
-    ///
-    /// ```no_run
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// let exporter = threadkeep::prometheus::install_recorder()?;
-    /// assert!(exporter.render().contains("threadkeep_reads_total"));
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Returns all series as text; send it with [`CONTENT_TYPE`]. See [`install_recorder`] for an example.
     pub fn render(&self) -> String {
         self.0.render()
     }
@@ -58,18 +49,10 @@ impl Exporter {
 
 /// Installs the recorder and serves its metrics over HTTP at `listen_on`.
 ///
-/// The server answers every path, on a task of the current tokio runtime.
+/// The server answers every path, on a task of the current tokio runtime. See the [module](self) for an example.
 ///
 /// # Errors
 /// [`ErrorKind::Config`] if the address is not free, if the process already has a recorder, or outside a tokio runtime.
-///
-/// ```no_run
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> threadkeep::Result<()> {
-/// threadkeep::prometheus::install(([127, 0, 0, 1], 9464).into())?;
-/// # Ok(())
-/// # }
-/// ```
 pub fn install(listen_on: SocketAddr) -> Result<()> {
     let runtime = runtime()?;
     let (recorder, server) =

@@ -1,14 +1,15 @@
 //! The outage file without a cache over it, for command lines and scripts.
 
-mod migrate;
-
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::file::OutageFile;
 use super::import::{self, read_file};
-use super::{DeadLetter, ImportItem, ImportReport, QueuedWrite};
+use super::inspect::{FileSummary, summarize};
+use super::{DeadLetter, ImportItem, ImportReport, QueuedWrite, offline};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sqlite::file;
+use crate::store::local::Local;
+use crate::store::{ListRequest, Store};
 
 /// The limits of one read or write of the file.
 const MAX_RECORDS: usize = 500;
@@ -19,34 +20,33 @@ const MAX_BYTES: usize = 8 << 20;
 /// Nothing is sent. A [`Cache`](crate::Cache) that opens the file later does that. The file is locked while this value
 /// lives, so no daemon can use it. Imports are not held to the limit on queued bytes. A queue beyond the limit takes no more
 /// writes in an outage until replay has shortened it.
+///
+/// ```
+/// use threadkeep::tools::{ImportItem, QueueAdmin};
+///
+/// # async fn example() -> threadkeep::Result<()> {
+/// let from = QueueAdmin::open("threadkeep-queue.db").await?;
+/// println!("{} writes are queued for {:?}", from.status().await?.queued.records, from.project());
+/// for letter in from.dead_letters(None).await? {
+///     println!("{}: {}; queued again: {}", letter.record.key, letter.reason, from.requeue(&letter).await?);
+/// }
+/// let to = QueueAdmin::open_for("other-queue.db", "abc.supabase.co").await?;
+/// let mut page = from.queued(None).await?;
+/// while let Some(last) = page.last().cloned() {
+///     let (report, invalid) = to.import(page.into_iter().map(ImportItem::Queued).collect()).await?;
+///     println!("{} imported, {} invalid", report.queued, invalid.len());
+///     page = from.queued(Some(&last)).await?;
+/// }
+/// to.migrate_from("threadkeep.db", |records| println!("{records}")).await?;
+/// to.close().await?;
+/// QueueAdmin::retire("threadkeep.db").await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct QueueAdmin {
     file: OutageFile,
     project: Option<String>,
-}
-
-/// The contents of an outage file in figures.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct QueueStatus {
-    /// The path of the file.
-    pub path: PathBuf,
-    /// The host of the Supabase project that the writes belong to.
-    pub project: Option<String>,
-    /// The number of writes that the store does not have yet.
-    pub queued: u64,
-    /// The bytes that the queued writes count.
-    pub queued_bytes: u64,
-    /// The age of the oldest queued write, by the system's clock.
-    pub oldest: Option<Duration>,
-    /// The number of dead letters.
-    pub dead_letters: u64,
-    /// The bytes that the dead letters count.
-    pub dead_letters_bytes: u64,
-    /// The number of last known copies.
-    pub copies: u64,
-    /// The bytes that the copies count.
-    pub copies_bytes: u64,
 }
 
 impl QueueAdmin {
@@ -54,63 +54,34 @@ impl QueueAdmin {
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] if the other process goes on. [`ErrorKind::LocalStorage`] if the file does not exist, is no outage
-    /// file, or is corrupt. The file stays as it is then.
-    ///
-    /// ```
-    /// # async fn example() -> threadkeep::Result<()> {
-    /// use threadkeep::tools::QueueAdmin;
-    ///
-    /// let admin = QueueAdmin::open("threadkeep-queue.db").await?;
-    /// println!("{} writes are queued", admin.status().await?.queued);
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// file, or is corrupt. The file stays as it is then. See [`QueueAdmin`] for an example.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_any(path.as_ref(), None).await
     }
 
-    /// Opens the file of a project, and creates it if it does not exist. `project` is the host of the Supabase project, with the
+    /// Opens the file of a project, and creates it if it does not exist. `project` is the host of the Supabase project, with
+    /// the
     /// port if the URL has one.
     ///
     /// # Errors
-    /// As for [`open`](Self::open). [`ErrorKind::LocalStorage`] also if the file holds the writes of another project.
-    ///
-    /// ```
-    /// # async fn example() -> threadkeep::Result<()> {
-    /// use threadkeep::tools::QueueAdmin;
-    ///
-    /// let admin = QueueAdmin::open_for("threadkeep-queue.db", "abc.supabase.co").await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// As for [`open`](Self::open). [`ErrorKind::LocalStorage`] also if the file holds the writes of another project. See
+    /// [`QueueAdmin`] for an example.
     pub async fn open_for(path: impl AsRef<Path>, project: &str) -> Result<Self> {
         Self::open_any(path.as_ref(), Some(project.to_owned())).await
     }
 
     async fn open_any(path: &Path, project: Option<String>) -> Result<Self> {
         let file = OutageFile::open_offline(path, project).await?;
-        let project = file.project().await?;
+        let project = file.database.read(|connection| file::meta(connection, "project")).await?;
         Ok(Self { file, project })
     }
 
-    /// Returns the path of the file.
-    ///
-    /// ```
-    /// # fn example(admin: threadkeep::tools::QueueAdmin) {
-    /// println!("{}", admin.path().display());
-    /// # }
-    /// ```
+    /// Returns the path of the file. See [`QueueAdmin`] for an example.
     pub fn path(&self) -> &Path {
         self.file.path()
     }
 
-    /// Returns the host of the project that the writes belong to.
-    ///
-    /// ```
-    /// # fn example(admin: threadkeep::tools::QueueAdmin) {
-    /// println!("{:?}", admin.project());
-    /// # }
-    /// ```
+    /// Returns the host of the project that the writes belong to. See [`QueueAdmin`] for an example.
     pub fn project(&self) -> Option<&str> {
         self.project.as_deref()
     }
@@ -118,45 +89,16 @@ impl QueueAdmin {
     /// Returns the contents of the file in figures.
     ///
     /// # Errors
-    /// [`ErrorKind::LocalStorage`] if the file cannot be read.
-    ///
-    /// ```
-    /// # async fn example(admin: threadkeep::tools::QueueAdmin) -> threadkeep::Result<()> {
-    /// println!("{} dead letters", admin.status().await?.dead_letters);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn status(&self) -> Result<QueueStatus> {
-        let usage = self.file.usage();
-        Ok(QueueStatus {
-            path: self.path().to_owned(),
-            project: self.project.clone(),
-            queued: usage.queue.records,
-            queued_bytes: usage.queue.bytes,
-            oldest: self.file.oldest().await?,
-            dead_letters: usage.dead_letters.records,
-            dead_letters_bytes: usage.dead_letters.bytes,
-            copies: usage.replica.records,
-            copies_bytes: usage.replica.bytes,
-        })
+    /// [`ErrorKind::LocalStorage`] if the file cannot be read. See [`QueueAdmin`] for an example.
+    pub async fn status(&self) -> Result<FileSummary> {
+        self.file.database.read(summarize).await
     }
 
     /// Returns a page of queued writes in their order, after `after`, the last write of the previous page. An empty page is the
     /// end.
     ///
     /// # Errors
-    /// As for [`status`](Self::status).
-    ///
-    /// ```
-    /// # async fn example(admin: threadkeep::tools::QueueAdmin) -> threadkeep::Result<()> {
-    /// let mut page = admin.queued(None).await?;
-    /// while let Some(last) = page.last() {
-    ///     page.iter().for_each(|write| println!("{}", write.record.key));
-    ///     page = admin.queued(Some(last)).await?;
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// As for [`status`](Self::status). See [`QueueAdmin`] for an example.
     pub async fn queued(&self, after: Option<&QueuedWrite>) -> Result<Vec<QueuedWrite>> {
         self.file.page(after.map_or(0, |write| write.seq), MAX_RECORDS, MAX_BYTES).await
     }
@@ -165,16 +107,7 @@ impl QueueAdmin {
     /// end.
     ///
     /// # Errors
-    /// As for [`status`](Self::status).
-    ///
-    /// ```
-    /// # async fn example(admin: threadkeep::tools::QueueAdmin) -> threadkeep::Result<()> {
-    /// for letter in admin.dead_letters(None).await? {
-    ///     println!("{}: {}", letter.record.key, letter.reason);
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// As for [`status`](Self::status). See [`QueueAdmin`] for an example.
     pub async fn dead_letters(&self, after: Option<&DeadLetter>) -> Result<Vec<DeadLetter>> {
         self.file.dead_letters(after.map_or(0, |letter| letter.id), MAX_RECORDS).await
     }
@@ -182,35 +115,19 @@ impl QueueAdmin {
     /// Deletes the dead letters up to and including `last`, and returns their number.
     ///
     /// # Errors
-    /// As for [`status`](Self::status).
-    ///
-    /// ```
-    /// # async fn example(admin: threadkeep::tools::QueueAdmin) -> threadkeep::Result<()> {
-    /// if let Some(last) = admin.dead_letters(None).await?.last() {
-    ///     admin.delete_dead_letters(last).await?;
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// As for [`status`](Self::status). See [`QueueAdmin`] for an example.
     pub async fn delete_dead_letters(&self, last: &DeadLetter) -> Result<usize> {
         self.file.delete_dead_letters(last.id).await
     }
 
-    /// Queues a dead letter again, as a put or a remove of this moment. It wins over whatever the store holds, and lives as long
-    /// as it was meant to live. Returns false, and changes nothing, if a newer write of the conversation is queued or the letter
+    /// Queues a dead letter again, as a put or a remove of this moment. It wins over whatever the store holds, and lives as
+    /// long
+    /// as it was meant to live. Returns false, and changes nothing, if a newer write of the conversation is queued or the
+    /// letter
     /// is gone.
     ///
     /// # Errors
-    /// As for [`status`](Self::status).
-    ///
-    /// ```
-    /// # async fn example(admin: threadkeep::tools::QueueAdmin) -> threadkeep::Result<()> {
-    /// for letter in admin.dead_letters(None).await? {
-    ///     let is_queued = admin.requeue(&letter).await?;
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// As for [`status`](Self::status). See [`QueueAdmin`] for an example.
     pub async fn requeue(&self, letter: &DeadLetter) -> Result<bool> {
         self.file.requeue(letter).await
     }
@@ -220,18 +137,7 @@ impl QueueAdmin {
     /// are imported.
     ///
     /// # Errors
-    /// [`ErrorKind::LocalStorage`] if the file cannot be written. Nothing was imported then.
-    ///
-    /// ```
-    /// use threadkeep::tools::{ImportItem, QueueAdmin};
-    ///
-    /// # async fn example(from: QueueAdmin, to: QueueAdmin) -> threadkeep::Result<()> {
-    /// let writes = from.queued(None).await?;
-    /// let (report, invalid) = to.import(writes.into_iter().map(ImportItem::Queued).collect()).await?;
-    /// println!("{} imported, {} invalid", report.queued, invalid.len());
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// [`ErrorKind::LocalStorage`] if the file cannot be written. Nothing was imported then. See [`QueueAdmin`] for an example.
     pub async fn import(&self, items: Vec<ImportItem>) -> Result<(ImportReport, Vec<(usize, Error)>)> {
         let (valid, invalid) = import::validate(items);
         // One transaction, so that an error imports nothing.
@@ -241,14 +147,7 @@ impl QueueAdmin {
     /// Rejects the writes of another project.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] if `project` is known and is not the project of this file.
-    ///
-    /// ```
-    /// # fn example(admin: threadkeep::tools::QueueAdmin) -> threadkeep::Result<()> {
-    /// admin.check_project(Some("abc.supabase.co"))?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// [`ErrorKind::Invalid`] if `project` is known and is not the project of this file. See [`QueueAdmin`] for an example.
     pub fn check_project(&self, project: Option<&str>) -> Result<()> {
         match (project, self.project()) {
             (Some(other), Some(own)) if other != own => {
@@ -265,15 +164,8 @@ impl QueueAdmin {
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] if a process has the other file open. [`ErrorKind::Invalid`] if it belongs to another project,
-    /// unless `allow_other_project`, or is this file. [`ErrorKind::LocalStorage`] if a file cannot be read or written.
-    ///
-    /// ```
-    /// # async fn example(admin: threadkeep::tools::QueueAdmin) -> threadkeep::Result<()> {
-    /// let report = admin.import_file("recovered.db", false).await?;
-    /// println!("{} imported, {} unreadable", report.queued, report.unreadable);
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// unless `allow_other_project`, or is this file. [`ErrorKind::LocalStorage`] if a file cannot be read or written. See
+    /// [`QueueAdmin`] for an example.
     pub async fn import_file(
         &self,
         path: impl AsRef<Path>,
@@ -285,9 +177,14 @@ impl QueueAdmin {
             self.check_project(contents.project.as_deref())?;
         }
         let (valid, invalid) = import::validate(contents.items);
-        let report = self.insert(valid.into_iter()).await?;
         let unreadable = contents.unreadable + invalid.len();
-        Ok(ImportReport { unreadable, ..report })
+        let (mut valid, mut sum) =
+            (valid.into_iter().peekable(), ImportReport { unreadable, ..Default::default() });
+        while valid.peek().is_some() {
+            // Each page is one transaction. After an error a repeat finds the earlier pages as duplicates.
+            sum += self.file.import(valid.by_ref().take(MAX_RECORDS).collect()).await?;
+        }
+        Ok(sum)
     }
 
     fn check_is_other(&self, path: &Path) -> Result<()> {
@@ -299,27 +196,100 @@ impl QueueAdmin {
         Ok(())
     }
 
-    async fn insert(&self, items: impl Iterator<Item = ImportItem>) -> Result<ImportReport> {
-        let (mut items, mut sum) = (items.peekable(), ImportReport::default());
-        while items.peek().is_some() {
-            // Each page is one transaction. After an error a repeat finds the earlier pages as duplicates.
-            sum = sum.plus(self.file.import(items.by_ref().take(MAX_RECORDS).collect()).await?);
+    /// Imports everything from another file of threadkeep: queued writes and dead letters of another outage file, or the live
+    /// conversations of the backend `local`. Calls `on_progress` with the number of records read so far.
+    ///
+    /// Versions and expiries are kept, and newer writes in this file stay, so the same file can be migrated again. The database
+    /// rejects writes older than 7 days. So a conversation that was last written more than 6 days ago gets a new version, as an
+    /// update of its own old version. It is stored as of now, unless the database holds a later write. It becomes a dead letter
+    /// then.
+    ///
+    /// The other file stays as it is; see [`retire`](Self::retire).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] if a process has the other file open. [`ErrorKind::Invalid`] if it is this file.
+    /// [`ErrorKind::LocalStorage`] if a file cannot be read or written. Earlier imports stay, and can be repeated without
+    /// harm. See [`QueueAdmin`] for an example.
+    pub async fn migrate_from(
+        &self,
+        path: impl AsRef<Path>,
+        mut on_progress: impl FnMut(usize),
+    ) -> Result<ImportReport> {
+        let path = path.as_ref();
+        self.check_is_other(path)?;
+        let mut source = Source::open(path).await?;
+        let (mut sum, mut records) = (ImportReport::default(), 0);
+        loop {
+            let page = source.next_page().await?;
+            if page.is_empty() {
+                return Ok(sum);
+            }
+            records += page.len();
+            sum += self.file.import(page).await?;
+            on_progress(records);
         }
-        Ok(sum)
+    }
+
+    /// Renames a migrated file to `FILE.moved`, so that nobody continues with it by mistake, and returns the new name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] if a process has the file open. [`ErrorKind::LocalStorage`] if it cannot be renamed, or a file of
+    /// that name exists. See [`QueueAdmin`] for an example.
+    pub async fn retire(path: impl AsRef<Path>) -> Result<PathBuf> {
+        offline::retire(path.as_ref()).await
     }
 
     /// Completes the submitted writes, and lets others open the file. Dropping the value does the same.
     ///
     /// # Errors
-    /// [`ErrorKind::LocalStorage`] if a write failed.
-    ///
-    /// ```
-    /// # async fn example(admin: threadkeep::tools::QueueAdmin) -> threadkeep::Result<()> {
-    /// admin.close().await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// [`ErrorKind::LocalStorage`] if a write failed. See [`QueueAdmin`] for an example.
     pub async fn close(&self) -> Result<()> {
         self.file.close().await
+    }
+}
+
+/// The file that a migration reads.
+enum Source {
+    /// A file of the backend `local`, and the position in it. No request is left at its end.
+    Local(Local, Option<ListRequest>),
+    /// An outage file, with the numbers of the last write and the last dead letter that were read.
+    Queue { from: Box<QueueAdmin>, seq: i64, id: i64 },
+}
+
+impl Source {
+    async fn open(path: &Path) -> Result<Self> {
+        Ok(match offline::is_local_store(path).await? {
+            true => Self::Local(Local::open(path).await?, Some(ListRequest::new(MAX_RECORDS))),
+            false => Self::Queue { from: QueueAdmin::open(path).await?.into(), seq: 0, id: 0 },
+        })
+    }
+
+    /// Reads the next page. An empty page is the end.
+    async fn next_page(&mut self) -> Result<Vec<ImportItem>> {
+        match self {
+            Self::Local(from, position) => {
+                let Some(request) = position.as_mut() else { return Ok(Vec::new()) };
+                let page = from.list(request).await?;
+                request.after = page.records.last().map(|record| (record.version, record.key.clone()));
+                if page.is_last {
+                    *position = None;
+                }
+                Ok(page.records.into_iter().map(ImportItem::LocalRecord).collect())
+            }
+            Self::Queue { from, seq, id } => {
+                let writes = from.file.page(*seq, MAX_RECORDS, MAX_BYTES).await?;
+                if let Some(last) = writes.last() {
+                    *seq = last.seq;
+                    return Ok(writes.into_iter().map(ImportItem::Queued).collect());
+                }
+                let letters = from.file.dead_letters(*id, MAX_RECORDS).await?;
+                match letters.last() {
+                    Some(last) => *id = last.id,
+                    // A drop of the file would block this thread until its writer has ended.
+                    None => from.close().await?,
+                }
+                Ok(letters.into_iter().map(ImportItem::DeadLetter).collect())
+            }
+        }
     }
 }

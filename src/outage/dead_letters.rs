@@ -2,9 +2,10 @@
 
 use rusqlite::{Connection, Row, params};
 
+use super::DeadLetter;
 use super::file::OutageFile;
-use super::writer_state::WriterState;
-use super::{DeadLetter, DeadLetterReason};
+use super::rows::condition;
+use super::state::WriterState;
 use crate::error::Result;
 use crate::model::key::Key;
 use crate::model::version::{Timestamp, Version};
@@ -36,7 +37,7 @@ impl OutageFile {
 
 /// Selects the columns of [`read_dead_letter`].
 pub(super) fn select() -> String {
-    format!("select {COLUMNS}, id, queued_at, died_at, reason, newer from dead_letters")
+    format!("select {COLUMNS}, id, queued_at, died_at, reason, newer, if_version from dead_letters")
 }
 
 /// Reads a row of [`select`].
@@ -44,6 +45,7 @@ pub(super) fn read_dead_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
     Ok(DeadLetter {
         id: row.get(6)?,
         record: record(row)?,
+        condition: condition(row.get(11)?),
         queued_at: Timestamp(row.get(7)?),
         died_at: Timestamp(row.get(8)?),
         reason: row.get(9)?,
@@ -56,15 +58,15 @@ pub(super) fn add_dead_letter(
     connection: &Connection,
     key: &Key,
     version: Version,
-    reason: &DeadLetterReason,
+    reason: &str,
+    newer: Option<Version>,
     now: Timestamp,
 ) -> rusqlite::Result<u64> {
     // SQLite copies the row, so the value is neither read nor bound again.
     let sql = "insert into dead_letters
-                   (key, version, value, expires_at, user, metadata, bytes, queued_at, died_at, reason, newer)
-               select key, ?2, value, expires_at, user, metadata, bytes, at, ?3, ?4, ?5 from records where key = ?1
-               returning bytes";
-    let newer = reason.newer.map(Version::raw);
-    let values = params![key.as_str(), version.raw(), now.0, reason.text, newer];
+                   (key, version, value, expires_at, user, metadata, bytes, if_version, queued_at, died_at, reason, newer)
+               select key, version, value, expires_at, user, metadata, bytes, if_version, at, ?3, ?4, ?5
+               from records where key = ?1 and is_queued = 1 and version = ?2 returning bytes";
+    let values = params![key.as_str(), version.raw(), now.0, reason, newer.map(Version::raw)];
     connection.prepare_cached(sql)?.query_row(values, |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
 }

@@ -1,234 +1,143 @@
-//! Queueing of a write.
-//!
-//! [`decide`] compares the write with the row of its conversation. [`enqueue`] carries the decision out, in one transaction of
-//! the writer.
+//! Queueing of a write. The rules stand in [`rules`]; this module carries them out in one transaction of the writer.
 
 use std::sync::Arc;
 
 use rusqlite::Connection;
 
-use super::clock_correction::{apply_clock_correction, corrected, is_still_provisional};
-use super::dead_letters::add_dead_letter;
-use super::file::{OutageFile, queue_full};
-use super::row::{RowWrite, StoredRow, row_bytes, upsert_row};
-use super::writer_state::WriterState;
-use super::{DeadLetterReason, EnqueueOutcome, FileUsage, NewQueuedWrite};
+use super::clock_sync::{correct_key, correct_late};
+use super::file::{OutageFile, lock, queue_full};
+use super::rows::{copy_version, delete_queued, heads, insert_queued, row_bytes};
+use super::rules::{self, Placement};
+use super::state::WriterState;
+use super::{Enqueued, QueuedWrite};
 use crate::error::Result;
-use crate::model::clock::Clock;
-use crate::model::key::Key;
-use crate::model::record::Record;
-use crate::model::version::{MAX_CLOCK_SKEW, Version};
-use crate::sqlite::rows::versions;
+use crate::model::version::{Timestamp, Version};
 use crate::sqlite::writer::{CommitLevel, closed};
+use crate::store::{Condition, Write};
 
 impl OutageFile {
     /// Queues a write. The write is synced to disk when this returns `Queued` (I4).
     ///
-    /// The writer calls `on_commit` before any caller learns of a later transaction. So a completion of this write finds the
-    /// write in the index.
+    /// The writer calls `on_commit` before any caller learns of a later transaction. So a verdict about this write finds the
+    /// write in memory. If the clock was synced after the version was issued, the observer gets the final version at once.
+    ///
+    /// `read_after` is the number of [clock syncs](Self::syncs) when the caller read the base of an update that was not sent. Such
+    /// an update gets `Conflict` if the base is outdated. Later it would only become a dead letter. One that was sent keeps its
+    /// place in the queue, because the store may hold it.
     ///
     /// # Errors
     /// [`QueueFull`](crate::ErrorKind::QueueFull) if the write does not fit. [`LocalStorage`](crate::ErrorKind::LocalStorage)
     /// if the file cannot be written.
     pub(crate) async fn enqueue(
         &self,
-        write: NewQueuedWrite,
-        on_commit: impl FnOnce(EnqueueOutcome) + Send + 'static,
-    ) -> Result<EnqueueOutcome> {
-        let (limit, clock) = (self.limits.queue, Arc::clone(&self.clock));
+        write: Write,
+        is_provisional: bool,
+        queued_at: Timestamp,
+        read_after: Option<u64>,
+        on_commit: impl FnOnce(&Enqueued) + Send + 'static,
+    ) -> Result<Enqueued> {
         // From here on, saved copies wait for this commit. Otherwise a reader of a newer version could learn of
         // this older write afterwards (I16).
         let in_flight = self.writes_in_flight.begin(write.record.bytes());
+        // Clock sync waits for this write, or this write for clock sync. So no provisional row appears behind the sync.
+        let _gate = self.sync_gate.read().await;
+        if read_after.is_some_and(|syncs| syncs != self.syncs()) {
+            return Ok(Enqueued::Conflict { newer: None });
+        }
+        let is_stray = is_provisional && self.clock.is_synced();
+        let (limit, correction) = (self.limits.queue, self.clock.last_correction());
+        let (floor, now, clock) = (self.mark(), self.corrected_now(correction), Arc::clone(&self.clock));
+        let queued = QueuedWrite { seq: 0, write, queued_at, is_provisional };
+        let (late, is_unsent_update) = (*lock(&self.late), read_after.is_some());
         let work = move |connection: &Connection, state: &mut WriterState| {
-            enqueue(connection, state, &write, &clock, limit)
-        };
-        let on_commit = |outcome: &Result<Option<EnqueueOutcome>>| {
-            if let Ok(Some(outcome)) = outcome {
-                on_commit(*outcome);
+            // A provisional row passes for newer than any final one, so a late one must not meet a final write.
+            if let Some(late) = late.filter(|_| !is_provisional)
+                && correct_late(connection, state, queued.key(), late, now)?
+                && is_unsent_update
+            {
+                return Ok(Some(Enqueued::Conflict { newer: None }));
             }
-            // Last, because a copy that no longer waits must find the write in the index.
+            let enqueued = enqueue(connection, state, queued.clone(), limit, is_unsent_update)?;
+            if is_stray {
+                correct_key(connection, state, queued.key(), correction, floor, now)?;
+            } else if is_provisional {
+                state.checkpoint.save_provisional(connection, &clock)?;
+            }
+            Ok(enqueued)
+        };
+        let on_commit = |enqueued: &Result<Option<Enqueued>>| {
+            if let Ok(Some(enqueued)) = enqueued {
+                on_commit(enqueued);
+            }
+            // Last, because a copy that no longer waits must find the write in memory.
             drop(in_flight);
         };
         let receiver = self.submit(CommitLevel::Acknowledged, work, on_commit).await?;
-        let outcome = receiver.await.map_err(|_| closed())?;
-        if outcome.is_err() {
+        let enqueued = receiver.await.map_err(|_| closed())?;
+        if enqueued.is_err() {
             // The failed transaction counted the write in the figures.
             self.reload_state().await.ok();
         }
-        outcome?.ok_or_else(|| queue_full(self.path(), self.limits, self.usage()))
+        enqueued?.ok_or_else(|| queue_full(self.path(), self.limits, self.usage()))
     }
-}
-
-/// The decision about a write to be queued.
-enum EnqueueDecision {
-    /// The write is not queued.
-    Answer(EnqueueOutcome),
-    /// The write replaces the row.
-    Insert { base: Option<Version>, sent_versions: String },
-    /// The write replaces the row, a queued write that the store superseded by this version.
-    Supersede(Version),
-}
-
-/// Compares a write with the row of its conversation. `version` is the write's version after clock sync, if the clock has
-/// synced. Otherwise the version `is_provisional`.
-fn decide(
-    write: &NewQueuedWrite,
-    version: Version,
-    is_provisional: bool,
-    row: Option<&StoredRow>,
-) -> EnqueueDecision {
-    let answer = EnqueueDecision::Answer;
-    let insert = |base, sent_versions| EnqueueDecision::Insert { base, sent_versions };
-    let Some(row) = row else { return insert(write.base, String::new()) };
-    // A provisional version cannot be compared with a final one. But the write is the newer of the two: an unsynced process has
-    // seen no answer since. If its clock lags within the tolerance, clock sync will not raise the version. So the write needs
-    // a version above the row's.
-    let lead = row.version.at().since(write.issued_at);
-    if is_provisional && !row.is_provisional && row.version > version && lead <= MAX_CLOCK_SKEW {
-        return answer(EnqueueOutcome::Reordered(row.version));
-    }
-    match write.base {
-        Some(base) if row.is_queued => {
-            if row.version == base {
-                // The update replaces the row, but the store may have got the row's write already (I7).
-                let (base, sent_versions) = row.inherited_base();
-                return insert(base, sent_versions);
-            }
-            // The update has not read the queued write, so it would undo that write.
-            if is_provisional || row.version > base {
-                return answer(EnqueueOutcome::Conflict);
-            }
-            // The store held `base` when the caller read it, so the queued write has lost.
-            return EnqueueDecision::Supersede(base);
-        }
-        _ if !row.is_queued && row.version == write.record.version => {
-            // A load found this write in the store before the response of the write arrived.
-            return answer(EnqueueOutcome::AlreadyStored);
-        }
-        // The store has moved on, so the queued update would only become a dead letter.
-        Some(base) if row.version > base => {
-            return answer(EnqueueOutcome::SupersededInStore(row.version));
-        }
-        // A queued update may still lose against another daemon. A put that is older must not be lost with it.
-        None if row.is_queued
-            && row.base.is_some()
-            && row.is_provisional == is_provisional
-            && row.version > version =>
-        {
-            return answer(EnqueueOutcome::Reordered(row.version));
-        }
-        _ => {}
-    }
-    let is_comparable = row.is_provisional || !is_provisional;
-    if row.version <= version || !is_comparable {
-        return insert(write.base, String::new());
-    }
-    answer(if row.is_queued {
-        EnqueueOutcome::SupersededInQueue
-    } else {
-        EnqueueOutcome::SupersededInStore(row.version)
-    })
 }
 
 /// Queues a write. Returns `None` if the write does not fit.
 fn enqueue(
     connection: &Connection,
     state: &mut WriterState,
-    write: &NewQueuedWrite,
-    clock: &Clock,
+    mut queued: QueuedWrite,
     limit: u64,
-) -> rusqlite::Result<Option<EnqueueOutcome>> {
-    let NewQueuedWrite { record, issued_at, unsynced, .. } = write;
-    let row = StoredRow::find(connection, state, &record.key, clock)?;
-    let version = corrected(record.version, *unsynced, *issued_at, clock);
-    // Read once: the clock may sync at any moment, and decision and correction must agree.
-    let is_provisional = is_still_provisional(*unsynced, clock);
-    let decision = decide(write, version, is_provisional, row.as_ref());
-    let replaced = row.as_ref().filter(|row| row.is_queued);
-    // Decided before any change, because `None` commits the transaction, too.
-    let fits = fits(state.usage, &decision, replaced, record, limit);
-    let (base, mut sent_versions) = match (decision, replaced) {
-        (EnqueueDecision::Answer(outcome), _) => return Ok(Some(outcome)),
-        _ if !fits => return Ok(None),
-        (EnqueueDecision::Insert { base, sent_versions }, _) => (base, sent_versions),
-        (EnqueueDecision::Supersede(newer), replaced) => {
-            if let Some(row) = replaced {
-                supersede(connection, state, &record.key, row.version, newer, clock)?;
+    is_unsent_update: bool,
+) -> rusqlite::Result<Option<Enqueued>> {
+    let (key, version) = (&queued.write.record.key, queued.version());
+    let stored = copy_version(connection, key)?;
+    let rows = heads(connection, key)?;
+    // An update of a queued write gets that write as its base, or the base of that write (C3).
+    if let Condition::IfVersion(base) = queued.write.condition {
+        if let Some(at) = rows.iter().position(|row| row.write.version == base) {
+            // The value is that row's, and not the newer one of the store.
+            if !rows[at].is_provisional && base < stored {
+                return Ok(Some(Enqueued::Conflict { newer: Some(stored) }));
             }
-            (write.base, String::new())
+            let base = rules::base_for_update(&rows[..=at], stored, queued.write.writer);
+            queued.write.condition = Condition::IfVersion(base);
+        } else if is_unsent_update && stored > base {
+            return Ok(Some(Enqueued::Conflict { newer: Some(stored) }));
         }
+    }
+    if stored == version {
+        // A load found this write in the store before the response of the write arrived.
+        return Ok(Some(Enqueued::Superseded(stored)));
+    }
+    let replaced = match rules::place(&rows, &queued.head(), stored) {
+        Placement::Covered => return Ok(Some(Enqueued::Covered)),
+        Placement::Superseded(newer) => return Ok(Some(Enqueued::Superseded(newer))),
+        Placement::Insert { replaced } => replaced,
     };
-    // A put replaces every older version, so it needs no list.
-    if base.is_some() {
-        add_attempts(connection, &record.key, &mut sent_versions)?;
+    // Decided before any change, because `None` commits the transaction, too.
+    let freed = queued_bytes(connection, &queued, &replaced)?;
+    let taken = state.usage.queue.bytes.saturating_sub(freed) + state.usage.dead_letters.bytes;
+    if taken + row_bytes(&queued.write.record) > limit {
+        return Ok(None);
     }
-    let new_row = RowWrite {
-        record,
-        seq: state.next_queued_seq(),
-        at: *issued_at,
-        is_queued: true,
-        base,
-        sent_versions: &sent_versions,
-        is_dispatched: write.is_dispatched,
-        // The next process needs the lead to bring the version in line with its own clock.
-        provisional: unsynced.map(|unsynced| (clock.ahead_of_system(), unsynced)),
-        read_state: 0,
-    };
-    upsert_row(connection, &new_row)?;
-    match row {
-        Some(row) if row.is_queued => state.usage.queue.sub(row.bytes),
-        Some(row) => state.usage.replica.sub(row.bytes),
-        None => {}
+    for replaced in replaced {
+        delete_queued(connection, state, key, replaced)?;
     }
-    state.usage.queue.add(row_bytes(record));
-    if unsynced.is_some() && !is_provisional {
-        // The store answered after the version was issued. Replay corrects the queue once for each period, and may have
-        // done so already. It would then skip this row (I8).
-        apply_clock_correction(connection, state, clock)?;
-    }
-    Ok(Some(EnqueueOutcome::Queued { unsynced: *unsynced, queued_at: *issued_at }))
+    insert_queued(connection, state, &queued)?;
+    Ok(Some(Enqueued::Queued { version }))
 }
 
-/// Whether a write fits into the limit, to which queued writes and dead letters count.
-fn fits(
-    usage: FileUsage,
-    decision: &EnqueueDecision,
-    replaced: Option<&StoredRow>,
-    record: &Record,
-    limit: u64,
-) -> bool {
-    let freed = match (decision, replaced) {
-        (EnqueueDecision::Insert { .. }, Some(row)) => row.bytes,
-        // A superseded row becomes a dead letter, which counts as much.
-        _ => 0,
-    };
-    let taken = usage.queue.bytes.saturating_sub(freed) + usage.dead_letters.bytes;
-    taken + row_bytes(record) <= limit
-}
-
-/// Makes a dead letter of the queued write that the store superseded by `newer`.
-fn supersede(
+/// Returns the bytes of the rows that a write replaces.
+fn queued_bytes(
     connection: &Connection,
-    state: &mut WriterState,
-    key: &Key,
-    version: Version,
-    newer: Version,
-    clock: &Clock,
-) -> rusqlite::Result<()> {
-    let reason = DeadLetterReason { text: "superseded".into(), newer: Some(newer) };
-    let bytes = add_dead_letter(connection, key, version, &reason, clock.now())?;
-    state.usage.dead_letters.add(bytes);
-    Ok(())
-}
-
-/// Adds the attempts of a conversation to the versions that an update may find in the store (I7).
-fn add_attempts(connection: &Connection, key: &Key, sent_versions: &mut String) -> rusqlite::Result<()> {
-    let mut attempts = connection.prepare_cached("select version from attempts where key = ?1")?;
-    for attempt in attempts.query_map([key.as_str()], |row| row.get::<_, i64>(0))? {
-        let attempt = Version::from_raw(attempt?);
-        if !versions(sent_versions).any(|version| version == attempt) {
-            *sent_versions = format!("{sent_versions} {attempt}");
-        }
-    }
-    Ok(())
+    queued: &QueuedWrite,
+    replaced: &[Version],
+) -> rusqlite::Result<u64> {
+    let sql = "select bytes from records where key = ?1 and is_queued = 1 and version = ?2";
+    let mut bytes = connection.prepare_cached(sql)?;
+    replaced.iter().try_fold(0, |sum, version| {
+        let bytes: i64 = bytes.query_row((queued.key().as_str(), version.raw()), |row| row.get(0))?;
+        Ok(sum + bytes.unsigned_abs())
+    })
 }

@@ -2,19 +2,23 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rusqlite::Connection;
-use tokio::sync::oneshot;
+use tokio::sync::{RwLock, oneshot, watch};
 
-use super::clock_checkpoint;
-use super::clock_correction::shift_provisional;
+use super::clock_sync::LateSync;
 use super::replica::{InFlightBytes, ReplicaValidity};
-use super::writer_state::WriterState;
-use super::{FileLimits, FileUsage, IndexEntry};
+use super::state::{QueueChange, WriterState};
+use super::{
+    FileLimits, FileUsage, QueueFigures, QueueObserver, QueuedKey, clock_checkpoint, clock_sync, identity,
+};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::clock::Clock;
-use crate::model::version::{TOMBSTONE_TTL, Version};
+use crate::model::clock::{Clock, Correction};
+use crate::model::key::Key;
+use crate::model::version::Version;
+use crate::model::writer::WriterId;
 use crate::resilience::blocking::unblock;
 use crate::sqlite::database::{Database, LockedDatabase};
 use crate::sqlite::error;
@@ -28,6 +32,14 @@ pub(crate) const KIND: FileKind = FileKind {
         "holds the conversations of the backend `local`, not a queue",
         "set CONVERSATION_QUEUE_PATH to another path, and bring them over with `threadkeep queue migrate`",
     ),
+    conversion: concat!(
+        "alter table records rename to former; alter table dead_letters rename to former_letters;
+         drop index queue; drop index replica;",
+        include_str!("schema.sql"),
+        include_str!("conversion.sql"),
+    ),
+    // Its binary can export the queue, and this one imports the lines.
+    first_building: None,
 };
 
 /// The open outage file.
@@ -42,6 +54,55 @@ pub(crate) struct OutageFile {
     pub(super) copies_in_flight: InFlightBytes,
     /// Writes on their way into the queue.
     pub(super) writes_in_flight: InFlightBytes,
+    /// The identity of this opening of the file.
+    pub(super) writer: WriterId,
+    /// The level of verdicts on queued writes. After a power cut, rows of the last daemon part must not come back.
+    pub(super) settle_level: CommitLevel,
+    /// The version up to which the mark in the file allows versions (C8).
+    pub(super) mark: AtomicI64,
+    /// Clock sync holds it alone. Each write on its way into the queue shares it.
+    pub(super) sync_gate: RwLock<()>,
+    /// The number of clock syncs that gave queued writes other versions.
+    pub(super) syncs: AtomicU64,
+    /// What the provisional rows still need that the last clock sync could not correct.
+    pub(super) late: Arc<Mutex<Option<LateSync>>>,
+    pub(super) hooks: Arc<Hooks>,
+}
+
+/// The receivers of the queue's changes.
+#[derive(Debug, Default)]
+pub(super) struct Hooks {
+    pub(super) observer: OnceLock<Arc<dyn QueueObserver>>,
+    pub(super) figures: watch::Sender<QueueFigures>,
+    /// Conversations whose first queued write may be sent now. Replay has perhaps passed it before.
+    pub(super) unblocked: Mutex<Vec<Key>>,
+}
+
+impl Hooks {
+    /// Publishes the changes of a committed job. `on_commit` is the job's own callback.
+    fn publish(&self, change: QueueChange, on_commit: impl FnOnce()) {
+        let QueueChange { settled, corrected, moved, figures } = change;
+        for settled in &settled {
+            if let Some(observer) = self.observer.get() {
+                observer.settled(&settled.key, settled.version, &settled.verdict, settled.newest_left);
+            }
+        }
+        // A write that came to the queue must be known before its correction.
+        on_commit();
+        if let Some(observer) = self.observer.get().filter(|_| !corrected.is_empty()) {
+            observer.corrected(&corrected);
+        }
+        let left = settled.into_iter().filter(|settled| settled.newest_left.is_some());
+        let left = left.map(|settled| settled.key);
+        let unblocked: Vec<Key> = left.chain(corrected.into_iter().map(|corrected| corrected.key)).collect();
+        // A row of the same size may have replaced another one. A reader waits for that, although the figures are the same.
+        let has_changed = moved > 0 || !unblocked.is_empty();
+        lock(&self.unblocked).extend(unblocked);
+        self.figures.send_if_modified(|shown| {
+            let figures = QueueFigures { parked: shown.parked, ..figures };
+            std::mem::replace(shown, figures) != figures || has_changed
+        });
+    }
 }
 
 impl fmt::Debug for OutageFile {
@@ -51,7 +112,7 @@ impl fmt::Debug for OutageFile {
 }
 
 impl OutageFile {
-    /// Opens the file of a project, and creates it if it does not exist. Returns the queued writes for the index.
+    /// Opens the file of a project, and creates it if it does not exist. Returns the conversations with queued writes.
     ///
     /// A corrupt file is quarantined, and a new file takes its place.
     ///
@@ -63,7 +124,7 @@ impl OutageFile {
         project: &str,
         limits: FileLimits,
         clock: Arc<Clock>,
-    ) -> Result<(Self, Vec<IndexEntry>)> {
+    ) -> Result<(Self, Vec<QueuedKey>)> {
         let (path, project) = (path.to_owned(), project.to_owned());
         let file = unblock(move || Self::open_blocking(&path, &project, limits, clock)).await??;
         if file.database.had_invalid_copies() {
@@ -76,8 +137,8 @@ impl OutageFile {
             }
         }
         // After the drop, which makes queued writes unverified.
-        let index = file.load_index().await?;
-        Ok((file, index))
+        let queued = file.queued_keys().await?;
+        Ok((file, queued))
     }
 
     fn open_blocking(path: &Path, project: &str, limits: FileLimits, clock: Arc<Clock>) -> Result<Self> {
@@ -96,8 +157,15 @@ impl OutageFile {
     }
 
     /// Starts the writer of a file that was opened and checked.
-    pub(super) fn start(opened: LockedDatabase, limits: FileLimits, clock: Arc<Clock>) -> Result<Self> {
-        let state = prepare(&opened.connection, &clock).map_err(error::file_error(&opened.path))?;
+    pub(super) fn start(mut opened: LockedDatabase, limits: FileLimits, clock: Arc<Clock>) -> Result<Self> {
+        clock.sync_by_file();
+        let prepared = prepare(&mut opened, &clock);
+        let (writer, mark, mut state) = prepared.map_err(error::file_error(&opened.path))?;
+        let settle_level =
+            settle_level(&opened.connection, writer).map_err(error::file_error(&opened.path))?;
+        let hooks = Arc::<Hooks>::default();
+        let change = state.take_change(&opened.connection).map_err(error::file_error(&opened.path))?;
+        hooks.publish(change, || {});
         let state = Arc::new(Mutex::new(state));
         // A rollback also undoes the jobs of the group that succeeded, which the figures include.
         let on_rollback = {
@@ -114,7 +182,19 @@ impl OutageFile {
             validity,
             copies_in_flight: InFlightBytes::default(),
             writes_in_flight: InFlightBytes::default(),
+            writer,
+            settle_level,
+            mark: AtomicI64::new(mark.raw()),
+            sync_gate: RwLock::new(()),
+            syncs: AtomicU64::new(0),
+            late: Arc::default(),
+            hooks,
         })
+    }
+
+    /// Names the receiver of the queue's changes. Called once, before any traffic.
+    pub(crate) fn set_observer(&self, observer: Arc<dyn QueueObserver>) {
+        self.hooks.observer.set(observer).ok();
     }
 
     /// Counts the queued writes of a file that is not open. Returns `None` if the file does not exist or cannot be read.
@@ -132,12 +212,18 @@ impl OutageFile {
         lock(&self.state).usage
     }
 
+    /// Whether the queue began with rows of an earlier daemon part. No own run of this part covers those.
+    pub(crate) fn has_rows_of_an_earlier_part(&self) -> bool {
+        self.settle_level != CommitLevel::ProcessCrash
+    }
+
     pub(crate) fn limits(&self) -> FileLimits {
         self.limits
     }
 
     /// Completes the submitted writes, and lets other processes open the file.
     pub(crate) async fn close(&self) -> Result<()> {
+        self.lower_mark().await;
         self.database.close().await
     }
 
@@ -163,17 +249,27 @@ impl OutageFile {
         mut work: impl FnMut(&Connection, &mut WriterState) -> rusqlite::Result<T> + Send + 'static,
         on_commit: impl FnOnce(&Result<T>) + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T>>> {
-        let (state, clock) = (Arc::clone(&self.state), Arc::clone(&self.clock));
+        let (state, clock, hooks) =
+            (Arc::clone(&self.state), Arc::clone(&self.clock), Arc::clone(&self.hooks));
+        let change = Arc::new(Mutex::new(QueueChange::default()));
+        let changed = Arc::clone(&change);
         let work = move |connection: &Connection| {
             let mut state = lock(&state);
             if !state.is_known {
                 *state = WriterState::read(connection)?;
             }
+            // False until the job has succeeded.
+            state.is_known = false;
             // Part of this transaction, so that a checkpoint costs no commit of its own.
             state.checkpoint.save(connection, &clock)?;
-            let result = work(connection, &mut state);
-            state.is_known = result.is_ok();
-            result
+            let result = work(connection, &mut state)?;
+            *lock(&change) = state.take_change(connection)?;
+            state.is_known = true;
+            Ok(result)
+        };
+        let on_commit = move |result: &Result<T>| match result {
+            Ok(_) => hooks.publish(std::mem::take(&mut lock(&changed)), || on_commit(result)),
+            Err(_) => on_commit(result),
         };
         self.database.submit(level, work, on_commit).await
     }
@@ -201,25 +297,32 @@ impl OutageFile {
     }
 }
 
-pub(super) fn lock(state: &Mutex<WriterState>) -> MutexGuard<'_, WriterState> {
+pub(super) fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Prepares the contents of the file for this process.
-fn prepare(connection: &Connection, clock: &Arc<Clock>) -> rusqlite::Result<WriterState> {
-    // The store rejects versions as old as these, so no attempt of that age can still arrive (I13).
-    let oldest = Version::min_at(clock.now().minus(TOMBSTONE_TTL));
-    connection.execute("delete from attempts where version < ?1", [oldest.raw()])?;
-    // The versions of this process must be above every version that an earlier process sent.
-    let newest: Option<i64> =
-        connection.query_row("select max(version) from attempts", [], |row| row.get(0))?;
-    if let Some(newest) = newest {
-        clock.observe(Version::from_raw(newest));
+fn prepare(
+    opened: &mut LockedDatabase,
+    clock: &Arc<Clock>,
+) -> rusqlite::Result<(WriterId, Version, WriterState)> {
+    clock_checkpoint::resume(&opened.connection, clock)?;
+    // After the resume, because the shift uses the time of the resumed clock.
+    clock_sync::shift_provisional(&opened.connection, clock)?;
+    let mut state = WriterState::read(&opened.connection)?;
+    // After the reads: a corrupt file stays as it is.
+    let (writer, mark) = identity::open(opened, clock)?;
+    if clock.is_synced() {
+        // The rows have the time of this clock now, and no answer will correct them.
+        clock_sync::correct_all(&opened.connection, &mut state, Correction(0), mark, clock.now())?;
     }
-    clock_checkpoint::resume(connection, clock)?;
-    // After the resume, because the shift uses the lead of the resumed clock.
-    shift_provisional(connection, clock)?;
-    WriterState::read(connection)
+    Ok((writer, mark, state))
+}
+
+fn settle_level(connection: &Connection, writer: WriterId) -> rusqlite::Result<CommitLevel> {
+    let sql = "select exists (select 1 from records where is_queued = 1 and writer >> 24 <> ?1)";
+    let has_others = connection.query_row(sql, [writer.daemon()], |row| row.get(0))?;
+    Ok(if has_others { CommitLevel::PowerCut } else { CommitLevel::ProcessCrash })
 }
 
 /// Rejects the file of another project, and records the project in a new file.

@@ -4,31 +4,32 @@ mod validate;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
-use super::dead_letters::{self, add_dead_letter, read_dead_letter};
+use super::dead_letters::{self, read_dead_letter};
 use super::file::{KIND, OutageFile};
-use super::offline::{self, queued_write, read_kind};
-use super::row::{RowWrite, SUPERSEDED, UNVERIFIED, row_bytes, to_i64, upsert_row, value_text};
-use super::writer_state::{self, WriterState};
-use super::{DeadLetter, DeadLetterReason, ImportItem, ImportReport, QueuedWrite};
+use super::offline::read_kind;
+use super::rows::{
+    self, copy_version, delete_queued, heads, insert_queued, queued_write, row_bytes, to_i64, value_text,
+};
+use super::rules::{self, Placement, QueuedHead};
+use super::settle::is_too_old;
+use super::state::WriterState;
+use super::{DeadLetter, ImportItem, ImportReport, QueuedWrite};
 use crate::error::Result;
-use crate::model::clock::{Clock, UnsyncedPeriod};
+use crate::model::clock::Clock;
 use crate::model::record::Record;
-use crate::model::version::{MAX_WRITE_AGE, Timestamp, Version};
+use crate::model::version::Version;
 use crate::resilience::blocking::unblock;
 use crate::sqlite::error::{file_error, unusable};
 use crate::sqlite::file;
 use crate::sqlite::lock::Lock;
 use crate::sqlite::rows::COLUMNS;
 use crate::sqlite::writer::CommitLevel;
+use crate::store::Condition;
 use crate::store::local::KIND as LOCAL;
 pub(super) use validate::validate;
-
-/// The time that an imported write may wait in the queue before the database rejects it as too old. See [`MAX_WRITE_AGE`].
-const AGE_MARGIN: Duration = Duration::from_secs(86_400);
 
 impl OutageFile {
     /// Imports items of another file. They are synced to disk when this returns. Newer writes of this file stay, so the same
@@ -38,8 +39,9 @@ impl OutageFile {
         let work = move |connection: &Connection, state: &mut WriterState| {
             let mut sum = ImportReport::default();
             for item in &items {
-                sum = sum.plus(import_item(connection, state, item, &clock)?);
+                sum += import_item(connection, state, item, &clock)?;
             }
+            state.checkpoint.save_provisional(connection, &clock)?;
             Ok(sum)
         };
         self.write(CommitLevel::Acknowledged, work).await
@@ -50,32 +52,26 @@ impl OutageFile {
     pub(super) async fn requeue(&self, letter: &DeadLetter) -> Result<bool> {
         let (letter, clock) = (letter.clone(), Arc::clone(&self.clock));
         let work = move |connection: &Connection, state: &mut WriterState| {
-            let key = letter.record.key.as_str();
-            let queued = "select is_queued from records where key = ?1";
-            let queued = connection.query_row(queued, [key], |row| row.get::<_, bool>(0)).optional()?;
+            let key = &letter.record.key;
             // SQLite may have given the number of a deleted letter to a later one, so key and version are compared.
             let delete = "delete from dead_letters where id = ?1 and key = ?2 and version = ?3";
-            let values = params![letter.id, key, letter.record.version.raw()];
+            let values = params![letter.id, key.as_str(), letter.record.version.raw()];
             // The requeued write would get the newest version, and so replace the later write.
-            if queued == Some(true) || connection.execute(delete, values)? == 0 {
+            if !heads(connection, key)?.is_empty() || connection.execute(delete, values)? == 0 {
                 return Ok(false);
             }
-            let now = clock.now();
+            state.usage.dead_letters.sub(row_bytes(&letter.record));
+            let issued = clock.issue_after(copy_version(connection, key)?);
+            let (version, now) = (issued.version, issued.shown);
             let ttl = letter.record.expires_at.since(letter.record.version.at());
-            let version = clock.issue().version;
             let record = Record { version, expires_at: now.plus(ttl), ..letter.record.clone() };
-            insert(connection, state, &provisional(record, now))?;
-            // A dead letter and perhaps a copy are gone, so the figures are read again.
-            *state = WriterState::read(connection)?;
+            let queued = QueuedWrite { is_provisional: true, ..QueuedWrite::new(record, now) };
+            insert_queued(connection, state, &queued)?;
+            state.checkpoint.save_provisional(connection, &clock)?;
             Ok(true)
         };
         self.write(CommitLevel::Acknowledged, work).await
     }
-}
-
-/// A put without a condition, with a version of the system's clock.
-fn provisional(record: Record, queued_at: Timestamp) -> QueuedWrite {
-    QueuedWrite { is_provisional: true, ..QueuedWrite::new(record, queued_at) }
 }
 
 fn import_item(
@@ -85,10 +81,9 @@ fn import_item(
     clock: &Clock,
 ) -> rusqlite::Result<ImportReport> {
     match item {
-        ImportItem::Queued(write) => import_write(connection, state, write, write.record.version, clock),
+        ImportItem::Queued(queued) => import_write(connection, state, queued, queued.version()),
         ImportItem::LocalRecord(record) => {
-            let write = from_local_record(record, clock);
-            import_write(connection, state, &write, record.version, clock)
+            import_write(connection, state, &from_local_record(record, clock), record.version)
         }
         ImportItem::DeadLetter(letter) => {
             let is_new = insert_dead_letter(connection, state, letter)?;
@@ -104,125 +99,45 @@ fn import_item(
 /// update replaces any older record, as a put does, and loses against every newer one.
 fn from_local_record(record: &Record, clock: &Clock) -> QueuedWrite {
     let now = clock.now();
-    let write = provisional(record.clone(), now);
-    if record.version >= Version::min_at(now.minus(MAX_WRITE_AGE - AGE_MARGIN)) {
-        return write;
+    let mut queued = QueuedWrite::new(record.clone(), now);
+    if is_too_old(record.version, now) {
+        let renewed = Record { version: clock.issue().version, ..record.clone() };
+        queued.is_provisional = true;
+        queued.write.record = renewed.into();
+        queued.write.condition = Condition::IfVersion(record.version);
     }
-    let record = Record { version: clock.issue().version, ..record.clone() };
-    QueuedWrite { record, base: Some(write.record.version), sent_versions: vec![Version::NONE], ..write }
+    queued
 }
 
 /// Imports a write that was made at the version `made_at`. Its own version may be newer.
 fn import_write(
     connection: &Connection,
     state: &mut WriterState,
-    write: &QueuedWrite,
+    queued: &QueuedWrite,
     made_at: Version,
-    clock: &Clock,
 ) -> rusqlite::Result<ImportReport> {
-    let row = ImportedRow::find(connection, write)?;
-    match decide(write, made_at, row.as_ref()) {
-        ImportDecision::Duplicate => return Ok(ImportReport { duplicates: 1, ..ImportReport::default() }),
-        ImportDecision::Stale => return Ok(ImportReport { stale: 1, ..ImportReport::default() }),
-        ImportDecision::Supersede(version) => {
-            let text = "superseded: an imported update does not follow this write".into();
-            let reason = DeadLetterReason { text, newer: Some(write.record.version) };
-            let bytes = add_dead_letter(connection, &write.record.key, version, &reason, clock.now())?;
-            state.usage.dead_letters.add(bytes);
-        }
-        ImportDecision::Insert => {}
-    }
-    match row {
-        Some(row) if row.is_queued => state.usage.queue.sub(row.bytes),
-        Some(row) => state.usage.replica.sub(row.bytes),
-        None => {}
-    }
-    insert(connection, state, write)?;
-    Ok(ImportReport { queued: 1, ..ImportReport::default() })
-}
-
-/// The row that an imported write meets. Its version is as issued, because clock sync has not happened.
-struct ImportedRow {
-    version: Version,
-    is_queued: bool,
-    bytes: u64,
-    base: Option<Version>,
-}
-
-impl ImportedRow {
-    fn find(connection: &Connection, write: &QueuedWrite) -> rusqlite::Result<Option<Self>> {
-        let sql = "select version, is_queued, bytes, base from records where key = ?1";
-        let read = |row: &rusqlite::Row<'_>| {
-            Ok(Self {
-                version: Version::from_raw(row.get(0)?),
-                is_queued: row.get(1)?,
-                bytes: row.get::<_, i64>(2)?.unsigned_abs(),
-                base: row.get::<_, Option<i64>>(3)?.map(Version::from_raw),
-            })
-        };
-        connection.prepare_cached(sql)?.query_row([write.record.key.as_str()], read).optional()
-    }
-}
-
-/// The decision about an imported write.
-enum ImportDecision {
-    /// The write replaces the row, if there is one.
-    Insert,
-    /// The write replaces the row, a queued write of this version, which becomes a dead letter.
-    Supersede(Version),
-    /// The file has this very write.
-    Duplicate,
-    /// The file has a newer write.
-    Stale,
-}
-
-/// Compares a write that was made at the version `made_at` with the row of its conversation.
-fn decide(write: &QueuedWrite, made_at: Version, row: Option<&ImportedRow>) -> ImportDecision {
-    let Some(row) = row else { return ImportDecision::Insert };
+    let (rows, stored) = (heads(connection, queued.key())?, copy_version(connection, queued.key())?);
     // An earlier import gave the conversation a new version, and kept the old one as its base.
-    let was_imported = write.record.version != made_at && row.is_queued && row.base == Some(made_at);
-    if row.version == made_at || was_imported {
-        return ImportDecision::Duplicate;
-    }
-    // The newest version stays, in any order of imports (I9).
-    if row.version > made_at {
-        return ImportDecision::Stale;
-    }
-    let follows_a_put = write.sent_versions.contains(&Version::NONE);
-    let follows_row = |base: Version| {
-        base == row.version
-            || write.sent_versions.contains(&row.version)
-            || (follows_a_put && row.version < base)
+    let was_renewed = Condition::IfVersion(made_at);
+    let is_same = |version: Version, condition: Condition| {
+        version == made_at || queued.version() != made_at && condition == was_renewed
     };
-    if row.is_queued && write.base.is_some_and(|base| !follows_row(base)) {
-        // Without a dead letter the queued write would be lost without a trace.
-        return ImportDecision::Supersede(row.version);
+    if stored == made_at || rows.iter().any(|row| is_same(row.write.version, row.write.condition)) {
+        return Ok(ImportReport { duplicates: 1, ..ImportReport::default() });
     }
-    ImportDecision::Insert
-}
-
-/// Queues a write. It replaces the row of its conversation.
-fn insert(connection: &Connection, state: &mut WriterState, write: &QueuedWrite) -> rusqlite::Result<()> {
-    let sent_versions: Vec<String> = write.sent_versions.iter().map(Version::to_string).collect();
-    let row = RowWrite {
-        record: &write.record,
-        seq: state.next_queued_seq(),
-        at: write.queued_at,
-        is_queued: true,
-        base: write.base,
-        sent_versions: &sent_versions.join(" "),
-        is_dispatched: write.is_dispatched,
-        // A lead of zero over the system's clock. The next start shifts the version to its own clock.
-        provisional: write.is_provisional.then_some((0, UnsyncedPeriod(0))),
-        read_state: match (write.is_superseded, write.is_unverified) {
-            (true, _) => SUPERSEDED,
-            (false, true) => UNVERIFIED,
-            (false, false) => 0,
-        },
-    };
-    upsert_row(connection, &row)?;
-    state.usage.queue.add(row_bytes(&write.record));
-    Ok(())
+    let is_stale = queued.version() != made_at && stored > made_at;
+    // The write is older than the import, so a provisional version does not make it the newest.
+    let head = QueuedHead { is_provisional: false, ..queued.head() };
+    match rules::place(&rows, &head, stored) {
+        Placement::Insert { replaced } if !is_stale => {
+            for replaced in replaced {
+                delete_queued(connection, state, queued.key(), replaced)?;
+            }
+            insert_queued(connection, state, queued)?;
+            Ok(ImportReport { queued: 1, ..ImportReport::default() })
+        }
+        _ => Ok(ImportReport { stale: 1, ..ImportReport::default() }),
+    }
 }
 
 /// Adds a dead letter. Returns false if the file has a dead letter of the same write.
@@ -233,8 +148,8 @@ fn insert_dead_letter(
 ) -> rusqlite::Result<bool> {
     let record = &letter.record;
     let sql = format!(
-        "insert into dead_letters ({COLUMNS}, bytes, queued_at, died_at, reason, newer)
-         select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11
+        "insert into dead_letters ({COLUMNS}, bytes, queued_at, died_at, reason, newer, if_version)
+         select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12
          where not exists (select 1 from dead_letters where key = ?1 and version = ?2)"
     );
     let added = connection.prepare_cached(&sql)?.execute(params![
@@ -249,6 +164,7 @@ fn insert_dead_letter(
         letter.died_at.0,
         letter.reason,
         letter.newer.map(Version::raw),
+        rows::if_version(letter.condition),
     ])?;
     if added == 1 {
         state.usage.dead_letters.add(row_bytes(record));
@@ -275,24 +191,31 @@ pub(super) async fn read_file(path: &Path) -> Result<FileContents> {
         // A quarantined or recovered file has no lock file.
         let _lock = Lock::exists(&path).then(|| Lock::acquire(&path)).transpose()?;
         let connection = file::open_to_read(&path)?;
+        if is_former(&connection).map_err(file_error(&path))? {
+            let remedy = "copy it to the path of an outage file, open that with `threadkeep queue status`, which converts it, and import that";
+            return Err(unusable(&path, "has the format of an earlier threadkeep").with_remedy(remedy));
+        }
         read_rows(&connection).map_err(file_error(&path))
     })
     .await?
 }
 
+/// Whether the file has the tables of format 1. A recovered file has lost the number of its format.
+fn is_former(connection: &Connection) -> rusqlite::Result<bool> {
+    let sql = "select exists (select 1 from pragma_table_info('records') where name = 'sent_versions')";
+    connection.query_row(sql, [], |row| row.get(0))
+}
+
 fn read_rows(connection: &Connection) -> rusqlite::Result<FileContents> {
     let project = file::meta(connection, "project")?;
-    // Replay may have sent these writes from the other file (I7).
-    let dispatched = writer_state::dispatched(connection)?;
     let (mut items, mut unreadable) = (Vec::new(), 0);
     let mut add = |item: rusqlite::Result<ImportItem>| match item {
         Ok(item) => items.push(item),
         // One bad row of a recovered file must not stop the import of the others.
         Err(_) => unreadable += 1,
     };
-    let mut queued =
-        connection.prepare(&format!("{} where is_queued = 1 order by seq", offline::select()))?;
-    for write in queued.query_map([dispatched], queued_write)? {
+    let mut queued = connection.prepare(&format!("{} where is_queued = 1 order by seq", rows::select()))?;
+    for write in queued.query_map([], queued_write)? {
         add(write.map(ImportItem::Queued));
     }
     let mut letters = connection.prepare(&format!("{} order by id", dead_letters::select()))?;

@@ -49,8 +49,8 @@ pub struct FileSummary {
     pub oldest: Option<Duration>,
     /// Of an outage file: the dead letters.
     pub dead_letters: Usage,
-    /// Conversations of the backend `local`, or copies in an outage file.
-    pub conversations: u64,
+    /// Conversations of the backend `local`, whose bytes are not counted, or copies in an outage file.
+    pub conversations: Usage,
     /// Bytes of a write-ahead log without its index. The other fields are unknown then.
     pub unread_log: u64,
 }
@@ -134,7 +134,7 @@ fn inspect_unlocked(path: &Path, kind: FileKind) -> Result<FileSummary, Error> {
         (unread_log, false) => return Ok(FileSummary { unread_log, ..FileSummary::default() }),
     };
     let connection = open(path, &mode).map_err(error::file_error(path))?;
-    file::has_application_id(&connection, path)?;
+    file::check_format(&connection, path)?;
     file::check_kind(&connection, path, kind)?;
     file::check_pages(&connection, path)?;
     if kind.name == OUTAGE.name {
@@ -164,25 +164,24 @@ fn uri_path(path: &Path) -> String {
 }
 
 fn read(connection: &Connection, kind: FileKind) -> rusqlite::Result<FileSummary> {
-    let usage = |table: &str| {
-        connection.query_row(&format!("select count(*), coalesce(sum(bytes), 0) from {table}"), [], |row| {
-            let (records, bytes): (i64, i64) = (row.get(0)?, row.get(1)?);
-            Ok(Usage { records: records.unsigned_abs(), bytes: bytes.unsigned_abs() })
-        })
-    };
-    if kind.name == LOCAL.name {
-        let live = "select count(*) from conversations where value is not null";
-        let conversations = connection.query_row(live, [], |row| row.get::<_, i64>(0))?.unsigned_abs();
-        return Ok(FileSummary { conversations, ..FileSummary::default() });
+    if kind.name != LOCAL.name {
+        return summarize(connection);
     }
+    let conversations = Usage::of(connection, "conversations where value is not null", "0")?;
+    Ok(FileSummary { conversations, ..FileSummary::default() })
+}
+
+/// Reads the contents of an outage file.
+pub(super) fn summarize(connection: &Connection) -> rusqlite::Result<FileSummary> {
     let oldest = "select min(at) from records where is_queued = 1";
     let oldest = connection.query_row(oldest, [], |row| row.get::<_, Option<i64>>(0))?;
+    // The indexes have `bytes`, so that the sums need no scan of the values.
     Ok(FileSummary {
         project: file::meta(connection, "project")?,
-        queued: usage("records where is_queued = 1")?,
+        queued: Usage::of(connection, "records indexed by queue where is_queued = 1", "bytes")?,
         oldest: oldest.map(|at| Clock::new().now().since(Timestamp(at))),
-        dead_letters: usage("dead_letters")?,
-        conversations: usage("records where is_queued = 0")?.records,
+        dead_letters: Usage::of(connection, "dead_letters", "bytes")?,
+        conversations: Usage::of(connection, "records indexed by replica where is_queued = 0", "bytes")?,
         unread_log: 0,
     })
 }

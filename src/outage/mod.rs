@@ -6,112 +6,150 @@
 
 pub(crate) mod admin;
 mod clock_checkpoint;
-mod clock_correction;
-mod complete;
+mod clock_sync;
 mod dead_letters;
 mod enqueue;
 pub(crate) mod file;
+mod identity;
 mod import;
-pub(crate) mod index;
 pub(crate) mod inspect;
 mod offline;
 mod queue;
 pub(crate) mod replay;
 mod replica;
-mod row;
-mod writer_state;
+mod rows;
+pub(crate) mod rules;
+mod settle;
+mod state;
+#[cfg(test)]
+mod tests;
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 
-use crate::model::clock::UnsyncedPeriod;
+use rusqlite::Connection;
+
 use crate::model::key::Key;
 use crate::model::record::Record;
 use crate::model::version::{Timestamp, Version};
+use crate::model::writer::WriterId;
+use crate::store::{Condition, Write};
+use rules::QueuedHead;
 
-/// A write to be queued.
+/// A write in the queue: of a cache, of replay, and of the tools.
 #[derive(Debug, Clone)]
-pub(crate) struct NewQueuedWrite {
-    pub(crate) record: Arc<Record>,
-    /// The version that an update changes. `None` for a put or a remove without a condition.
-    pub(crate) base: Option<Version>,
-    /// Whether the write was sent before, so that the store may hold it already.
-    pub(crate) is_dispatched: bool,
-    /// The time that the clock showed when it issued the version.
-    pub(crate) issued_at: Timestamp,
-    /// The unsynced period in which the version was issued. `None` if the version is final.
-    pub(crate) unsynced: Option<UnsyncedPeriod>,
-}
-
-/// The decision about a write to be queued.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum EnqueueOutcome {
-    /// The write is synced to disk, under the version that it was issued. That version may be provisional.
-    Queued { unsynced: Option<UnsyncedPeriod>, queued_at: Timestamp },
-    /// The conversation is at another version than the base of the update.
-    Conflict,
-    /// The queue holds a newer write of the conversation.
-    SupersededInQueue,
-    /// The store holds this version, which is newer or is not the base of the update.
-    SupersededInStore(Version),
-    /// The store holds this very write.
-    AlreadyStored,
-    /// A queued write was made earlier but has this higher version. The caller retries with a version above it.
-    Reordered(Version),
-}
-
-/// A write in the queue.
-#[derive(Debug, Clone)]
-pub(crate) struct QueuedRow {
-    pub(crate) record: Arc<Record>,
-    /// The version that an update changes. The update may replace this version, an older one, or one of `sent_versions`.
-    pub(crate) base: Option<Version>,
-    /// Versions of this write, or of writes that it includes, that the store may hold.
-    pub(crate) sent_versions: Vec<Version>,
-    /// Newer versions of this daemon that replace this write if the store holds them: puts that bypassed the queue, and the
-    /// version that this write had before.
-    pub(crate) replaced_by: Vec<Version>,
-    pub(crate) is_dispatched: bool,
+#[non_exhaustive]
+pub struct QueuedWrite {
     /// The position in the queue.
-    pub(crate) seq: i64,
-    /// False if the store has got the write meanwhile.
-    pub(crate) is_queued: bool,
-    /// The unsynced period that must end before version and expiry are final.
-    pub(crate) unsynced: Option<UnsyncedPeriod>,
+    pub seq: i64,
+    /// The write, with its version, writer and condition.
+    pub write: Write,
+    /// The time of queueing.
+    pub queued_at: Timestamp,
+    /// Whether version and times come from a clock that was unsynced. Clock sync gives them their final values.
+    pub is_provisional: bool,
 }
 
-/// A queued write as the index needs it when the file is opened.
-#[derive(Debug)]
-pub(crate) struct IndexEntry {
-    pub(crate) key: Key,
-    /// The version as it was issued.
-    pub(crate) version: Version,
-    /// The unsynced period in which the version was issued.
-    pub(crate) unsynced: Option<UnsyncedPeriod>,
-    pub(crate) queued_at: Timestamp,
-    /// Whether the store was seen to hold a newer version.
-    pub(crate) is_superseded: bool,
-    /// Whether the store may hold a newer version that the file does not know. Reads skip such a write until the store has
-    /// been asked (I16).
-    pub(crate) is_unverified: bool,
+impl QueuedWrite {
+    /// Creates a put or a remove without a condition and with a final version, for an import. See [`ImportItem`] for an example.
+    pub fn new(record: Record, queued_at: Timestamp) -> Self {
+        // A writer of its own: the versions of another writer need not rise.
+        let write = Write::new(record).with_writer(WriterId::random());
+        Self { seq: 0, write, queued_at, is_provisional: false }
+    }
+
+    pub(crate) fn key(&self) -> &Key {
+        &self.write.record.key
+    }
+
+    pub(crate) fn version(&self) -> Version {
+        self.write.record.version
+    }
+
+    pub(crate) fn head(&self) -> QueuedHead {
+        QueuedHead { write: self.write.head(), is_provisional: self.is_provisional }
+    }
+}
+
+/// The outcome of a write that came to the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Enqueued {
+    /// The write is synced to disk.
+    Queued {
+        /// The version as it was issued.
+        version: Version,
+    },
+    /// A queued write makes this one unnecessary. It is synced to disk.
+    Covered,
+    /// The store holds this version: the write itself, or a newer one.
+    Superseded(Version),
+    /// The update was made of a value that is outdated by now, and was not sent. It runs again.
+    Conflict {
+        /// The newer version of the store, if one is the reason.
+        newer: Option<Version>,
+    },
 }
 
 /// The end of a queued write.
-#[derive(Debug, Clone)]
-pub(crate) enum ReplayOutcome {
-    /// The store holds the write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The store holds the write, or a newer write of this daemon that replaces it.
     Stored,
-    /// The store holds this newer write of the same daemon, which replaces the queued one.
-    Replaced(Version),
     /// The store will never hold the write.
-    DeadLettered(DeadLetterReason),
+    Dead {
+        reason: String,
+        /// The version that superseded the write, if one did.
+        newer: Option<Version>,
+    },
 }
 
-/// The reason for a dead letter.
-#[derive(Debug, Clone)]
-pub(crate) struct DeadLetterReason {
-    pub(crate) text: String,
-    /// The version that superseded the write, if one did.
-    pub(crate) newer: Option<Version>,
+/// The part of the cache that learns of changes in the queue: after the commit, and before any caller learns of it.
+pub(crate) trait QueueObserver: std::fmt::Debug + Send + Sync {
+    /// The queued write has found its end. `newest_left` is the newest queued version of the conversation.
+    fn settled(&self, key: &Key, version: Version, verdict: &Verdict, newest_left: Option<Version>);
+    /// Clock sync has given queued writes their final versions and times.
+    fn corrected(&self, changed: &[Corrected]);
+}
+
+/// The final version and expiry of a queued write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Corrected {
+    pub(crate) key: Key,
+    /// The version as it was issued.
+    pub(crate) from: Version,
+    pub(crate) version: Version,
+    pub(crate) expires_at: Timestamp,
+}
+
+/// The newest queued write of a conversation when the file is opened.
+#[derive(Debug)]
+pub(crate) struct QueuedKey {
+    pub(crate) key: Key,
+    pub(crate) version: Version,
+    pub(crate) trust: QueueTrust,
+}
+
+/// The use of a queued write for reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum QueueTrust {
+    /// No newer version is known.
+    Newest,
+    /// The store holds a newer version.
+    Superseded,
+    /// The store may hold a newer version that the file does not know. Reads skip the write until the store has been asked
+    /// (I16).
+    Unverified,
+}
+
+/// The queue in figures. They change after the observer has been told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct QueueFigures {
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+    /// The time of queueing of the first row.
+    pub(crate) oldest: Option<Timestamp>,
+    /// The number of rows that failed alone again and again.
+    pub(crate) parked: u64,
 }
 
 /// A copy for the replica.
@@ -120,8 +158,6 @@ pub(crate) struct ReplicaRecord {
     pub(crate) record: Arc<Record>,
     /// The time at which the store confirmed the record.
     pub(crate) confirmed_at: Timestamp,
-    /// Whether the record is a write of this handle that replaces an older queued write.
-    pub(crate) is_own: bool,
     pub(crate) rank: CopyRank,
 }
 
@@ -135,9 +171,6 @@ pub(crate) enum CopyRank {
     /// A listing or the warm-up brought it, and a caller has read it in memory since.
     Read,
 }
-
-/// Queued writes that have found their end, by key and version.
-pub(crate) type CompletedWrites = Vec<(Key, Version)>;
 
 /// The limits of the outage file.
 #[derive(Debug, Clone, Copy)]
@@ -158,6 +191,15 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// Counts the rows of a table, and sums up `bytes` of each.
+    fn of(connection: &Connection, from: &str, bytes: &str) -> rusqlite::Result<Self> {
+        let sql = format!("select count(*), coalesce(sum({bytes}), 0) from {from}");
+        connection.query_row(&sql, [], |row| {
+            let (records, bytes): (i64, i64) = (row.get(0)?, row.get(1)?);
+            Ok(Self { records: records.unsigned_abs(), bytes: bytes.unsigned_abs() })
+        })
+    }
+
     pub(crate) fn add(&mut self, bytes: u64) {
         self.records += 1;
         self.bytes += bytes;
@@ -186,6 +228,8 @@ pub struct DeadLetter {
     pub id: i64,
     /// The record to be written. A record without a value is a remove.
     pub record: Record,
+    /// The condition: the version that an update changed.
+    pub condition: Condition,
     /// The time of queueing, by the store's clock.
     pub queued_at: Timestamp,
     /// The time at which the write became a dead letter.
@@ -197,73 +241,10 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// Creates a dead letter for an import.
-    ///
-    /// ```
-    /// use threadkeep::store::{Key, Record, Timestamp, Version};
-    ///
-    /// # fn main() -> threadkeep::Result<()> {
-    /// let record = Record::tombstone(Key::new("thread-1")?, Version::from_raw(7));
-    /// let letter = threadkeep::DeadLetter::new(record, Timestamp(1), Timestamp(2), "superseded");
-    /// assert_eq!(letter.reason, "superseded");
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Creates a dead letter for an import. See [`ImportItem`](crate::tools::ImportItem) for an example.
     pub fn new(record: Record, queued_at: Timestamp, died_at: Timestamp, reason: impl Into<String>) -> Self {
-        Self { id: 0, record, queued_at, died_at, reason: reason.into(), newer: None }
-    }
-}
-
-/// A write in an outage file, as it is listed, exported and imported.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct QueuedWrite {
-    /// The record to be written. A record without a value is a remove.
-    pub record: Record,
-    /// The version that an update changes.
-    pub base: Option<Version>,
-    /// Versions of this write that the store may hold already. [`Version::NONE`] among them marks an update of a queued put,
-    /// which replaces everything older than `base`.
-    pub sent_versions: Vec<Version>,
-    /// Whether the write was sent, so that the store may hold it already.
-    pub is_dispatched: bool,
-    /// Whether the version comes from the system's clock, because the store's clock was unknown.
-    pub is_provisional: bool,
-    /// Whether the store was seen to hold a newer version. Replay sends the write, and reads skip it.
-    pub is_superseded: bool,
-    /// Whether the store may hold a newer version. Replay sends the write, and reads skip it until the store has been asked.
-    pub is_unverified: bool,
-    /// The time of queueing.
-    pub queued_at: Timestamp,
-    /// The position in the queue.
-    pub seq: i64,
-}
-
-impl QueuedWrite {
-    /// Creates a put or a remove without a condition and with a final version, for an import.
-    ///
-    /// ```
-    /// use threadkeep::store::{Key, Record, Timestamp, Version};
-    ///
-    /// # fn main() -> threadkeep::Result<()> {
-    /// let record = Record::tombstone(Key::new("thread-1")?, Version::from_raw(7));
-    /// let write = threadkeep::tools::QueuedWrite::new(record, Timestamp(1));
-    /// assert!(write.base.is_none());
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn new(record: Record, queued_at: Timestamp) -> Self {
-        Self {
-            record,
-            base: None,
-            sent_versions: Vec::new(),
-            is_dispatched: false,
-            is_provisional: false,
-            is_superseded: false,
-            is_unverified: false,
-            queued_at,
-            seq: 0,
-        }
+        let condition = Condition::Any;
+        Self { id: 0, record, condition, queued_at, died_at, reason: reason.into(), newer: None }
     }
 }
 
@@ -283,27 +264,30 @@ pub struct ImportReport {
     pub unreadable: usize,
 }
 
-impl ImportReport {
-    /// Adds two reports.
-    ///
-    /// ```
-    /// use threadkeep::tools::ImportReport;
-    ///
-    /// let sum = ImportReport::default().plus(ImportReport::default());
-    /// assert_eq!(sum.queued, 0);
-    /// ```
-    pub fn plus(self, other: Self) -> Self {
-        Self {
-            queued: self.queued + other.queued,
-            dead_letters: self.dead_letters + other.dead_letters,
-            duplicates: self.duplicates + other.duplicates,
-            stale: self.stale + other.stale,
-            unreadable: self.unreadable + other.unreadable,
-        }
+impl AddAssign for ImportReport {
+    fn add_assign(&mut self, other: Self) {
+        self.queued += other.queued;
+        self.dead_letters += other.dead_letters;
+        self.duplicates += other.duplicates;
+        self.stale += other.stale;
+        self.unreadable += other.unreadable;
     }
 }
 
 /// An item of an import into an outage file.
+///
+/// ```
+/// use threadkeep::DeadLetter;
+/// use threadkeep::store::{Key, Record, Timestamp, Version};
+/// use threadkeep::tools::{ImportItem, QueuedWrite};
+///
+/// # fn main() -> threadkeep::Result<()> {
+/// let record = Record::tombstone(Key::new("thread-1")?, Version::from_raw(7));
+/// let letter = DeadLetter::new(record.clone(), Timestamp(1), Timestamp(2), "superseded");
+/// let items = [ImportItem::DeadLetter(letter), ImportItem::Queued(QueuedWrite::new(record, Timestamp(1)))];
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub enum ImportItem {
     /// A write of another queue.

@@ -2,22 +2,20 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::Connection;
 
-use super::file::{KIND, OutageFile, check_project, lock};
-use super::row::{SUPERSEDED, UNVERIFIED};
-use super::{FileLimits, QueuedWrite};
+use super::file::{KIND, OutageFile, check_project};
+use super::queue::read_page;
+use super::{FileLimits, QueuedWrite, rows};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::clock::Clock;
-use crate::model::version::{Timestamp, Version};
+use crate::model::version::Version;
 use crate::resilience::blocking::unblock;
 use crate::sqlite::database::LockedDatabase;
 use crate::sqlite::error::{describe, file_error, is_unwritable, unusable};
 use crate::sqlite::file;
 use crate::sqlite::lock::Lock;
-use crate::sqlite::rows::{COLUMNS, record, versions};
 use crate::store::local::KIND as LOCAL;
 
 /// No limits: the imported writes are on a disk already, and a refusal would help nobody.
@@ -56,20 +54,6 @@ impl OutageFile {
         )
     }
 
-    /// Returns the project that the writes belong to.
-    pub(super) async fn project(&self) -> Result<Option<String>> {
-        self.database.read(|connection| file::meta(connection, "project")).await
-    }
-
-    /// Returns the age of the oldest queued write, by the system's clock.
-    pub(super) async fn oldest(&self) -> Result<Option<Duration>> {
-        let now = self.clock.now();
-        let sql = "select min(at) from records where is_queued = 1";
-        let oldest =
-            |connection: &Connection| connection.query_row(sql, [], |row| row.get::<_, Option<i64>>(0));
-        Ok(self.database.read(oldest).await?.map(|at| now.since(Timestamp(at))))
-    }
-
     /// Reads the queued writes after the one numbered `after`, in their order. The page has at most `max_records`, and at most
     /// `max_bytes` unless its first write is larger.
     pub(super) async fn page(
@@ -78,24 +62,9 @@ impl OutageFile {
         max_records: usize,
         max_bytes: usize,
     ) -> Result<Vec<QueuedWrite>> {
-        let dispatched = lock(&self.state).dispatched;
-        // The last process may have failed to record that the store superseded a write.
-        let is_unverified = self.database.had_invalid_copies();
         let read = move |connection: &Connection| {
-            let sql = format!("{} where is_queued = 1 and seq > ?2 order by seq limit ?3", select());
-            let max_records = i64::try_from(max_records).unwrap_or(i64::MAX);
-            let mut find = connection.prepare_cached(&sql)?;
-            let (mut page, mut bytes) = (Vec::new(), 0);
-            for write in find.query_map(params![dispatched, after, max_records], queued_write)? {
-                let mut write = write?;
-                write.is_unverified |= is_unverified && !write.is_superseded;
-                bytes += write.record.bytes();
-                if bytes > max_bytes && !page.is_empty() {
-                    break;
-                }
-                page.push(write);
-            }
-            Ok(page)
+            let sql = format!("{} where is_queued = 1 and seq > ?1 order by seq limit ?2", rows::select());
+            read_page(connection, &sql, after, max_records, max_bytes)
         };
         self.database.read(read).await
     }
@@ -109,29 +78,6 @@ fn unreadable(path: &Path, error: Error) -> Error {
     let remedy = "make the file and its directory writable for this user; or copy the file, and its -wal if there is one, to \
                   a writable place, and name the copy (CONVERSATION_QUEUE_PATH; at the command line also --file)";
     error.with_message(message).with_remedy(remedy)
-}
-
-/// Selects the columns of [`queued_write`].
-pub(super) fn select() -> String {
-    format!(
-        "select {COLUMNS}, base, sent_versions, dispatched or seq <= ?1, seq, provisional_skew_ms, at, read_state from records"
-    )
-}
-
-/// Reads a row of [`select`].
-pub(super) fn queued_write(row: &Row<'_>) -> rusqlite::Result<QueuedWrite> {
-    let read_state: i64 = row.get(12)?;
-    Ok(QueuedWrite {
-        record: record(row)?,
-        base: row.get::<_, Option<i64>>(6)?.map(Version::from_raw),
-        sent_versions: versions(&row.get::<_, String>(7)?).collect(),
-        is_dispatched: row.get(8)?,
-        seq: row.get(9)?,
-        is_provisional: row.get::<_, Option<i64>>(10)?.is_some(),
-        queued_at: Timestamp(row.get(11)?),
-        is_superseded: read_state == SUPERSEDED,
-        is_unverified: read_state == UNVERIFIED,
-    })
 }
 
 /// Whether a file is a file of the backend `local`, and no outage file.
@@ -150,7 +96,7 @@ pub(super) fn read_kind(path: &Path) -> Result<Option<String>> {
     if !file::is_marked(&connection).map_err(file_error(path))? {
         return Err(unusable(path, "is no file of threadkeep").with_remedy("name another file"));
     }
-    file::meta(&connection, "role").map_err(file_error(path))
+    file::role(&connection).map_err(file_error(path))
 }
 
 /// Renames a file and its companions to `FILE.moved`. No process may have the file open.
@@ -159,21 +105,15 @@ pub(super) async fn retire(path: &Path) -> Result<PathBuf> {
     unblock(move || {
         let cannot_rename = |e| unusable(&path, "cannot be renamed").with_source(e);
         let path = path.canonicalize().map_err(cannot_rename)?;
-        let moved = |suffix: &str| file::with_suffix(&path, &format!(".moved{suffix}"));
-        if moved("").exists() {
-            let problem = format!("cannot be renamed: {} exists", moved("").display());
+        let moved = file::with_suffix(&path, ".moved");
+        if moved.exists() {
+            let problem = format!("cannot be renamed: {} exists", moved.display());
             let error = Error::new(ErrorKind::LocalStorage, describe(&path, &problem));
             return Err(error.with_remedy("move that file away"));
         }
         let _lock = Lock::acquire(&path)?;
-        // The file itself comes last. If the process dies in between, the file keeps its name.
-        for suffix in ["-wal", "-shm", ""] {
-            match std::fs::rename(file::with_suffix(&path, suffix), moved(suffix)) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(cannot_rename(e)),
-                _ => {}
-            }
-        }
-        Ok(moved(""))
+        file::rename(&path, &moved).map_err(cannot_rename)?;
+        Ok(moved)
     })
     .await?
 }

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use tokio::sync::oneshot;
 
+use super::ReplicaRecord;
 use super::file::OutageFile;
-use super::writer_state::WriterState;
-use super::{CompletedWrites, ReplicaRecord};
+use super::state::WriterState;
 use crate::error::{ErrorKind, Result};
 use crate::model::key::Key;
 use crate::model::record::Record;
@@ -21,14 +21,11 @@ use crate::sqlite::rows::{COLUMNS, record};
 use crate::sqlite::writer::CommitLevel;
 
 pub(super) use save::evict;
-use save::{drop_copies, save_ranked};
+use save::{drop_copies, save};
 pub(super) use validity::{InFlightBytes, ReplicaValidity};
 
 /// The bytes of uncommitted copies up to which a caller does not wait for the commit of its copies.
 const MAX_ASYNC_BYTES: usize = 8 << 20;
-
-/// The queued writes that copies completed, and the number of failures after which the writer dropped all copies.
-type SavedCopies = (CompletedWrites, u64);
 
 impl OutageFile {
     /// Saves copies of records that the store returned. A tombstone tells that the conversation is absent, so that no older copy
@@ -38,19 +35,14 @@ impl OutageFile {
     /// cannot be written, the replica hands out no copy until the writer has dropped all of them. Some may be older than an
     /// acknowledged write.
     ///
-    /// A copy completes a queued write that the store turns out to hold or to have replaced. The writer calls `on_commit` with
-    /// such writes before any caller learns of a later transaction.
-    pub(crate) async fn save_copies(
-        &self,
-        copies: Vec<ReplicaRecord>,
-        on_commit: impl FnOnce(CompletedWrites) + Send + 'static,
-    ) {
+    /// A copy settles a queued write of its version, which the store turns out to hold.
+    pub(crate) async fn save_copies(&self, copies: Vec<ReplicaRecord>) {
         if copies.is_empty() {
             return;
         }
         // A caller that has read these records must not learn later that an older write was queued before. So the copies wait
         // for the writes on their way into the queue (I16).
-        if let Ok(Some(saved)) = self.submit_copies(copies, on_commit).await
+        if let Ok(Some(saved)) = self.submit_copies(copies).await
             && (self.copies_in_flight.bytes() > MAX_ASYNC_BYTES || self.writes_in_flight.is_any())
         {
             saved.await.ok();
@@ -62,12 +54,8 @@ impl OutageFile {
     ///
     /// # Errors
     /// [`Closed`](ErrorKind::Closed) if the file is closed. The next process may not find the write then.
-    pub(crate) async fn save_own_copy(
-        &self,
-        copy: ReplicaRecord,
-        on_commit: impl FnOnce(CompletedWrites) + Send + 'static,
-    ) -> Result<()> {
-        if let Some(saved) = self.submit_copies(vec![copy], on_commit).await? {
+    pub(crate) async fn save_own_copy(&self, copy: ReplicaRecord) -> Result<()> {
+        if let Some(saved) = self.submit_copies(vec![copy]).await? {
             saved.await.ok();
         }
         Ok(())
@@ -80,8 +68,7 @@ impl OutageFile {
     async fn submit_copies(
         &self,
         copies: Vec<ReplicaRecord>,
-        on_completed: impl FnOnce(CompletedWrites) + Send + 'static,
-    ) -> Result<Option<oneshot::Receiver<Result<SavedCopies>>>> {
+    ) -> Result<Option<oneshot::Receiver<Result<u64>>>> {
         let (limit, clock) = (self.limits.replica, Arc::clone(&self.clock));
         // Counted before the submission, so that `flush_copies` cannot miss these copies.
         let in_flight = self.copies_in_flight.begin(copies.iter().map(|copy| copy.record.bytes()).sum());
@@ -94,21 +81,16 @@ impl OutageFile {
                 drop_copies(connection, state)?;
                 state.dropped_after = failures;
             }
-            let mut completed = Vec::new();
             for copy in &copies {
-                let version = save_ranked(connection, state, copy, &clock)?;
-                completed.extend(version.map(|version| (copy.record.key.clone(), version)));
+                save(connection, state, copy, clock.now())?;
             }
             evict(connection, state, limit)?;
-            Ok((completed, failures))
+            Ok(failures)
         };
         let validity = Arc::clone(&self.validity);
-        let on_commit = move |saved: &Result<SavedCopies>| {
+        let on_commit = move |saved: &Result<u64>| {
             match saved {
-                Ok((completed, failures)) => {
-                    validity.restore(*failures);
-                    on_completed(completed.clone());
-                }
+                Ok(failures) => validity.restore(*failures),
                 Err(error) => validity.record_failure(error),
             }
             // After the validity, because a reader that no longer waits must see the failure (I16).

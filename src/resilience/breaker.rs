@@ -1,27 +1,41 @@
 //! The circuit breaker, built on failsafe's state machine.
 //!
-//! failsafe 1.3 decides when to open and close. This module adds a readable state and ignores results from before a
-//! transition. Its half-open state admits only the probe, never a caller.
+//! failsafe 1.3 has the three states and the transitions between them. Its half-open state admits every caller, its results
+//! carry no identity, nobody can read its state, and its success-rate policy misses bursts. So this file adds:
+//!
+//! - a sliding window of results, and a rule for a store that hangs ([`Breaker::watch_silence`])
+//! - one probe task, which alone closes the breaker (I11)
+//! - the list of calls in progress, so that a result from before a transition does not count (I18)
+//!
+//! The `watch` holds all state that changes. Its lock is the only one here, and each transition wakes the waiting tasks.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::time::Duration;
 
 use failsafe::{FailurePolicy, Instrument, StateMachine};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::observe::metrics::Metrics;
+use crate::resilience::backoff::Backoff;
 
-/// The breaker opens after this many failures in a row …
-const MAX_CONSECUTIVE_FAILURES: usize = 5;
+/// The breaker opens after this many failures in a row, or when this many calls hang …
+const MAX_FAILURES: usize = 5;
 /// … or when half of the last results, at least `WINDOW / 2` of them, are failures.
-const WINDOW: usize = 40;
+const WINDOW: u32 = 40;
+/// A store that answers no call for this long may hang.
+const MAX_SILENCE: Duration = Duration::from_millis(1_500);
 /// The bounds of the pause that the store asks for by `Retry-After`.
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// Limit the wait between two probes. It grows from the first value to the second during a long outage.
+const MIN_PROBE_INTERVAL: Duration = Duration::from_millis(500);
+const MAX_PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The state of the breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,44 +63,14 @@ impl BreakerState {
     }
 }
 
-/// The right to make one call. The result of the call is ignored after a transition of the breaker.
-#[derive(Debug)]
-pub(crate) struct Permit {
-    epoch: u64,
-}
-
-/// Stands between callers and the store. failsafe decides when it opens and closes. It ignores results from
-/// before a transition.
+/// Stands between callers and the store. It stops the calls to a store that fails or hangs.
 pub struct Breaker {
-    machine: StateMachine<SlidingWindow, StateObserver>,
-    shared: Arc<SharedState>,
-    /// Wakes the probing task before its pause ends.
+    shared: watch::Sender<BreakerCore>,
+    /// The state as failsafe announces it. A read takes no lock, because each read of the cache in an outage asks.
+    state: Arc<AtomicU8>,
+    /// Wakes the probe task before its pause ends.
     probe_requested: Notify,
-    /// The lock also orders results: the breaker records one at a time.
-    reason: Mutex<OpenReason>,
-}
-
-/// The cause of the last opening, and the error for callers. The breaker builds the error once, because each read and
-/// write of an outage returns it.
-struct OpenReason {
-    cause: Option<Error>,
-    rejection: Error,
-}
-
-impl OpenReason {
-    fn new(cause: Option<Error>) -> Self {
-        let refused = |reason: &str| {
-            let message = format!("the store is unavailable (circuit breaker open){reason}");
-            Error::new(ErrorKind::Unavailable, message)
-        };
-        let rejection = match &cause {
-            None => refused("").with_retry_after(MIN_PAUSE),
-            Some(cause) => refused(&format!(": {cause}"))
-                .with_retry_after(requested_pause(Some(cause)).unwrap_or(MIN_PAUSE))
-                .with_source(cause.clone()),
-        };
-        Self { cause, rejection }
-    }
+    metrics: Metrics,
 }
 
 impl fmt::Debug for Breaker {
@@ -95,32 +79,49 @@ impl fmt::Debug for Breaker {
     }
 }
 
+/// The right to make one call. Its drop is the end of the call.
+#[derive(Debug)]
+pub(crate) struct Permit<'a> {
+    breaker: &'a Breaker,
+    id: u64,
+    slow_at: Instant,
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.breaker.change(|shared| _ = shared.calls.remove(&self.id));
+    }
+}
+
 impl Breaker {
-    pub(crate) fn new() -> Self {
-        let shared = Arc::new(SharedState::new());
-        Self {
-            machine: StateMachine::new(SlidingWindow::default(), StateObserver(Arc::clone(&shared))),
-            shared,
-            probe_requested: Notify::new(),
-            reason: Mutex::new(OpenReason::new(None)),
-        }
+    /// Creates a closed breaker. A call counts as slow after `soft_timeout`.
+    pub(crate) fn new(soft_timeout: Duration) -> Self {
+        let (state, metrics) = (Arc::<AtomicU8>::default(), Metrics::new());
+        metrics.breaker(BreakerState::Closed as u8);
+        let machine = StateMachine::new(SlidingWindow::default(), Announced(Arc::clone(&state)));
+        let calls = BTreeMap::new();
+        let shared = BreakerCore { machine, soft_timeout, outage: None, calls, last_id: 0, heard_at: None };
+        Self { shared: watch::Sender::new(shared), state, probe_requested: Notify::new(), metrics }
+    }
+
+    /// Changes the time after which a call counts as slow.
+    pub(crate) fn set_soft_timeout(&self, soft_timeout: Duration) {
+        self.change(|shared| shared.soft_timeout = soft_timeout);
     }
 
     /// Returns the present state.
     ///
     /// ```
-    /// use threadkeep::BreakerState;
-    /// use threadkeep::store::{Memory, ResilientStore, Store};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// let store = ResilientStore::new(Memory::new(), std::time::Duration::from_secs(5));
-    /// let breaker = store.breaker().expect("a resilient store has a breaker");
-    /// assert_eq!(breaker.state(), BreakerState::Closed);
+    /// # fn example(breaker: &threadkeep::store::Breaker) {
+    /// assert_eq!(breaker.state(), threadkeep::BreakerState::Closed);
     /// # }
     /// ```
     pub fn state(&self) -> BreakerState {
-        self.shared.state()
+        match self.state.load(SeqCst) {
+            0 => BreakerState::Closed,
+            1 => BreakerState::Open,
+            _ => BreakerState::HalfOpen,
+        }
     }
 
     /// Checks if a call would pass now.
@@ -130,260 +131,262 @@ impl Breaker {
     /// carries the pause that the store asked for by `Retry-After`.
     ///
     /// ```
-    /// use threadkeep::store::{Memory, ResilientStore, Store};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// let store = ResilientStore::new(Memory::new(), std::time::Duration::from_secs(5));
-    /// let breaker = store.breaker().expect("a resilient store has a breaker");
+    /// # fn example(breaker: &threadkeep::store::Breaker) {
     /// assert!(breaker.check().is_ok());
     /// # }
     /// ```
     pub fn check(&self) -> Result<()> {
-        // The closed breaker takes no lock.
-        if self.state() == BreakerState::Closed { Ok(()) } else { Err(self.lock().rejection.clone()) }
+        if self.state() == BreakerState::Closed { Ok(()) } else { self.shared.borrow().check() }
     }
 
-    /// Asks for the right to make a call.
-    pub(crate) fn try_acquire(&self) -> Result<Permit> {
-        // The epoch is read before the state. A transition in between makes the permit stale (I18).
-        let epoch = self.shared.epoch.load(SeqCst);
-        self.check().map(|()| Permit { epoch })
+    /// Returns the cause of the present outage. The closed breaker has none.
+    ///
+    /// ```
+    /// # fn example(breaker: &threadkeep::store::Breaker) {
+    /// assert!(breaker.cause().is_none());
+    /// # }
+    /// ```
+    pub fn cause(&self) -> Option<Error> {
+        self.shared.borrow().outage.as_ref().map(|outage| outage.cause.clone())
     }
 
-    /// Records the result of a call.
-    pub(crate) fn record<T>(&self, permit: &Permit, result: &Result<T>) {
-        // Each transition holds this lock, so none comes between the check and the record (I18).
-        let mut reason = self.lock();
-        if permit.epoch != self.shared.epoch.load(SeqCst) {
-            return;
-        }
-        match result {
-            Err(e) if e.counts_as_outage() => self.fail(&mut reason, e),
+    /// Asks for the right to make a call. The call counts as slow after the soft timeout and `allowance`.
+    pub(crate) fn try_acquire(&self, allowance: Duration) -> Result<Permit<'_>> {
+        let now = Instant::now();
+        // No call has the id 0.
+        let (mut allowed, mut permit) = (Ok(()), Permit { breaker: self, id: 0, slow_at: now });
+        self.change(|shared| {
+            allowed = shared.check();
+            if allowed.is_ok() {
+                // An idle store is not silent.
+                shared.heard_at = shared.heard_at.map(|at| if shared.calls.is_empty() { now } else { at });
+                shared.last_id += 1;
+                (permit.id, permit.slow_at) = (shared.last_id, now + shared.soft_timeout + allowance);
+                shared.calls.insert(permit.id, permit.slow_at);
+            }
+        });
+        allowed.map(|()| permit)
+    }
+
+    /// Records the result of a call. A call that began before a transition does not count (I18).
+    pub(crate) fn record<T>(&self, permit: &Permit<'_>, result: &Result<T>) {
+        self.change(|shared| match result {
+            _ if !shared.calls.contains_key(&permit.id) => {}
+            Err(e) if e.counts_as_outage() => shared.fail(1, e),
             // A gateway may have sent this answer, so the answer proves nothing about the store.
             Err(e) if e.is_outage() || e.kind() == ErrorKind::Unauthorized => {}
-            _ => self.succeed(),
+            _ => {
+                shared.machine.on_success();
+                shared.heard_at = Some(Instant::now()).filter(|now| *now <= permit.slow_at);
+            }
+        });
+    }
+
+    /// Runs beside a call, and never returns. It opens the breaker if the store seems to hang: no call succeeded for
+    /// [`MAX_SILENCE`], and [`MAX_FAILURES`] calls are slow.
+    ///
+    /// Only a store that was prompt before can be silent. A slow success, or a probe that passes while calls hang, shows
+    /// that the store works. So this rule does not open the breaker again before a call succeeds in time.
+    pub(crate) async fn watch_silence(&self, permit: &Permit<'_>) -> Infallible {
+        let mut next = permit.slow_at;
+        loop {
+            tokio::time::sleep_until(next).await;
+            let now = Instant::now();
+            next = now + MAX_SILENCE;
+            self.change(|shared| match shared.heard_at.map(|at| at + MAX_SILENCE) {
+                Some(silent_at) if now < silent_at => next = silent_at,
+                Some(_) if shared.calls.values().filter(|at| **at <= now).count() >= MAX_FAILURES => {
+                    let reason = format!("no call succeeded for {MAX_SILENCE:.1?}, and {MAX_FAILURES} wait");
+                    shared.fail(MAX_FAILURES, &Error::new(ErrorKind::Unavailable, reason));
+                }
+                _ => {}
+            });
         }
     }
 
     /// Opens the breaker at once. Callers use it when the first contact with the store fails.
     pub(crate) fn trip(&self, error: &Error) {
-        let mut reason = self.lock();
-        // A row of failures opens it, so the loop ends (I12).
-        while self.state() == BreakerState::Closed {
-            self.fail(&mut reason, error);
-        }
+        self.change(|shared| shared.fail(MAX_FAILURES, error));
     }
 
     /// Waits until it is closed.
     pub(crate) async fn wait_closed(&self) {
-        loop {
-            // The future exists before the state is read, so it sees each later transition.
-            let changed = self.shared.changed.notified();
-            if self.state() == BreakerState::Closed {
-                return;
-            }
-            changed.await;
-        }
+        self.shared.subscribe().wait_for(|_| self.state() == BreakerState::Closed).await.ok();
     }
 
-    /// Waits until it is open.
+    /// Waits until it is open or half open.
     pub(crate) async fn wait_open(&self) {
-        loop {
-            let changed = self.shared.changed.notified();
-            if self.state() == BreakerState::Open {
-                return;
-            }
-            changed.await;
-        }
+        self.shared.subscribe().wait_for(|_| self.state() != BreakerState::Closed).await.ok();
     }
 
     /// Requests a probe now and returns true if the store is back. A pause by `Retry-After` prevents the probe.
     pub(crate) async fn probe_now(&self) -> bool {
-        let before = self.shared.epoch.load(SeqCst);
+        let mut transitions = self.shared.subscribe();
         match self.state() {
             BreakerState::Closed => return true,
             BreakerState::Open if self.requested_pause().is_some() => return false,
-            _ => {}
+            _ => self.probe_requested.notify_one(),
         }
-        self.probe_requested.notify_one();
+        while self.state() != BreakerState::Closed {
+            transitions.changed().await.ok();
+            if self.state() == BreakerState::Open {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Probes the store while it does not answer, without end. The probe task of a store runs this.
+    pub(crate) async fn keep_probing<F: Future<Output = Result<()>>>(&self, probe: impl Fn() -> F) {
         loop {
-            let changed = self.shared.changed.notified();
-            match self.state() {
-                BreakerState::Closed => return true,
-                BreakerState::Open if self.shared.epoch.load(SeqCst) > before => return false,
-                _ => changed.await,
+            self.wait_open().await;
+            let mut pauses = Backoff::new(MIN_PROBE_INTERVAL, MAX_PROBE_INTERVAL);
+            while self.state() != BreakerState::Closed {
+                // A longer pause by `Retry-After` wins. `None` is less than each pause.
+                let pause = pauses.next().max(self.requested_pause()).unwrap_or(MAX_PROBE_INTERVAL);
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = self.probe_requested.notified() => {}
+                }
+                self.probe_once(probe()).await;
             }
         }
     }
 
-    /// Waits until a caller requests a probe.
-    pub(crate) async fn probe_requested(&self) {
-        self.probe_requested.notified().await;
-    }
-
-    /// Returns the cause of the last opening.
-    ///
-    /// ```
-    /// use threadkeep::store::{Memory, ResilientStore, Store};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// let store = ResilientStore::new(Memory::new(), std::time::Duration::from_secs(5));
-    /// let breaker = store.breaker().expect("a resilient store has a breaker");
-    /// assert!(breaker.cause().is_none());
-    /// # }
-    /// ```
-    pub fn cause(&self) -> Option<Error> {
-        self.lock().cause.clone()
+    /// Turns the open breaker half open for one probe (I11). Any timely answer closes it, also a denial.
+    async fn probe_once(&self, probe: impl Future<Output = Result<()>>) {
+        self.change(|shared| _ = shared.machine.is_call_permitted());
+        // failsafe refuses if its clock stands still since the opening. The next probe comes after the next pause.
+        if self.state() == BreakerState::HalfOpen {
+            let result = probe.await;
+            self.change(|shared| match result {
+                Err(e) if e.counts_as_outage() => shared.fail(1, &e),
+                _ => shared.machine.on_success(),
+            });
+        }
     }
 
     /// Returns the pause that the store asked for with its last failure.
-    pub(crate) fn requested_pause(&self) -> Option<Duration> {
-        requested_pause(self.lock().cause.as_ref())
+    fn requested_pause(&self) -> Option<Duration> {
+        self.cause()?.retry_after().map(|asked| asked.clamp(MIN_PAUSE, MAX_PAUSE))
     }
 
-    /// Begins a probe; the state is half open until the probe ends. Returns `None` if the breaker opened at this moment.
-    /// The probing task keeps the pause between probes. failsafe's own pause is zero, but ends only when its clock moves.
-    pub(crate) fn begin_probe(&self) -> Option<Permit> {
-        let _one_at_a_time = self.lock();
-        // This call turns failsafe half open. Only a probe makes it, so no caller passes (I11).
-        if self.machine.is_call_permitted() {
-            return Some(Permit { epoch: self.shared.epoch.load(SeqCst) });
+    /// Changes the shared state, and announces the transition that this made.
+    fn change(&self, change: impl FnOnce(&mut BreakerCore)) {
+        let mut left = None;
+        self.shared.send_if_modified(|shared| {
+            let before = self.state();
+            change(shared);
+            let after = self.state();
+            // A few failures make no outage.
+            shared.outage = shared.outage.take().filter(|_| after != BreakerState::Closed);
+            if before != after {
+                // Only calls that begin from now on count (I18).
+                shared.calls.clear();
+                shared.heard_at = None;
+                self.metrics.transition(after as u8);
+                left = Some((before, shared.outage.as_ref().map(|outage| outage.cause.clone())));
+            }
+            before != after
+        });
+        // The log is written without the lock, because a subscriber may ask for the health of the cache.
+        match left {
+            Some((_, None)) => tracing::info!("circuit breaker closed: the store is back"),
+            Some((BreakerState::Closed, Some(cause))) => {
+                tracing::warn!(%cause, "circuit breaker opened: the store is unavailable");
+            }
+            _ => {}
         }
-        // The next probe must not wait for its turn.
-        self.probe_requested.notify_one();
-        None
-    }
-
-    /// Ends a probe. Any timely answer closes the breaker, also a denial; an outage opens it again.
-    pub(crate) fn end_probe(&self, permit: &Permit, result: &Result<()>) {
-        match result {
-            Err(e) if !e.counts_as_outage() => self.record(permit, &Ok(())),
-            _ => self.record(permit, result),
-        }
-    }
-
-    fn fail(&self, reason: &mut OpenReason, error: &Error) {
-        let before = self.state();
-        // A caller that sees the open state waits for the lock, so it gets the new reason.
-        *reason = OpenReason::new(Some(error.clone()));
-        self.machine.on_error();
-        if before == BreakerState::Closed && self.state() == BreakerState::Open {
-            tracing::warn!(cause = %error, "circuit breaker opened: the store is unavailable");
-        }
-    }
-
-    fn succeed(&self) {
-        let before = self.state();
-        self.machine.on_success();
-        if before != BreakerState::Closed && self.state() == BreakerState::Closed {
-            tracing::info!("circuit breaker closed: the store is back");
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, OpenReason> {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn requested_pause(cause: Option<&Error>) -> Option<Duration> {
-    cause.and_then(Error::retry_after).map(|asked| asked.clamp(MIN_PAUSE, MAX_PAUSE))
+/// All state of the breaker that changes, under the lock of the `watch`.
+struct BreakerCore {
+    machine: StateMachine<SlidingWindow, Announced>,
+    soft_timeout: Duration,
+    /// The outage, unless the breaker is closed.
+    outage: Option<Outage>,
+    /// The calls since the last transition that are in progress. For each, the time from which it counts as slow.
+    calls: BTreeMap<u64, Instant>,
+    last_id: u64,
+    /// The last success, or the first call after an idle time. `None` after a slow success, or before the first success.
+    heard_at: Option<Instant>,
 }
 
-/// The readable state of the breaker, as failsafe announces it.
-struct SharedState {
-    state: AtomicU8,
-    /// Counts the transitions.
-    epoch: AtomicU64,
-    changed: Notify,
-    metrics: Metrics,
-}
-
-impl SharedState {
-    fn new() -> Self {
-        let shared = Self {
-            state: AtomicU8::new(0),
-            epoch: AtomicU64::new(0),
-            changed: Notify::new(),
-            metrics: Metrics::new(),
-        };
-        shared.metrics.breaker(BreakerState::Closed as u8);
-        shared
+impl BreakerCore {
+    fn check(&self) -> Result<()> {
+        self.outage.as_ref().map_or(Ok(()), |outage| Err(outage.rejection.clone()))
     }
 
-    fn state(&self) -> BreakerState {
-        match self.state.load(SeqCst) {
-            0 => BreakerState::Closed,
-            1 => BreakerState::Open,
-            _ => BreakerState::HalfOpen,
+    /// Records failures. [`MAX_FAILURES`] in a row open the breaker.
+    fn fail(&mut self, count: usize, cause: &Error) {
+        for _ in 0..count {
+            self.machine.on_error();
         }
-    }
-
-    fn set(&self, to: BreakerState) {
-        // failsafe also announces its initial state, which is no transition.
-        if self.state() == to {
-            return;
-        }
-        self.state.store(to as u8, SeqCst);
-        self.epoch.fetch_add(1, SeqCst);
-        self.metrics.transition(to as u8);
-        self.changed.notify_waiters();
+        self.outage = Some(Outage::new(cause));
     }
 }
 
-/// Wraps the `Arc`, because the orphan rule forbids the trait on a foreign type.
-struct StateObserver(Arc<SharedState>);
+/// An outage as its last failure shows it.
+struct Outage {
+    cause: Error,
+    /// The error for callers. It is built once, because each read and write of an outage returns it.
+    rejection: Error,
+}
 
-impl Instrument for StateObserver {
+impl Outage {
+    fn new(cause: &Error) -> Self {
+        let pause = cause.retry_after().unwrap_or(MIN_PAUSE).clamp(MIN_PAUSE, MAX_PAUSE);
+        let message = format!("the store is unavailable (circuit breaker open): {cause}");
+        let rejection = Error::new(ErrorKind::Unavailable, message).with_retry_after(pause);
+        Self { cause: cause.clone(), rejection: rejection.with_source(cause.clone()) }
+    }
+}
+
+/// Keeps the state that failsafe announces. The orphan rule forbids the trait on a bare `Arc`.
+struct Announced(Arc<AtomicU8>);
+
+impl Instrument for Announced {
     fn on_call_rejected(&self) {}
 
     fn on_open(&self) {
-        self.0.set(BreakerState::Open);
+        self.0.store(BreakerState::Open as u8, SeqCst);
     }
 
     fn on_half_open(&self) {
-        self.0.set(BreakerState::HalfOpen);
+        self.0.store(BreakerState::HalfOpen as u8, SeqCst);
     }
 
     fn on_closed(&self) {
-        self.0.set(BreakerState::Closed);
+        self.0.store(BreakerState::Closed as u8, SeqCst);
     }
 }
 
-/// Decides when to open by a sliding window of results. failsafe's own success-rate policy cannot trip in its first
-/// window and misses bursts.
+/// The last results, one bit each: 1 is a failure, and the lowest bit is the newest result.
 #[derive(Debug, Default)]
 struct SlidingWindow {
-    failures: VecDeque<bool>,
-    consecutive_failures: usize,
+    results: u64,
+    length: u32,
 }
 
 impl SlidingWindow {
-    fn push(&mut self, failed: bool) {
-        self.consecutive_failures = if failed { self.consecutive_failures + 1 } else { 0 };
-        self.failures.push_back(failed);
-        if self.failures.len() > WINDOW {
-            self.failures.pop_front();
-        }
-    }
-
-    fn is_bad(&self) -> bool {
-        let failed = self.failures.iter().filter(|failed| **failed).count();
-        let half_failed = self.failures.len() >= WINDOW / 2 && failed * 2 >= self.failures.len();
-        self.consecutive_failures >= MAX_CONSECUTIVE_FAILURES || half_failed
+    fn push(&mut self, failure: u64) {
+        self.results = (self.results << 1 | failure) & ((1 << WINDOW) - 1);
+        self.length = WINDOW.min(self.length + 1);
     }
 }
 
 impl FailurePolicy for SlidingWindow {
     fn record_success(&mut self) {
-        self.push(false);
+        self.push(0);
     }
 
     fn mark_dead_on_failure(&mut self) -> Option<Duration> {
-        self.push(true);
-        // The probing task keeps the pause: failsafe's own backoffs panic below one second.
-        self.is_bad().then_some(Duration::ZERO)
+        self.push(1);
+        let is_row = self.results.trailing_ones() as usize >= MAX_FAILURES;
+        let is_half = self.length >= WINDOW / 2 && self.results.count_ones() * 2 >= self.length;
+        // The probe task keeps the pause: failsafe's own backoffs panic below one second.
+        (is_row || is_half).then_some(Duration::ZERO)
     }
 
     fn revived(&mut self) {

@@ -45,17 +45,6 @@ pub(crate) fn spawn<T: Send + 'static>(work: impl Future<Output = T> + Send + 's
     }
 }
 
-/// Spawns follow-up work on the current runtime, or on the background runtime outside of one.
-///
-/// # Panics
-/// As [`spawn_for_good`].
-pub(crate) fn spawn_here<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-    match Handle::try_current() {
-        Ok(current) => current.spawn(work),
-        Err(_) => spawn_for_good(work),
-    }
-}
-
 /// Runs a store call for a caller. Dropping the future aborts the work.
 ///
 /// # Errors
@@ -125,13 +114,13 @@ fn spawn_on<T: Send + 'static>(
     runtime: &Handle,
     work: impl Future<Output = T> + Send + 'static,
 ) -> JoinHandle<T> {
-    match tracing::dispatcher::has_been_set() {
-        true => runtime.spawn(work.with_current_subscriber()),
-        false => runtime.spawn(work),
+    if tracing::dispatcher::has_been_set() {
+        runtime.spawn(work.with_current_subscriber())
+    } else {
+        runtime.spawn(work)
     }
 }
 
-/// Aborts the task when its caller drops it.
 struct AbortOnDrop<T>(JoinHandle<T>);
 
 impl<T> Drop for AbortOnDrop<T> {

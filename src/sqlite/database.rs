@@ -13,7 +13,8 @@ use crate::sqlite::file::{self, FileKind};
 use crate::sqlite::health::FileHealth;
 use crate::sqlite::lock::Lock;
 use crate::sqlite::readers::Readers;
-use crate::sqlite::writer::{CommitLevel, Writer, closed};
+use crate::sqlite::worker::closed;
+use crate::sqlite::writer::{CommitLevel, Writer};
 
 pub(crate) struct Database {
     health: Arc<FileHealth>,
@@ -32,12 +33,13 @@ impl SharedLock {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records in the lock file whether copies may be invalid. See [`Lock::write`].
+    /// Records in the lock file whether copies may be invalid.
     ///
     /// The closure runs under the mutex, so that the last call writes the newest state.
     pub(crate) fn note(&self, copies_are_invalid: impl FnOnce() -> bool) {
         if let Some(lock) = self.lock().as_mut() {
-            lock.write(copies_are_invalid());
+            lock.state.copies_are_invalid = copies_are_invalid();
+            lock.save();
         }
     }
 }
@@ -54,55 +56,59 @@ pub(crate) struct LockedDatabase {
 impl LockedDatabase {
     /// Opens the file, and creates it if it does not exist. Waits some seconds for another process that has it open.
     pub(crate) fn new(path: &Path, kind: FileKind) -> Result<Self> {
-        let given = path.to_owned();
-        let (path, lock, is_truncated) = Self::lock(path)?;
-        if is_truncated {
-            return Err(error::truncated(&path));
-        }
-        let connection = file::open_to_write(&path, kind)?;
-        Self { path, given, connection, lock }.finish()
+        let (file, lock, lost_contents) = lock(path)?;
+        lost_contents?;
+        Self::of(path, file::open_to_write(&file, kind)?, file, lock)
     }
 
     /// As [`new`](Self::new), but quarantines a corrupt file and creates a new one. Returns the path of the quarantined file.
     pub(crate) fn or_quarantine(path: &Path, kind: FileKind) -> Result<(Self, Option<PathBuf>)> {
-        let given = path.to_owned();
-        let (path, lock, is_truncated) = Self::lock(path)?;
-        let open_checked = || {
-            let connection = file::open_to_write(&path, kind)?;
-            file::check(&connection, &path).map(|()| connection)
-        };
-        let opened = if is_truncated { Err(error::truncated(&path)) } else { open_checked() };
-        let (connection, quarantined) = match opened {
-            Ok(connection) => (connection, None),
+        let (file, lock, lost_contents) = lock(path)?;
+        let opened = lost_contents.and_then(|()| {
+            let connection = file::open_to_write(&file, kind)?;
+            file::check(&connection, &file).map(|()| connection)
+        });
+        match opened {
+            Ok(connection) => Ok((Self::of(path, connection, file, lock)?, None)),
             // Only a file that threadkeep has opened before: a foreign file stays in its place.
-            Err(error) if lock.has_opened() && error::is_corrupt(&error) => {
-                let quarantined = file::quarantine(&path)?;
-                file::create(&path)?;
-                (file::open_to_write(&path, kind)?, Some(quarantined))
+            Err(error) if lock.state.has_opened && error::is_corrupt(&error) => {
+                let quarantined = file::quarantine(&file)?;
+                file::create(&file)?;
+                Ok((Self::of(path, file::open_to_write(&file, kind)?, file, lock)?, Some(quarantined)))
             }
-            Err(error) => return Err(error),
-        };
-        Ok((Self { path, given, connection, lock }.finish()?, quarantined))
+            Err(error) => Err(error),
+        }
     }
 
-    /// Locks the file, and creates it if it does not exist. The flag says whether the file has lost its contents.
-    fn lock(path: &Path) -> Result<(PathBuf, Lock, bool)> {
-        let canonical = path.canonicalize();
-        canonical.as_deref().map_or(Ok(()), file::reject_foreign)?;
-        let existed = canonical.is_ok();
-        let path = file::create(path)?;
-        let lock = Lock::acquire(&path)?;
-        let is_truncated = lock.has_opened() && file::is_truncated(&path, existed);
-        Ok((path, lock, is_truncated))
+    /// Returns the session that the last process noted in the lock file. Empty if it noted none.
+    pub(crate) fn session(&self) -> &str {
+        &self.lock.state.session
+    }
+
+    pub(crate) fn set_session(&mut self, session: String) {
+        self.lock.state.session = session;
+        self.lock.save();
     }
 
     /// Finishes the opening of a file that belongs to threadkeep and is not corrupt.
-    fn finish(mut self) -> Result<Self> {
-        file::checkpoint_on_close(&self.connection, true).map_err(error::file_error(&self.path))?;
-        file::restrict_permissions(&self.path);
-        self.lock.mark_opened();
-        Ok(self)
+    fn of(given: &Path, connection: Connection, path: PathBuf, mut lock: Lock) -> Result<Self> {
+        file::checkpoint_on_close(&connection, true).map_err(error::file_error(&path))?;
+        file::restrict_permissions(&path);
+        lock.mark_opened();
+        Ok(Self { path, given: given.to_owned(), connection, lock })
     }
+}
+
+/// Locks the file, and creates it if it does not exist. The last result is an error if the file has lost its contents.
+fn lock(path: &Path) -> Result<(PathBuf, Lock, Result<()>)> {
+    let canonical = path.canonicalize();
+    canonical.as_deref().map_or(Ok(()), file::reject_foreign)?;
+    let existed = canonical.is_ok();
+    let path = file::create(path)?;
+    let lock = Lock::acquire(&path)?;
+    let is_truncated = lock.state.has_opened && file::is_truncated(&path, existed);
+    let lost_contents = if is_truncated { Err(error::truncated(&path)) } else { Ok(()) };
+    Ok((path, lock, lost_contents))
 }
 
 impl Database {
@@ -188,13 +194,11 @@ impl Database {
         .await
     }
 
-    /// Returns a handle on the file's lock.
     pub(crate) fn shared_lock(&self) -> SharedLock {
         self.lock.clone()
     }
 
-    /// See [`Lock::had_invalid_copies`].
     pub(crate) fn had_invalid_copies(&self) -> bool {
-        self.lock.lock().as_ref().is_some_and(Lock::had_invalid_copies)
+        self.lock.lock().as_ref().is_some_and(|lock| lock.state.copies_are_invalid)
     }
 }

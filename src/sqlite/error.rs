@@ -6,7 +6,6 @@ use rusqlite::{ErrorCode, ffi};
 
 use crate::error::{Error, ErrorKind};
 
-/// Converts an error of SQLite.
 pub(crate) fn file_error(path: &Path) -> impl Fn(rusqlite::Error) -> Error {
     move |error| {
         let is_shm_size = |e: &ffi::Error| e.extended_code == ffi::SQLITE_IOERR_SHMSIZE;
@@ -85,7 +84,6 @@ pub(crate) fn is_unwritable(error: &Error) -> bool {
         )
 }
 
-/// Whether the file is no longer a database.
 pub(crate) fn is_corrupt(error: &Error) -> bool {
     matches!(sqlite_code(error), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
 }

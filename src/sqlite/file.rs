@@ -17,7 +17,9 @@ use crate::error::Result;
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// "thkp": marks the file as threadkeep's.
 const APPLICATION_ID: i64 = 0x7468_6b70;
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
+/// The format before. The first building used it too, with other names.
+const FORMER_FORMAT: i64 = 1;
 const SQLITE_HEADER_BYTES: u64 = 100;
 const META: &str = "create table meta (name text not null primary key, value text not null) strict;";
 /// The suffixes of the file and of the files that belong to it.
@@ -31,6 +33,10 @@ pub(crate) struct FileKind {
     pub(crate) schema: &'static str,
     /// The problem and the remedy, if a file of the other kind is found.
     pub(crate) mismatch: (&'static str, &'static str),
+    /// The SQL that converts a file of the former format.
+    pub(crate) conversion: &'static str,
+    /// The SQL that gives a file of the first building the names of the former format. Without it, such a file is rejected.
+    pub(crate) first_building: Option<&'static str>,
 }
 
 /// Creates the file if it does not exist, and returns its canonical path. Two processes that come by different links must
@@ -81,24 +87,56 @@ pub(crate) fn open_to_write(path: &Path, kind: FileKind) -> Result<Connection> {
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(file_error(path))?;
     // A corrupt or foreign file stays as it is.
     checkpoint_on_close(&connection, false).map_err(file_error(path))?;
-    let is_new = !has_application_id(&connection, path)?;
-    configure(&connection, is_new).map_err(file_error(path))?;
-    if is_new {
-        create_schema(&connection, kind).map_err(file_error(path))?;
+    let format = format(&connection, path)?;
+    if format.is_some() {
+        check_kind(&connection, path, kind)?;
     }
-    check_kind(&connection, path, kind)?;
+    configure(&connection, format.is_none()).map_err(file_error(path))?;
+    match format {
+        None => create_schema(&connection, kind).map_err(file_error(path))?,
+        Some(FORMER_FORMAT) => convert(&connection, path, kind)?,
+        Some(_) => {}
+    }
     Ok(connection)
 }
 
-/// Rejects a file of another program or of a later threadkeep. Returns false for a file without contents.
-pub(crate) fn has_application_id(connection: &Connection, path: &Path) -> Result<bool> {
+/// Converts a file of the former format, in one transaction. After a failure the file is as it was.
+fn convert(connection: &Connection, path: &Path, kind: FileKind) -> Result<()> {
+    let names = match (is_of_first_building(connection).map_err(file_error(path))?, kind.first_building) {
+        (false, _) => "",
+        (true, Some(names)) => names,
+        (true, None) => {
+            let error =
+                unusable(path, "was written by the first threadkeep, whose format this one does not know");
+            let remedy = "run `threadkeep queue export` of the old binary, move the file away, and run `threadkeep queue import`";
+            return Err(error.with_remedy(remedy));
+        }
+    };
+    tracing::info!(file = %path.display(), "the local file has the former format and is converted");
+    let conversion = kind.conversion;
+    let all = format!("begin immediate; {names} {conversion} pragma user_version = {FORMAT}; commit;");
+    connection.execute_batch(&all).map_err(file_error(path))
+}
+
+/// Rejects a file of the former format, for a reader that cannot convert it.
+pub(crate) fn check_format(connection: &Connection, path: &Path) -> Result<()> {
+    if format(connection, path)? == Some(FORMER_FORMAT) {
+        let error = unusable(path, "has the format of an earlier threadkeep");
+        return Err(error.with_remedy("start the daemon, which converts the file"));
+    }
+    Ok(())
+}
+
+/// Returns the format of the file, or `None` if the file has no contents. Rejects a file of another program or of a later
+/// threadkeep.
+fn format(connection: &Connection, path: &Path) -> Result<Option<i64>> {
     let pragma = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let tables = connection.query_row("select count(*) from sqlite_schema", [], |row| row.get::<_, i64>(0));
     let tables = tables.map_err(file_error(path))?;
     let id = pragma("application_id").map_err(file_error(path))?;
     match (tables, id, pragma("user_version").map_err(file_error(path))?) {
-        (0, 0, 0) => Ok(false),
-        (_, APPLICATION_ID, FORMAT) => Ok(true),
+        (0, 0, 0) => Ok(None),
+        (_, APPLICATION_ID, known @ (FORMAT | FORMER_FORMAT)) => Ok(Some(known)),
         (_, APPLICATION_ID, newer) => {
             let problem = format!("has format {newer}; this threadkeep knows only {FORMAT}");
             Err(unusable(path, &problem).with_remedy("use the threadkeep that wrote it"))
@@ -109,12 +147,27 @@ pub(crate) fn has_application_id(connection: &Connection, path: &Path) -> Result
 
 /// Rejects a file of the other kind.
 pub(crate) fn check_kind(connection: &Connection, path: &Path, kind: FileKind) -> Result<()> {
-    let found = meta(connection, "role").map_err(file_error(path))?;
+    let found = role(connection).map_err(file_error(path))?;
     if found.as_deref() == Some(kind.name) {
         return Ok(());
     }
     let (problem, remedy) = kind.mismatch;
     Err(unusable(path, problem).with_remedy(remedy))
+}
+
+/// Reads the name of the file's kind.
+pub(crate) fn role(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    if !is_of_first_building(connection)? {
+        return meta(connection, "role");
+    }
+    let find = "select iif(value = 'queue', value, 'local') from about where name = 'role'";
+    connection.query_row(find, [], |row| row.get(0)).optional()
+}
+
+/// Whether the first building wrote the file, which called the table `meta` `about`.
+fn is_of_first_building(connection: &Connection) -> rusqlite::Result<bool> {
+    let find = "select exists (select 1 from sqlite_schema where name = 'about')";
+    connection.query_row(find, [], |row| row.get(0))
 }
 
 /// Whether the file is marked as threadkeep's.
@@ -198,17 +251,24 @@ pub fn quarantine_path(path: &Path) -> PathBuf {
 /// Renames a corrupt file and its companions.
 pub(crate) fn quarantine(path: &Path) -> Result<PathBuf> {
     let quarantined = quarantine_path(path);
-    // The main file moves last: SQLite would delete a log whose main file is gone.
+    let failed = |e| {
+        let error = unusable(path, "is corrupt and cannot be quarantined");
+        error.with_remedy("move it away by hand").with_source(e)
+    };
+    rename(path, &quarantined).map_err(failed)?;
+    Ok(quarantined)
+}
+
+/// Renames a file and its companions. The file itself comes last. If the process dies in between, the file keeps its name.
+/// SQLite would delete a log whose file is gone.
+pub(crate) fn rename(from: &Path, to: &Path) -> std::io::Result<()> {
     for suffix in ["-wal", "-shm", ""] {
-        match std::fs::rename(with_suffix(path, suffix), with_suffix(&quarantined, suffix)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                let error = unusable(path, "is corrupt and cannot be quarantined");
-                return Err(error.with_remedy("move it away by hand").with_source(e));
-            }
+        match std::fs::rename(with_suffix(from, suffix), with_suffix(to, suffix)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
     }
-    Ok(quarantined)
+    Ok(())
 }
 
 /// Opens a connection that reads.

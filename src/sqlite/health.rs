@@ -10,7 +10,6 @@ use crate::error::{Error, Result};
 use crate::sqlite::error::{self, unusable};
 use crate::sqlite::file::{SUFFIXES, with_suffix};
 
-/// Tracks the health of one open file.
 #[derive(Debug)]
 pub(crate) struct FileHealth {
     path: PathBuf,
@@ -25,14 +24,10 @@ struct WatchedName {
     file: Identity,
 }
 
-/// The current faults.
 #[derive(Debug, Default)]
 struct FileFaults {
-    /// A name is gone.
     name: Option<Error>,
-    /// The last write failed.
     write: Option<Error>,
-    /// The last read failed.
     read: Option<Error>,
 }
 
@@ -52,23 +47,8 @@ impl FileHealth {
         &self.path
     }
 
-    /// Checks before a commit that the store may acknowledge it.
-    ///
-    /// The check reads the name of the file itself only, so its cost is not measurable.
-    ///
-    /// # Errors
-    /// As [`check_names`](Self::check_names), whose last error it repeats.
-    pub(crate) fn check_main_name(&self) -> Result<()> {
-        // The lock is not held during the file system calls.
-        let known = self.faults().name.clone();
-        match known {
-            Some(error) => Err(error),
-            None if self.names.first().is_none_or(|name| name.is_there() && !name.is_emptied()) => Ok(()),
-            None => self.check_names(),
-        }
-    }
-
-    /// Checks that each name still leads to the open file.
+    /// Checks that each name still leads to the open file. The writer checks before each acknowledged commit, and the
+    /// checkpoint thread several times a second.
     ///
     /// # Errors
     /// [`LocalStorage`](crate::ErrorKind::LocalStorage) if a name does not. Later writes may be lost with the process.
@@ -106,7 +86,6 @@ impl FileHealth {
         note(&mut self.faults().write, error);
     }
 
-    /// Records the result of a read.
     pub(crate) fn note_read(&self, error: Option<&Error>) {
         note(&mut self.faults().read, error);
     }
@@ -158,21 +137,21 @@ fn name_lost(path: &Path, lost: &WatchedName) -> Error {
 }
 
 #[cfg(unix)]
-type Identity = (u64, u64);
+pub(crate) type Identity = (u64, u64);
 
 /// Returns device and inode of the file that a name leads to.
 #[cfg(unix)]
-fn identity(path: &Path) -> Option<Identity> {
+pub(crate) fn identity(path: &Path) -> Option<Identity> {
     use std::os::unix::fs::MetadataExt as _;
     // `metadata` follows a link, so the target counts. The configured path may be a link.
     std::fs::metadata(path).ok().map(|data| (data.dev(), data.ino()))
 }
 
 #[cfg(not(unix))]
-type Identity = ();
+pub(crate) type Identity = ();
 
 /// On other systems an open file cannot be deleted or moved.
 #[cfg(not(unix))]
-fn identity(path: &Path) -> Option<Identity> {
+pub(crate) fn identity(path: &Path) -> Option<Identity> {
     path.exists().then_some(())
 }

@@ -18,8 +18,19 @@ const OPENED: &str = "opened";
 #[derive(Debug)]
 pub(crate) struct Lock {
     file: File,
-    had_invalid_copies: bool,
-    has_opened: bool,
+    pub(crate) state: LockState,
+}
+
+/// The lines of a lock file.
+#[derive(Debug)]
+pub(crate) struct LockState {
+    holder: String,
+    /// Whether copies in the file may be older than acknowledged writes.
+    pub(crate) copies_are_invalid: bool,
+    /// Whether threadkeep has opened the file before.
+    pub(crate) has_opened: bool,
+    /// The last opening of the file. Empty if none was noted.
+    pub(crate) session: String,
 }
 
 impl Lock {
@@ -34,18 +45,17 @@ impl Lock {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(TryLockError::WouldBlock) => {
-                    let holder = read_lock_file(&mut file).holder;
-                    let error =
-                        Error::new(ErrorKind::Locked, describe(path, &format!("is in use by {holder}")));
+                    let problem = format!("is in use by {}", LockState::read(&mut file).holder);
+                    let error = Error::new(ErrorKind::Locked, describe(path, &problem));
                     return Err(error.with_remedy("stop that process first"));
                 }
                 Err(TryLockError::Error(e)) => return Err(cannot_open(path).with_source(e)),
             }
         }
-        let LockFile { copies_are_invalid, has_opened, .. } = read_lock_file(&mut file);
-        let mut lock = Self { file, had_invalid_copies: copies_are_invalid, has_opened };
+        let state = LockState::read(&mut file);
+        let mut lock = Self { file, state };
         // Keeps the previous holder's flag, so that a crash before the next check does not lose it.
-        lock.write(copies_are_invalid);
+        lock.save();
         Ok(lock)
     }
 
@@ -53,14 +63,14 @@ impl Lock {
     pub(crate) fn holder(path: &Path) -> Option<String> {
         let mut file = File::open(lock_path(path)).ok()?;
         match file.try_lock_shared() {
-            Err(TryLockError::WouldBlock) => Some(read_lock_file(&mut file).holder),
+            Err(TryLockError::WouldBlock) => Some(LockState::read(&mut file).holder),
             _ => None,
         }
     }
 
-    /// As [`has_opened`](Self::has_opened), for a file whose lock is not held.
+    /// Whether threadkeep has opened the file before, for a file whose lock is not held.
     pub(crate) fn has_been_opened(path: &Path) -> bool {
-        File::open(lock_path(path)).is_ok_and(|mut file| read_lock_file(&mut file).has_opened)
+        File::open(lock_path(path)).is_ok_and(|mut file| LockState::read(&mut file).has_opened)
     }
 
     /// Whether threadkeep has locked the file before.
@@ -68,56 +78,42 @@ impl Lock {
         lock_path(path).exists()
     }
 
-    /// Whether threadkeep has opened the file before.
-    pub(crate) fn has_opened(&self) -> bool {
-        self.has_opened
-    }
-
     /// Records permanently that the file belongs to threadkeep.
     pub(crate) fn mark_opened(&mut self) {
-        if !self.has_opened {
-            self.has_opened = true;
-            self.write(self.had_invalid_copies);
-            self.file.sync_all().unwrap_or_else(
-                |error| tracing::warn!(%error, "cannot sync the lock file; a power cut may undo it"),
-            );
+        if std::mem::replace(&mut self.state.has_opened, true) {
+            return;
         }
+        self.save();
+        self.file.sync_all().unwrap_or_else(
+            |error| tracing::warn!(%error, "cannot sync the lock file; a power cut may undo it"),
+        );
     }
 
-    /// Writes the holder, for the error above, and whether copies in the file may be older than acknowledged writes.
-    pub(crate) fn write(&mut self, copies_are_invalid: bool) {
+    /// Writes the state, with this process as the holder. The fixed length can replace an older text on a full disk.
+    pub(crate) fn save(&mut self) {
         let holder = format!("process {}", std::process::id());
-        let copies = if copies_are_invalid { COPIES_INVALID } else { "" };
-        let opened = if self.has_opened { OPENED } else { "" };
-        // In place and at a fixed length, so that it also works on a full disk.
-        let text = format!("{holder:<30}\n{copies:<30}\n{opened:<30}\n");
+        let copies = if self.state.copies_are_invalid { COPIES_INVALID } else { "" };
+        let opened = if self.state.has_opened { OPENED } else { "" };
+        let text = format!("{holder:<30}\n{copies:<30}\n{opened:<30}\n{:<30}\n", self.state.session);
         let written = self.file.rewind().and_then(|()| self.file.write_all(text.as_bytes()));
         if let Err(error) = written.and_then(|()| self.file.set_len(text.len() as u64)) {
             tracing::error!(%error, "cannot write the lock file; the next start may not know the state of the file");
         }
     }
-
-    /// Whether the previous holder left copies that may be older than acknowledged writes.
-    pub(crate) fn had_invalid_copies(&self) -> bool {
-        self.had_invalid_copies
-    }
 }
 
-/// The contents of a lock file.
-struct LockFile {
-    holder: String,
-    copies_are_invalid: bool,
-    has_opened: bool,
-}
-
-fn read_lock_file(file: &mut File) -> LockFile {
-    let mut text = String::new();
-    std::io::Read::by_ref(file).take(1 << 10).read_to_string(&mut text).ok();
-    let line = |at: usize| text.lines().nth(at).unwrap_or_default().trim();
-    LockFile {
-        holder: line(0).to_owned(),
-        copies_are_invalid: line(1) == COPIES_INVALID,
-        has_opened: line(2) == OPENED,
+impl LockState {
+    fn read(file: &mut File) -> Self {
+        let mut text = String::new();
+        file.take(1 << 10).read_to_string(&mut text).ok();
+        let mut lines = text.lines().map(str::trim);
+        let mut line = || lines.next().unwrap_or_default();
+        Self {
+            holder: line().to_owned(),
+            copies_are_invalid: line() == COPIES_INVALID,
+            has_opened: line() == OPENED,
+            session: line().to_owned(),
+        }
     }
 }
 

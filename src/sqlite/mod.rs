@@ -8,4 +8,5 @@ pub(crate) mod lock;
 pub(crate) mod readers;
 pub(crate) mod rows;
 mod wal;
+mod worker;
 pub(crate) mod writer;

@@ -6,7 +6,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot};
@@ -15,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sqlite::error::file_error;
 use crate::sqlite::file;
 use crate::sqlite::health::FileHealth;
-use crate::sqlite::writer::closed;
+use crate::sqlite::worker::{Worker, closed};
 
 /// Limits the concurrent reads. Reads are short, and each needs a thread and a connection.
 const MAX_READERS: usize = 4;
@@ -25,8 +24,7 @@ type ReadJob = Box<dyn FnOnce(&mut Option<Connection>) + Send>;
 /// A handle on the threads. Dropping it ends the threads after the current reads.
 pub(crate) struct Readers {
     health: Arc<FileHealth>,
-    jobs: Mutex<Option<Sender<ReadJob>>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    worker: Worker<Sender<ReadJob>>,
     /// Callers wait here, not in the channel, so that a cancelled caller leaves no job behind.
     permits: Arc<Semaphore>,
 }
@@ -35,20 +33,13 @@ impl Readers {
     pub(crate) fn start(health: &Arc<FileHealth>) -> Result<Self> {
         let (jobs, waiting) = channel();
         let waiting = Arc::new(Mutex::new(waiting));
-        let start = |_| {
+        let serve_one = |_| {
             let (waiting, health) = (Arc::clone(&waiting), Arc::clone(health));
-            let serve = move || serve(&waiting, &health);
-            std::thread::Builder::new().name("threadkeep-read".into()).spawn(serve)
-        };
-        let threads = (0..MAX_READERS).map(start).collect::<std::io::Result<_>>();
-        let no_thread = |e| {
-            Error::new(ErrorKind::LocalStorage, "cannot start the reader threads of the local file")
-                .with_source(e)
+            move || serve(&waiting, &health)
         };
         Ok(Self {
             health: Arc::clone(health),
-            jobs: Mutex::new(Some(jobs)),
-            threads: Mutex::new(threads.map_err(no_thread)?),
+            worker: Worker::start("threadkeep-read", jobs, (0..MAX_READERS).map(serve_one))?,
             permits: Arc::new(Semaphore::new(MAX_READERS)),
         })
     }
@@ -67,8 +58,7 @@ impl Readers {
             drop(permit);
             answer.send(result).ok();
         };
-        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)?;
-        jobs.send(Box::new(job)).map_err(|_| closed())?;
+        self.worker.sender()?.send(Box::new(job)).map_err(|_| closed())?;
         let panicked =
             |e| Error::new(ErrorKind::LocalStorage, "a read of the local file panicked").with_source(e);
         answered.await.map_err(panicked)?
@@ -77,17 +67,7 @@ impl Readers {
     /// Ends the threads after the current reads. Blocks.
     pub(crate) fn close(&self) {
         self.permits.close();
-        drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        for thread in threads {
-            thread.join().ok();
-        }
-    }
-}
-
-impl Drop for Readers {
-    fn drop(&mut self) {
-        self.close();
+        self.worker.close();
     }
 }
 

@@ -27,8 +27,3 @@ pub(crate) fn key(row: &Row<'_>) -> rusqlite::Result<Key> {
     Key::new(row.get_ref(0)?.as_str()?)
         .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))
 }
-
-/// Parses a list of versions, separated by spaces.
-pub(crate) fn versions(list: &str) -> impl Iterator<Item = Version> {
-    list.split(' ').filter_map(|version| version.parse().ok()).map(Version::from_raw)
-}

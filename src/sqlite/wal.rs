@@ -7,14 +7,14 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::{Connection, ffi};
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::sqlite::file;
 use crate::sqlite::health::FileHealth;
+use crate::sqlite::worker::Worker;
 
 /// The growth of the log after which the checkpoint thread copies it into the file.
 const CHECKPOINT_PAGES: i32 = 1_000;
@@ -37,13 +37,12 @@ pub(super) struct WalCheckpointer {
     /// A fsync failed (I15). Its pages may never reach the disk, even if the next fsync succeeds.
     fsync_failed: Arc<AtomicBool>,
     /// Requests a checkpoint from the checkpoint thread. Holds one request, because a second one adds nothing.
-    requests: Option<SyncSender<()>>,
-    thread: Option<JoinHandle<()>>,
+    worker: Worker<SyncSender<()>>,
 }
 
 impl WalCheckpointer {
     /// Installs the hook on the writer's connection, and starts the checkpoint thread.
-    pub(super) fn watch(connection: &mut Connection, health: &Arc<FileHealth>) -> Self {
+    pub(super) fn watch(connection: &mut Connection, health: &Arc<FileHealth>) -> Result<Self> {
         let (pages, fsync_failed) = (Arc::new(AtomicI32::new(0)), Arc::new(AtomicBool::new(false)));
         let has_grown = Arc::new(AtomicBool::new(false));
         let (counted, grown) = (Arc::clone(&pages), Arc::clone(&has_grown));
@@ -59,9 +58,8 @@ impl WalCheckpointer {
         let (requests, requested) = sync_channel(1);
         let (health, failed) = (Arc::clone(health), Arc::clone(&fsync_failed));
         let run = move || run_checkpoints(&requested, &health, &failed);
-        // Without the checkpoint thread, the log grows up to MAX_WAL_PAGES. Then the writer copies it.
-        let thread = std::thread::Builder::new().name("threadkeep-copy".into()).spawn(run).ok();
-        Self { pages, has_grown, checkpointed: Cell::new(0), fsync_failed, requests: Some(requests), thread }
+        let worker = Worker::start("threadkeep-copy", requests, [run])?;
+        Ok(Self { pages, has_grown, checkpointed: Cell::new(0), fsync_failed, worker })
     }
 
     /// Records the result of a group in the file's health.
@@ -107,7 +105,7 @@ impl WalCheckpointer {
         if pages > MAX_WAL_PAGES {
             checkpoint_passive(connection).unwrap_or_else(|error| self.observe_error(&error));
         } else if pages >= checkpointed + CHECKPOINT_PAGES {
-            if let Some(requests) = &self.requests {
+            if let Ok(requests) = self.worker.sender() {
                 requests.try_send(()).ok();
             }
         } else if pages >= checkpointed {
@@ -115,15 +113,6 @@ impl WalCheckpointer {
         }
         // A shrunken log means that SQLite has restarted it.
         self.checkpointed.set(if pages < checkpointed { 0 } else { pages });
-    }
-}
-
-impl Drop for WalCheckpointer {
-    fn drop(&mut self) {
-        drop(self.requests.take());
-        if let Some(thread) = self.thread.take() {
-            thread.join().ok();
-        }
     }
 }
 

@@ -12,10 +12,9 @@
 //! A share is an equal part of all records that are in progress or wait. When the first free slot took the whole backlog,
 //! the other slots sent small batches: 16 records on average with 256 callers. With equal shares the average is 40.
 
-mod failures;
-
 use std::collections::VecDeque;
 use std::fmt::Debug;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,8 +30,6 @@ use crate::resilience::breaker::Breaker;
 use crate::resilience::tasks;
 use crate::store::{Applied, ListPage, ListRequest, LoadRequest, Loaded, Store, Write};
 
-use failures::{RepeatedFailure, with_outcome};
-
 /// Limits the concurrent calls of one kind. PostgREST's pool has 10 connections, and other clients use it too.
 const MAX_CONCURRENT_CALLS: usize = 4;
 /// The smallest share. A few more records cost a call next to nothing.
@@ -43,6 +40,8 @@ const MAX_BATCH_BYTES: usize = 1 << 20;
 /// Limit the backlog. A call above the limit fails with [`ErrorKind::Overloaded`] (I12).
 const MAX_WAITING_RECORDS: usize = 20_000;
 const MAX_WAITING_BYTES: usize = 64 << 20;
+/// After this many equal failures in a row, the cause is not a record, and the rest of the batch is not sent.
+const MAX_EQUAL_FAILURES: usize = 8;
 
 /// Combines concurrent loads, and concurrent writes, into batches of at most 500 records or 1 MiB.
 ///
@@ -52,8 +51,8 @@ const MAX_WAITING_BYTES: usize = 64 << 20;
 #[derive(Debug)]
 pub struct BatchingStore<S> {
     store: Arc<S>,
-    loads: Arc<Dispatcher<S, Loads>>,
-    writes: Arc<Dispatcher<S, Writes>>,
+    loads: Arc<Dispatcher<S, LoadRequest, Loaded>>,
+    writes: Arc<Dispatcher<S, Write, Applied>>,
 }
 
 impl<S: Store> BatchingStore<S> {
@@ -72,99 +71,72 @@ impl<S: Store> BatchingStore<S> {
     /// ```
     pub fn new(store: S) -> Self {
         let store = Arc::new(store);
-        let (loads, writes) = (Dispatcher::new(Arc::clone(&store)), Dispatcher::new(Arc::clone(&store)));
-        Self { store, loads, writes }
+        let key_bytes = |request: &LoadRequest| request.key.as_str().len();
+        let record_bytes = |write: &Write| write.record.bytes();
+        Self {
+            loads: Dispatcher::new(&store, StoreOperation::Load, key_bytes, |store, items| store.load(items)),
+            writes: Dispatcher::new(&store, StoreOperation::Apply, record_bytes, |store, items| {
+                store.apply(items)
+            }),
+            store,
+        }
     }
 }
 
-/// An operation of the store that takes many items in one call.
-#[async_trait]
-trait BatchOp: Debug + Send + Sync + 'static {
-    type Item: Clone + Debug + Send + Sync;
-    type Answer: Debug + Send;
+trait BatchItem: Clone + Debug + Send + Sync + 'static {}
+impl<I: Clone + Debug + Send + Sync + 'static> BatchItem for I {}
 
-    const OPERATION: StoreOperation;
+trait BatchAnswer: Debug + Send + 'static {}
+impl<A: Debug + Send + 'static> BatchAnswer for A {}
 
-    fn bytes(item: &Self::Item) -> usize;
-
-    async fn send<S: Store>(store: &S, items: &[Self::Item]) -> Result<Vec<Self::Answer>>;
-}
-
-#[derive(Debug)]
-struct Loads;
-
-#[async_trait]
-impl BatchOp for Loads {
-    type Item = LoadRequest;
-    type Answer = Loaded;
-
-    const OPERATION: StoreOperation = StoreOperation::Load;
-
-    fn bytes(request: &LoadRequest) -> usize {
-        request.key.as_str().len()
-    }
-
-    async fn send<S: Store>(store: &S, requests: &[LoadRequest]) -> Result<Vec<Loaded>> {
-        store.load(requests).await
-    }
-}
-
-#[derive(Debug)]
-struct Writes;
-
-#[async_trait]
-impl BatchOp for Writes {
-    type Item = Write;
-    type Answer = Applied;
-
-    const OPERATION: StoreOperation = StoreOperation::Apply;
-
-    fn bytes(write: &Write) -> usize {
-        write.record.bytes()
-    }
-
-    async fn send<S: Store>(store: &S, writes: &[Write]) -> Result<Vec<Applied>> {
-        store.apply(writes).await
-    }
-}
-
-/// The items of one caller, and the channel for its answers.
-#[derive(Debug)]
-struct BatchRequest<E: BatchOp> {
-    items: Vec<E::Item>,
-    bytes: usize,
-    answer: oneshot::Sender<Result<Vec<E::Answer>>>,
-}
+/// The operation of the store that a dispatcher calls.
+type Call<S, I, A> = for<'a> fn(&'a S, &'a [I]) -> Pin<Box<dyn Future<Output = Result<Vec<A>>> + Send + 'a>>;
 
 /// Sends the calls of one kind, and keeps their backlog.
 #[derive(Debug)]
-struct Dispatcher<S, E: BatchOp> {
+struct Dispatcher<S, I, A> {
     store: Arc<S>,
-    state: Mutex<DispatchState<E>>,
+    operation: StoreOperation,
+    bytes_of: fn(&I) -> usize,
+    call: Call<S, I, A>,
+    state: Mutex<DispatchState<I, A>>,
     metrics: Metrics,
 }
 
 #[derive(Debug)]
-struct DispatchState<E: BatchOp> {
+struct DispatchState<I, A> {
     busy_slots: usize,
     /// The records in progress in all slots.
     in_flight: usize,
-    waiting: VecDeque<BatchRequest<E>>,
+    waiting: VecDeque<BatchRequest<I, A>>,
     /// The records and bytes in `waiting`.
     records: usize,
     bytes: usize,
 }
 
-/// Occupies one slot. On drop, the slot continues with the backlog, even if its caller was cancelled.
-struct DispatchSlot<S: Store, E: BatchOp> {
-    dispatcher: Arc<Dispatcher<S, E>>,
-    /// The records of the current call.
-    in_flight: usize,
-    /// Whether the slot already runs as a background task. Its drop with a backlog then means that the runtime ends.
-    is_continuation: bool,
+/// The items of one caller, and the channel for its answers.
+#[derive(Debug)]
+struct BatchRequest<I, A> {
+    items: Vec<I>,
+    bytes: usize,
+    answer: oneshot::Sender<Result<Vec<A>>>,
 }
 
-impl<S: Store, E: BatchOp> Drop for DispatchSlot<S, E> {
+/// Occupies one slot. On drop, the slot continues with the backlog, even if its caller was cancelled.
+struct DispatchSlot<S: Store, I: BatchItem, A: BatchAnswer> {
+    dispatcher: Arc<Dispatcher<S, I, A>>,
+    in_flight: usize,
+    owner: SlotOwner,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SlotOwner {
+    Caller,
+    /// A background task. If its slot drops with a backlog, the task's runtime ends.
+    Task,
+}
+
+impl<S: Store, I: BatchItem, A: BatchAnswer> Drop for DispatchSlot<S, I, A> {
     fn drop(&mut self) {
         let mut state = self.dispatcher.lock();
         state.in_flight -= self.in_flight;
@@ -175,76 +147,73 @@ impl<S: Store, E: BatchOp> Drop for DispatchSlot<S, E> {
         drop(state);
         // The busy slot passes on, so that no waiting caller depends on a cancelled one.
         let dispatcher = Arc::clone(&self.dispatcher);
-        let next = DispatchSlot { dispatcher, in_flight: 0, is_continuation: true }.work();
-        if self.is_continuation {
-            tasks::spawn_for_good(next);
-        } else {
-            tasks::spawn_here(next);
-        }
+        let next = DispatchSlot { dispatcher, in_flight: 0, owner: SlotOwner::Task }.work();
+        match self.owner {
+            SlotOwner::Caller => tasks::spawn(next),
+            SlotOwner::Task => tasks::spawn_for_good(next),
+        };
     }
 }
 
-/// The way of a call to the store.
-enum Dispatch<S: Store, E: BatchOp> {
-    /// The call goes alone and at once.
-    Immediate(DispatchSlot<S, E>),
-    /// The call waits for a slot, and shares a batch.
-    Queued(oneshot::Receiver<Result<Vec<E::Answer>>>),
-}
-
-impl<S: Store, E: BatchOp> Dispatcher<S, E> {
-    fn new(store: Arc<S>) -> Arc<Self> {
+impl<S: Store, I: BatchItem, A: BatchAnswer> Dispatcher<S, I, A> {
+    fn new(
+        store: &Arc<S>,
+        operation: StoreOperation,
+        bytes_of: fn(&I) -> usize,
+        call: Call<S, I, A>,
+    ) -> Arc<Self> {
         let state =
             DispatchState { busy_slots: 0, in_flight: 0, waiting: VecDeque::new(), records: 0, bytes: 0 };
-        Arc::new(Self { store, state: Mutex::new(state), metrics: Metrics::new() })
+        let (store, metrics) = (Arc::clone(store), Metrics::new());
+        Arc::new(Self { store, operation, bytes_of, call, state: Mutex::new(state), metrics })
     }
 
-    fn lock(&self) -> MutexGuard<'_, DispatchState<E>> {
+    fn lock(&self) -> MutexGuard<'_, DispatchState<I, A>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn call(self: &Arc<Self>, items: &[E::Item]) -> Result<Vec<E::Answer>> {
-        match self.dispatch(items)? {
-            // The bound slot lives as long as the call, and passes on after a cancellation too.
-            Dispatch::Immediate(_slot) => self.send(items).await,
-            Dispatch::Queued(answer) => answer.await.unwrap_or_else(|_| {
-                // The batch may have been sent (I6).
-                let message = "the batch task ended before the batch was complete";
-                Err(Error::new(ErrorKind::Unavailable, message).with_outcome_unknown())
-            }),
-        }
-    }
-
-    async fn send(&self, items: &[E::Item]) -> Result<Vec<E::Answer>> {
-        self.metrics.record_batch_size(E::OPERATION, items.len());
-        E::send(&*self.store, items).await
-    }
-
-    fn dispatch(self: &Arc<Self>, items: &[E::Item]) -> Result<Dispatch<S, E>> {
-        // A busy slot looks at the backlog under this lock before it ends. So no request stays behind.
-        let mut state = self.lock();
-        if state.busy_slots < MAX_CONCURRENT_CALLS {
-            state.busy_slots += 1;
-            state.in_flight += items.len();
-            return Ok(Dispatch::Immediate(DispatchSlot {
-                dispatcher: Arc::clone(self),
-                in_flight: items.len(),
-                is_continuation: false,
-            }));
-        }
-        let bytes = items.iter().map(E::bytes).sum();
-        state.check_room(items.len(), bytes)?;
+    async fn call(self: &Arc<Self>, items: &[I]) -> Result<Vec<A>> {
         let (answer, answered) = oneshot::channel();
-        state.push(BatchRequest { items: items.to_vec(), bytes, answer });
-        Ok(Dispatch::Queued(answered))
+        let slot = {
+            // A busy slot looks at the backlog under this lock before it ends. So no request stays behind.
+            let mut state = self.lock();
+            if state.busy_slots < MAX_CONCURRENT_CALLS {
+                state.busy_slots += 1;
+                state.in_flight += items.len();
+                let (dispatcher, in_flight) = (Arc::clone(self), items.len());
+                Some(DispatchSlot { dispatcher, in_flight, owner: SlotOwner::Caller })
+            } else {
+                state.queue(items, items.iter().map(self.bytes_of).sum(), answer)?;
+                None
+            }
+        };
+        // The bound slot lives as long as the call, and passes on after a cancellation too.
+        if let Some(_slot) = slot {
+            return self.send(items).await;
+        }
+        answered.await.unwrap_or_else(|_| {
+            // The batch may have been sent (I6).
+            let message = "the batch task ended before the batch was complete";
+            Err(Error::new(ErrorKind::Unavailable, message).with_outcome_unknown())
+        })
+    }
+
+    async fn send(&self, items: &[I]) -> Result<Vec<A>> {
+        self.metrics.record_batch_size(self.operation, items.len());
+        (self.call)(&self.store, items).await
     }
 }
 
-impl<E: BatchOp> DispatchState<E> {
-    fn check_room(&self, records: usize, bytes: usize) -> Result<()> {
-        let fits = self.records + records <= MAX_WAITING_RECORDS && self.bytes + bytes <= MAX_WAITING_BYTES;
+impl<I: BatchItem, A> DispatchState<I, A> {
+    /// Adds a request to the backlog, if it has room.
+    fn queue(&mut self, items: &[I], bytes: usize, answer: oneshot::Sender<Result<Vec<A>>>) -> Result<()> {
+        let records = self.records + items.len();
+        let fits = records <= MAX_WAITING_RECORDS && self.bytes + bytes <= MAX_WAITING_BYTES;
         // A request above the limit still gets through if nothing else waits.
         if fits || self.waiting.is_empty() {
+            self.records = records;
+            self.bytes += bytes;
+            self.waiting.push_back(BatchRequest { items: items.to_vec(), bytes, answer });
             return Ok(());
         }
         let message = format!("{} records with {} bytes wait for the store", self.records, self.bytes);
@@ -252,14 +221,8 @@ impl<E: BatchOp> DispatchState<E> {
         Err(error.with_retry_after(Duration::from_secs(1)))
     }
 
-    fn push(&mut self, request: BatchRequest<E>) {
-        self.records += request.items.len();
-        self.bytes += request.bytes;
-        self.waiting.push_back(request);
-    }
-
     /// Takes the next batch from the backlog. Drops requests of cancelled callers.
-    fn next_batch(&mut self) -> Vec<BatchRequest<E>> {
+    fn next_batch(&mut self) -> Vec<BatchRequest<I, A>> {
         let share = (self.in_flight + self.records)
             .div_ceil(MAX_CONCURRENT_CALLS)
             .clamp(MIN_SHARE, MAX_BATCH_RECORDS);
@@ -285,7 +248,7 @@ impl<E: BatchOp> DispatchState<E> {
     }
 }
 
-impl<S: Store, E: BatchOp> DispatchSlot<S, E> {
+impl<S: Store, I: BatchItem, A: BatchAnswer> DispatchSlot<S, I, A> {
     /// Sends batches until the backlog is empty.
     async fn work(mut self) {
         loop {
@@ -310,16 +273,21 @@ impl<S: Store, E: BatchOp> DispatchSlot<S, E> {
     /// If a single record may have caused a failure, both halves are sent in their order. If several callers in a row fail
     /// alone with the same error, the error is not about their records. The remaining callers get it without a request, so
     /// that an outage costs few calls (I12).
-    async fn send(&self, batch: Vec<BatchRequest<E>>) {
+    async fn send(&self, batch: Vec<BatchRequest<I, A>>) {
         let (mut batches, mut repeated) = (vec![(batch, false)], RepeatedFailure::default());
         // The result of a half does not tell whether the whole batch was stored before.
         while let Some((mut batch, was_unknown)) = batches.pop() {
-            if let Some(error) = repeated.common(was_unknown) {
-                fail_all(batch, &error);
+            let fail_all = |batch: Vec<BatchRequest<I, A>>, error: Error| {
+                let error = if was_unknown { error.with_outcome_unknown() } else { error };
+                for request in batch {
+                    request.answer.send(Err(error.clone())).ok();
+                }
+            };
+            if let Some(error) = repeated.common() {
+                fail_all(batch, error.clone());
                 continue;
             }
-            let items: Vec<E::Item> =
-                batch.iter().flat_map(|request| request.items.iter().cloned()).collect();
+            let items: Vec<I> = batch.iter().flat_map(|request| request.items.iter().cloned()).collect();
             match self.dispatcher.send(&items).await {
                 Ok(answers) => {
                     repeated = RepeatedFailure::default();
@@ -333,24 +301,44 @@ impl<S: Store, E: BatchOp> DispatchSlot<S, E> {
                 }
                 Err(error) => {
                     repeated.note(&error);
-                    fail_all(batch, &with_outcome(error, was_unknown));
+                    fail_all(batch, error);
                 }
             }
         }
     }
 }
 
-fn fail_all<E: BatchOp>(batch: Vec<BatchRequest<E>>, error: &Error) {
-    for request in batch {
-        request.answer.send(Err(error.clone())).ok();
+/// Counts callers of one batch that failed alone, in a row, with the same error.
+#[derive(Default)]
+struct RepeatedFailure {
+    last: Option<Error>,
+    count: usize,
+}
+
+impl RepeatedFailure {
+    fn note(&mut self, error: &Error) {
+        let is_same = |last: &Error| (last.kind(), last.code()) == (error.kind(), error.code());
+        self.count = if self.last.as_ref().is_some_and(is_same) { self.count + 1 } else { 1 };
+        self.last = Some(error.clone());
+    }
+
+    /// Returns the error of the remaining callers, if the failures have a common cause.
+    ///
+    /// A verdict about single records is no common cause, however often it repeats.
+    fn common(&self) -> Option<&Error> {
+        let is_verdict = |error: &Error| {
+            matches!(error.kind(), ErrorKind::Rejected | ErrorKind::Invalid | ErrorKind::Overloaded)
+                && error.may_affect_one_record()
+        };
+        self.last.as_ref().filter(|error| self.count >= MAX_EQUAL_FAILURES && !is_verdict(error))
     }
 }
 
 /// Sends each caller its own answers. If the store returned too few, the last callers get fewer than they asked for.
-fn distribute<E: BatchOp>(batch: Vec<BatchRequest<E>>, answers: Vec<E::Answer>) {
+fn distribute<I, A>(batch: Vec<BatchRequest<I, A>>, answers: Vec<A>) {
     let mut answers = answers.into_iter();
     for request in batch {
-        let own: Vec<E::Answer> = answers.by_ref().take(request.items.len()).collect();
+        let own = answers.by_ref().take(request.items.len()).collect();
         request.answer.send(Ok(own)).ok();
     }
 }

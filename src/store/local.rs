@@ -8,22 +8,23 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::error::{Error, Result};
 use crate::model::clock::Clock;
 use crate::model::json::Json;
 use crate::model::key::Key;
 use crate::model::version::{TOMBSTONE_TTL, Timestamp, Version};
+use crate::model::writer::WriterId;
 use crate::resilience::blocking::unblock;
 use crate::store::{
-    Applied, ListPage, ListRequest, LoadRequest, Loaded, REMEMBERED_VERSIONS, Store, Write, decide,
+    Applied, Decision, ListPage, ListRequest, LoadRequest, Loaded, RowState, Store, Write, WriteHead, decide,
 };
 
 use crate::sqlite::database::{Database, LockedDatabase};
 use crate::sqlite::error;
 use crate::sqlite::file::FileKind;
-use crate::sqlite::rows::{COLUMNS, record, versions};
+use crate::sqlite::rows::{COLUMNS, record};
 use crate::sqlite::writer::CommitLevel;
 
 pub(crate) const KIND: FileKind = FileKind {
@@ -33,6 +34,12 @@ pub(crate) const KIND: FileKind = FileKind {
         "is the outage file of the backend `supabase`, not the conversations of the backend `local`",
         "set CONVERSATION_LOCAL_PATH to another path",
     ),
+    conversion: concat!(
+        include_str!("local/rename_former.sql"),
+        include_str!("local.sql"),
+        include_str!("local/copy_former.sql")
+    ),
+    first_building: Some(include_str!("local/first_building.sql")),
 };
 
 /// Ends a page, so that a page of large records does not fill memory.
@@ -124,34 +131,63 @@ fn load_one(reader: &Connection, request: &LoadRequest, now: Timestamp) -> rusql
 }
 
 fn apply_one(connection: &Connection, write: &Write, clock: &Clock) -> rusqlite::Result<Applied> {
-    let record = &write.record;
-    let accepted: Option<String> = connection
-        .prepare_cached("select accepted from conversations where key = ?1")?
-        .query_row([record.key.as_str()], |row| row.get(0))
-        .optional()?;
-    let mut accepted: Vec<Version> = accepted.iter().flat_map(|list| versions(list)).collect();
-    if let Some(verdict) = decide(write, &accepted, clock) {
-        return Ok(verdict);
-    }
-    accepted.insert(0, record.version);
-    accepted.truncate(REMEMBERED_VERSIONS);
-    let list: Vec<String> = accepted.iter().map(Version::to_string).collect();
+    let (record, head) = (&write.record, write.head());
+    let state = match decide_one(connection, &record.key, &head, clock)? {
+        Decision::Answer(answer) => return Ok(answer),
+        Decision::Apply(state) => state,
+    };
     let sql = format!(
-        "insert into conversations ({COLUMNS}, accepted, created_at, accessed_at) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)
+        "insert into conversations ({COLUMNS}, base_version, last_writer, run_began, created_at, accessed_at)
+         values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?10)
          on conflict (key) do update set version = ?2, value = ?3, expires_at = ?4, user = ?5, metadata = ?6,
-                                         accepted = ?7, accessed_at = ?8"
+                                         base_version = ?7, last_writer = ?8, run_began = ?9, accessed_at = ?10"
     );
     connection.prepare_cached(&sql)?.execute(params![
         record.key.as_str(),
-        record.version.raw(),
+        state.version.raw(),
         record.value.as_ref().map(Json::as_str),
-        record.expires_at.0,
+        state.expires_at.0,
         record.user,
         record.metadata.as_str(),
-        list.join(" "),
+        state.base_version.raw(),
+        state.last_writer.raw(),
+        state.run_began.raw(),
         clock.now().0,
     ])?;
+    if head.is_counted() {
+        let sql = "insert into writers values (?1, ?2, ?3) on conflict do update set version = ?3";
+        let noted = params![record.key.as_str(), head.writer.raw(), head.version.raw()];
+        connection.prepare_cached(sql)?.execute(noted)?;
+    }
     Ok(Applied::Stored)
+}
+
+fn decide_one(
+    connection: &Connection,
+    key: &Key,
+    head: &WriteHead,
+    clock: &Clock,
+) -> rusqlite::Result<Decision> {
+    let sql = "select version, base_version, last_writer, run_began, expires_at from conversations
+               where key = ?1";
+    let state = |row: &Row<'_>| {
+        Ok(RowState {
+            version: Version::from_raw(row.get(0)?),
+            base_version: Version::from_raw(row.get(1)?),
+            last_writer: WriterId::from_raw(row.get(2)?),
+            run_began: Version::from_raw(row.get(3)?),
+            expires_at: Timestamp(row.get(4)?),
+        })
+    };
+    let row = connection.prepare_cached(sql)?.query_row([key.as_str()], state).optional()?;
+    let mut last = None;
+    if head.is_counted() {
+        let sql = "select version from writers where key = ?1 and writer = ?2";
+        let noted = params![key.as_str(), head.writer.raw()];
+        last = connection.prepare_cached(sql)?.query_row(noted, |row| row.get(0)).optional()?;
+    }
+    let last = last.map_or(Version::NONE, Version::from_raw);
+    Ok(decide(head, row.as_ref(), last, clock.now_for_versions()))
 }
 
 #[async_trait]
@@ -242,7 +278,12 @@ impl Store for Local {
                    (select rowid from conversations where expires_at < ?1 and version < ?2 limit ?3)",
                 params![oldest_expiry.0, oldest_version.raw(), limit],
             )?;
-            Ok(cleared.max(deleted))
+            // A repeated write below this version is too old.
+            let forgotten = connection.execute(
+                "delete from writers where (key, writer) in (select key, writer from writers where version < ?1 limit ?2)",
+                params![oldest_version.raw(), limit],
+            )?;
+            Ok(cleared.max(deleted).max(forgotten))
         };
         let purged = self.database.write(CommitLevel::PowerCut, purge).await?;
         self.database.vacuum().await?;

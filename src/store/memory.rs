@@ -1,18 +1,18 @@
 //! `Memory`: the reference store. Its records end with the process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
 use crate::error::Result;
 use crate::model::clock::Clock;
-use crate::model::json::Json;
 use crate::model::key::Key;
 use crate::model::record::Record;
 use crate::model::version::{TOMBSTONE_TTL, Version};
+use crate::model::writer::WriterId;
 use crate::store::{
-    Applied, ListPage, ListRequest, LoadRequest, Loaded, REMEMBERED_VERSIONS, Store, Write, decide,
+    Applied, Decision, ListPage, ListRequest, LoadRequest, Loaded, RowState, Store, Write, decide,
 };
 
 /// Keeps records in a map. It is the shortest implementation of the contract, and the backend `memory`.
@@ -25,8 +25,9 @@ pub struct Memory {
 #[derive(Debug)]
 struct StoredConversation {
     record: Arc<Record>,
-    /// The accepted versions, newest first.
-    accepted: Vec<Version>,
+    state: RowState,
+    /// The last counted version of each writer.
+    writers: HashMap<WriterId, Version>,
 }
 
 impl Default for Memory {
@@ -61,16 +62,22 @@ impl Memory {
     }
 
     fn apply_one(&self, write: &Write) -> Applied {
-        let mut conversations = self.conversations();
-        let accepted = conversations.get(&write.record.key).map_or(&[][..], |stored| &stored.accepted);
-        if let Some(verdict) = decide(write, accepted, &self.clock) {
-            return verdict;
+        let (mut conversations, head) = (self.conversations(), write.head());
+        let key = &write.record.key;
+        let held = conversations.get_mut(key);
+        let last = held.as_ref().and_then(|held| held.writers.get(&write.writer).copied());
+        let state = held.as_ref().map(|held| held.state);
+        let now = self.clock.now_for_versions();
+        let state = match decide(&head, state.as_ref(), last.unwrap_or_default(), now) {
+            Decision::Answer(answer) => return answer,
+            Decision::Apply(state) => state,
+        };
+        let mut writers = held.map(|held| std::mem::take(&mut held.writers)).unwrap_or_default();
+        if head.is_counted() {
+            writers.insert(write.writer, head.version);
         }
-        let mut accepted = accepted.to_vec();
-        accepted.insert(0, write.record.version);
-        accepted.truncate(REMEMBERED_VERSIONS);
         let record = Arc::clone(&write.record);
-        conversations.insert(record.key.clone(), StoredConversation { record, accepted });
+        conversations.insert(key.clone(), StoredConversation { record, state, writers });
         Applied::Stored
     }
 }
@@ -118,29 +125,31 @@ impl Store for Memory {
         let now = self.clock.now();
         let oldest = now.minus(TOMBSTONE_TTL);
         let mut conversations = self.conversations();
-        // An expired conversation needs its version only.
-        for StoredConversation { record, .. } in
-            conversations.values_mut().filter(|stored| stored.record.expires_at <= now)
-        {
-            if record.value.is_some() {
-                *record = Arc::new(Record {
-                    value: None,
-                    user: None,
-                    metadata: Json::default(),
-                    ..Record::clone(record)
-                });
-            }
+        for stored in conversations.values_mut() {
+            stored.writers.retain(|_, version| version.at() >= oldest);
         }
-        let expired: Vec<Key> = conversations
+        let expired = |stored: &StoredConversation| {
+            stored.record.expires_at < oldest && stored.record.version.at() < oldest
+        };
+        let keys: Vec<Key> = conversations
             .iter()
-            .filter(|(_, stored)| stored.record.expires_at < oldest && stored.record.version.at() < oldest)
+            .filter(|(_, stored)| expired(stored))
             .map(|(key, _)| key.clone())
             .take(limit)
             .collect();
-        for key in &expired {
+        for key in &keys {
             conversations.remove(key);
         }
-        Ok(expired.len())
+        let mut purged = keys.len();
+        for StoredConversation { record, .. } in conversations.values_mut() {
+            // An expired conversation needs its version only.
+            if record.expires_at <= now && record.value.is_some() {
+                let tombstone = Record::tombstone(record.key.clone(), record.version);
+                *record = Arc::new(Record { expires_at: record.expires_at, ..tombstone });
+                purged += 1;
+            }
+        }
+        Ok(purged)
     }
 
     async fn probe(&self) -> Result<()> {

@@ -24,9 +24,10 @@ pub use crate::model::key::Key;
 pub use crate::model::outcome::Applied;
 pub use crate::model::record::Record;
 pub use crate::model::version::{MAX_CLOCK_SKEW, MAX_WRITE_AGE, TOMBSTONE_TTL, Timestamp, Version};
+pub use crate::model::writer::WriterId;
 pub use crate::resilience::breaker::{Breaker, BreakerState};
 pub use batching::BatchingStore;
-pub use decide::{REMEMBERED_VERSIONS, decide};
+pub use decide::{Condition, Decision, RowState, WriteHead, WriteKind, decide};
 pub use local::Local;
 pub use memory::Memory;
 pub use requests::{ListPage, ListRequest, LoadRequest, Loaded, Write};
@@ -37,15 +38,16 @@ pub use supabase::Supabase;
 ///
 /// The suite [`testing::conformance`](crate::testing::conformance) checks this contract:
 ///
-/// * **`apply` is idempotent.** A repeated write is `Stored` again, at least during the next 15 accepted writes of its key.
+/// * **`apply` is idempotent.** A repeated write of a daemon is `Stored` again and changes nothing, also after later writes.
 /// * **`apply` keeps the newest record.** A record replaces only older records, so the order of calls does not matter.
+/// * **A condition holds exactly**, or over an unbroken run of the same daemon's own writes. [`decide`] has the rules.
 /// * **`load` sees each applied record at once.**
 /// * **The store's clock decides** about expiry. The store rejects versions over 2 s ahead of its clock or 7 days behind it.
 /// * **A tombstone stays for 8 days.** It outlives each late write that the store still accepts.
 /// * **An error without [`outcome_unknown`](crate::Error::outcome_unknown) means that nothing changed.**
 ///
 /// ```
-/// use threadkeep::store::{Applied, Key, LoadRequest, Loaded, Memory, Record, Store, Write};
+/// use threadkeep::store::{Applied, Key, ListRequest, LoadRequest, Loaded, Memory, Record, Store, Write};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> threadkeep::Result<()> {
@@ -55,7 +57,13 @@ pub use supabase::Supabase;
 /// let deleted = Record::tombstone(key.clone(), store.clock().issue_version());
 /// let version = deleted.version;
 /// assert_eq!(store.apply(&[Write::new(deleted)]).await?, [Applied::Stored]);
-/// assert_eq!(store.load(&[LoadRequest::new(key)]).await?, [Loaded::Absent(version)]);
+/// assert_eq!(store.load(&[LoadRequest::new(key.clone())]).await?, [Loaded::Absent(version)]);
+///
+/// let page = store.list(&ListRequest::new(100)).await?;
+/// assert!(page.records.is_empty() && page.is_last);
+/// store.touch(&[key]).await?;
+/// assert_eq!(store.purge(100).await?, 0);
+/// assert!(store.fault().is_none() && store.apply_once(&[]).await?.is_empty());
 /// # Ok(())
 /// # }
 /// ```
@@ -76,13 +84,7 @@ pub trait Store: Debug + Send + Sync + 'static {
 
     /// Returns the known fault of the store, without a request.
     ///
-    /// For example, [`Local`] reports the deletion of its file.
-    ///
-    /// ```
-    /// use threadkeep::store::{Memory, Store};
-    ///
-    /// assert!(Memory::new().fault().is_none());
-    /// ```
+    /// For example, [`Local`] reports the deletion of its file. See [`Store`] for an example.
     fn fault(&self) -> Option<Error> {
         None
     }
@@ -100,10 +102,10 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// - [`Closed`](crate::ErrorKind::Closed): the store was closed.
     async fn load(&self, requests: &[LoadRequest]) -> Result<Vec<Loaded>>;
 
-    /// Applies each write that is newer than the stored record.
+    /// Applies each write for which [`decide`] says so.
     ///
-    /// The results have the order of the writes. The store applies several writes of one key in their order. A write with
-    /// `if_version` replaces that version only. See [`Store`] for an example.
+    /// The results have the order of the writes. The store applies several writes of one key in their order. See [`Store`] for
+    /// an example.
     ///
     /// # Errors
     /// As [`load`](Self::load). In addition, [`Rejected`](crate::ErrorKind::Rejected): the store cannot keep a record of this
@@ -113,19 +115,10 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Applies writes that may themselves cause the failure: one attempt, without an effect on the [breaker](Self::breaker).
     ///
     /// Replay uses this call to find the rejected record of a batch. The default forwards to [`apply`](Self::apply).
+    /// See [`Store`] for an example.
     ///
     /// # Errors
     /// As [`apply`](Self::apply).
-    ///
-    /// ```
-    /// use threadkeep::store::{Memory, Store};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// assert!(Memory::new().apply_once(&[]).await?.is_empty());
-    /// # Ok(())
-    /// # }
-    /// ```
     async fn apply_once(&self, writes: &[Write]) -> Result<Vec<Applied>> {
         self.apply(writes).await
     }
@@ -133,55 +126,27 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// Lists live records, newest first.
     ///
     /// A page may hold fewer records than the limit, but it is empty only if no record is left. Only
-    /// [`ListPage::is_last`] marks the end.
+    /// [`ListPage::is_last`] marks the end. See [`Store`] for an example.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    ///
-    /// ```
-    /// use threadkeep::store::{ListRequest, Memory, Store};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// let page = Memory::new().list(&ListRequest::new(100)).await?;
-    /// assert!(page.records.is_empty() && page.is_last);
-    /// # Ok(())
-    /// # }
-    /// ```
     async fn list(&self, page: &ListRequest) -> Result<ListPage>;
 
-    /// Records an access to conversations. Changes neither version nor expiry.
+    /// Records an access to conversations. Changes neither version nor expiry. See [`Store`] for an example.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    ///
-    /// ```
-    /// use threadkeep::store::{Key, Memory, Store};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// Memory::new().touch(&[Key::new("thread-1")?]).await
-    /// # }
-    /// ```
     async fn touch(&self, keys: &[Key]) -> Result<()>;
 
     /// Deletes up to `limit` records whose expiry and version are both older than 8 days.
     ///
-    /// A younger tombstone must stay, because it outlives late writes (I13). The call also clears the
-    /// values of expired records. Returns the number of records that it deleted or cleared.
+    /// A younger tombstone must stay, because it outlives late writes (I13). The call also clears the values of expired
+    /// records, and forgets noted versions of writers that are older than 8 days. Returns the number of records that it
+    /// deleted or cleared. [`Supabase`] keeps the values of expired records until it deletes the records.
+    /// See [`Store`] for an example.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    ///
-    /// ```
-    /// use threadkeep::store::{Memory, Store};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// assert_eq!(Memory::new().purge(100).await?, 0);
-    /// # Ok(())
-    /// # }
-    /// ```
     async fn purge(&self, limit: usize) -> Result<usize>;
 
     /// Checks that the store answers and takes writes, as cheaply as possible.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use crate::model::key::Key;
 use crate::model::record::Record;
 use crate::model::version::Version;
+use crate::model::writer::WriterId;
+use crate::store::decide::{Condition, WriteHead, WriteKind};
 
 /// The result of one load request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,21 +43,21 @@ pub struct ListPage {
     pub is_last: bool,
 }
 
-/// A record to write, with an optional condition.
+/// A record to write.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Write {
     /// The new record or tombstone.
     pub record: Arc<Record>,
-    /// Makes the write conditional: it replaces exactly this version. [`Version::NONE`] means that no record may exist.
-    pub if_version: Option<Version>,
-    /// Whether an earlier attempt of this write lost its response. The store may hold the write already.
-    pub is_retry: bool,
+    /// The writer that issued the record's version.
+    pub writer: WriterId,
+    /// The condition.
+    pub condition: Condition,
 }
 
 impl From<Record> for Write {
     fn from(record: Record) -> Self {
-        Self { record: record.into(), if_version: None, is_retry: false }
+        Self::new(record)
     }
 }
 
@@ -104,32 +106,45 @@ impl ListPage {
 }
 
 impl Write {
-    /// Creates a write without a condition, for its first attempt.
+    /// Creates a write without a condition, by no daemon.
     ///
     /// ```
-    /// use threadkeep::store::{Key, Record, Version, Write};
+    /// use threadkeep::store::{Condition, Key, Record, Version, Write, WriterId};
     ///
     /// # fn main() -> threadkeep::Result<()> {
-    /// let record = Record::tombstone(Key::new("thread-1")?, Version::from_raw(7));
-    /// let write = Write::new(record).with_if_version(Version::from_raw(6)).as_retry();
-    /// assert!(write.is_retry);
+    /// let record = Record::tombstone(Key::new("thread-1")?, Version::from_raw(8));
+    /// let write = Write::new(record).with_writer(WriterId::random()).with_if_version(Version::from_raw(6));
+    /// assert_eq!(write.condition, Condition::IfVersion(Version::from_raw(6)));
     /// # Ok(())
     /// # }
     /// ```
     pub fn new(record: impl Into<Arc<Record>>) -> Self {
-        Self { record: record.into(), if_version: None, is_retry: false }
+        Self { record: record.into(), writer: WriterId::NONE, condition: Condition::Any }
     }
 
-    /// Makes the write conditional: it replaces exactly this version. See [`new`](Self::new) for an example.
+    /// Makes the write conditional: it replaces this version, or later writes of the same daemon over it.
+    ///
+    /// [`Version::NONE`] means that no row may exist. See [`new`](Self::new) for an example.
     #[must_use]
     pub fn with_if_version(self, version: Version) -> Self {
-        Self { if_version: Some(version), ..self }
+        Self { condition: Condition::IfVersion(version), ..self }
     }
 
-    /// Marks a write that was sent before and whose response was lost. See [`new`](Self::new) for an example.
+    /// Names the writer, so that the store recognises the write if it comes again. See [`new`](Self::new) for an example.
     #[must_use]
-    pub fn as_retry(self) -> Self {
-        Self { is_retry: true, ..self }
+    pub fn with_writer(self, writer: WriterId) -> Self {
+        Self { writer, ..self }
+    }
+
+    /// Returns the part that decides about the write. See [`decide`](crate::store::decide) for an example.
+    pub fn head(&self) -> WriteHead {
+        WriteHead {
+            kind: if self.record.value.is_some() { WriteKind::Put } else { WriteKind::Remove },
+            version: self.record.version,
+            writer: self.writer,
+            condition: self.condition,
+            expires_at: self.record.expires_at,
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 //! From the outside to the inside: one retry, the concurrency limit, the breaker, the deadline, the call.
 
 use std::fmt::Debug;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ use crate::model::clock::Clock;
 use crate::model::key::Key;
 use crate::observe::metrics::{Metrics, StoreOperation};
 use crate::resilience::backoff::Backoff;
-use crate::resilience::breaker::{Breaker, BreakerState};
+use crate::resilience::breaker::Breaker;
 use crate::resilience::tasks;
 use crate::store::{Applied, ListPage, ListRequest, LoadRequest, Loaded, Store, Write};
 
@@ -34,16 +33,13 @@ const RETRY_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_CONTACT_ATTEMPTS: usize = 4;
 const MIN_CONTACT_PAUSE: Duration = Duration::from_millis(500);
 const MAX_CONTACT_PAUSE: Duration = Duration::from_secs(2);
-/// The time in which the breaker's clock moves for sure.
-const BREAKER_CLOCK_TICK: Duration = Duration::from_millis(1);
-/// Limit the wait between two probes. It grows from the first value to the second during a long outage.
-const MIN_PROBE_INTERVAL: Duration = Duration::from_millis(500);
-const MAX_PROBE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Gives each call of a store a deadline, one retry, a concurrency limit, and a circuit breaker.
 ///
-/// While the breaker is open, no call passes. A background task probes the store with full jitter of up to 30 s, even without
-/// traffic. A successful probe closes the breaker. Dropping this value ends the task.
+/// The breaker opens after five failures in a row, or if half of the last calls failed. It also opens if five calls exceed the
+/// soft timeout of the cache and no call succeeded for 1.5 s. While it is open, no call passes. A background task probes the
+/// store with full jitter of up to 30 s, even without traffic. A successful probe closes the breaker. Dropping this value ends
+/// the task.
 #[derive(Debug)]
 pub struct ResilientStore<S> {
     shared: Arc<ResilientCore<S>>,
@@ -88,16 +84,18 @@ impl<S: Store> ResilientStore<S> {
     /// # }
     /// ```
     pub fn new(store: S, deadline: Duration) -> Self {
-        let (breaker, concurrency) = (Breaker::new(), Semaphore::new(MAX_CONCURRENT_CALLS));
         let shared = Arc::new(ResilientCore {
             store,
-            breaker,
-            concurrency,
+            // A cache tells the breaker its soft timeout. Without one, no call is slow before its deadline.
+            breaker: Breaker::new(deadline),
+            concurrency: Semaphore::new(MAX_CONCURRENT_CALLS),
             probing: Mutex::default(),
             deadline,
             metrics: Metrics::new(),
         });
-        let prober = tasks::spawn_for_good(probe_while_open(Arc::clone(&shared))).abort_handle();
+        let core = Arc::clone(&shared);
+        let probing = async move { core.breaker.keep_probing(|| core.probe_alone()).await };
+        let prober = tasks::spawn_for_good(probing).abort_handle();
         Self { shared, prober }
     }
 
@@ -149,24 +147,23 @@ impl<S: Store> ResilientStore<S> {
     async fn check_reads(&self) -> Result<()> {
         let absent = LoadRequest::from(Key::new("threadkeep probe")?);
         let load = self.shared.store.load(std::slice::from_ref(&absent));
-        self.shared.call_with_deadline(StoreOperation::Load, self.shared.deadline, load).await.map(drop)
+        self.shared.call_with_deadline(StoreOperation::Load, 0, load).await.map(drop)
     }
 
-    /// Calls the store, and retries once after an outage error. `call` learns whether it is a retry of a lost response.
+    /// Calls the store, and retries once after an outage error.
     async fn call<T, F: Future<Output = Result<T>>>(
         &self,
         operation: StoreOperation,
         bytes: usize,
-        call: impl Fn(bool) -> F,
+        call: impl Fn() -> F,
     ) -> Result<T> {
-        let deadline = self.shared.deadline_for(bytes);
-        let first_error = match self.shared.attempt(operation, deadline, || call(false)).await {
+        let first_error = match self.shared.attempt(operation, bytes, &call).await {
             // A store that names a pause gets no retry before its end.
             Err(e) if e.counts_as_outage() && e.retry_after().is_none() => e,
             other => return other,
         };
         tokio::time::sleep(Backoff::new(RETRY_BACKOFF, RETRY_BACKOFF).next().unwrap_or(RETRY_BACKOFF)).await;
-        match self.shared.attempt(operation, deadline, || call(first_error.outcome_unknown())).await {
+        match self.shared.attempt(operation, bytes, &call).await {
             // The second error does not tell whether the first attempt was stored (I6).
             Err(e) if first_error.outcome_unknown() => Err(e.with_outcome_unknown()),
             other => other,
@@ -179,50 +176,57 @@ impl<S: Store> ResilientStore<S> {
         call: impl Fn() -> F,
     ) -> Result<T> {
         // The size of the response is not known in advance.
-        let bytes = if matches!(operation, StoreOperation::Load | StoreOperation::List) {
-            MAX_TIMED_BYTES
-        } else {
-            0
+        let bytes = match operation {
+            StoreOperation::Load | StoreOperation::List => MAX_TIMED_BYTES,
+            _ => 0,
         };
-        self.call(operation, bytes, |_| call()).await.map_err(Error::without_outcome)
+        self.call(operation, bytes, call).await.map_err(Error::without_outcome)
     }
 }
 
 impl<S: Store> ResilientCore<S> {
-    /// Returns the deadline of a call that transfers this many bytes.
-    fn deadline_for(&self, bytes: usize) -> Duration {
-        self.deadline
-            .saturating_add(TIME_PER_MIB.mul_f64(bytes.min(MAX_TIMED_BYTES) as f64 / f64::from(1 << 20)))
-    }
-
     async fn attempt<T, F: Future<Output = Result<T>>>(
         &self,
         operation: StoreOperation,
-        deadline: Duration,
+        bytes: usize,
         call: impl FnOnce() -> F,
     ) -> Result<T> {
         // The slot comes first: a permit that waited for a slot would count an old breaker state (I18).
         let _slot = self.acquire_slot().await?;
-        let permit = self.breaker.try_acquire()?;
-        let result = self.call_with_deadline(operation, deadline, call()).await;
+        let allowance = match operation {
+            // Most loads are small, so a load that takes long counts as slow.
+            StoreOperation::Load => Duration::ZERO,
+            _ => transfer_time(bytes),
+        };
+        let permit = self.breaker.try_acquire(allowance)?;
+        let result = tokio::select! {
+            biased;
+            result = self.call_with_deadline(operation, bytes, call()) => result,
+            never = self.breaker.watch_silence(&permit) => match never {},
+        };
         self.breaker.record(&permit, &result);
         result
     }
 
     /// Waits for a slot under the concurrency limit, at most one deadline long (I12).
     ///
-    /// A slow store may stay below the threshold of the breaker. Its callers must not wait forever.
+    /// A slow store may stay below the threshold of the breaker. Its callers must not wait forever. If the breaker opens, the
+    /// wait ends at once.
     async fn acquire_slot(&self) -> Result<SemaphorePermit<'_>> {
         let limit = self.deadline;
         tokio::select! {
             // A free slot wins over an elapsed timer, however late this task is polled.
             biased;
-            slot = self.concurrency.acquire() => slot.map_err(|_| Error::new(ErrorKind::Closed, "the store is closed")),
-            () = tokio::time::sleep(limit) => {
-                let message = format!("no slot for a store call within {limit:.1?}: {MAX_CONCURRENT_CALLS} calls are in progress");
-                Err(Error::new(ErrorKind::Overloaded, message).with_remedy("try again later").with_retry_after(limit))
+            slot = self.concurrency.acquire() => {
+                return slot.map_err(|_| Error::new(ErrorKind::Closed, "the store is closed"));
             }
+            () = self.breaker.wait_open() => self.breaker.check()?,
+            () = tokio::time::sleep(limit) => {}
         }
+        let message = format!(
+            "no slot for a store call within {limit:.1?}: {MAX_CONCURRENT_CALLS} calls are in progress"
+        );
+        Err(Error::new(ErrorKind::Overloaded, message).with_remedy("try again later").with_retry_after(limit))
     }
 
     /// Runs a call under its deadline, and counts it in the metrics.
@@ -232,9 +236,10 @@ impl<S: Store> ResilientCore<S> {
     async fn call_with_deadline<T>(
         &self,
         operation: StoreOperation,
-        deadline: Duration,
+        bytes: usize,
         call: impl Future<Output = Result<T>>,
     ) -> Result<T> {
+        let deadline = self.deadline.saturating_add(transfer_time(bytes));
         // Detects a jump of the machine's clock before the call. A jump during the call makes its response useless for clock sync.
         self.store.clock().moment();
         let start = Instant::now();
@@ -249,24 +254,22 @@ impl<S: Store> ResilientCore<S> {
 
     /// Probes the store once.
     async fn send_probe(&self) -> Result<()> {
-        self.call_with_deadline(StoreOperation::Probe, self.deadline, probe_writes(&self.store)).await
+        self.call_with_deadline(StoreOperation::Probe, 0, probe_writes(&self.store)).await
     }
 
-    /// Runs one probe of the half-open breaker (I11).
-    async fn run_probe(self: &Arc<Self>) {
+    /// Probes the store for the half-open breaker (I11). A panic of the store does not end the probe task.
+    async fn probe_alone(self: &Arc<Self>) -> Result<()> {
         let _guard = self.probing.lock().await;
-        let Some(permit) = self.breaker.begin_probe() else {
-            // failsafe's pause of zero ends only when its clock moves. Without the sleep, the probe task would spin (I12).
-            return tokio::time::sleep(BREAKER_CLOCK_TICK).await;
-        };
         let shared = Arc::clone(self);
-        // The probe runs in its own task, so that a panic of the store does not end the probing.
-        let probe = async move { shared.send_probe().await };
         let panicked =
             |e| Err(Error::new(ErrorKind::Unavailable, "the probe of the store panicked").with_source(e));
-        let result = tokio::spawn(probe).await.unwrap_or_else(panicked);
-        self.breaker.end_probe(&permit, &result);
+        tokio::spawn(async move { shared.send_probe().await }).await.unwrap_or_else(panicked)
     }
+}
+
+/// Returns the time that a call may take for the transfer of this many bytes.
+fn transfer_time(bytes: usize) -> Duration {
+    TIME_PER_MIB.mul_f64(bytes.min(MAX_TIMED_BYTES) as f64 / f64::from(1 << 20))
 }
 
 /// Probes the store, and reports a rejected probe as an outage of all writes: no record can be at fault in a probe.
@@ -278,23 +281,6 @@ async fn probe_writes<S: Store>(store: &S) -> Result<()> {
         }
         _ => error,
     })
-}
-
-/// Probes the store while the breaker is open. Runs until it is aborted.
-async fn probe_while_open<S: Store>(shared: Arc<ResilientCore<S>>) {
-    loop {
-        shared.breaker.wait_open().await;
-        let mut pauses = Backoff::new(MIN_PROBE_INTERVAL, MAX_PROBE_INTERVAL);
-        while shared.breaker.state() != BreakerState::Closed {
-            // A longer pause by `Retry-After` wins. `None` is less than each pause.
-            let pause = pauses.next().max(shared.breaker.requested_pause()).unwrap_or(MAX_PROBE_INTERVAL);
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = shared.breaker.probe_requested() => {}
-            }
-            shared.run_probe().await;
-        }
-    }
 }
 
 #[async_trait]
@@ -317,15 +303,7 @@ impl<S: Store> Store for ResilientStore<S> {
 
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
         let bytes = writes.iter().map(|write| write.record.bytes()).sum();
-        let call = async |is_retry: bool| {
-            if !is_retry {
-                return self.shared.store.apply(writes).await;
-            }
-            // The mark lets the store answer `Indeterminate` instead of a false conflict.
-            let writes: Vec<Write> = writes.iter().map(|write| Write { is_retry, ..write.clone() }).collect();
-            self.shared.store.apply(&writes).await
-        };
-        self.call(StoreOperation::Apply, bytes, call).await
+        self.call(StoreOperation::Apply, bytes, || self.shared.store.apply(writes)).await
     }
 
     async fn apply_once(&self, writes: &[Write]) -> Result<Vec<Applied>> {
@@ -333,13 +311,8 @@ impl<S: Store> Store for ResilientStore<S> {
         let _slot = self.shared.acquire_slot().await?;
         // No permit: a batch of replay does not count in the breaker.
         self.shared.breaker.check()?;
-        self.shared
-            .call_with_deadline(
-                StoreOperation::Apply,
-                self.shared.deadline_for(bytes),
-                self.shared.store.apply_once(writes),
-            )
-            .await
+        let call = self.shared.store.apply_once(writes);
+        self.shared.call_with_deadline(StoreOperation::Apply, bytes, call).await
     }
 
     async fn list(&self, page: &ListRequest) -> Result<ListPage> {

@@ -34,7 +34,7 @@ pub enum Fault {
     Hang,
 }
 
-/// Wraps a store and applies the planned [`Faults`] to its calls.
+/// Wraps a store and applies the planned [`Faults`] to its calls. See [`Faults`] for an example.
 #[derive(Debug)]
 pub struct FaultStore<S> {
     store: S,
@@ -44,40 +44,12 @@ pub struct FaultStore<S> {
 impl<S: Store> FaultStore<S> {
     /// Wraps a store, without faults at first.
     ///
-    /// [`faults`](Self::faults) returns the handle that plans faults.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// use threadkeep::store::{Memory, Store};
-    /// use threadkeep::testing::FaultStore;
-    ///
-    /// let store = FaultStore::new(Memory::new());
-    /// let faults = store.faults();
-    /// store.probe().await?;
-    /// assert_eq!(faults.calls("probe"), 1);
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// [`faults`](Self::faults) returns the handle that plans faults. See [`Faults`] for an example.
     pub fn new(store: S) -> Self {
         Self { store, faults: Faults::none() }
     }
 
-    /// Returns a handle that plans faults.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// use threadkeep::store::{Memory, Store};
-    /// use threadkeep::testing::{Fault, FaultStore};
-    ///
-    /// let store = FaultStore::new(Memory::new());
-    /// let faults = store.faults();
-    /// faults.always(Fault::Refuse);
-    /// assert!(store.probe().await.unwrap_err().is_outage());
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Returns a handle that plans faults. See [`Faults`] for an example.
     pub fn faults(&self) -> Faults {
         self.faults.clone()
     }

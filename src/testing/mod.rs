@@ -26,6 +26,8 @@
 mod conformance;
 mod fault_store;
 
+#[cfg(not(test))]
+pub use crate::model::moment::step_system_clock;
 pub use crate::resilience::tasks::stay_on_this_thread;
-pub use conformance::{conformance, conformance_without_digits};
+pub use conformance::{Deviation, conformance, conformance_with};
 pub use fault_store::{Fault, FaultStore, Faults};

@@ -1,9 +1,10 @@
 //! The stale fallback, the breaker, and the health of the cache while the store fails.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use threadkeep::testing::Fault;
-use threadkeep::{BreakerState, ErrorKind, Freshness};
+use threadkeep::store::{Memory, ResilientStore};
+use threadkeep::testing::{Fault, FaultStore, Faults};
+use threadkeep::{BreakerState, Cache, ErrorKind, Freshness};
 
 use crate::{SECOND, bare, open_breaker, resilient, wait_until};
 
@@ -82,7 +83,7 @@ async fn get_with_any_error_is_stale_if_cached() {
 async fn get_from_a_slow_store_is_overloaded_beyond_capacity() {
     let (cache, faults) = resilient(SECOND / 5).await;
     faults.always(Fault::Delay(SECOND * 3 / 20));
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let gets = (0..1_000).map(|at| {
         let cache = cache.clone();
         tokio::spawn(async move { cache.get(format!("t{at}")).await.map_err(|e| e.kind()) })
@@ -138,6 +139,93 @@ async fn open_breaker_lets_one_probe_and_no_caller_through() {
     wait_until("the breaker closes without traffic", || state() == BreakerState::Closed).await;
     assert_eq!(cache.get("known").await.unwrap().unwrap().freshness(), Freshness::Fresh);
     assert!(seen.contains("half_open"));
+}
+
+/// Opens a cache whose store has just answered at once. A slow machine may need several attempts.
+async fn prompt(deadline: Duration, soft_timeout: Duration) -> (Cache, Faults) {
+    let store = FaultStore::new(Memory::new());
+    let faults = store.faults();
+    let cache = Cache::builder().store(ResilientStore::new(store, deadline)).soft_timeout(soft_timeout);
+    let cache = cache.fresh_for(Duration::ZERO).open().await.unwrap();
+    for _ in 0..1_000 {
+        let start = Instant::now();
+        cache.put("known", &1).await.unwrap();
+        if start.elapsed() < soft_timeout / 4 {
+            return (cache, faults);
+        }
+    }
+    panic!("no call was fast");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hanging_store_opens_the_breaker_long_before_the_deadline() {
+    let (cache, faults) = prompt(60 * SECOND, SECOND).await;
+    faults.always(Fault::Hang);
+    let start = Instant::now();
+    let gets: Vec<_> = (0..40)
+        .map(|at| {
+            let cache = cache.clone();
+            tokio::spawn(async move { cache.get(format!("unknown {at}")).await.unwrap_err() })
+        })
+        .collect();
+    // A known conversation costs its caller the soft timeout at most.
+    assert!(matches!(cache.get("known").await.unwrap().unwrap().freshness(), Freshness::Stale { .. }));
+    wait_until("the breaker opens", || cache.health().breaker != Some(BreakerState::Closed)).await;
+    let opened = start.elapsed();
+    println!("a hanging store: no call waits after {opened:.3?}");
+    assert!(opened >= SECOND * 3 / 2 && opened < 20 * SECOND, "opened after {opened:?}");
+    assert!(cache.get("unknown").await.unwrap_err().to_string().contains("no call succeeded for 1.5s"));
+    // Calls that wait for a slot fail with the opening. The others wait for the store.
+    wait_until("the waiting calls end", || gets.iter().filter(|get| get.is_finished()).count() >= 32).await;
+    assert!(start.elapsed() < 30 * SECOND, "{:?}", start.elapsed());
+    faults.clear();
+    wait_until("the breaker closes", || cache.health().is_available()).await;
+    assert_eq!(cache.get("known").await.unwrap().unwrap().freshness(), Freshness::Fresh);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_but_working_store_keeps_the_breaker_closed() {
+    for soft_timeout in [SECOND / 4, SECOND] {
+        let (cache, faults) = prompt(60 * SECOND, soft_timeout).await;
+        faults.always(Fault::Delay(SECOND * 9 / 10));
+        let gets: Vec<_> = (0..24)
+            .map(|at| {
+                let cache = cache.clone();
+                tokio::spawn(async move { cache.get(format!("unknown {at}")).await })
+            })
+            .collect();
+        for get in gets {
+            assert!(get.await.unwrap().unwrap().is_none());
+            assert_eq!(cache.health().breaker, Some(BreakerState::Closed));
+        }
+        assert_eq!(faults.calls("probe"), 1, "only the start has probed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn breaker_stays_closed_if_only_the_probe_passes() {
+    let (cache, faults) = prompt(4 * SECOND, SECOND / 4).await;
+    let puts: Vec<_> = (0..6)
+        .map(|at| {
+            let (cache, key) = (cache.clone(), format!("locked {at}"));
+            faults.fail_key(&key, Fault::Hang);
+            tokio::spawn(async move { cache.put(key, &1).await })
+        })
+        .collect();
+    let is_closed = || cache.health().breaker == Some(BreakerState::Closed);
+    wait_until("the breaker opens", || !is_closed()).await;
+    wait_until("the probe closes the breaker", is_closed).await;
+    // Each put is sent once more after its deadline, and hangs again.
+    wait_until("all puts are sent again", || faults.calls("apply") >= 13).await;
+    let start = Instant::now();
+    while start.elapsed() < SECOND * 5 / 2 {
+        assert!(is_closed(), "opened again after {:?}", start.elapsed());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    faults.clear_key_faults();
+    for put in puts {
+        assert!(put.await.unwrap().unwrap_err().is_outage());
+    }
 }
 
 #[tokio::test]

@@ -254,7 +254,10 @@ async fn disk_error_on_a_copy_fails_no_put_and_shows_no_older_copy() {
             world.faults.clear_key_faults();
             disk.fail(fault);
             for key in ["a", "queued", "b"] {
-                assert_eq!(cache.put(key, "2").await.unwrap(), WriteOutcome::Stored, "{context}");
+                let outcome = cache.put(key, "2").await.unwrap();
+                // If the fault is over, the queue takes the write.
+                let may_queue = key == "queued" && outcome == WriteOutcome::Queued;
+                assert!(may_queue || outcome == WriteOutcome::Stored, "{context}: {key}: {outcome:?}");
             }
             let failed_calls = disk.end_fault();
             world.start_outage(&cache).await;

@@ -49,6 +49,8 @@ impl History {
         let (mut state, mut states, mut writes) = (Contents::new(), vec![Contents::new()], Vec::new());
         for at in (0..).take_while(|made| !is_complete(*made, &disk)) {
             let mut step = Step::next(&mut rng, at, size);
+            // A conversation with queued writes keeps to the queue.
+            step.is_queued |= state.get(&step.key).is_some_and(|(_, is_queued)| *is_queued);
             let fails = failing == Some(at);
             if fails {
                 step.is_queued = true;

@@ -102,7 +102,8 @@ pub fn contents(path: &Path) -> Contents {
     if connection.query_row(is_there, [], |row| row.get::<_, i64>(0)).unwrap() == 0 {
         return Contents::new(); // the file has no tables yet
     }
-    let mut select = connection.prepare("select key, value, is_queued from records").unwrap();
+    let mut select =
+        connection.prepare("select key, value, is_queued from records order by is_queued, version").unwrap();
     let rows = select.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))));
     rows.unwrap().collect::<rusqlite::Result<_>>().unwrap()
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 mod advisors;
+mod agreement;
 mod database;
 mod locks;
 mod races;
@@ -12,6 +13,9 @@ mod supabase_cli;
 
 /// The six files of the first building, which the files of `migrations/` replace.
 const FIRST_BUILDING: &str = "tests/supabase/first_building";
+
+/// The second file as it was at revision 2 of the schema.
+const REVISION_2: &str = "tests/supabase/revision_2";
 
 /// Creates the table of the plan by hand, with one row.
 const PLANNED: &str = "

@@ -1,7 +1,7 @@
 //! Tests tables that differ from the plan. The migrations name the difference, change nothing, and succeed after the remedy.
 
 use crate::database::Database;
-use crate::{FIRST_BUILDING, PLANNED};
+use crate::{FIRST_BUILDING, PLANNED, REVISION_2};
 
 /// Returns the plan's table with some lines replaced.
 fn planned_but(changes: &[(&str, &str)]) -> String {
@@ -284,9 +284,9 @@ fn database_without_supabase_roles_is_accepted() {
             .fold(sql, |sql, role| sql.replace(&format!("'{role}'"), &format!("'no_{role}'")));
         database.try_sql(&sql).unwrap();
     }
-    let policies = "select count(*) from pg_policies where tablename in ('conversation_threads', 'threadkeep_tombstones')";
+    let policies = "select count(*) from pg_policies where tablename in ('conversation_threads', 'threadkeep_tombstones', 'threadkeep_writers')";
     assert_eq!(database.sql(policies), "0");
-    assert_eq!(database.sql("select threadkeep_probe() ->> 'revision'"), "2");
+    assert_eq!(database.sql("select threadkeep_probe() ->> 'revision'"), "3");
 }
 
 /// The upgrade keeps old versions and fills missing columns.
@@ -299,11 +299,68 @@ fn upgrade_from_first_building_keeps_versions_of_rows() {
              ((extract(epoch from now()) * 1000)::bigint << 21)::text, 'expires', 4000000000000, 'value', 1)));
          insert into conversation_threads (thread_id, conversation_data, expires_at) values ('plain', '2', now() + interval '1h')",
     );
-    let rows = "select * from conversation_threads order by thread_id";
+    assert_upgraded(&database);
+}
+
+/// Applies the migrations, and checks that rows and tombstones keep their content and their versions.
+fn assert_upgraded(database: &Database) {
+    let rows = "select id, thread_id, user_id, conversation_data, created_at, accessed_at, expires_at, metadata, version, changed_xid
+                from conversation_threads order by thread_id";
     let before = database.sql(rows);
-    database.apply("migrations").unwrap();
-    assert_eq!(database.sql(rows), before);
-    assert!(database.schema() == Database::migrated().schema());
+    for _ in 0..2 {
+        database.apply("migrations").unwrap();
+        assert_eq!(database.sql(rows), before);
+        assert!(database.schema() == Database::migrated().schema(), "{}", database.schema());
+    }
+}
+
+/// Returns the JSON of a write at a version relative to the present one.
+fn write(key: &str, age_ms: i64, more: &str) -> String {
+    format!(
+        "jsonb_build_array(jsonb_build_object('key', '{key}', 'version', ((floor(extract(epoch from now()) * 1000)::bigint - {age_ms}) << 21)::text,
+             'expires_at', 4000000000000{more}))"
+    )
+}
+
+/// The upgrade of a populated database drops the accepted versions and the triggers of revision 2.
+#[test]
+fn upgrade_from_revision_2_keeps_rows_and_versions() {
+    let database = Database::new();
+    let plan = crate::stack::migrations("migrations").remove(0);
+    database.try_sql(&std::fs::read_to_string(plan).unwrap()).unwrap();
+    database.apply(REVISION_2).unwrap();
+    for (key, more) in
+        [("put", ", 'value', 1"), ("updated", ", 'value', 1"), ("removed", ""), ("deleted", ", 'value', 1")]
+    {
+        database.sql(&format!("select threadkeep_apply({})", write(key, 9_000, more)));
+    }
+    database.sql(
+        "insert into conversation_threads (thread_id, conversation_data, expires_at) values ('plain', '2', now() + interval '1h');
+         delete from conversation_threads where thread_id = 'deleted'",
+    );
+    let tombstones = "select thread_id, version, removed_at from threadkeep_tombstones";
+    let before = database.sql(tombstones);
+    assert!(before.starts_with("deleted|"), "{before}");
+    assert_upgraded(&database);
+    assert_eq!(database.sql(tombstones), before);
+    let schema = database.schema();
+    assert!(
+        !schema.contains("accepted_versions")
+            && !schema.contains("threadkeep_set_version ON")
+            && !schema.contains("threadkeep_row")
+    );
+
+    // Old rows take part in the protocol: a late put loses, the same put is recognised, and a newer one wins.
+    let state =
+        |write: String| database.sql(&format!("select threadkeep_apply({write}) -> 'rows' -> 0 ->> 'state'"));
+    assert_eq!(state(write("put", 600_000, ", 'value', 2")), "superseded");
+    assert_eq!(state(write("deleted", 600_000, ", 'value', 2")), "superseded");
+    let again = "select threadkeep_apply(jsonb_build_array(jsonb_build_object('key', thread_id, 'version', version::text, 'expires_at', 0, 'value', 9)))
+                 -> 'rows' -> 0 ->> 'state' from conversation_threads where thread_id = 'put'";
+    assert_eq!(database.sql(again), "stored");
+    let condition = ", 'value', 3, 'if_version', (select version::text from conversation_threads where thread_id = 'updated')";
+    assert_eq!(state(write("updated", 0, condition)), "stored");
+    assert_eq!(database.sql("select conversation_data from conversation_threads where thread_id in ('put', 'updated') order by thread_id"), "1\n3");
 }
 
 /// All functions, including the probe, return the same revision.
@@ -315,6 +372,6 @@ fn every_function_returns_the_revision() {
          select threadkeep_list('{\"limit\": 0}') ->> 'revision'; select threadkeep_touch('[]') ->> 'revision';
          select threadkeep_purge(0) ->> 'revision'",
     );
-    assert_eq!(answers, ["2"; 6].join("\n"));
+    assert_eq!(answers, ["3"; 6].join("\n"));
     assert_eq!(database.sql("select attcompression from pg_attribute where attrelid = 'conversation_threads'::regclass and attname = 'conversation_data'"), "l");
 }

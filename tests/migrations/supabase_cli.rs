@@ -2,7 +2,7 @@
 
 use crate::advisors::advice;
 use crate::database::{Database, Project, names};
-use crate::{FIRST_BUILDING, PLANNED};
+use crate::{FIRST_BUILDING, PLANNED, REVISION_2};
 
 const FIVE: [&str; 5] = [
     "conversation_threads_newest",
@@ -94,9 +94,20 @@ fn project_of_first_building_is_upgraded() {
     let arguments: Vec<&str> = ["migration", "repair"].into_iter().chain(repair.split_whitespace()).collect();
     project.cli(&database, &arguments).unwrap();
     check(&project, &database);
-    let row =
-        "select conversation_data, version > 0, accepted_versions[1] = version from conversation_threads";
+    let row = "select conversation_data, version > 0, base_version is null from conversation_threads";
     assert_eq!(database.sql(row), "[1]|t|t");
+}
+
+/// The second file has the name that it had at revision 2. The CLI applies it after a repair of its history.
+#[test]
+fn project_of_revision_2_is_upgraded() {
+    let (project, database) = (Project::new(), Database::new());
+    project.copy("migrations").copy(REVISION_2);
+    project.push(&database).unwrap();
+    assert_eq!(database.sql("select threadkeep_probe() ->> 'revision'"), "2");
+    project.copy("migrations");
+    project.cli(&database, &["migration", "repair", "--status", "reverted", "20261126000000"]).unwrap();
+    check(&project, &database);
 }
 
 /// The output of `push` contains the error message of the migration.

@@ -1,15 +1,16 @@
 //! One handle through its lives. A life ends by shutdown or crash, and the next life opens the same file.
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use threadkeep::{Cache, ErrorKind, Result};
 use tokio::sync::watch;
 
+use crate::clocks::jumps_since;
+use crate::files::Files;
 use crate::history::{Claim, Document, Moment, Op, OpKind, Outcome, Reading, Recorder, WriteKind, WriteOp};
-use crate::plan::{Action, REGISTERS, Settings, Step};
+use crate::plan::{Action, REGISTERS, Restart, Settings, Step};
 use crate::queue;
 use crate::world::World;
 
@@ -19,11 +20,12 @@ pub struct Daemon {
     world: Arc<dyn World>,
     recorder: Arc<Recorder>,
     settings: Settings,
-    file: PathBuf,
+    files: Arc<Files>,
     slot: watch::Sender<Slot>,
     lives: std::sync::atomic::AtomicU32,
-    /// True if a life began with a wrong clock before the first clock sync.
-    began_without_sync: AtomicBool,
+    openings_ms: Mutex<Vec<i64>>,
+    /// True if the clock was off by less than the tolerance of clock correction, but not right, in an unsynced period.
+    was_within_tolerance: AtomicBool,
 }
 
 #[derive(Debug, Clone)]
@@ -49,17 +51,18 @@ impl Daemon {
         world: Arc<dyn World>,
         recorder: Arc<Recorder>,
         settings: &Settings,
-        file: PathBuf,
+        files: Arc<Files>,
     ) -> Self {
         let daemon = Self {
             index,
             world,
             recorder,
             settings: settings.clone(),
-            file,
+            files,
             slot: watch::Sender::new(Slot::Closed),
             lives: 0.into(),
-            began_without_sync: false.into(),
+            openings_ms: Mutex::default(),
+            was_within_tolerance: false.into(),
         };
         daemon.open().await;
         daemon
@@ -79,9 +82,7 @@ impl Daemon {
                 }
             }
         };
-        if self.world.clock_error_ms(self.index, &cache) > 100 {
-            self.began_without_sync.store(true, SeqCst);
-        }
+        self.clock_error_ms(&cache);
         let number = self.lives.fetch_add(1, SeqCst);
         self.slot.send_replace(Slot::Open(Life { cache, number, crashed: watch::Sender::new(false) }));
     }
@@ -93,20 +94,38 @@ impl Daemon {
             .soft_timeout(self.settings.soft_timeout)
             .cache_max_bytes(self.settings.cache_bytes)
             .maintenance_interval(Duration::from_millis(500));
-        queue::with_queue(builder, &self.file, &self.settings).open().await
+        match self.has_file() {
+            true => queue::with_queue(builder, &self.files.path(self.index), &self.settings).open().await,
+            false => builder.without_queue().open().await,
+        }
     }
 
-    /// Ends this life and begins the next. `shutdown` limits the shutdown; `None` means a crash.
-    pub async fn restart(&self, shutdown: Option<Duration>) {
+    fn has_file(&self) -> bool {
+        self.settings.has_file[self.index]
+    }
+
+    /// Returns the present error of the clock.
+    fn clock_error_ms(&self, cache: &Cache) -> i64 {
+        let error_ms = self.world.clock_error_ms(self.index, cache);
+        if (100..2_500).contains(&error_ms) {
+            self.was_within_tolerance.store(true, SeqCst);
+        }
+        error_ms
+    }
+
+    /// Ends this life and begins the next.
+    pub async fn restart(&self, restart: Restart) {
         let Slot::Open(life) = self.slot.send_replace(Slot::Closed) else { return };
-        if let Some(deadline) = shutdown {
+        if let Some(deadline) = restart.shutdown {
             life.cache.shutdown(deadline).await.unwrap();
         }
         life.crashed.send_replace(true);
-        let reboots = life.number % 2 == 0;
         drop(life);
-        if reboots {
-            queue::delete_clock_checkpoint(&self.file);
+        if self.has_file() {
+            let (files, recorder) = (Arc::clone(&self.files), Arc::clone(&self.recorder));
+            let change = move || files.restart(restart.handle, restart, &recorder);
+            tokio::task::spawn_blocking(change).await.unwrap();
+            self.openings_ms.lock().unwrap().push(self.recorder.now().ms);
         }
         self.open().await;
     }
@@ -123,8 +142,12 @@ impl Daemon {
         }
     }
 
-    pub fn began_without_sync(&self) -> bool {
-        self.began_without_sync.load(SeqCst)
+    pub fn openings_ms(&self) -> Vec<i64> {
+        self.openings_ms.lock().unwrap().clone()
+    }
+
+    pub fn was_within_tolerance(&self) -> bool {
+        self.was_within_tolerance.load(SeqCst)
     }
 
     /// Returns the cache if it is open.
@@ -169,6 +192,7 @@ struct RunningOp<'a> {
     daemon: &'a Daemon,
     cache: Cache,
     op: Option<Op>,
+    began: Instant,
 }
 
 impl<'a> RunningOp<'a> {
@@ -185,7 +209,7 @@ impl<'a> RunningOp<'a> {
             Action::Get => Some(OpKind::Read(Err(ErrorKind::Closed))),
             Action::Evict => None,
         };
-        let off_ms = daemon.world.clock_error_ms(daemon.index, cache);
+        let (began, off_ms) = (Instant::now(), daemon.clock_error_ms(cache));
         let op = kind.map(|kind| Op {
             handle: daemon.index,
             life,
@@ -195,7 +219,7 @@ impl<'a> RunningOp<'a> {
             off_ms,
             kind,
         });
-        Self { daemon, cache: cache.clone(), op }
+        Self { daemon, cache: cache.clone(), op, began }
     }
 
     async fn run(&mut self, step: &Step) {
@@ -217,7 +241,9 @@ impl<'a> RunningOp<'a> {
     fn finish(&mut self, kind: OpKind, end: Option<Moment>) {
         if let Some(mut op) = self.op.take() {
             (op.kind, op.end) = (kind, end);
-            op.off_ms = op.off_ms.max(self.daemon.world.clock_error_ms(op.handle, &self.cache));
+            // A jump and its correction may both lie inside the operation.
+            let jumped_ms: i64 = jumps_since(self.began).iter().map(|(_, by_ms)| by_ms.abs()).sum();
+            op.off_ms = op.off_ms.max(self.daemon.clock_error_ms(&self.cache)).max(jumped_ms);
             self.daemon.recorder.push(op);
         }
     }

@@ -26,6 +26,7 @@ pub struct Moment {
 /// One operation of a caller.
 #[derive(Debug, Clone)]
 pub struct Op {
+    /// The handle. A client with plain SQL counts as one more handle.
     pub handle: usize,
     /// The number of restarts of the handle before this operation.
     pub life: u32,
@@ -98,6 +99,16 @@ pub struct DeadWrite {
     pub ids: Vec<u64>,
 }
 
+/// An operator's act on the outage file of a handle that was down, or a boot of the machine. After a boot the file may be
+/// older, as after a power cut, so it counts as its own copy.
+#[derive(Debug, Clone, Copy)]
+pub struct FileChange {
+    pub handle: usize,
+    pub at: Moment,
+    /// The handle whose file became this file, and the moment of its copy. `None` if the file was deleted.
+    pub source: Option<(usize, Moment)>,
+}
+
 /// The document in the store at the end.
 #[derive(Debug, Clone)]
 pub struct FinalState {
@@ -111,6 +122,9 @@ pub struct FinalState {
 pub struct Rules {
     /// Two writes of different handles or lives that are closer than this may have either order.
     pub order_ms: i64,
+    /// The times at which a handle opened an outage file again. Its versions may be ahead for a while, because they begin above
+    /// the mark in the file. Other handles follow such versions.
+    pub openings_ms: Vec<i64>,
     /// The largest error of a clock after its first clock sync.
     pub clock_ms: i64,
     pub fresh_ms: i64,
@@ -127,6 +141,7 @@ pub struct Rules {
 pub struct History {
     pub ops: Vec<Op>,
     pub dead_letters: Vec<DeadWrite>,
+    pub file_changes: Vec<FileChange>,
     pub finals: Vec<FinalState>,
     /// Faults and restarts. The oracle ignores them; its messages show them.
     pub notes: Vec<(Moment, String)>,

@@ -1,22 +1,30 @@
 //! Random schedules of puts, removes, updates and gets by two handles that share a store.
 //!
-//! The schedules include outages, restarts, evictions and wrong clocks. An oracle compares the acknowledged writes with
-//! the results of the reads and with the final documents.
+//! The schedules include outages, up to 20 restarts with and without an outage file, evictions, and clocks that are wrong or
+//! jump. Another client writes and deletes by plain SQL. An operator restores, copies and deletes outage files. An oracle
+//! compares the acknowledged writes with the results of the reads and with the final documents.
 //!
-//! A seed decides the operations and the faults. Real time decides the order of concurrent calls, so a failed seed may
-//! need a few runs to fail again. The first command replays a seed, the second command runs longer:
+//! A seed decides the operations and the faults. Real time decides the order of concurrent calls, and the clock of the
+//! process jumps at random, so a failed seed may need a few runs to fail again. The first command replays a seed, the second
+//! command runs longer, and the third command hunts one planted bug:
 //!
 //! ```sh
 //! MODEL_SEED=… MODEL_REPEAT=20 cargo test --all-features --test model -- --nocapture schedule_in_memory
 //! MODEL_OPERATIONS=1000000 cargo test --release --all-features --test model -- --nocapture schedule_in_memory
+//! MODEL_BUG=KeepsRunOverUpsert cargo test --all-features --test model -- --nocapture oracle_notices
 //! ```
+//!
+//! `MODEL_JUMPS=1` lets the system clock jump meanwhile. A run with jumps has shown one violation that is
+//! not explained yet (seed 747658622022: jumps beside restored and copied files). `MODEL_BUG` without `oracle_notices` runs the worlds of a bug without the bug.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 #[macro_use]
 #[path = "../stack/mod.rs"]
 mod stack;
 
+mod clocks;
 mod daemon;
+mod files;
 mod history;
 mod oracle;
 mod plan;
@@ -24,6 +32,7 @@ mod planted;
 mod queue;
 mod remote;
 mod run;
+mod store;
 mod supabase;
 mod world;
 
@@ -39,7 +48,7 @@ use stack::Server;
 use supabase::Database;
 use world::{InMemory, World};
 
-const OPERATIONS: usize = 20_000;
+const OPERATIONS: usize = 12_000;
 const OPERATIONS_PER_WORLD: usize = 1_000;
 const MAX_CONCURRENT_WORLDS: usize = 10;
 const WORLDS_ON_POSTGRESQL: u64 = 4;
@@ -47,6 +56,12 @@ const OPERATIONS_PER_POSTGRESQL_WORLD: usize = 300;
 
 fn env_number(name: &str) -> Option<usize> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+/// Returns the planted bug `MODEL_BUG`. Its worlds are the only ones then; the schedules have the worlds without the bug.
+fn focus() -> Option<Bug> {
+    let name = std::env::var("MODEL_BUG").ok()?;
+    Some(Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name).unwrap())
 }
 
 /// Returns `MODEL_SEED`, `MODEL_REPEAT` times, or else new seeds.
@@ -64,8 +79,14 @@ fn seeds() -> Vec<u64> {
 ///
 /// # Errors
 /// The first violation, with the seed and the settings.
-async fn try_seed(seed: u64, operations: usize, world: Arc<dyn World>) -> Result<History, String> {
-    let plan = Plan::new(seed, operations);
+async fn try_seed(
+    seed: u64,
+    operations: usize,
+    focus: Option<Bug>,
+    world: Arc<dyn World>,
+) -> Result<History, String> {
+    clocks::start_jumps();
+    let plan = Plan::new(seed, operations, |settings| focus.iter().for_each(|bug| bug.focus(settings)));
     let history = run::run(&plan, Arc::clone(&world)).await;
     let outcome = history.and_then(|history| match oracle::violation(&history) {
         Some((key, violation)) => {
@@ -113,8 +134,10 @@ impl Tally {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn schedule_in_memory_keeps_every_promise() {
-    let worlds =
-        seeds().into_iter().map(|seed| try_seed(seed, OPERATIONS_PER_WORLD, Arc::new(InMemory::new(None))));
+    let focus = focus();
+    let worlds = seeds()
+        .into_iter()
+        .map(|seed| try_seed(seed, OPERATIONS_PER_WORLD, focus, Arc::new(InMemory::new(None))));
     run_worlds(worlds).await;
 }
 
@@ -146,8 +169,8 @@ async fn schedule_on_postgresql_keeps_every_promise(server: Server) {
     let first = env_number("MODEL_SEED").map_or_else(|| fastrand::u64(..1 << 40), |seed| seed as u64);
     println!("seeds {first} to {} on {server:?}", first + WORLDS_ON_POSTGRESQL - 1);
     let worlds = (first..).take(WORLDS_ON_POSTGRESQL as usize).map(|seed| async move {
-        let world = Database::new(server, Plan::new(seed, 0).settings.skews).await;
-        try_seed(seed, OPERATIONS_PER_POSTGRESQL_WORLD, Arc::new(world)).await
+        let world = Database::new(server, Plan::new(seed, 0, |_| {}).settings.skews).await;
+        try_seed(seed, OPERATIONS_PER_POSTGRESQL_WORLD, None, Arc::new(world)).await
     });
     run_worlds(worlds).await;
 }
@@ -158,10 +181,13 @@ on_each_server!(schedule_on_postgresql_keeps_every_promise);
 async fn oracle_notices_every_planted_bug() {
     // Each hunt ends at the first violation. The number of worlds until then depends on the load of the machine.
     const MAX_WORLDS: u64 = 80;
-    let hunts = Bug::ALL.map(|bug| async move {
+    let bugs = focus().map_or(Bug::ALL.to_vec(), |bug| vec![bug]);
+    let hunts = bugs.into_iter().map(|bug| async move {
         for seed in 0..MAX_WORLDS {
             let world = Arc::new(InMemory::new(Some(bug)));
-            if let Err(message) = tokio::spawn(try_seed(seed, 500, world)).await.unwrap() {
+            let outcome = tokio::spawn(try_seed(seed, 500, Some(bug), world)).await.unwrap();
+            // A queue that does not empty says nothing about the oracle.
+            if let Some(message) = outcome.err().filter(|message| !message.contains("no recovery")) {
                 return (bug, Some((seed, message.lines().next().unwrap_or_default().to_owned())));
             }
         }

@@ -12,6 +12,9 @@ pub const KEYS: usize = 8;
 pub const HANDLES: usize = 2;
 /// Tasks that use one handle concurrently.
 const WORKERS_PER_HANDLE: usize = 3;
+const MAX_RESTARTS: usize = 20;
+/// The number of operations of the handles for each plain statement.
+const OPERATIONS_PER_STATEMENT: usize = 15;
 
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -19,6 +22,8 @@ pub struct Plan {
     pub settings: Settings,
     /// The handle and the steps of each worker.
     pub workers: Vec<(usize, Vec<Step>)>,
+    /// The statements of a client that uses plain SQL.
+    pub statements: Vec<Statement>,
 }
 
 #[derive(Debug, Clone)]
@@ -30,6 +35,33 @@ pub struct Settings {
     pub replica_bytes: usize,
     /// The error of each handle's clock at its start, in milliseconds.
     pub skews: [i64; HANDLES],
+    pub use_of_keys: UseOfKeys,
+    /// True for each handle with an outage file.
+    pub has_file: [bool; HANDLES],
+    /// True if an operator copies, restores and deletes outage files.
+    pub has_operator: bool,
+    /// True if the handles restart up to 20 times, one after another.
+    pub is_restless: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UseOfKeys {
+    /// Each key belongs to one handle.
+    Alone,
+    /// All handles use all keys.
+    Shared,
+    /// A client with plain SQL uses them, too.
+    SharedWithSql,
+}
+
+/// A plain SQL statement of another client.
+#[derive(Debug, Clone)]
+pub struct Statement {
+    pub pause: Duration,
+    pub key: usize,
+    /// True for a delete, false for an upsert. A log is never deleted.
+    pub is_delete: bool,
+    pub ttl: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -84,6 +116,26 @@ pub struct Restart {
     pub handle: usize,
     /// The limit of the shutdown; `None` for a crash.
     pub shutdown: Option<Duration>,
+    pub act: FileAct,
+    /// True if the machine boots in between.
+    pub reboots: bool,
+}
+
+/// An act of an operator on the outage file, between two lives of a handle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileAct {
+    Keep,
+    /// Keeps a copy for later.
+    BackUp,
+    /// Replaces the file by its last copy, over the present content.
+    RestoreInPlace,
+    /// Replaces the file by its last copy, as a new file.
+    Restore,
+    /// Replaces the file by a copy of itself, as a new file.
+    Move,
+    /// Replaces the file by the last copy of the other handle's file.
+    Clone,
+    Delete,
 }
 
 fn ms(span: u64) -> Duration {
@@ -91,19 +143,37 @@ fn ms(span: u64) -> Duration {
 }
 
 impl Plan {
-    pub fn new(seed: u64, operations: usize) -> Self {
+    /// Draws a plan. `focus` may change the settings.
+    pub fn new(seed: u64, operations: usize, focus: impl FnOnce(&mut Settings)) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let settings = Settings::draw(&mut rng);
+        let mut settings = Settings::draw(&mut rng);
+        focus(&mut settings);
         let count = WORKERS_PER_HANDLE * HANDLES;
         let share = |at: usize| operations / count + usize::from(at < operations % count);
-        let worker = |at| (at % HANDLES, (0..share(at)).map(|_| Step::draw(&mut rng)).collect());
-        Self { seed, settings, workers: (0..count).map(worker).collect() }
+        let mut step = |handle| {
+            let step = Step::draw(&mut rng);
+            if settings.use_of_keys == UseOfKeys::Alone { step.with_own_key(handle) } else { step }
+        };
+        let worker = |at| (at % HANDLES, (0..share(at)).map(|_| step(at % HANDLES)).collect());
+        let workers = (0..count).map(worker).collect();
+        let statements = match settings.use_of_keys {
+            UseOfKeys::SharedWithSql => operations / OPERATIONS_PER_STATEMENT,
+            UseOfKeys::Alone | UseOfKeys::Shared => 0,
+        };
+        let statements = (0..statements).map(|_| Statement::draw(&mut rng)).collect();
+        Self { seed, settings, workers, statements }
     }
 
     /// Returns the endless sequence of faults and restarts.
     pub fn episodes(&self) -> impl Iterator<Item = Episode> + Send + use<> {
         let mut rng = Rng::with_seed(self.seed ^ 0x0EBB_1E50);
-        std::iter::repeat_with(move || Episode::draw(&mut rng))
+        let (settings, mut restarts) = (self.settings.clone(), 0);
+        std::iter::repeat_with(move || {
+            let mut episode = Episode::draw(&mut rng, &settings);
+            restarts += usize::from(episode.restart.is_some());
+            episode.restart = episode.restart.filter(|_| restarts <= MAX_RESTARTS);
+            episode
+        })
     }
 }
 
@@ -121,11 +191,38 @@ impl Settings {
             queue_bytes: if rng.u8(..5) == 0 { 1_000 } else { large },
             replica_bytes: if rng.u8(..5) == 0 { 1_000 } else { large },
             skews,
+            use_of_keys: [UseOfKeys::Alone, UseOfKeys::Shared, UseOfKeys::SharedWithSql][rng.usize(..3)],
+            has_file: [rng.u8(..8) > 0, rng.u8(..8) > 0],
+            has_operator: rng.u8(..3) == 0,
+            is_restless: rng.u8(..3) == 0,
+        }
+    }
+}
+
+impl Statement {
+    fn draw(rng: &mut Rng) -> Self {
+        let key = rng.usize(..KEYS);
+        Self {
+            pause: ms(rng.u64(..80)),
+            key,
+            is_delete: key < REGISTERS && rng.u8(..3) == 0,
+            ttl: if rng.u8(..5) < 2 { ms(rng.u64(300..1_500)) } else { ms(3_600_000) },
         }
     }
 }
 
 impl Step {
+    /// Moves the step to a key of the same kind that belongs to this handle alone.
+    fn with_own_key(self, handle: usize) -> Self {
+        let is_last = self.key + 1 == REGISTERS || self.key + 1 == KEYS;
+        let key = match self.key % HANDLES == handle {
+            true => self.key,
+            false if is_last => self.key - 1,
+            false => self.key + 1,
+        };
+        Self { key, ..self }
+    }
+
     fn draw(rng: &mut Rng) -> Self {
         let action = match rng.u8(..100) {
             ..45 => Action::Get,
@@ -149,18 +246,35 @@ impl Step {
 }
 
 impl Episode {
-    fn draw(rng: &mut Rng) -> Self {
+    fn draw(rng: &mut Rng, settings: &Settings) -> Self {
         let handles = match rng.usize(..3) {
             0 => vec![0],
             1 => vec![1],
             _ => vec![0, 1],
         };
-        let fault = (rng.u8(..8) > 0).then(|| (LinkFault::draw(rng), ms(rng.u64(60..900))));
-        let restart = (fault.is_none() || rng.u8(..3) == 0).then(|| Restart {
+        let slower = if settings.is_restless { 1 } else { 5 };
+        let fault = (rng.u8(..8) > 0).then(|| (LinkFault::draw(rng), ms(rng.u64(40..180) * slower)));
+        let restart = (fault.is_none() || settings.is_restless || rng.u8(..3) == 0).then(|| Restart {
             handle: rng.usize(..HANDLES),
             shutdown: [None, Some(ms(0)), Some(ms(300))][rng.usize(..3)],
+            reboots: rng.u8(..4) == 0,
+            act: if settings.has_operator { FileAct::draw(rng) } else { FileAct::Keep },
         });
-        Self { pause: ms(rng.u64(50..500)), handles, fault, restart }
+        Self { pause: ms(rng.u64(10..100) * slower), handles, fault, restart }
+    }
+}
+
+impl FileAct {
+    fn draw(rng: &mut Rng) -> Self {
+        match rng.u8(..16) {
+            ..6 => Self::Keep,
+            6..10 => Self::BackUp,
+            10 => Self::RestoreInPlace,
+            11 | 12 => Self::Restore,
+            13 => Self::Move,
+            14 => Self::Clone,
+            _ => Self::Delete,
+        }
     }
 }
 

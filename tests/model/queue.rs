@@ -17,11 +17,15 @@ pub fn with_queue(builder: Builder, path: &Path, settings: &Settings) -> Builder
     builder.queue(path).queue_max_bytes(settings.queue_bytes).replica_max_bytes(settings.replica_bytes)
 }
 
-/// Deletes the clock checkpoint, as a reboot of the machine invalidates it.
-pub fn delete_clock_checkpoint(path: &Path) {
+/// Makes a closed file look as if the machine had booted since.
+pub fn change_boot(path: &Path) {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    if !path.exists() || boot.is_empty() {
+        return;
+    }
     let file = rusqlite::Connection::open(path).unwrap();
     file.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
-    file.execute("delete from meta where name = 'clock_checkpoint'", []).unwrap();
+    file.execute("update meta set value = replace(value, ?1, 'earlier')", [boot.trim()]).unwrap();
 }
 
 pub fn is_queue_empty(cache: &Cache) -> bool {
@@ -29,6 +33,9 @@ pub fn is_queue_empty(cache: &Cache) -> bool {
 }
 
 pub async fn dead_letters(cache: &Cache) -> Vec<DeadLetterText> {
+    if cache.health().queue.is_none() {
+        return Vec::new();
+    }
     let dead_letters = cache.dead_letters().await.unwrap();
     let text = |dead: threadkeep::DeadLetter| DeadLetterText {
         key: dead.record.key.as_str().to_owned(),

@@ -1,28 +1,31 @@
 //! A store on another machine. The handle has its own clock; clock sync corrects it by the store's responses.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use threadkeep::store::{
-    Applied, Breaker, Clock, ListPage, ListRequest, LoadRequest, Loaded, Memory, Store, Timestamp, Write,
+    Applied, Breaker, Clock, ListPage, ListRequest, LoadRequest, Loaded, Store, Timestamp, Write,
 };
 use threadkeep::{Key, Result};
 
+use crate::clocks::{jump_count, true_time};
+use crate::store::ModelStore;
+
 tokio::task_local! {
-    /// The time of the store's clock during the present call.
+    /// The time of the store during the present call.
     static STORE_TIME: Cell<Timestamp>;
 }
 
-/// The one store that all handles of a world share.
+/// The server's end of a connection. It notes the time of each answer.
 #[derive(Debug)]
-pub struct SharedStore(pub Arc<Memory>);
+pub struct SharedStore(pub Arc<ModelStore>);
 
 impl SharedStore {
     async fn call<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
-        STORE_TIME.with(|shown| shown.set(self.0.clock().now()));
+        STORE_TIME.with(|shown| shown.set(true_time()));
         call.await
     }
 }
@@ -58,11 +61,12 @@ pub struct Journal(Arc<Mutex<Vec<(Key, String)>>>);
 
 impl Journal {
     fn note(&self, handle: usize, write: &Write, result: &str) {
-        let Write { record, if_version, is_retry, .. } = write;
-        let over = if_version.map_or_else(String::new, |version| format!(" over {version}"));
-        let retry = if *is_retry { " again" } else { "" };
+        let Write { record, writer, condition, .. } = write;
         let value = record.value.as_ref().map_or("nothing", |json| json.as_str());
-        let line = format!("handle {handle} wrote {}{over}{retry}: {value:.80} → {result}", record.version);
+        let line = format!(
+            "handle {handle}, writer {writer}, wrote {} {condition:?}: {value:.80} → {result}",
+            record.version
+        );
         self.0.lock().unwrap().push((record.key.clone(), line));
     }
 
@@ -87,36 +91,48 @@ pub struct RemoteStore<S> {
 #[derive(Debug, Clone)]
 pub struct ClockErrorMeter {
     clock: Arc<Clock>,
-    store_clock: Arc<Clock>,
-    /// True after the first clock sync.
-    is_synced: Arc<AtomicBool>,
+    last_sync: Arc<Mutex<Option<Sync>>>,
 }
 
+/// The first answer after the start or after a jump. It must correct the clock soon.
+#[derive(Debug, Clone, Copy)]
+struct Sync {
+    at: Instant,
+    /// The number of jumps before the answer.
+    jumps: usize,
+}
+
+/// The longest time from the answer to the correction of the clock and of the queued writes.
+const MAX_SYNC: Duration = Duration::from_millis(500);
+
 impl ClockErrorMeter {
-    /// Returns the error of the clock before its first clock sync, and 0 after it.
+    /// Returns the error of an unsynced clock, and 0 for a synced one.
     pub fn error_ms(&self) -> i64 {
-        if self.is_synced.load(SeqCst) { 0 } else { self.difference() }
+        let last_sync = *self.last_sync.lock().unwrap();
+        let is_synced = |sync: Sync| sync.jumps == jump_count() && sync.at.elapsed() > MAX_SYNC;
+        if last_sync.is_some_and(is_synced) { 0 } else { self.difference() }
     }
 
     fn difference(&self) -> i64 {
-        (self.clock.now().0 - self.store_clock.now().0).abs()
+        (self.clock.now().0 - true_time().0).abs()
+    }
+
+    /// Notes an answer to a call that began after this number of jumps. Returns true for the first answer since the last jump.
+    fn note_answer(&self, jumps: usize) -> bool {
+        let mut last_sync = self.last_sync.lock().unwrap();
+        // The clock ignores an answer to a call that spans a jump.
+        let is_first = jumps == jump_count() && last_sync.is_none_or(|last| last.jumps != jumps);
+        if is_first {
+            *last_sync = Some(Sync { at: Instant::now(), jumps });
+        }
+        is_first
     }
 }
 
 impl<S: Store> RemoteStore<S> {
-    /// Wraps a store. `max_error_ms` keeps the largest error of a clock after its first clock sync.
-    pub fn new(
-        store: S,
-        store_clock: Arc<Clock>,
-        skew_ms: i64,
-        max_error_ms: Arc<AtomicI64>,
-        syncs_clock: bool,
-    ) -> Self {
-        let meter = ClockErrorMeter {
-            clock: Arc::new(Clock::skewed(skew_ms)),
-            store_clock,
-            is_synced: Arc::default(),
-        };
+    /// Wraps a store. `max_error_ms` keeps the largest error of a clock after a clock sync.
+    pub fn new(store: S, skew_ms: i64, max_error_ms: Arc<AtomicI64>, syncs_clock: bool) -> Self {
+        let meter = ClockErrorMeter { clock: Arc::new(Clock::skewed(skew_ms)), last_sync: Arc::default() };
         Self { store, meter, max_error_ms, syncs_clock, handle: 0, journal: Journal::default() }
     }
 
@@ -130,14 +146,14 @@ impl<S: Store> RemoteStore<S> {
     }
 
     async fn call<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
-        let sent = Instant::now();
+        let (sent, jumps) = (Instant::now(), jump_count());
         let timed_call = async { call.await.map(|answer| (answer, STORE_TIME.with(Cell::get))) };
         let (answer, shown) = STORE_TIME.scope(Cell::new(Timestamp(0)), timed_call).await?;
         let received = Instant::now();
         if self.syncs_clock {
             self.meter.clock.correct(sent, received, shown);
         }
-        if !self.meter.is_synced.swap(true, SeqCst) {
+        if self.meter.note_answer(jumps) {
             // Clock sync leaves at most one round trip of error, plus rounding. A larger difference is a fault.
             let trip = i64::try_from((received - sent).as_millis()).unwrap_or(i64::MAX);
             self.max_error_ms.fetch_max(self.meter.difference().min(trip + 2), SeqCst);

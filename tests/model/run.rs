@@ -6,9 +6,13 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use crate::daemon::Daemon;
-use crate::history::{DeadWrite, Document, FinalState, History, Recorder, Rules};
-use crate::plan::{Action, Episode, KEYS, Plan, REGISTERS, Step};
+use crate::files::Files;
+use crate::history::{
+    DeadWrite, Document, FinalState, History, Op, OpKind, Outcome, Recorder, Rules, WriteKind, WriteOp,
+};
+use crate::plan::{Action, Episode, FileAct, HANDLES, KEYS, Plan, REGISTERS, Restart, Step};
 use crate::queue;
+use crate::store::Plain;
 use crate::world::World;
 
 /// The longest recovery.
@@ -19,10 +23,10 @@ const MAX_RECOVERY: Duration = Duration::from_secs(90); // a busy machine misses
 /// # Errors
 /// The reason, if a handle does not recover or a call was invalid.
 pub async fn run(plan: &Plan, world: Arc<dyn World>) -> Result<History, String> {
-    let (recorder, files) = (Arc::new(Recorder::new()), tempfile::tempdir().unwrap());
-    let daemons = plan.settings.skews.iter().enumerate().map(|(index, _)| {
-        let file = files.path().join(format!("handle-{index}.db"));
-        Daemon::start(index, Arc::clone(&world), Arc::clone(&recorder), &plan.settings, file)
+    let (recorder, files) = (Arc::new(Recorder::new()), Arc::new(Files::new()));
+    let daemons = (0..HANDLES).map(|index| {
+        let (world, recorder) = (Arc::clone(&world), Arc::clone(&recorder));
+        Daemon::start(index, world, recorder, &plan.settings, Arc::clone(&files))
     });
     let daemons: Arc<[Daemon]> = futures::future::join_all(daemons).await.into();
     let episodes = tokio::spawn(run_episodes(
@@ -31,7 +35,8 @@ pub async fn run(plan: &Plan, world: Arc<dyn World>) -> Result<History, String> 
         Arc::clone(&world),
         Arc::clone(&recorder),
     ));
-    run_workers(plan, &daemons).await;
+    let sql = run_statements(plan, &*world, &recorder);
+    tokio::join!(run_workers(plan, &daemons), sql);
     episodes.abort();
     episodes.await.ok();
     recover(&daemons, &*world).await?;
@@ -42,9 +47,34 @@ pub async fn run(plan: &Plan, world: Arc<dyn World>) -> Result<History, String> 
     }
     let finals = final_states(&*world, &recorder).await;
     let rules = rules(plan, &daemons, &*world);
+    let (ops, notes, file_changes) = (recorder.take(), recorder.notes(), files.changes());
     match world.invalid_call() {
         Some(message) => Err(message),
-        None => Ok(History { ops: recorder.take(), dead_letters, finals, notes: recorder.notes(), rules }),
+        None => Ok(History { ops, dead_letters, file_changes, finals, notes, rules }),
+    }
+}
+
+/// Executes the plain SQL of another client. It has no faults, and each result is certain.
+async fn run_statements(plan: &Plan, world: &dyn World, recorder: &Recorder) {
+    for statement in &plan.statements {
+        tokio::time::sleep(statement.pause).await;
+        let (key, id) = (statement.key, recorder.id());
+        let (kind, plain) = match statement.is_delete {
+            true => (WriteKind::Remove, Plain::Delete),
+            false if key >= REGISTERS => (WriteKind::Append, Plain::Append(id)),
+            false => {
+                let document = Document { ids: vec![id], ..Document::default() };
+                (WriteKind::Put, Plain::Put(document, statement.ttl))
+            }
+        };
+        let begin = recorder.now();
+        if !world.execute(&world.thread_id(key), &plain).await {
+            continue;
+        }
+        let ttl_ms = i64::try_from(statement.ttl.as_millis()).unwrap();
+        let write = WriteOp { id, kind, ttl_ms, outcome: Outcome::Stored };
+        let (kind, end) = (OpKind::Write(write), Some(recorder.now()));
+        recorder.push(Op { handle: HANDLES, life: 0, key, begin, end, off_ms: 0, kind });
     }
 }
 
@@ -85,8 +115,7 @@ async fn run_episodes(
             // The restart has its own task, because the caller may abort this one halfway.
             recorder.note(format!("{restart:?}"));
             let daemons = Arc::clone(&daemons);
-            let restarted =
-                tokio::spawn(async move { daemons[restart.handle].restart(restart.shutdown).await });
+            let restarted = tokio::spawn(async move { daemons[restart.handle].restart(restart).await });
             tokio::time::sleep_until(ends).await;
             for handle in &episode.handles {
                 world.clear(*handle).await;
@@ -110,7 +139,8 @@ async fn recover(daemons: &[Daemon], world: &dyn World) -> Result<(), String> {
         // An episode's restart may still run.
         wait_for(daemon, "the cache is open", |_| true).await?;
         wait_for(daemon, "the queue is empty", queue::is_queue_empty).await?;
-        daemon.restart(Some(Duration::from_secs(20))).await;
+        let shutdown = Some(Duration::from_secs(20));
+        daemon.restart(Restart { handle, shutdown, act: FileAct::Keep, reboots: false }).await;
         wait_for(daemon, "the queue is empty after a restart", queue::is_queue_empty).await?;
     }
     Ok(())
@@ -178,13 +208,14 @@ fn ids(json: &str) -> Vec<u64> {
 fn rules(plan: &Plan, daemons: &[Daemon], world: &dyn World) -> Rules {
     const BETWEEN_DAEMONS_MS: i64 = 2_000;
     let clock_error_ms = world.max_clock_error_ms() + 1;
-    let began_without_sync = daemons.iter().any(Daemon::began_without_sync);
+    let was_within_tolerance = daemons.iter().any(Daemon::was_within_tolerance);
     Rules {
-        order_ms: 2 * clock_error_ms + if began_without_sync { BETWEEN_DAEMONS_MS } else { 0 },
+        order_ms: 2 * clock_error_ms + if was_within_tolerance { BETWEEN_DAEMONS_MS } else { 0 },
+        openings_ms: daemons.iter().flat_map(Daemon::openings_ms).collect(),
         clock_ms: 2 * clock_error_ms,
         fresh_ms: i64::try_from(plan.settings.fresh_for.as_millis()).unwrap(),
         registers: REGISTERS,
-        replica_keeps_all: plan.settings.replica_bytes > 1 << 20,
+        replica_keeps_all: plan.settings.replica_bytes > 1 << 20 && plan.settings.has_file == [true; HANDLES],
         queue_may_be_full: plan.settings.queue_bytes < 1 << 20,
     }
 }

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use threadkeep::store::{BatchingStore, Loaded, Memory, ResilientStore, Store};
+use threadkeep::store::{BatchingStore, Key, ResilientStore};
 use threadkeep::testing::{Fault, FaultStore, Faults};
 use threadkeep::{Builder, Cache, ErrorKind, Result};
 
 use crate::plan::{HANDLES, LinkFault};
 use crate::planted::{Bug, BuggyStore};
 use crate::remote::{ClockErrorMeter, Journal, RemoteStore, SharedStore};
+use crate::store::{ModelStore, Plain};
 
 /// The deadline of one store call. Some faults are longer, others shorter.
 const DEADLINE: Duration = Duration::from_millis(200);
@@ -32,6 +33,9 @@ pub trait World: Debug + Send + Sync {
     fn thread_id(&self, key: usize) -> String {
         format!("thread {key}")
     }
+
+    /// Executes plain SQL without faults. Returns true if it changed or inserted a live row.
+    async fn execute(&self, key: &str, plain: &Plain) -> bool;
 
     /// Loads the document from the store directly, without faults.
     async fn stored_document(&self, key: &str) -> Option<String>;
@@ -56,7 +60,7 @@ pub trait World: Debug + Send + Sync {
 /// One store in memory, with a faulty connection for each handle.
 #[derive(Debug)]
 pub struct InMemory {
-    store: Arc<Memory>,
+    store: Arc<ModelStore>,
     links: [FaultyLink; HANDLES],
     max_error_ms: Arc<AtomicI64>,
     bug: Option<Bug>,
@@ -74,7 +78,7 @@ struct FaultyLink {
 impl InMemory {
     pub fn new(bug: Option<Bug>) -> Self {
         Self {
-            store: Arc::default(),
+            store: ModelStore::new(bug).into(),
             links: Default::default(),
             max_error_ms: Arc::default(),
             bug,
@@ -87,7 +91,7 @@ impl InMemory {
 impl World for InMemory {
     async fn builder(&self, handle: usize, skew_ms: i64) -> Result<Builder> {
         let link = &self.links[handle];
-        let store = BuggyStore::below(self.bug, SharedStore(Arc::clone(&self.store)));
+        let store = BuggyStore::below(self.bug, handle, SharedStore(Arc::clone(&self.store)));
         let faulty = FaultStore::new(store);
         let faults = faulty.faults();
         if let Some(fault) = *link.fault.lock().unwrap() {
@@ -95,18 +99,12 @@ impl World for InMemory {
         }
         link.faults.lock().unwrap().push(faults);
         let syncs_clock = self.bug != Some(Bug::SkipsClockSync);
-        let remote = RemoteStore::new(
-            faulty,
-            Arc::clone(self.store.clock()),
-            skew_ms,
-            Arc::clone(&self.max_error_ms),
-            syncs_clock,
-        );
+        let remote = RemoteStore::new(faulty, skew_ms, Arc::clone(&self.max_error_ms), syncs_clock);
         *link.meter.lock().unwrap() = Some(remote.meter());
         let remote = remote.with_journal(handle, self.journal.clone());
         let guard = ResilientStore::new(remote, DEADLINE);
         guard.connect().await?;
-        Ok(Cache::builder().store(BatchingStore::new(BuggyStore::above(self.bug, guard))))
+        Ok(Cache::builder().store(BatchingStore::new(BuggyStore::above(self.bug, handle, guard))))
     }
 
     async fn inject(&self, handle: usize, fault: LinkFault) {
@@ -121,12 +119,13 @@ impl World for InMemory {
         link.faults.lock().unwrap().iter().for_each(Faults::clear);
     }
 
+    async fn execute(&self, key: &str, plain: &Plain) -> bool {
+        self.store.execute(&Key::new(key).unwrap(), plain)
+    }
+
     async fn stored_document(&self, key: &str) -> Option<String> {
-        let want = threadkeep::Key::new(key).unwrap().into();
-        match self.store.load(&[want]).await.unwrap().remove(0) {
-            Loaded::Found(record) => record.value.as_ref().map(|json| json.as_str().to_owned()),
-            _ => None,
-        }
+        let record = self.store.live(&Key::new(key).unwrap());
+        record.and_then(|record| record.value.as_ref().map(|json| json.as_str().to_owned()))
     }
 
     fn clock_error_ms(&self, handle: usize, _: &Cache) -> i64 {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use threadkeep::store::{LoadRequest, Loaded, Memory, ResilientStore, Store};
+use threadkeep::store::{Condition, LoadRequest, Loaded, Memory, ResilientStore, Store};
 use threadkeep::testing::{Fault, FaultStore};
 use threadkeep::{Cache, ErrorKind, Freshness, Key, WriteOutcome};
 
@@ -158,7 +158,11 @@ async fn update_queued_before_first_contact_keeps_the_newer_write() {
     assert_eq!(first.update("k", append(1)).await.unwrap(), WriteOutcome::Queued);
     one.faults.clear();
     wait_until_drained(&first).await;
-    assert_eq!((one.stored("k").await.as_deref(), dead_letters(&first)), (Some("[100]"), 1));
+    assert_eq!(
+        (one.stored("k").await.as_deref(), dead_letters(&first)),
+        (Some("[100]"), 2),
+        "the put and its update"
+    );
 }
 
 /// A daemon restarts in an outage with a clock that is behind, and memory evicts the conversation. A get must end (I12).
@@ -195,7 +199,7 @@ impl Store for VersionInFutureOnce {
         &self,
         writes: &[threadkeep::store::Write],
     ) -> threadkeep::Result<Vec<threadkeep::store::Applied>> {
-        if writes[0].if_version.is_some() && !self.1.swap(true, std::sync::atomic::Ordering::SeqCst) {
+        if writes[0].condition != Condition::Any && !self.1.swap(true, std::sync::atomic::Ordering::SeqCst) {
             return Ok(vec![threadkeep::store::Applied::VersionInFuture]);
         }
         self.0.apply(writes).await
@@ -267,7 +271,7 @@ async fn version_of_a_resumed_clock_is_not_corrected_twice() {
     let cache = world.reopen_skewed(BEHIND, true).await;
     assert_eq!(cache.put("k", &1).await.unwrap(), WriteOutcome::Queued);
     drop(cache);
-    sleep(5).await;
+    sleep(1_200).await; // an opening starts up to a second ahead of the last one (C8)
     let mut other = World::new();
     other.store = Arc::clone(&world.store);
     assert_eq!(other.open().await.put("k", &2).await.unwrap(), WriteOutcome::Stored);
@@ -345,4 +349,29 @@ async fn write_of_a_clock_slightly_behind_keeps_its_ttl() {
     assert_eq!(found(&cache, "k").await, Some(("0".into(), Freshness::Queued)));
     sleep(1_300).await; // it expires
     assert_eq!(found(&cache, "k").await, None);
+}
+
+/// Clock sync gives the queued put its final version during an update of the put. The update must not keep the old base.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn update_of_a_put_that_clock_sync_corrects_is_no_dead_letter() {
+    let (mut world, mut other) = (World::new(), World::new());
+    other.store = Arc::clone(&world.store);
+    assert_eq!(other.open().await.put("k", "theirs").await.unwrap(), WriteOutcome::Stored);
+    let clock = Arc::new(threadkeep::store::Clock::skewed(-60_000));
+    let skewed = Skewed(Arc::clone(&world.store), Arc::clone(&clock));
+    let cache = world.open_after_reboot(skewed, true).await;
+    assert_eq!(cache.put("k", &vec![0]).await.unwrap(), WriteOutcome::Queued);
+    let mut runs = 0;
+    let slow = |t: Option<Vec<i32>>| {
+        runs += 1;
+        if runs == 1 {
+            Skewed(Arc::clone(&world.store), Arc::clone(&clock)).sync_clock();
+            tokio::task::block_in_place(|| std::thread::sleep(Duration::from_millis(500)));
+        }
+        append(1)(t)
+    };
+    assert_eq!(cache.update("k", slow).await.unwrap(), WriteOutcome::Queued);
+    world.faults.clear();
+    wait_until_drained(&cache).await;
+    assert_eq!((world.stored("k").await.as_deref(), dead_letters(&cache)), (Some("[0,1]"), 0));
 }

@@ -3,6 +3,7 @@
 
 mod alone;
 mod clocks;
+mod imports;
 mod limits;
 mod listings;
 mod outage;

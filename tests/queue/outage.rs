@@ -58,7 +58,7 @@ async fn restart_in_outage_keeps_queue_and_replica() {
     assert_eq!(cache.update("stored", append).await.unwrap(), WriteOutcome::Queued);
     assert_eq!(cache.update("queued", append).await.unwrap(), WriteOutcome::Queued);
     let left = cache.shutdown(Duration::from_secs(1)).await.unwrap();
-    assert_eq!((left.unfinished, left.still_queued), (0, 2));
+    assert_eq!((left.unfinished, left.still_queued), (0, 3), "an update stands behind its queued put");
     let cache = world.open().await;
     wait_until_drained(&cache).await;
     assert_eq!(world.stored("stored").await.as_deref(), Some("\"before and after\""));
@@ -101,15 +101,16 @@ async fn put_after_outage_replaces_the_queued_put() {
     cache.put("k", &1).await.unwrap();
     world.start_outage(&cache).await;
     assert_eq!(cache.put("k", &2).await.unwrap(), WriteOutcome::Queued);
-    // From now on, replay fails and live writes succeed. The queue keeps its write.
+    // From now on, replay fails and live writes succeed. A conversation with queued writes keeps to the queue.
     world.faults.clear();
     world.faults.fail_replays(true);
     while !cache.health().is_available() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(cache.put("k", &3).await.unwrap(), WriteOutcome::Stored);
+    assert_eq!(cache.put("k", &3).await.unwrap(), WriteOutcome::Queued);
     cache.evict("k").unwrap();
-    assert_eq!(found(&cache, "k").await, Some(("3".into(), Freshness::Fresh)));
+    assert_eq!(found(&cache, "k").await, Some(("3".into(), Freshness::Queued)));
+    assert_eq!(cache.health().queue.unwrap().records, 1);
     world.faults.fail_replays(false);
     wait_until_drained(&cache).await;
     assert_eq!(world.stored("k").await.as_deref(), Some("3"));

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use threadkeep::store::{
-    Applied, Clock, Json, ListPage, ListRequest, LoadRequest, Loaded, Record, ResilientStore, Store,
-    Timestamp, Write, decide,
+    Applied, Clock, Decision, Json, ListPage, ListRequest, LoadRequest, Loaded, Record, ResilientStore,
+    RowState, Store, Timestamp, Write, WriterId, decide,
 };
 use threadkeep::testing::{FaultStore, Faults};
 use threadkeep::{Builder, Cache, Key, Result, Version};
@@ -29,7 +29,8 @@ pub struct Database {
 #[derive(Clone)]
 struct Row {
     record: Arc<Record>,
-    accepted: Vec<Version>,
+    state: RowState,
+    writers: BTreeMap<WriterId, Version>,
 }
 
 impl Database {
@@ -77,18 +78,23 @@ impl Database {
         let event = self.at_next_write.lock().unwrap().take();
         let clock = self.clock();
         let mut rows = self.rows.lock().unwrap();
-        let mut accepted = rows.get(&write.record.key).map(|row| row.accepted.clone()).unwrap_or_default();
-        let verdict = decide(write, &accepted, &clock);
-        if verdict.is_none() {
-            accepted.insert(0, write.record.version);
-            let row = Row { record: Arc::clone(&write.record), accepted };
-            rows.insert(write.record.key.clone(), row);
-        }
+        let (head, held) = (write.head(), rows.get(&write.record.key));
+        let mut writers = held.map(|row| row.writers.clone()).unwrap_or_default();
+        let last = writers.get(&write.writer).copied().unwrap_or_default();
+        let applied = match decide(&head, held.map(|row| &row.state), last, clock.now_for_versions()) {
+            Decision::Answer(answer) => answer,
+            Decision::Apply(state) => {
+                writers.extend(head.is_counted().then_some((head.writer, head.version)));
+                let row = Row { record: Arc::clone(&write.record), state, writers };
+                rows.insert(write.record.key.clone(), row);
+                Applied::Stored
+            }
+        };
         drop(rows);
         if let Some(event) = event {
             event();
         }
-        verdict.unwrap_or(Applied::Stored)
+        applied
     }
 
     fn look_up(&self, request: &LoadRequest) -> Loaded {

@@ -75,6 +75,14 @@ impl Stack {
         Self::assemble(server, true, apply_migrations)
     }
 
+    /// Starts a synced stack with the schema of revision 2, for comparisons.
+    pub fn start_synced_at_revision_2(server: Server) -> Self {
+        Self::assemble(server, true, |postgres| {
+            apply_first(postgres, "migrations", 1);
+            apply_first(postgres, "tests/supabase/revision_2", 1);
+        })
+    }
+
     /// Starts a stack without threadkeep's schema.
     ///
     /// Lite sees new objects only after a restart. Postrust and PostgREST also reload by `notify pgrst, 'reload schema'`.

@@ -102,7 +102,7 @@ async fn start_fails_only_for_wrong_key_or_missing_migrations(server: Server) {
         all_responses().into_iter().filter(|(case, ..)| !case.contains("message")).collect::<Vec<_>>();
     let lanes = cases.chunks(cases.len().div_ceil(24)).map(async |cases| {
         let gateway = stack.gateway().await;
-        for (case, fault, live_expected) in cases {
+        for (case, fault, _) in cases {
             gateway.always(fault.clone());
             let opened = patient(&gateway).open().await;
             let ends = match case.as_str() {
@@ -121,12 +121,9 @@ async fn start_fails_only_for_wrong_key_or_missing_migrations(server: Server) {
             assert_eq!(opened.as_ref().err().map(threadkeep::Error::kind), ends, "{case}: {opened:?}");
             if let Ok(cache) = opened {
                 assert!(!cache.health().is_available(), "{case}");
+                // Without an answer, the clock is unsynced, so the store gets no write yet.
                 let live = cache.put(key("at the start"), "1").await;
-                assert_eq!(
-                    live.is_ok_and(|live| live == WriteOutcome::Queued),
-                    *live_expected == Live::Queued,
-                    "{case}"
-                );
+                assert_eq!(live.unwrap(), WriteOutcome::Queued, "{case}");
                 gateway.clear();
                 drained(case, &cache).await;
             }

@@ -1,7 +1,9 @@
 //! A get returns the value of the put unchanged, and an update keeps the parts that it does not change.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod json;
 mod random;
+mod untouched;
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -190,11 +190,11 @@ fn dead_letters(found: &FileSummary, report: &mut Report<'_>) {
 
 fn summary_text(found: &FileSummary, subject: &Subject) -> String {
     if !subject.is_queue {
-        return format!("{} conversations", found.conversations);
+        return format!("{} conversations", found.conversations.records);
     }
     let oldest = found.oldest.map(|oldest| format!(" (the oldest {} s old)", oldest.as_secs()));
     let oldest = oldest.unwrap_or_default();
-    format!("{} queued writes{oldest}, {} copies", found.queued.records, found.conversations)
+    format!("{} queued writes{oldest}, {} copies", found.queued.records, found.conversations.records)
 }
 
 fn listed(paths: &[PathBuf]) -> String {

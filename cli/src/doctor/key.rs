@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::report::{FailedCheck, Report};
 use threadkeep::store::{Clock, Timestamp};
-use threadkeep::tools::{KeyFacts, ResolvedConfig};
+use threadkeep::tools::{KeyFacts, KeyKind, ResolvedConfig};
 
 pub const CHECK: &str = "key";
 
@@ -19,7 +19,7 @@ pub fn check(config: &ResolvedConfig, report: &mut Report<'_>) -> Result<String,
     let Some(key) = config.key.as_ref() else { return Err(FailedCheck("settings")) };
     report.started(CHECK);
     let (facts, setting) = (KeyFacts::of(key.expose()), config.key_name);
-    if facts.is_public {
+    if facts.kind == KeyKind::Public {
         let what = format!("{setting} is {}: this is the anon key, which is public", facts.name);
         return Err(report.failure(CHECK, what, REMEDY));
     }
@@ -37,7 +37,7 @@ pub fn check(config: &ResolvedConfig, report: &mut Report<'_>) -> Result<String,
     if let Some(end) = facts.expires_at.filter(|end| end.since(now) < EXPIRY_WARNING) {
         report.warning(CHECK, format!("{setting} expires on {}", day(end)), REMEDY);
     }
-    if !facts.is_secret {
+    if facts.kind != KeyKind::Secret {
         report.warning(
             CHECK,
             format!("{setting} is {}, which may not be a secret (service_role) key", facts.name),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::net::{TcpStream, lookup_host};
 
 use super::report::{FailedCheck, Report};
-use threadkeep::tools::{ProjectProbe, proxy_variable};
+use threadkeep::tools::ProjectProbe;
 
 /// A daemon's client waits as long for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -24,6 +24,16 @@ pub async fn check(project: &ProjectProbe, report: &mut Report<'_>) -> Result<()
         connect(&addresses, host, port, report).await?;
     }
     encrypt(project, report).await
+}
+
+/// Returns the variable of the environment that names a proxy for URLs of this scheme.
+fn proxy_variable(scheme: &str) -> Option<&'static str> {
+    let names = match scheme {
+        "https" => ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"],
+        _ => ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"],
+    };
+    #[allow(clippy::disallowed_methods, reason = "the HTTP client reads these variables; no setting does")]
+    names.into_iter().find(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
 }
 
 async fn resolve(host: &str, port: u16, report: &mut Report<'_>) -> Result<Vec<SocketAddr>, FailedCheck> {

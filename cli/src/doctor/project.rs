@@ -137,9 +137,8 @@ fn remedy(kind: ProbeFailureKind) -> &'static str {
 /// Names the migrations that are not applied.
 async fn missing(project: &ProjectProbe) -> String {
     match project.missing_migrations().await {
-        Ok([one]) => format!("{one} is not applied"),
-        Ok(all) => format!("{} are not applied", all.join(" and ")),
-        Err(error) => error.to_string(),
+        [one] => format!("{one} is not applied"),
+        all => format!("{} are not applied", all.join(" and ")),
     }
 }
 

@@ -129,7 +129,7 @@ async fn local_file(cli: &Cli, records: &[Record]) -> String {
     drop(local);
     let file = rusqlite::Connection::open(&path).unwrap();
     for record in records {
-        let sql = "update conversations set version = ?2, accepted = ?2 where key = ?1";
+        let sql = "update conversations set version = ?2, base_version = ?2 where key = ?1";
         file.execute(sql, (record.key.as_str(), record.version.raw())).unwrap();
     }
     path.to_str().unwrap().to_owned()
@@ -184,9 +184,8 @@ async fn migrate_local_file_keeps_newer_rows(server: Server) {
     for (key, days) in [(&older, 25), (&newer, 15), (&removed, 15)] {
         let version = record(key, days, "").version;
         let sql = format!(
-            "alter table conversation_threads disable trigger threadkeep_set_version;
-             update conversation_threads set version = {version}, accepted_versions = '{{{version}}}' where thread_id = '{key}';
-             alter table conversation_threads enable trigger threadkeep_set_version"
+            "set session_replication_role = replica;
+             update conversation_threads set version = {version}, base_version = {version} where thread_id = '{key}'"
         );
         tokio::task::block_in_place(|| stack.psql(&sql));
     }

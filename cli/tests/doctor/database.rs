@@ -82,7 +82,7 @@ async fn database_faults_are_named(server: Server) {
     };
     let now = "public.threadkeep_now()";
     let old = patient.with(&probe(now, 0), &[]).await;
-    old.only_fails("migrations", &["version 0", "2 is needed", LAST, MIGRATE[0], MIGRATE[1]]);
+    old.only_fails("migrations", &["version 0", "3 is needed", LAST, MIGRATE[0], MIGRATE[1]]);
     old.says("conversation", "skipped", &["because migrations failed"]);
     let skewed = patient.with(&probe(&format!("{now} + 3600000"), 2), &[]).await;
     skewed.says("clock", "failure", &["behind the database's", "3600 s", "NTP"]);
@@ -139,8 +139,9 @@ async fn missing_migrations_are_named(server: Server) {
     let apply = |folder: &str, count| tokio::task::block_in_place(|| stack.apply_first(folder, count));
     for (folder, count, said) in [
         ("migrations", 1, "lacks threadkeep's functions"),
-        ("tests/supabase/first_building", 2, "the functions have version 1, and 2 is needed"),
-        ("tests/supabase/first_building", 6, "the functions have version 1, and 2 is needed"),
+        ("tests/supabase/first_building", 2, "the functions have version 1, and 3 is needed"),
+        ("tests/supabase/first_building", 6, "the functions have version 1, and 3 is needed"),
+        ("tests/supabase/revision_2", 1, "the functions have version 2, and 3 is needed"),
     ] {
         apply(folder, count);
         restart(&stack);
@@ -160,7 +161,7 @@ async fn missing_migrations_are_named(server: Server) {
     });
     Diagnosis::of(&cli)
         .await
-        .only_fails("grants", &["threadkeep_touch has version 1", "2 is needed", MIGRATE[0]]);
+        .only_fails("grants", &["threadkeep_touch has version 1", "3 is needed", MIGRATE[0]]);
 }
 
 /// Restarts the server, which then reads the schema again.
@@ -192,11 +193,14 @@ async fn check_public_key(server: Server) {
     let open = patient.with("grant execute on function threadkeep_load to anon", &arguments).await;
     // The database still denies the function's access to the table.
     open.is_well();
+    // A call without a write needs no table, so it is answered.
     let open = patient.with("grant execute on all functions in schema public to anon", &arguments).await;
-    open.is_well();
-    // A function that needs no table answers.
+    open.only_fails(
+        "public access",
+        &["threadkeep_apply", "with the public key", "apply the migrations again"],
+    );
     let probe = "create or replace function public.threadkeep_probe() returns json language sql volatile security invoker
-                 set search_path = '' as $$ select json_build_object('now', public.threadkeep_now(), 'schema', 2) $$;
+                 set search_path = '' as $$ select json_build_object('now', public.threadkeep_now(), 'revision', 3) $$;
                  grant execute on all functions in schema public to anon";
     let open = patient.with(probe, &arguments).await;
     open.only_fails(

@@ -198,7 +198,7 @@ async fn dead_letters_are_named() {
     create_outage_file(&gateway, &cli).await;
     let file = rusqlite::Connection::open(cli.queue()).unwrap();
     let letter =
-        "insert into dead_letters values (1, 'k', 1, '1', 1, null, '{}', 9, 1, 1, 'superseded', null)";
+        "insert into dead_letters values (1, 'k', 1, '1', 1, null, '{}', 9, null, 1, 1, 'superseded', null)";
     file.execute(letter, []).unwrap();
     drop(file);
     unchanged(&cli).await.says("dead letters", "warning", &["1 writes", "threadkeep queue dead"]);
@@ -236,7 +236,7 @@ async fn other_backends_are_checked() {
             "warning",
             &["a restart of the daemon loses all conversations", "CONVERSATION_STORAGE_BACKEND"],
         )
-        .says("file", "warning", &["4 writes are queued", "threadkeep queue replay"]);
+        .says("file", "warning", &["5 writes are queued", "threadkeep queue replay"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

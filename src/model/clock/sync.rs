@@ -1,63 +1,93 @@
-//! Synchronisation of a clock with the store's answers, and its reaction to jumps of this machine's clocks.
+//! The sync of a clock with the store's clock, and the jumps that end it.
+//!
+//! While the clock is unsynced, versions are provisional. The next answer of the store is pending until the outage file has
+//! corrected its provisional rows (`outage/clock_sync.rs`). Without an outage file, the answer counts at once.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::Instant;
 
-use super::corrections::{Corrections, UnsyncedPeriod, not_passed};
-use super::{Clock, IssuedVersion};
+use super::Clock;
 use crate::model::moment::{ClockReading, Moment, read_clocks, system_millis};
 use crate::model::version::{MAX_CLOCK_SKEW, Timestamp, Version, millis};
 
 /// The drift in milliseconds beyond which an authoritative clock follows the system clock.
 const MAX_DRIFT_MS: u64 = 20;
+/// The value of `Clock::synced_at` before the first sync.
+pub(super) const UNSYNCED: u64 = u64::MAX;
+
+/// The correction of an unsynced clock, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Correction(pub(crate) i64);
+
+/// The owner of the end of an unsynced period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SyncMode {
+    /// An answer of the store ends the period.
+    ByAnswer,
+    /// The outage file ends it, after it has corrected its rows.
+    ByFile,
+}
+
+/// The part of the sync that only answers and jumps use.
+#[derive(Debug)]
+pub(super) struct SyncState {
+    mode: SyncMode,
+    /// The value for `Clock::time_at_zero` by the answer that waits for the outage file.
+    pending: Option<i64>,
+    last: Correction,
+    /// The milliseconds that the monotonic clock had missed by the last jump.
+    missed: i64,
+}
+
+impl SyncState {
+    pub(super) fn new(missed: i64) -> Self {
+        Self { mode: SyncMode::ByAnswer, pending: None, last: Correction(0), missed }
+    }
+}
 
 impl Clock {
     /// Reacts to a reading of this machine's clocks: counts a new jump, and follows the system clock if this clock is
     /// authoritative.
     pub(super) fn notice(&self, reading: ClockReading, read_exactly: impl Fn() -> (Moment, i64)) {
         if reading.moment.jumps() != self.seen_jumps.load(Relaxed) {
-            self.on_jump(&mut self.corrections(), reading);
+            self.on_jump(&mut self.sync(), reading);
         }
         if self.is_authoritative && (reading.wall - self.at(reading.moment).0).unsigned_abs() > MAX_DRIFT_MS {
             self.follow_system(read_exactly());
         }
     }
 
-    /// Begins an unsynced period. If one lasts already, its assumed time stays, because one answer corrects both.
+    /// Counts a jump, which ends the sync. If the clock was unsynced before, its time stays, because one answer corrects both.
     #[cold]
-    pub(super) fn on_jump(
-        &self,
-        corrections: &mut Corrections,
-        ClockReading { moment, wall, missed }: ClockReading,
-    ) {
+    pub(super) fn on_jump(&self, sync: &mut SyncState, ClockReading { moment, wall, missed }: ClockReading) {
         // Another OS thread may have counted this jump while this one waited for the lock.
         if moment.jumps() <= self.seen_jumps.load(Relaxed) {
             return;
         }
-        self.seen_jumps.store(moment.jumps(), Release);
+        let was_synced = self.synced_at.load(Relaxed) == u64::from(self.seen_jumps.load(Relaxed));
         // The part of this jump alone: earlier jumps are counted already.
-        let missed = missed - std::mem::replace(&mut corrections.missed, missed);
-        if self.is_authoritative {
-            return;
-        }
-        if self.unsynced_number.load(Relaxed) == 0 {
+        let missed = missed - std::mem::replace(&mut sync.missed, missed);
+        // The store gave the pending answer before the jump.
+        sync.pending = None;
+        if was_synced && !self.is_authoritative {
             let time_at_zero = self.time_at_zero.load(Relaxed);
-            corrections.assumed = time_at_zero - not_passed(time_at_zero + moment.millis(), wall, missed);
-            self.time_at_zero.store(corrections.assumed, Relaxed);
-            // Release order: a reader that sees the number also sees the assumed time.
-            self.unsynced_number.store(corrections.ended() + 1, Release);
+            let not_passed = not_passed(time_at_zero + moment.millis(), wall, missed);
+            self.time_at_zero.store(time_at_zero - not_passed, Relaxed);
         }
-        self.jump_noticed.notify_one();
+        // Release order: a reader that sees the number also sees the time.
+        self.seen_jumps.store(moment.jumps(), Release);
+        if !self.is_authoritative {
+            self.jump_noticed.notify_one();
+        }
     }
 
     /// Follows the system clock after a step. Expiry follows it in both directions. The time of versions never goes back, so
     /// no later write loses against an earlier write.
     #[cold]
     fn follow_system(&self, (moment, system): (Moment, i64)) {
-        let mut corrections = self.corrections();
+        let _sync = self.sync();
         self.version_time_at_zero.fetch_max(self.time_at_zero.load(Relaxed), Relaxed);
-        corrections.assumed = system - moment.millis();
-        self.time_at_zero.store(corrections.assumed, Release);
+        self.time_at_zero.store(system - moment.millis(), Release);
     }
 
     /// Waits for a jump that leaves this clock unsynced until the next answer of the store.
@@ -65,146 +95,147 @@ impl Clock {
         self.jump_noticed.notified().await;
     }
 
-    /// Returns the unsynced period as of the last reading of this machine's clocks.
-    pub(super) fn noted_unsynced(&self) -> Option<UnsyncedPeriod> {
-        self.unsynced_number.load(Acquire).checked_sub(1).map(UnsyncedPeriod)
+    /// Whether versions are final. False from the start or a jump until the end of the next sync.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.is_authoritative || u64::from(self.moment().jumps()) == self.synced_at.load(Acquire)
     }
 
-    /// Returns the present unsynced period, or `None` if the clock is synced.
-    pub(crate) fn unsynced(&self) -> Option<UnsyncedPeriod> {
+    /// Waits until the clock is synced.
+    pub(crate) async fn synced(&self) {
+        self.wait_for_sync(|| self.is_synced().then_some(())).await;
+    }
+
+    /// Waits until an answer of the store waits for the outage file.
+    pub(crate) async fn answered(&self) -> Correction {
+        self.wait_for_sync(|| self.pending()).await
+    }
+
+    async fn wait_for_sync<T>(&self, find: impl Fn() -> Option<T>) -> T {
+        loop {
+            // Before the look, so that no change in between is missed.
+            let changed = self.sync_changed.notified();
+            if let Some(found) = find() {
+                return found;
+            }
+            changed.await;
+        }
+    }
+
+    /// Returns the correction by the answer that waits for the outage file.
+    pub(crate) fn pending(&self) -> Option<Correction> {
         self.moment();
-        self.noted_unsynced()
+        let pending = self.sync().pending?;
+        Some(Correction(pending.saturating_sub(self.time_at_zero.load(Relaxed))))
     }
 
-    /// Returns the present unsynced period, or else the last one.
-    pub(crate) fn last_unsynced_period(&self) -> UnsyncedPeriod {
-        let corrections = self.corrections();
-        self.noted_unsynced().unwrap_or_else(|| UnsyncedPeriod(corrections.ended().saturating_sub(1)))
+    /// Returns the correction of the last sync.
+    pub(crate) fn last_correction(&self) -> Correction {
+        self.sync().last
     }
 
-    /// Returns the last unsynced period that has ended.
-    pub(crate) fn last_ended(&self) -> Option<UnsyncedPeriod> {
-        self.corrections().ended().checked_sub(1).map(UnsyncedPeriod)
+    /// Lets the outage file end each unsynced period from now on.
+    pub(crate) fn sync_by_file(&self) {
+        self.sync().mode = SyncMode::ByFile;
     }
 
-    /// Sets the clock to the time that an earlier process of this daemon knew. Only the first unsynced period accepts it.
+    /// Sets the clock to the time that an earlier process of this daemon knew, if no answer came first.
     pub(crate) fn resume(&self, now: Timestamp) {
         let moment = self.moment();
-        let mut corrections = self.corrections();
-        if self.noted_unsynced() == Some(UnsyncedPeriod(0)) {
-            corrections.assumed = now.0 - moment.millis();
-            self.time_at_zero.store(corrections.assumed, Relaxed);
+        let sync = self.sync();
+        if self.synced_at.load(Relaxed) == UNSYNCED && sync.pending.is_none() {
+            self.time_at_zero.store(now.0 - moment.millis(), Relaxed);
         }
     }
 
     /// Corrects the clock by an answer of the store: its clock showed `shown` between `sent` and `received`.
     ///
     /// The two moments bound the error from both sides, and the clock moves to the nearer bound. The clock ignores the answer
-    /// if this machine's clocks have jumped since `sent`.
-    ///
-    /// ```
-    /// use std::time::Instant;
-    /// use threadkeep::store::Clock;
-    ///
-    /// let (clock, store) = (Clock::new(), Clock::skewed(60_000));
-    /// let sent = Instant::now();
-    /// clock.correct(sent, Instant::now(), store.now());
-    /// assert!((clock.now().0 - store.now().0).abs() < 1_000);
-    /// ```
+    /// if this machine's clocks have jumped since `sent`. See [`Clock`] for an example.
     pub fn correct(&self, sent: Instant, received: Instant, shown: Timestamp) {
         self.correct_at(sent.into(), received.into(), shown);
     }
 
     /// Corrects the clock as [`correct`](Self::correct) does.
     pub(crate) fn correct_at(&self, sent: Moment, received: Moment, shown: Timestamp) {
-        self.moment();
-        let mut corrections = self.corrections();
-        let jumps = self.seen_jumps.load(Relaxed);
-        if self.is_authoritative || sent.jumps() != jumps || received.jumps() != jumps {
-            return;
-        }
         let earliest = shown.0.saturating_sub(received.millis());
         // A caller of `correct` may swap the instants, and `clamp` panics if its bounds cross.
         let latest = shown.0.saturating_sub(sent.millis()).max(earliest);
-        self.time_at_zero.store(self.time_at_zero.load(Relaxed).clamp(earliest, latest), Relaxed);
-        self.end_unsynced_period(&mut corrections);
+        self.answer(&[sent, received], |time_at_zero| time_at_zero.clamp(earliest, latest));
     }
 
-    /// Ends the unsynced period without a correction. Callers use it after an answer, sent for at `asked`, of a store that
-    /// has no clock of its own.
+    /// Takes an answer, sent for at `asked`, of a store that has no clock of its own. The clock counts as right.
     pub(crate) fn trust(&self, asked: Moment) {
-        let now = self.moment();
-        let mut corrections = self.corrections();
-        if asked.is_comparable_to(now) && now.jumps() == self.seen_jumps.load(Relaxed) {
-            self.end_unsynced_period(&mut corrections);
-        }
+        self.answer(&[asked], |time_at_zero| time_at_zero);
     }
 
-    fn end_unsynced_period(&self, corrections: &mut Corrections) {
-        if self.noted_unsynced().is_none() {
+    fn answer(&self, moments: &[Moment], corrected: impl FnOnce(i64) -> i64) {
+        self.moment();
+        let mut sync = self.sync();
+        let jumps = self.seen_jumps.load(Relaxed);
+        if self.is_authoritative || moments.iter().any(|moment| moment.jumps() != jumps) {
             return;
         }
-        let correction_ms = self.time_at_zero.load(Relaxed).saturating_sub(corrections.assumed);
+        let time_at_zero = self.time_at_zero.load(Relaxed);
+        let corrected = corrected(sync.pending.unwrap_or(time_at_zero));
+        if self.synced_at.load(Relaxed) == u64::from(jumps) {
+            self.time_at_zero.store(corrected, Relaxed);
+        } else if sync.mode == SyncMode::ByAnswer {
+            self.correct_by(&mut sync, Correction(corrected.saturating_sub(time_at_zero)));
+            self.set_synced();
+        } else {
+            sync.pending = Some(corrected);
+            self.sync_changed.notify_waiters();
+        }
+    }
+
+    /// Ends the unsynced period, after the outage file has corrected its rows by this correction.
+    ///
+    /// Versions go on above `newest`. If the clocks have jumped meanwhile, the clock is corrected and stays unsynced.
+    pub(crate) fn finish_sync(&self, correction: Correction, newest: Version) {
+        self.moment();
+        let mut sync = self.sync();
+        self.correct_by(&mut sync, correction);
+        // Before the end of the period. A put in between would get a version below the corrected ones, and lose to them.
+        self.observe(newest);
+        if sync.pending.take().is_some() {
+            self.set_synced();
+        }
+    }
+
+    fn correct_by(&self, sync: &mut SyncState, correction: Correction) {
+        self.time_at_zero.fetch_add(correction.0, Relaxed);
         // New versions must not follow the versions that the wrong clock issued.
-        if correction_ms.abs() > millis(MAX_CLOCK_SKEW) {
+        if correction.0.abs() > millis(MAX_CLOCK_SKEW) {
             let now = self.version_time(read_clocks().moment);
             self.last_version.fetch_min(Version::min_at(now).0, Relaxed);
         }
-        corrections.add(correction_ms);
+        sync.last = correction;
+    }
+
+    /// Marks the clock as synced. The caller holds the lock.
+    fn set_synced(&self) {
         // Last, so that a reader of a synced clock also reads the corrected time.
-        self.unsynced_number.store(0, Release);
+        self.synced_at.store(self.seen_jumps.load(Relaxed).into(), Release);
+        self.sync_changed.notify_waiters();
     }
 
-    /// Returns the correction of the versions of an unsynced period, in milliseconds, or `None` while the period lasts (I8).
-    /// The correction is zero if the clock was right within the [tolerance](MAX_CLOCK_SKEW).
-    pub(crate) fn moved(&self, unsynced: UnsyncedPeriod) -> Option<i64> {
-        self.exact_correction_ms(unsynced).map(beyond_tolerance)
-    }
-
-    /// Returns the correction as [`moved`](Self::moved), also within the tolerance. Expiry is exact (I17).
-    pub(crate) fn exact_correction_ms(&self, unsynced: UnsyncedPeriod) -> Option<i64> {
-        self.corrections().of(unsynced)
-    }
-
-    /// Returns the lead, in milliseconds, of this clock over the system clock before the last correction.
-    ///
-    /// The lead is not zero if the system clock was set after the start. It is zero within the [tolerance](MAX_CLOCK_SKEW).
-    pub(crate) fn ahead_of_system(&self) -> i64 {
-        let moment = self.moment();
-        let assumed = self.corrections().assumed;
-        self.lead_over_system(assumed.saturating_add(moment.millis()))
-    }
-
-    /// Returns the known lead, in milliseconds, of the store's clock over the system clock. The lead is zero within the
+    /// Returns the known lead, in milliseconds, of this clock over the system clock. The lead is zero within the
     /// [tolerance](MAX_CLOCK_SKEW).
     pub(crate) fn offset(&self) -> i64 {
-        self.lead_over_system(self.now().0)
-    }
-
-    fn lead_over_system(&self, shown: i64) -> i64 {
-        beyond_tolerance(shown - system_millis() - self.skew)
-    }
-
-    /// Whether the clock was wrong when it issued a version.
-    ///
-    /// An observed version may have pushed the issued version near the right time. The version is still out of tolerance,
-    /// because the correction moves the queued versions of the same period, and they must not pass this version.
-    pub(crate) fn is_out_of_tolerance(&self, issued: &IssuedVersion) -> bool {
-        let correction = issued.unsynced.map(|unsynced| self.moved(unsynced));
-        // A second jump before the answer makes the correction of the first jump unknown.
-        let is_unknown = correction == Some(None) && !issued.is_comparable_to(self.moment());
-        if is_unknown || correction.flatten().is_some_and(|correction_ms| correction_ms != 0) {
-            return true;
-        }
-        // A jump after the issue changes nothing about a version that was right.
-        if self.is_authoritative || !issued.is_comparable_to(self.moment()) {
-            return false;
-        }
-        let (expected, actual) = (self.version_time(issued.issued_at), issued.version.at());
-        expected.since(actual) > MAX_CLOCK_SKEW || actual.since(expected) > MAX_CLOCK_SKEW
+        let lead = self.now().0 - system_millis() - self.skew;
+        if is_beyond_tolerance(lead) { lead } else { 0 }
     }
 }
 
-fn beyond_tolerance(off_by_ms: i64) -> i64 {
-    if off_by_ms.abs() > millis(MAX_CLOCK_SKEW) { off_by_ms } else { 0 }
+/// Returns the part of the `missed` milliseconds that did not pass: all of them, or none.
+///
+/// `shown` is the time of the store's clock if the missed time has passed, and `system` is the time of the system clock. If the
+/// system clock agrees only with `shown - missed`, the step made a wrong system clock right. Then no time passed.
+pub(crate) fn not_passed(shown: i64, system: i64, missed: i64) -> i64 {
+    let made_right = is_beyond_tolerance(shown - system) && !is_beyond_tolerance(shown - missed - system);
+    if made_right { missed } else { 0 }
+}
+
+fn is_beyond_tolerance(by_ms: i64) -> bool {
+    by_ms.abs() > millis(MAX_CLOCK_SKEW)
 }

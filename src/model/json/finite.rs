@@ -1,6 +1,4 @@
 //! A serializer that rejects numbers that are not finite, and passes all else to the inner serializer.
-//!
-//! serde_json alone writes such a number as `null`. The type of the value cannot read that `null` back.
 
 use std::fmt::Display;
 
@@ -25,13 +23,21 @@ fn not_finite<E: serde::ser::Error>(number: impl Display) -> E {
     E::custom(format_args!("it has a number that is not finite ({number})"))
 }
 
-/// Forwards the methods for values without nested values.
-macro_rules! forward_values {
-    ($($method:ident($($argument:ident: $type:ty),*);)*) => { $(
-        fn $method(self, $($argument: $type),*) -> Result<Self::Ok, Self::Error> {
-            self.0.$method($($argument),*)
-        }
-    )* };
+/// Forwards the methods of a serializer. A nested value gets wrapped, and so does the serializer of several values.
+macro_rules! forward {
+    (values { $($value:ident($($arg:ident: $type:ty),*);)* }
+     nested { $($nested:ident($($before:ident: $before_type:ty),*);)* }
+     several { $($several:ident($($of:ident: $of_type:ty),*) -> $inner:ident;)* }) => {
+        $(fn $value(self, $($arg: $type),*) -> Result<S::Ok, S::Error> {
+            self.0.$value($($arg),*)
+        })*
+        $(fn $nested<T: Serialize + ?Sized>(self, $($before: $before_type,)* value: &T) -> Result<S::Ok, S::Error> {
+            self.0.$nested($($before,)* &Nested(value))
+        })*
+        $(fn $several(self, $($of: $of_type),*) -> Result<Self::$inner, S::Error> {
+            self.0.$several($($of),*).map(Finite)
+        })*
+    };
 }
 
 impl<S: Serializer> Serializer for Finite<S> {
@@ -45,27 +51,6 @@ impl<S: Serializer> Serializer for Finite<S> {
     type SerializeStruct = Finite<S::SerializeStruct>;
     type SerializeStructVariant = Finite<S::SerializeStructVariant>;
 
-    forward_values! {
-        serialize_bool(value: bool);
-        serialize_i8(value: i8);
-        serialize_i16(value: i16);
-        serialize_i32(value: i32);
-        serialize_i64(value: i64);
-        serialize_i128(value: i128);
-        serialize_u8(value: u8);
-        serialize_u16(value: u16);
-        serialize_u32(value: u32);
-        serialize_u64(value: u64);
-        serialize_u128(value: u128);
-        serialize_char(value: char);
-        serialize_str(value: &str);
-        serialize_bytes(value: &[u8]);
-        serialize_none();
-        serialize_unit();
-        serialize_unit_struct(name: &'static str);
-        serialize_unit_variant(name: &'static str, index: u32, variant: &'static str);
-    }
-
     fn serialize_f32(self, value: f32) -> Result<S::Ok, S::Error> {
         if value.is_finite() { self.0.serialize_f32(value) } else { Err(not_finite(value)) }
     }
@@ -74,113 +59,58 @@ impl<S: Serializer> Serializer for Finite<S> {
         if value.is_finite() { self.0.serialize_f64(value) } else { Err(not_finite(value)) }
     }
 
-    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<S::Ok, S::Error> {
-        self.0.serialize_some(&Nested(value))
-    }
-
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(
-        self,
-        name: &'static str,
-        value: &T,
-    ) -> Result<S::Ok, S::Error> {
-        self.0.serialize_newtype_struct(name, &Nested(value))
-    }
-
-    fn serialize_newtype_variant<T: Serialize + ?Sized>(
-        self,
-        name: &'static str,
-        index: u32,
-        variant: &'static str,
-        value: &T,
-    ) -> Result<S::Ok, S::Error> {
-        self.0.serialize_newtype_variant(name, index, variant, &Nested(value))
-    }
-
-    fn serialize_seq(self, len: Option<usize>) -> Result<Self::SerializeSeq, S::Error> {
-        self.0.serialize_seq(len).map(Finite)
-    }
-
-    fn serialize_tuple(self, len: usize) -> Result<Self::SerializeTuple, S::Error> {
-        self.0.serialize_tuple(len).map(Finite)
-    }
-
-    fn serialize_tuple_struct(
-        self,
-        name: &'static str,
-        len: usize,
-    ) -> Result<Self::SerializeTupleStruct, S::Error> {
-        self.0.serialize_tuple_struct(name, len).map(Finite)
-    }
-
-    fn serialize_tuple_variant(
-        self,
-        name: &'static str,
-        index: u32,
-        variant: &'static str,
-        len: usize,
-    ) -> Result<Self::SerializeTupleVariant, S::Error> {
-        self.0.serialize_tuple_variant(name, index, variant, len).map(Finite)
-    }
-
-    fn serialize_map(self, len: Option<usize>) -> Result<Self::SerializeMap, S::Error> {
-        self.0.serialize_map(len).map(Finite)
-    }
-
-    fn serialize_struct(self, name: &'static str, len: usize) -> Result<Self::SerializeStruct, S::Error> {
-        self.0.serialize_struct(name, len).map(Finite)
-    }
-
-    fn serialize_struct_variant(
-        self,
-        name: &'static str,
-        index: u32,
-        variant: &'static str,
-        len: usize,
-    ) -> Result<Self::SerializeStructVariant, S::Error> {
-        self.0.serialize_struct_variant(name, index, variant, len).map(Finite)
+    forward! {
+        values {
+            serialize_bool(value: bool);
+            serialize_i8(value: i8);
+            serialize_i16(value: i16);
+            serialize_i32(value: i32);
+            serialize_i64(value: i64);
+            serialize_i128(value: i128);
+            serialize_u8(value: u8);
+            serialize_u16(value: u16);
+            serialize_u32(value: u32);
+            serialize_u64(value: u64);
+            serialize_u128(value: u128);
+            serialize_char(value: char);
+            serialize_str(value: &str);
+            serialize_bytes(value: &[u8]);
+            serialize_none();
+            serialize_unit();
+            serialize_unit_struct(name: &'static str);
+            serialize_unit_variant(name: &'static str, index: u32, variant: &'static str);
+        }
+        nested {
+            serialize_some();
+            serialize_newtype_struct(name: &'static str);
+            serialize_newtype_variant(name: &'static str, index: u32, variant: &'static str);
+        }
+        several {
+            serialize_seq(len: Option<usize>) -> SerializeSeq;
+            serialize_tuple(len: usize) -> SerializeTuple;
+            serialize_tuple_struct(name: &'static str, len: usize) -> SerializeTupleStruct;
+            serialize_tuple_variant(name: &'static str, index: u32, variant: &'static str, len: usize) -> SerializeTupleVariant;
+            serialize_map(len: Option<usize>) -> SerializeMap;
+            serialize_struct(name: &'static str, len: usize) -> SerializeStruct;
+            serialize_struct_variant(name: &'static str, index: u32, variant: &'static str, len: usize) -> SerializeStructVariant;
+        }
     }
 
     fn collect_str<T: Display + ?Sized>(self, value: &T) -> Result<S::Ok, S::Error> {
         self.0.collect_str(value)
     }
-
-    fn is_human_readable(&self) -> bool {
-        self.0.is_human_readable()
-    }
 }
 
-/// Forwards the elements of a value, each wrapped in [`Nested`].
+/// Forwards the elements of a value. Each element gets wrapped.
 macro_rules! forward_elements {
-    ($($trait:ident::$method:ident;)*) => { $(
+    ($($trait:ident { $($method:ident($($name:ident: $type:ty)?);)* })*) => { $(
         impl<S: $trait> $trait for Finite<S> {
             type Ok = S::Ok;
             type Error = S::Error;
 
-            fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), S::Error> {
-                self.0.$method(&Nested(value))
-            }
-
-            fn end(self) -> Result<S::Ok, S::Error> {
-                self.0.end()
-            }
-        }
-    )* };
-}
-
-/// Forwards the named fields of a value, each wrapped in [`Nested`].
-macro_rules! forward_fields {
-    ($($trait:ident;)*) => { $(
-        impl<S: $trait> $trait for Finite<S> {
-            type Ok = S::Ok;
-            type Error = S::Error;
-
-            fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), S::Error> {
-                self.0.serialize_field(name, &Nested(value))
-            }
-
-            fn skip_field(&mut self, name: &'static str) -> Result<(), S::Error> {
-                self.0.skip_field(name)
-            }
+            $(fn $method<T: Serialize + ?Sized>(&mut self, $($name: $type,)? value: &T) -> Result<(), S::Error> {
+                self.0.$method($($name,)? &Nested(value))
+            })*
 
             fn end(self) -> Result<S::Ok, S::Error> {
                 self.0.end()
@@ -190,38 +120,11 @@ macro_rules! forward_fields {
 }
 
 forward_elements! {
-    SerializeSeq::serialize_element;
-    SerializeTuple::serialize_element;
-    SerializeTupleStruct::serialize_field;
-    SerializeTupleVariant::serialize_field;
-}
-
-forward_fields! {
-    SerializeStruct;
-    SerializeStructVariant;
-}
-
-impl<S: SerializeMap> SerializeMap for Finite<S> {
-    type Ok = S::Ok;
-    type Error = S::Error;
-
-    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), S::Error> {
-        self.0.serialize_key(&Nested(key))
-    }
-
-    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), S::Error> {
-        self.0.serialize_value(&Nested(value))
-    }
-
-    fn serialize_entry<K: Serialize + ?Sized, V: Serialize + ?Sized>(
-        &mut self,
-        key: &K,
-        value: &V,
-    ) -> Result<(), S::Error> {
-        self.0.serialize_entry(&Nested(key), &Nested(value))
-    }
-
-    fn end(self) -> Result<S::Ok, S::Error> {
-        self.0.end()
-    }
+    SerializeSeq { serialize_element(); }
+    SerializeTuple { serialize_element(); }
+    SerializeTupleStruct { serialize_field(); }
+    SerializeTupleVariant { serialize_field(); }
+    SerializeStruct { serialize_field(name: &'static str); }
+    SerializeStructVariant { serialize_field(name: &'static str); }
+    SerializeMap { serialize_key(); serialize_value(); }
 }

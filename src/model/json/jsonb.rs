@@ -98,39 +98,3 @@ fn digits_of_numeric(number: &[u8]) -> Option<u64> {
         && len(fraction) - exponent <= MAX_FRACTION_DIGITS;
     fits.then_some(exponent.unsigned_abs())
 }
-
-#[cfg(test)]
-mod tests {
-    use super::super::Json;
-
-    #[test]
-    fn json_new_rejects_text_that_jsonb_cannot_hold() {
-        let deep = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
-        for good in [
-            "null".into(),
-            deep(127),
-            r#"{"a":"\ud83d\ude00 \\u0000 \" \\"}"#.into(),
-            "[1e131071,-1.5E-16382,0.1]".into(),
-            format!("0.{}", "1".repeat(16_383)),
-        ] {
-            assert!(Json::new(good.clone()).is_ok(), "{good:.60}");
-        }
-        for (bad, why) in [
-            (r#"{"a":1"#.to_owned(), "not valid JSON"),
-            (String::new(), "not valid JSON"),
-            (r#"["\u0000"]"#.into(), "\\u0000"),
-            (r#"["\ud83d"]"#.into(), "surrogate"),
-            (r#"["\ud83dx\ude00"]"#.into(), "surrogate"),
-            (r#"["\ude00"]"#.into(), "surrogate"),
-            ("[1e131072]".into(), "numeric"),
-            ("[1e-16384]".into(), "numeric"),
-            ("1e99999999999".into(), "numeric"),
-            (deep(128), "nesting"),
-            (format!("[{}0]", "1e131000,".repeat(65)), "8 MiB"),
-        ] {
-            let error = Json::new(bad).unwrap_err();
-            assert!(error.to_string().contains(why), "{error}");
-        }
-        assert!(Json::of("a\0b").unwrap_err().to_string().contains("\\u0000"));
-    }
-}

@@ -8,6 +8,7 @@ use crate::model::json::Json;
 use crate::model::key::user;
 use crate::model::version::{Timestamp, Version};
 use crate::outage::ImportItem;
+use crate::store::Condition;
 
 /// The largest error of a clock that issued a version.
 const MAX_LEAD: Duration = Duration::from_secs(86_400);
@@ -29,7 +30,7 @@ pub(in crate::outage) fn validate(items: Vec<ImportItem>) -> (Vec<ImportItem>, V
 
 fn validate_item(item: &ImportItem, now: Timestamp) -> Result<()> {
     let (record, times) = match item {
-        ImportItem::Queued(write) => (&write.record, vec![write.queued_at]),
+        ImportItem::Queued(queued) => (&*queued.write.record, vec![queued.queued_at]),
         ImportItem::DeadLetter(letter) => (&letter.record, vec![letter.queued_at, letter.died_at]),
         ImportItem::LocalRecord(record) => (record, Vec::new()),
     };
@@ -65,14 +66,17 @@ fn validate_item(item: &ImportItem, now: Timestamp) -> Result<()> {
 
 /// Returns a version of an item that no clock can have issued.
 fn invalid_version(item: &ImportItem, version: Version) -> Option<Version> {
-    let (conditions, newer) = match item {
-        ImportItem::Queued(write) => (write.base.iter().chain(&write.sent_versions).copied().collect(), None),
-        ImportItem::DeadLetter(letter) => (Vec::new(), letter.newer),
-        ImportItem::LocalRecord(_) => (Vec::new(), None),
+    let (condition, newer) = match item {
+        ImportItem::Queued(queued) => (queued.write.condition, None),
+        ImportItem::DeadLetter(letter) => (letter.condition, letter.newer),
+        ImportItem::LocalRecord(_) => (Condition::Any, None),
     };
     // An update may change a conversation that never existed, so its base may be `Version::NONE`.
-    let invalid_condition = conditions.into_iter().find(|version: &Version| *version < Version::NONE);
-    newer.into_iter().chain([version]).find(|version| *version <= Version::NONE).or(invalid_condition)
+    let base = match condition {
+        Condition::IfVersion(base) => Some(base).filter(|base| *base < Version::NONE),
+        Condition::Any => None,
+    };
+    newer.into_iter().chain([version]).find(|version| *version <= Version::NONE).or(base)
 }
 
 #[cfg(test)]
@@ -86,9 +90,9 @@ mod tests {
     fn validate_impossible_versions_are_rejected() {
         let record = Record::tombstone(Key::new("k").unwrap(), Version::from_raw(7));
         let with_base = |base| {
-            let mut write = QueuedWrite::new(record.clone(), Timestamp(1));
-            (write.base, write.sent_versions) = (Some(Version::from_raw(base)), vec![Version::NONE]);
-            ImportItem::Queued(write)
+            let mut queued = QueuedWrite::new(record.clone(), Timestamp(1));
+            queued.write.condition = Condition::IfVersion(Version::from_raw(base));
+            ImportItem::Queued(queued)
         };
         let with_newer = |newer| {
             let mut letter = DeadLetter::new(record.clone(), Timestamp(1), Timestamp(1), "superseded");

@@ -5,40 +5,43 @@ use std::time::{Duration, Instant};
 use tokio::sync::SemaphorePermit;
 
 use super::Replayer;
-use super::outcome::{outcome, rebase_target, to_write};
-use super::state::{BatchResult, RECHECK_AFTER, SendMode};
+use super::state::{CallResult, IsolatedWrite};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::key::Key;
-use crate::model::moment::Moment;
+use crate::model::json::Json;
+use crate::model::record::Record;
 use crate::model::version::{MAX_CLOCK_SKEW, Timestamp, Version};
 use crate::observe::alert::Access;
 use crate::observe::metrics::ReplayResult;
-use crate::outage::{DeadLetterReason, QueuedRow, ReplayOutcome};
+use crate::outage::settle::Answer;
+use crate::outage::{QueuedWrite, Verdict};
 use crate::store::{Applied, Write};
 
 /// The time after which a batch overlaps with a slow one.
 const OVERLAP_AFTER: Duration = Duration::from_millis(100);
-/// The number of times that a conflicting update is sent over the stored version.
-const MAX_REBASES: usize = 3;
 /// The margin of a wait for the store's clock.
 const CLOCK_MARGIN: Duration = Duration::from_millis(50);
-/// The pause after the outage file could not be written.
-const FILE_RETRY: Duration = Duration::from_secs(1);
+/// The longest wait for the store's clock between two tries.
+const MAX_FUTURE_PAUSE: Duration = Duration::from_secs(60);
 
 impl Replayer {
-    /// Sends a batch, and completes the writes that have found their end. Returns also the time that the store took.
-    pub(super) async fn send(&self, batch: Vec<QueuedRow>, mode: SendMode) -> (BatchResult, Duration) {
-        let permit = match mode {
-            SendMode::Batch => self.send_permit().await,
+    /// Sends a batch or one isolated write, and completes the writes that have found their end. Returns also the time that the
+    /// store took.
+    pub(super) async fn send(
+        &self,
+        batch: Vec<QueuedWrite>,
+        isolated: Option<IsolatedWrite>,
+    ) -> (CallResult, Duration) {
+        let permit = match isolated {
+            None => self.send_permit().await,
             // An isolated call has one record, and a slow batch must not delay it.
-            SendMode::Alone { .. } => None,
+            Some(_) => None,
         };
         // After the wait, because the clock may have jumped meanwhile.
         let now = match self.known_now() {
             Ok(now) => now,
-            Err(unknown) => return (BatchResult::Unavailable(unknown), Duration::ZERO),
+            Err(unknown) => return (CallResult::Unavailable(unknown), Duration::ZERO),
         };
-        let (began, start) = (Moment::now(), Instant::now());
+        let start = Instant::now();
         let applied = self.apply(&batch, now).await;
         let took = start.elapsed();
         // The store is free for the next batch while this one is completed in the file.
@@ -46,9 +49,9 @@ impl Replayer {
         let result = match applied {
             Ok(applied) => {
                 self.alert.wrote(Ok(&applied));
-                self.handle_outcomes(batch, applied, began).await
+                self.settle(&batch, applied).await
             }
-            Err(error) => self.diagnose(batch, error, mode).await,
+            Err(error) => self.diagnose(&batch, error, isolated).await,
         };
         (result, took)
     }
@@ -61,159 +64,119 @@ impl Replayer {
         }
     }
 
-    /// Applies a batch. Sends a conflicting update again over the stored version, unless another writer stored that one.
-    async fn apply(&self, batch: &[QueuedRow], now: Timestamp) -> Result<Vec<Applied>> {
-        let mut writes: Vec<Write> = batch.iter().map(|queued| to_write(queued, now)).collect();
-        let mut applied = self.store.apply_once(&writes).await?;
-        for _ in 0..MAX_REBASES {
-            // A faulty store may answer for fewer or for more records. The check below rejects that.
-            let rebased: Vec<(usize, Version)> = (0..applied.len().min(batch.len()))
-                .filter_map(|at| Some((at, rebase_target(&batch[at], applied[at])?)))
-                .collect();
-            if rebased.is_empty() {
-                break;
-            }
-            let retries = rebased.iter().map(|(at, base)| {
-                writes[*at].if_version = Some(*base);
-                writes[*at].clone()
-            });
-            let retries: Vec<Write> = retries.collect();
-            for ((at, _), result) in rebased.iter().zip(self.store.apply_once(&retries).await?) {
-                applied[*at] = result;
-            }
-        }
+    async fn apply(&self, batch: &[QueuedWrite], now: Timestamp) -> Result<Vec<Applied>> {
+        let writes: Vec<Write> = batch.iter().map(|queued| to_write(queued, now)).collect();
+        let applied = self.store.apply_once(&writes).await?;
         if applied.len() == batch.len() {
             return Ok(applied);
         }
         Err(Error::new(ErrorKind::SchemaOutdated, "the store did not answer for all records"))
     }
 
-    async fn handle_outcomes(
-        &self,
-        batch: Vec<QueuedRow>,
-        applied: Vec<Applied>,
-        began: Moment,
-    ) -> BatchResult {
-        let (mut completed, mut retries) = (Vec::new(), Vec::new());
-        for (queued, applied) in batch.into_iter().zip(applied) {
-            let (key, version) = (queued.record.key.clone(), queued.record.version);
-            match outcome(&queued, applied) {
-                // The write lost to a direct write of this handle, which replaces it in the file in a moment.
-                Some(ReplayOutcome::DeadLettered(DeadLetterReason { newer: Some(newer), .. }))
-                    if self.queue_index.has_direct_write(&key, newer) =>
-                {
-                    retries.push((key.clone(), version, RECHECK_AFTER));
-                }
-                Some(outcome) => completed.push((queued, outcome)),
-                None => retries.push((key.clone(), version, self.assign_version(&key, version).await)),
+    async fn settle(&self, batch: &[QueuedWrite], applied: Vec<Applied>) -> CallResult {
+        let (mut answers, mut retries) = (Vec::new(), Vec::new());
+        for (queued, applied) in batch.iter().zip(applied) {
+            let (key, version) = (queued.key().clone(), queued.version());
+            match applied {
+                // A sent write keeps its version (C7). Real time catches up with it.
+                Applied::VersionInFuture => retries.push((key, version, self.until_accepted(version))),
+                applied => answers.push((key, version, Ok(applied))),
             }
         }
-        match self.complete(completed, began).await {
-            Ok(()) => BatchResult::Completed(retries),
+        match self.finish(answers).await {
+            Ok(()) => CallResult::Completed(retries),
             // Replay sends the writes again, and the store recognises them.
-            Err(error) => BatchResult::Unavailable(error),
+            Err(error) => CallResult::Unavailable(error),
         }
+    }
+
+    fn until_accepted(&self, version: Version) -> Duration {
+        let accepted_below = self.store.clock().now_for_versions().plus(MAX_CLOCK_SKEW);
+        version.at().since(accepted_below).min(MAX_FUTURE_PAUSE) + CLOCK_MARGIN
     }
 
     /// Finds the fault of a failed call: a record in it, or the store.
     ///
     /// A write becomes a dead letter if the store rejected it twice alone, by its own fault, and accepts others (I10).
-    async fn diagnose(&self, batch: Vec<QueuedRow>, error: Error, mode: SendMode) -> BatchResult {
+    async fn diagnose(
+        &self,
+        batch: &[QueuedWrite],
+        error: Error,
+        isolated: Option<IsolatedWrite>,
+    ) -> CallResult {
         let may_be_a_record = error.is_outage() || error.may_affect_one_record() || error.needs_operator();
         if !may_be_a_record || error.kind() == ErrorKind::LocalStorage {
-            return BatchResult::Unavailable(error);
+            return CallResult::Unavailable(error);
         }
         // An outage and a bad record can give the same error. The probe tells them apart.
         if let Err(unavailable) = self.store.probe().await {
             self.alert.note::<()>(Access::Probe, &Err(unavailable.clone()));
-            return BatchResult::Unavailable(unavailable);
+            return CallResult::Unavailable(unavailable);
         }
-        let (SendMode::Alone { was_tried, accepted }, Some(queued)) = (mode, batch.first()) else {
+        let (Some(isolated), [queued]) = (isolated, batch) else {
             // In a batch nothing tells which record is at fault.
-            return BatchResult::Rejected(error);
+            return CallResult::Rejected(error);
         };
-        let is_record_fault = was_tried && error.is_record_fault();
-        let others_pass = was_tried && self.alert.accepted() > accepted;
+        let is_record_fault = isolated.was_tried() && error.is_record_fault();
+        let others_pass = isolated.was_tried() && self.alert.accepted() > isolated.accepted;
         // The store has accepted another write since, so the store works.
         if others_pass {
             return if is_record_fault {
-                self.add_dead_letters(batch, &error).await
+                self.add_dead_letter(queued, &error).await
             } else {
-                BatchResult::Rejected(error)
+                CallResult::Rejected(error)
             };
         }
         // The probe has neither value nor user, so it passes a constraint that all real records fail.
         let is_constraint = error.code().is_some_and(|code| code.starts_with("23"));
         // Nothing else was accepted. If several conversations fail alike, the store is at fault (I10).
-        match self.alert.note_record_failure(&queued.record.key, &error) {
-            Some(common) => BatchResult::Unavailable(common),
-            None if is_record_fault && !is_constraint => self.add_dead_letters(batch, &error).await,
-            None => BatchResult::Rejected(error),
+        match self.alert.note_record_failure(queued.key(), &error) {
+            Some(common) => CallResult::Unavailable(common),
+            None if is_record_fault && !is_constraint => self.add_dead_letter(queued, &error).await,
+            None => CallResult::Rejected(error),
         }
     }
 
-    async fn add_dead_letters(&self, batch: Vec<QueuedRow>, error: &Error) -> BatchResult {
-        let reason = DeadLetterReason { text: format!("rejected: {error}"), newer: None };
-        let dead_letter = |queued| (queued, ReplayOutcome::DeadLettered(reason.clone()));
-        match self.complete(batch.into_iter().map(dead_letter).collect(), Moment::now()).await {
-            Ok(()) => BatchResult::Completed(Vec::new()),
-            Err(error) => BatchResult::Unavailable(error),
+    async fn add_dead_letter(&self, queued: &QueuedWrite, error: &Error) -> CallResult {
+        let rejected = (queued.key().clone(), queued.version(), Err(error.to_string()));
+        match self.finish(vec![rejected]).await {
+            Ok(()) => CallResult::Completed(Vec::new()),
+            Err(error) => CallResult::Unavailable(error),
         }
     }
 
-    /// Completes writes in the outage file first, then in memory (I1).
-    async fn complete(&self, writes: Vec<(QueuedRow, ReplayOutcome)>, began: Moment) -> Result<()> {
-        let rows = writes
-            .iter()
-            .map(|(queued, outcome)| (queued.record.key.clone(), queued.record.version, outcome.clone()));
-        let were_queued = self.file.complete(rows.collect()).await?;
-        // The others were completed or replaced during the call, and must not be counted twice.
-        let completed = writes.into_iter().zip(were_queued).filter(|(_, was_queued)| *was_queued);
-        for ((queued, outcome), _) in completed {
-            self.metrics.replayed(match &outcome {
-                ReplayOutcome::Stored | ReplayOutcome::Replaced(_) => ReplayResult::Stored,
-                ReplayOutcome::DeadLettered(DeadLetterReason { newer: Some(_), .. }) => {
-                    ReplayResult::Superseded
+    /// Settles writes in the outage file, which tells memory (I1).
+    async fn finish(&self, answers: Vec<Answer>) -> Result<()> {
+        let keys: Vec<_> = answers.iter().map(|(key, ..)| key.clone()).collect();
+        // A write without a verdict was settled, replaced or given another base, and must not be counted twice.
+        for (key, verdict) in keys.into_iter().zip(self.file.settle_all(answers).await?) {
+            self.metrics.replayed(match verdict {
+                None => {
+                    // The cursor has passed the conversation.
+                    self.file.unblock(key);
+                    continue;
                 }
-                ReplayOutcome::DeadLettered(_) => ReplayResult::Rejected,
-            });
-            let (key, version) = (&queued.record.key, queued.record.version);
-            match outcome {
-                ReplayOutcome::Stored => self.observer.stored(&queued.record, began, !queued.is_dispatched),
-                ReplayOutcome::Replaced(newer) => self.observer.dead_lettered(key, version, Some(newer)),
-                ReplayOutcome::DeadLettered(reason) => {
+                Some(Verdict::Stored) => ReplayResult::Stored,
+                Some(Verdict::Dead { reason, newer }) => {
                     tracing::error!(
-                        thread_id = %key, reason = %reason.text,
+                        thread_id = %key, %reason,
                         "a queued write became a dead letter; the outage file keeps it until an operator deletes it"
                     );
-                    self.observer.dead_lettered(key, version, reason.newer);
+                    newer.map_or(ReplayResult::Rejected, |_| ReplayResult::Superseded)
                 }
-            }
+            });
         }
         Ok(())
     }
+}
 
-    /// Handles a version ahead of the store's clock, and returns the pause before the next try. If the version is only a little
-    /// ahead, real time catches up. Otherwise the write gets a version of the present.
-    async fn assign_version(&self, key: &Key, version: Version) -> Duration {
-        let clock = self.store.clock();
-        let excess = version.at().since(clock.now_for_versions().plus(MAX_CLOCK_SKEW));
-        if excess <= MAX_CLOCK_SKEW {
-            return excess + CLOCK_MARGIN;
-        }
-        let to = clock.issue().version;
-        match self.file.assign_version(key, version, to).await {
-            // Memory follows the file, so a failure leaves both at the old version.
-            Ok(true) => self.queue_index.assign_version(key, version, to),
-            Ok(false) => {}
-            Err(error) => {
-                tracing::warn!(
-                    thread_id = %key, %error,
-                    "replay cannot write the new version of a queued write to the outage file; replay retries in 1 s"
-                );
-                return FILE_RETRY;
-            }
-        }
-        Duration::ZERO
+/// Returns the request for a queued write. An expired write is sent without its value. Otherwise the older record that it
+/// replaces would come back.
+fn to_write(queued: &QueuedWrite, now: Timestamp) -> Write {
+    let record = &queued.write.record;
+    if record.is_live(now) {
+        return queued.write.clone();
     }
+    let expired = Record { value: None, metadata: Json::default(), ..Record::clone(record) };
+    Write { record: expired.into(), ..queued.write.clone() }
 }

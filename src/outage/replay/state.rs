@@ -1,6 +1,6 @@
 //! The state of replay between two calls.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -10,10 +10,9 @@ use tracing::instrument::WithSubscriber;
 use super::Replayer;
 use super::batch_sizer::BatchSizer;
 use crate::error::{Error, ErrorKind};
-use crate::model::clock::UnsyncedPeriod;
 use crate::model::key::Key;
 use crate::model::version::Version;
-use crate::outage::QueuedRow;
+use crate::outage::QueuedWrite;
 
 /// The isolated writes in flight.
 const MAX_ISOLATED_CALLS: usize = 4;
@@ -21,23 +20,12 @@ const MAX_ISOLATED_CALLS: usize = 4;
 const MAX_ISOLATED_PAUSE: Duration = Duration::from_secs(60);
 /// The number of failures after which a write counts as parked.
 const PARKED_AFTER: u32 = 3;
-/// The pause before replay looks again at a write that a direct write replaces, or that was rejected for the first time.
-pub(super) const RECHECK_AFTER: Duration = Duration::from_millis(50);
-
-/// The way a call sends queued writes.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum SendMode {
-    Batch,
-    /// One [`IsolatedWrite`], with its state.
-    Alone {
-        was_tried: bool,
-        accepted: u64,
-    },
-}
+/// The pause before replay sends a write again that was rejected for the first time.
+const RECHECK_AFTER: Duration = Duration::from_millis(50);
 
 /// The result of a call.
 #[derive(Debug)]
-pub(super) enum BatchResult {
+pub(super) enum CallResult {
     /// The store answered. These writes are sent again, each after a pause; the others have found their end.
     Completed(Vec<(Key, Version, Duration)>),
     /// The store takes no writes.
@@ -48,81 +36,99 @@ pub(super) enum BatchResult {
 
 /// A call that has returned.
 #[derive(Debug)]
-pub(super) struct FinishedBatch {
-    pub(super) was_alone: bool,
+pub(super) struct FinishedCall {
     pub(super) keys: Vec<(Key, Version)>,
-    pub(super) result: BatchResult,
+    pub(super) result: CallResult,
     pub(super) took: Duration,
 }
 
 /// A write that failed in a batch. Replay sends it alone from then on.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct IsolatedWrite {
     version: Version,
     failures: u32,
     due: Instant,
-    is_in_flight: bool,
     /// The number of calls that sent the write alone and failed.
     tries: u32,
     /// The number of writes that the store had accepted when this one was isolated, or when replay last paused. If the number
     /// grows, the store accepts others, and a failure is the fault of this write.
-    accepted: u64,
+    pub(super) accepted: u64,
+}
+
+impl IsolatedWrite {
+    pub(super) fn was_tried(&self) -> bool {
+        self.tries > 0
+    }
 }
 
 /// The state of replay between two calls.
 #[derive(Debug, Default)]
 pub(super) struct ReplayState {
-    pub(super) in_flight: JoinSet<FinishedBatch>,
-    pub(super) batches: usize,
+    pub(super) in_flight: JoinSet<FinishedCall>,
     pub(super) sizer: BatchSizer,
+    /// A conversation here and in `busy` has an isolated write in flight, and none in a batch.
     pub(super) isolated: HashMap<Key, IsolatedWrite>,
     /// The `seq` up to which batches have read the queue.
     pub(super) cursor: i64,
-    /// The last unsynced period whose correction was applied to the queue.
-    pub(super) corrected_until: Option<UnsyncedPeriod>,
+    /// Conversations whose first row may lie before the cursor.
+    pub(super) unblocked: Vec<Key>,
+    /// Conversations with a row in flight. No other row of them is sent (C5).
+    pub(super) busy: HashSet<Key>,
     /// The failure that makes replay pause.
     pub(super) unavailable: Option<Error>,
 }
 
 impl ReplayState {
     /// Whether a write may go into a batch. A newer write of an isolated conversation may.
-    pub(super) fn can_batch(&mut self, queued: &QueuedRow) -> bool {
-        let key = &queued.record.key;
+    fn can_batch(&mut self, queued: &QueuedWrite) -> bool {
+        let key = queued.key();
+        if self.busy.contains(key) {
+            // Looked at again after the call in flight.
+            self.unblocked.push(key.clone());
+            return false;
+        }
         let Some(isolated) = self.isolated.get(key) else { return true };
         // This version has failed a batch, and would fail the next one.
-        if isolated.is_in_flight || isolated.version == queued.record.version {
+        if isolated.version == queued.version() {
             return false;
         }
         self.isolated.remove(key);
         true
     }
 
-    pub(super) fn send(&mut self, replayer: &Replayer, batch: Vec<QueuedRow>) {
-        self.batches += 1;
-        self.spawn(replayer, batch, SendMode::Batch);
-    }
-
-    pub(super) fn send_alone(&mut self, replayer: &Replayer, queued: QueuedRow) {
-        if let Some(isolated) = self.isolated.get_mut(&queued.record.key) {
-            isolated.is_in_flight = true;
-            // A newer write may have replaced the isolated one since.
-            isolated.version = queued.record.version;
-            let (was_tried, accepted) = (isolated.tries > 0, isolated.accepted);
-            self.spawn(replayer, vec![queued], SendMode::Alone { was_tried, accepted });
+    /// Sends the writes that may go into a batch.
+    pub(super) fn send(&mut self, replayer: &Replayer, mut batch: Vec<QueuedWrite>) {
+        batch.retain(|queued| self.can_batch(queued));
+        if !batch.is_empty() {
+            self.spawn(replayer, batch, None);
         }
     }
 
-    fn spawn(&mut self, replayer: &Replayer, batch: Vec<QueuedRow>, mode: SendMode) {
-        let was_alone = matches!(mode, SendMode::Alone { .. });
+    pub(super) fn send_alone(&mut self, replayer: &Replayer, queued: QueuedWrite) {
+        if let Some(isolated) = self.isolated.get_mut(queued.key()) {
+            // A newer write may have replaced the isolated one since.
+            isolated.version = queued.version();
+            let isolated = Some(*isolated);
+            self.spawn(replayer, vec![queued], isolated);
+        }
+    }
+
+    fn spawn(&mut self, replayer: &Replayer, batch: Vec<QueuedWrite>, isolated: Option<IsolatedWrite>) {
         let replayer = replayer.clone();
-        let keys = batch.iter().map(|queued| (queued.record.key.clone(), queued.record.version)).collect();
+        self.busy.extend(batch.iter().map(|queued| queued.key().clone()));
+        let keys = batch.iter().map(|queued| (queued.key().clone(), queued.version())).collect();
         let span = tracing::debug_span!("replay", records = batch.len());
         let send = async move {
-            let (result, took) = replayer.send(batch, mode).await;
-            FinishedBatch { was_alone, keys, result, took }
+            let (result, took) = replayer.send(batch, isolated).await;
+            FinishedCall { keys, result, took }
         };
         // A spawned task inherits neither span nor subscriber.
         self.in_flight.spawn(send.instrument(span).with_current_subscriber());
+    }
+
+    /// Returns the number of batches in flight.
+    pub(super) fn batches(&self) -> usize {
+        self.in_flight.len() - self.isolated_in_flight()
     }
 
     /// Returns the isolated writes that are due, up to the number that may start now.
@@ -140,16 +146,16 @@ impl ReplayState {
     fn idle(&self) -> impl Iterator<Item = (&Key, &IsolatedWrite)> {
         let are_all_tried = self.isolated.values().all(|isolated| isolated.tries > 0);
         let may_go = move |isolated: &IsolatedWrite| are_all_tried || isolated.tries == 0;
-        self.isolated.iter().filter(move |(_, isolated)| !isolated.is_in_flight && may_go(isolated))
+        self.isolated.iter().filter(move |(key, isolated)| !self.busy.contains(*key) && may_go(isolated))
     }
 
     fn isolated_in_flight(&self) -> usize {
-        self.isolated.values().filter(|isolated| isolated.is_in_flight).count()
+        self.busy.iter().filter(|key| self.isolated.contains_key(*key)).count()
     }
 
     /// Returns the number of parked writes. A write that was completed or replaced counts until it is due.
-    pub(super) fn parked(&self) -> usize {
-        self.isolated.values().filter(|isolated| isolated.failures >= PARKED_AFTER).count()
+    pub(super) fn parked(&self) -> u64 {
+        self.isolated.values().filter(|isolated| isolated.failures >= PARKED_AFTER).count() as u64
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
@@ -162,16 +168,12 @@ impl ReplayState {
 
     pub(super) fn isolate(&mut self, key: Key, version: Version, wait: Duration, accepted: u64) {
         let due = Instant::now() + wait;
-        let isolated = IsolatedWrite { version, failures: 0, due, is_in_flight: false, accepted, tries: 0 };
+        let isolated = IsolatedWrite { version, failures: 0, due, accepted, tries: 0 };
         self.isolated.insert(key, isolated);
     }
 
-    pub(super) fn has_failed(&self, key: &Key) -> bool {
-        self.isolated.get(key).is_some_and(|isolated| isolated.failures > 0)
-    }
-
     /// Makes all isolated writes due.
-    pub(super) fn retry_all(&mut self) {
+    fn retry_all(&mut self) {
         let now = Instant::now();
         for isolated in self.isolated.values_mut() {
             (isolated.failures, isolated.due) = (0, now);
@@ -188,24 +190,29 @@ impl ReplayState {
         }
     }
 
-    /// Makes an isolated write due after its call. A batch may have skipped a newer write of the conversation meanwhile.
-    pub(super) fn recheck(&mut self, key: &Key) {
-        if let Some(isolated) = self.isolated.get_mut(key) {
-            (isolated.is_in_flight, isolated.due) = (false, Instant::now());
-        }
-    }
-
-    pub(super) fn release(&mut self, key: &Key, was_alone: bool) {
-        if let Some(isolated) = self.isolated.get_mut(key) {
-            isolated.is_in_flight = false;
-            isolated.tries += u32::from(was_alone);
-        }
-    }
-
-    /// Records that a write failed alone. The write stays in the queue, and waits longer after each failure.
-    pub(super) fn record_failure(&mut self, key: &Key, error: &Error) {
+    /// Records that an isolated write has passed. Makes its conversation due, because a batch may have skipped a newer write.
+    pub(super) fn passed(&mut self, key: &Key) {
         let Some(isolated) = self.isolated.get_mut(key) else { return };
-        isolated.is_in_flight = false;
+        isolated.due = Instant::now();
+        if isolated.failures > 0 {
+            // The cause of its failures is mended, and perhaps the cause of the others' failures.
+            self.retry_all();
+        }
+    }
+
+    /// Counts an outage during the call of an isolated write. It is no proof against the write, so it counts as no failure.
+    pub(super) fn count_try(&mut self, key: &Key) {
+        if let Some(isolated) = self.isolated.get_mut(key) {
+            isolated.tries += 1;
+        }
+    }
+
+    /// Records that a call failed. In a batch one record fails the whole call, and nothing tells which. So each write goes alone.
+    /// A write that failed alone stays in the queue, and waits longer after each failure.
+    pub(super) fn rejected(&mut self, key: Key, version: Version, error: &Error, accepted: u64) {
+        let Some(isolated) = self.isolated.get_mut(&key) else {
+            return self.isolate(key, version, Duration::ZERO, accepted);
+        };
         isolated.tries += 1;
         // The first rejection is no proof. The write is sent once more after all others have been tried.
         if isolated.tries == 1 && error.is_record_fault() {
@@ -229,9 +236,6 @@ impl ReplayState {
         self.in_flight.abort_all();
         // Isolated writes stay isolated. In a batch they would fail the others again.
         *self = Self { isolated: std::mem::take(&mut self.isolated), ..Self::default() };
-        for isolated in self.isolated.values_mut() {
-            isolated.is_in_flight = false;
-        }
         self.unavailable = Some(Error::new(ErrorKind::Unavailable, "the replay task panicked"));
     }
 }

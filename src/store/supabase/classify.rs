@@ -21,46 +21,22 @@ struct ErrorBody {
     hint: Option<String>,
 }
 
-/// Whether the store may have committed the failed request.
-enum Committed {
-    /// The server rejected the request, or rolled its transaction back.
-    No,
-    /// The response may have been lost after the commit.
-    Unknown,
-}
-
-/// A response with an error status, in words: `HTTP 403 42501: permission denied …`.
-pub(super) struct PostgrestError {
-    /// The SQLSTATE, or PostgREST's own code. Empty without a usable code.
-    pub(super) code: String,
-    pub(super) message: String,
-    /// Whether the body is a HTML page. Neither PostgREST nor Supabase's gateway sends one.
-    is_page: bool,
-}
-
-impl PostgrestError {
-    pub(super) fn of(status: StatusCode, body: &[u8]) -> Self {
-        let ErrorBody { code, message, hint } = serde_json::from_slice(body).unwrap_or_default();
-        let code = code.unwrap_or_default();
-        let texts = [message, hint]
-            .into_iter()
-            .flatten()
-            .filter(|part| !part.is_empty())
-            .collect::<Vec<_>>()
-            .join("; ");
-        let text = if texts.is_empty() { "no reason given".into() } else { texts };
-        let shown = if code.is_empty() { String::new() } else { format!(" {code:.60}") };
-        Self {
-            message: format!("HTTP {}{shown}: {text:.500}", status.as_u16()),
-            code: usable(code),
-            is_page: is_page(body),
-        }
-    }
-
-    /// Returns the kind of the failure.
-    pub(super) fn kind(&self, status: StatusCode) -> ErrorKind {
-        classify(status, &self.code, self.is_page).kind
-    }
+/// Returns the meaning of a response with an error status, in words: `HTTP 403 42501: permission denied …`.
+///
+/// The code of the error is the SQLSTATE, or PostgREST's own code.
+pub(super) fn response_error(status: StatusCode, body: &[u8]) -> Error {
+    let ErrorBody { code, message, hint } = serde_json::from_slice(body).unwrap_or_default();
+    let code = code.unwrap_or_default();
+    let texts: Vec<String> = [message, hint].into_iter().flatten().filter(|part| !part.is_empty()).collect();
+    let text = if texts.is_empty() { "no reason given".into() } else { texts.join("; ") };
+    let shown = if code.is_empty() { String::new() } else { format!(" {code:.60}") };
+    let usable = if is_usable(&code) { code.as_str() } else { "" };
+    let failure = match usable {
+        "" => by_status(status, body),
+        code if code.starts_with("PGRST") => by_postgrest(code),
+        code => by_sqlstate(code),
+    };
+    failure.with_code(usable).with_message(format!("HTTP {}{shown}: {text:.500}", status.as_u16()))
 }
 
 /// Converts a response with an error status into an error.
@@ -70,55 +46,52 @@ pub(super) fn error_response(
     body: &[u8],
     key_remedy: &'static str,
 ) -> Error {
-    let PostgrestError { code, message, is_page } = PostgrestError::of(status, body);
-    let failure = classify(status, &code, is_page);
-    let (event, remedy) = describe(&failure, status, &code, key_remedy);
-    let mut error =
-        Error::new(failure.kind, format!("{event} ({message})")).with_scope(failure.scope).with_code(&code);
-    if let Some(remedy) = remedy {
-        error = error.with_remedy(remedy);
-    }
-    if failure.needs_operator {
-        error = error.needing_operator();
-    }
-    if let Some(wait) = retry_after {
-        error = error.with_retry_after(wait);
-    }
-    match failure.committed {
-        Committed::No => error,
-        Committed::Unknown => error.with_outcome_unknown(),
+    let error = response_error(status, body);
+    let (event, remedy) = describe(&error, status, key_remedy);
+    let message = format!("{event} ({})", error.message());
+    let error = error.with_message(message);
+    let error = if remedy.is_empty() { error } else { error.with_remedy(remedy) };
+    if let Some(wait) = retry_after { error.with_retry_after(wait) } else { error }
+}
+
+/// Describes a failure, and its remedy. The remedy is empty if an operator can do nothing about it.
+fn describe(
+    failure: &Error,
+    status: StatusCode,
+    key_remedy: &'static str,
+) -> (&'static str, Cow<'static, str>) {
+    match failure.kind() {
+        ErrorKind::Unauthorized if failure.code() == Some("42501") => {
+            let grants = "apply the migrations, or grant the privilege that a trigger needs";
+            ("the database denies the request", format!("{grants}; {key_remedy}").into())
+        }
+        ErrorKind::Unauthorized => ("Supabase rejects the key", key_remedy.into()),
+        ErrorKind::SchemaOutdated => ("the database lacks threadkeep's table or functions", MIGRATE.into()),
+        ErrorKind::Rejected | ErrorKind::Overloaded => ("Supabase rejects the request", "".into()),
+        _ => {
+            let (event, remedy) = describe_outage(failure, status);
+            (event, remedy.into())
+        }
     }
 }
 
-/// Describes a failure, and its remedy if an operator can do something about it.
-fn describe(
-    failure: &Classification,
-    status: StatusCode,
-    code: &str,
-    key_remedy: &'static str,
-) -> (&'static str, Option<Cow<'static, str>>) {
-    let (event, remedy) = match failure.kind {
-        ErrorKind::Unauthorized if code == "42501" => {
-            let grants = "apply the migrations, or grant the privilege that a trigger needs";
-            return ("the database denies the request", Some(format!("{grants}; {key_remedy}").into()));
-        }
-        ErrorKind::Unauthorized => ("Supabase rejects the key", key_remedy),
-        ErrorKind::SchemaOutdated => ("the database lacks threadkeep's table or functions", MIGRATE),
-        ErrorKind::Rejected | ErrorKind::Overloaded => return ("Supabase rejects the request", None),
-        _ if failure.scope == Scope::Writes => {
+fn describe_outage(failure: &Error, status: StatusCode) -> (&'static str, &'static str) {
+    let (code, status_code) = (failure.code().unwrap_or_default(), status.as_u16());
+    let is_foreign_server = code.is_empty()
+        && (status.is_redirection() || matches!(status_code, 404 | 405 | 406 | 407 | 410 | 421));
+    match failure.scope() {
+        Scope::Writes => {
             ("the database takes no writes", "check its disk, and whether it is read-only or a standby")
         }
-        _ if failure.scope == Scope::Request && !code.is_empty() => (
+        Scope::Request if !code.is_empty() => (
             "the database cannot run the request",
             "check the triggers and columns that were added to conversation_threads",
         ),
-        _ if failure.scope == Scope::Request && matches!(status.as_u16(), 401 | 403) => {
+        Scope::Request if matches!(status_code, 401 | 403) => {
             ("a gateway before Supabase rejects the request", "check the rules of the gateway")
         }
-        _ if failure.scope == Scope::Request => {
-            return ("a gateway before Supabase rejects a body of this size", None);
-        }
-        _ if is_foreign_server(status, code) => (
+        Scope::Request => ("a gateway before Supabase rejects a body of this size", ""),
+        _ if is_foreign_server => (
             "SUPABASE_URL does not lead to a Supabase REST API",
             "set it to a URL like https://PROJECT.supabase.co, and let no proxy or portal answer in its place",
         ),
@@ -126,15 +99,8 @@ fn describe(
             "PostgREST is configured for something else",
             "expose the schema `public`, and drop other functions named threadkeep_…",
         ),
-        _ => return ("Supabase is unavailable", None),
-    };
-    (event, Some(remedy.into()))
-}
-
-/// Whether the response comes from another server than PostgREST.
-fn is_foreign_server(status: StatusCode, code: &str) -> bool {
-    code.is_empty()
-        && (status.is_redirection() || matches!(status.as_u16(), 404 | 405 | 406 | 407 | 410 | 421))
+        _ => ("Supabase is unavailable", ""),
+    }
 }
 
 /// The remedy for missing tables and functions.
@@ -144,115 +110,91 @@ pub(super) const MIGRATE: &str = "apply the migrations: `threadkeep migrations -
      supabase/migrations/`) and then `supabase db push --include-all`, or `psql -f` for each file in migrations/; right after that, \
      PostgREST may need `notify pgrst, 'reload schema'`";
 
-/// The meaning of a failed response.
-struct Classification {
-    kind: ErrorKind,
-    scope: Scope,
-    committed: Committed,
-    needs_operator: bool,
-}
-
-const fn failure(kind: ErrorKind, scope: Scope, committed: Committed) -> Classification {
-    Classification { kind, scope, committed, needs_operator: false }
-}
-
-impl Classification {
-    const fn by_operator(self) -> Self {
-        Self { needs_operator: true, ..self }
-    }
-}
-
-fn classify(status: StatusCode, code: &str, is_page: bool) -> Classification {
-    match code {
-        "" => by_status(status, is_page),
-        code if code.starts_with("PGRST") => by_postgrest(code),
-        code => by_sqlstate(code),
-    }
-}
-
-/// Returns the code if it describes the request, else an empty one.
+/// Whether the code describes the request.
 ///
 /// PostgREST sends an empty code if PostgreSQL dies during a request. A gateway sends codes of its own.
-fn usable(code: String) -> String {
-    let is_sqlstate = |code: &str| {
-        code.len() == 5
-            && code != "00000"
-            && code.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
-    };
-    if is_sqlstate(&code) || code.starts_with("PGRST") { code } else { String::new() }
+fn is_usable(code: &str) -> bool {
+    let is_letter = |b: u8| b.is_ascii_digit() || b.is_ascii_uppercase();
+    code.starts_with("PGRST") || code.len() == 5 && code != "00000" && code.bytes().all(is_letter)
 }
 
-fn is_page(body: &[u8]) -> bool {
-    body.trim_ascii_start().starts_with(b"<")
+/// Returns a failure without a commit: the server rejected the request, or rolled its transaction back.
+fn failure(kind: ErrorKind, scope: Scope) -> Error {
+    Error::new(kind, "").with_scope(scope)
 }
 
-fn by_postgrest(code: &str) -> Classification {
+/// Returns a failure of all calls whose response may have been lost after the commit (I6).
+fn lost() -> Error {
+    failure(ErrorKind::Unavailable, Scope::Everything).with_outcome_unknown()
+}
+
+fn by_postgrest(code: &str) -> Error {
     use ErrorKind::{Rejected, SchemaOutdated, Unauthorized, Unavailable};
     use Scope::{Everything, Request};
     match code {
         // PostgREST cannot reach the database.
-        "PGRST000" | "PGRST002" | "PGRST003" => failure(Unavailable, Everything, Committed::No),
+        "PGRST000" | "PGRST002" | "PGRST003" => failure(Unavailable, Everything),
         // The connection to the database broke, perhaps after PostgREST sent the commit.
-        "PGRST001" => failure(Unavailable, Everything, Committed::Unknown),
+        "PGRST001" => lost(),
         // PostgREST cannot read the body, which holds the record.
-        "PGRST102" => failure(Rejected, Request, Committed::No),
-        "PGRST202" | "PGRST204" | "PGRST205" => failure(SchemaOutdated, Everything, Committed::No),
-        "PGRST300" | "PGRST301" | "PGRST302" | "PGRST303" => failure(Unauthorized, Everything, Committed::No),
+        "PGRST102" => failure(Rejected, Request),
+        "PGRST202" | "PGRST204" | "PGRST205" => failure(SchemaOutdated, Everything),
+        "PGRST300" | "PGRST301" | "PGRST302" | "PGRST303" => failure(Unauthorized, Everything),
         // PostgREST itself failed.
-        code if code.starts_with("PGRSTX") => failure(Unavailable, Everything, Committed::Unknown),
+        code if code.starts_with("PGRSTX") => lost(),
         // PostgREST has another configuration, or the database has another function of the same name.
-        _ => failure(Unavailable, Everything, Committed::No).by_operator(),
+        _ => failure(Unavailable, Everything).needing_operator(),
     }
 }
 
-fn by_sqlstate(code: &str) -> Classification {
+fn by_sqlstate(code: &str) -> Error {
     use ErrorKind::{Overloaded, Rejected, SchemaOutdated, Unauthorized, Unavailable};
     use Scope::{Everything, Request, Writes};
     match code {
-        "40003" => return failure(Unavailable, Everything, Committed::Unknown),
+        "40003" => return lost(),
         // A role lacks a grant: on a function, or inside a trigger for some rows only.
-        "42501" => return failure(Unauthorized, Request, Committed::No),
+        "42501" => return failure(Unauthorized, Request),
         // An object of the migrations is missing, or an object that a trigger uses.
-        "42P01" | "42883" | "42703" => return failure(SchemaOutdated, Request, Committed::No),
+        "42P01" | "42883" | "42703" => return failure(SchemaOutdated, Request),
         // Another session holds a lock on the row. The breaker must not open for one conversation.
-        "55P03" => return failure(Overloaded, Request, Committed::No),
+        "55P03" => return failure(Overloaded, Request),
         // The database answers reads only, because it is read-only or a standby, or its disk is full.
-        "25006" | "0A000" | "53100" => return failure(Unavailable, Writes, Committed::No).by_operator(),
+        "25006" | "0A000" | "53100" => return failure(Unavailable, Writes).needing_operator(),
         // The request exceeds a limit of the configuration.
-        "53400" => return failure(Rejected, Request, Committed::No),
+        "53400" => return failure(Rejected, Request),
         // PostgreSQL cancelled the statement, and rolled it back.
-        "57014" => return failure(Unavailable, Everything, Committed::No),
+        "57014" => return failure(Unavailable, Everything),
         _ => {}
     }
     match &code[..2] {
-        "08" | "57" | "58" => failure(Unavailable, Everything, Committed::Unknown),
-        "53" | "40" => failure(Unavailable, Everything, Committed::No),
+        "08" | "57" | "58" => lost(),
+        "53" | "40" => failure(Unavailable, Everything),
         // PostgREST cannot log in to the database.
-        "28" | "3D" | "F0" => failure(Unavailable, Everything, Committed::No).by_operator(),
+        "28" | "3D" | "F0" => failure(Unavailable, Everything).needing_operator(),
         // A trigger, a dropped schema or a corrupt row causes these failures. The record is not at fault (I10).
-        "0L" | "25" | "3F" | "42" | "55" | "HV" | "XX" => {
-            failure(Unavailable, Request, Committed::No).by_operator()
-        }
+        "0L" | "25" | "3F" | "42" | "55" | "HV" | "XX" => failure(Unavailable, Request).needing_operator(),
         // The database, or a trigger, rejects the record itself (I10).
-        _ => failure(Rejected, Request, Committed::No),
+        _ => failure(Rejected, Request),
     }
 }
 
 /// Classifies a response without a usable code, which says nothing about the record.
-fn by_status(status: StatusCode, is_page: bool) -> Classification {
+fn by_status(status: StatusCode, body: &[u8]) -> Error {
     use ErrorKind::{Unauthorized, Unavailable};
     use Scope::{Everything, Request};
     match status.as_u16() {
         // A firewall or a sign-in page sends HTML. A gateway that rejects the key sends JSON, or nothing.
-        401 | 403 if is_page => failure(Unavailable, Request, Committed::No).by_operator(),
-        401 | 403 => failure(Unauthorized, Everything, Committed::No),
+        401 | 403 if body.trim_ascii_start().starts_with(b"<") => {
+            failure(Unavailable, Request).needing_operator()
+        }
+        401 | 403 => failure(Unauthorized, Everything),
         // The body is too large for a gateway.
-        413 | 414 | 431 => failure(Unavailable, Request, Committed::No),
-        429 => failure(Unavailable, Everything, Committed::No),
+        413 | 414 | 431 => failure(Unavailable, Request),
+        429 => failure(Unavailable, Everything),
         // 402 means a restricted project, 540 a paused one. The others come from a portal, a proxy, or a wrong URL.
-        300..400 | 402 | 404..408 | 540 => failure(Unavailable, Everything, Committed::No).by_operator(),
-        400 | 408 | 425 | 500.. => failure(Unavailable, Everything, Committed::Unknown),
-        _ => failure(Unavailable, Everything, Committed::Unknown).by_operator(),
+        300..400 | 402 | 404..408 | 540 => failure(Unavailable, Everything).needing_operator(),
+        400 | 408 | 425 | 500.. => lost(),
+        _ => lost().needing_operator(),
     }
 }
 
@@ -304,4 +246,20 @@ pub(super) fn unexpected_body(host: &str, body: &[u8], error: serde_json::Error)
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn record_fault_is_limited_to_four_classes() {
+        let is_record_fault = |code: &str| {
+            let body = format!(r#"{{"code":"{code}","message":"m"}}"#);
+            response_error(StatusCode::BAD_REQUEST, body.as_bytes()).is_record_fault()
+        };
+        for code in ["21000", "22P05", "22001", "23502", "23505", "23514", "54000", "PGRST102"] {
+            assert!(is_record_fault(code), "{code}");
+        }
+        for code in ["", "3F000", "42501", "42601", "P0001", "XX001", "0A000", "53400", "PGRST106"] {
+            assert!(!is_record_fault(code), "{code}");
+        }
+    }
+}

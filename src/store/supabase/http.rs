@@ -3,16 +3,14 @@
 use std::future::Future;
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::RETRY_AFTER;
 use reqwest::{Client, Method, Request, StatusCode, redirect, retry};
 
 use super::body::{self, ResponseBody};
-use super::key::ApiKey;
 use super::{Supabase, classify, resolver};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::moment::Moment;
 
-/// A response with any status.
 pub(super) struct RawResponse {
     pub(super) sent: Moment,
     pub(super) status: StatusCode,
@@ -41,33 +39,23 @@ impl Supabase {
         upload: Duration,
         max_body: usize,
     ) -> Result<(Moment, ResponseBody)> {
-        let key = self.credentials.current();
+        let mut key = self.credentials.current();
         // The clone shares the body.
-        let repetition = request.try_clone();
-        let rejection = match self.send_with(&key, request, upload, max_body).await {
-            Err(e) if e.kind() == ErrorKind::Unauthorized => e,
-            other => return other,
-        };
-        match repetition.zip(self.credentials.refresh_after_rejection(&key, self.idle_limit / 2).await) {
-            Some((repetition, key)) => self.send_with(&key, repetition, upload, max_body).await,
-            None => Err(rejection),
-        }
-    }
-
-    async fn send_with(
-        &self,
-        key: &ApiKey,
-        mut request: Request,
-        upload: Duration,
-        max_body: usize,
-    ) -> Result<(Moment, ResponseBody)> {
-        *request.headers_mut() = key.headers().clone();
-        let RawResponse { sent, status, retry_after, body } =
-            self.exchange(request, upload, max_body).await?;
-        match (status.is_success(), body.is_whole()) {
-            (true, true) => Ok((sent, body)),
-            (true, false) => Err(classify::body_too_large(&self.host, body.bytes())),
-            (false, _) => Err(classify::error_response(status, retry_after, body.bytes(), key.remedy())),
+        let (mut repetition, mut request) = (request.try_clone(), request);
+        loop {
+            *request.headers_mut() = key.headers.clone();
+            let RawResponse { sent, status, retry_after, body } =
+                self.exchange(request, upload, max_body).await?;
+            let failure = match (status.is_success(), body.is_whole()) {
+                (true, true) => return Ok((sent, body)),
+                (true, false) => classify::body_too_large(&self.host, body.bytes()),
+                (false, _) => classify::error_response(status, retry_after, body.bytes(), key.remedy()),
+            };
+            let next = repetition.take().filter(|_| failure.kind() == ErrorKind::Unauthorized);
+            let Some(next) = next else { return Err(failure) };
+            let refreshed = self.credentials.refresh_after_rejection(&key, self.idle_limit / 2).await;
+            let Some(new) = refreshed else { return Err(failure) };
+            (request, key) = (next, new);
         }
     }
 
@@ -82,7 +70,11 @@ impl Supabase {
         let sent = Moment::now();
         let mut response =
             self.with_timeout(self.idle_limit.saturating_add(upload), self.client.execute(request)).await?;
-        let (status, retry_after) = (response.status(), retry_after(response.headers()));
+        let status = response.status();
+        // The other form of `Retry-After`, a date, is ignored.
+        let seconds =
+            response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let retry_after = seconds.map(Duration::from_secs);
         let max_body = if status.is_success() { max_body } else { body::MAX_ERROR_BODY };
         let mut body = ResponseBody::new(max_body, response.content_length());
         while let Some(part) = self.with_timeout(self.idle_limit, response.chunk()).await? {
@@ -109,7 +101,6 @@ impl Supabase {
     }
 }
 
-/// Builds the HTTP client.
 pub(super) fn client() -> reqwest::Result<Client> {
     Client::builder()
         // Supabase rejects a secret key if the User-Agent is a browser's.
@@ -126,10 +117,4 @@ pub(super) fn client() -> reqwest::Result<Client> {
         .http2_keep_alive_timeout(Duration::from_secs(5))
         .http2_keep_alive_while_idle(true)
         .build()
-}
-
-/// Reads the header `Retry-After` in seconds. Ignores its other form, a date.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(RETRY_AFTER)?.to_str().ok()?;
-    value.trim().parse().ok().map(Duration::from_secs)
 }

@@ -16,13 +16,17 @@ const APIKEY: HeaderName = HeaderName::from_static("apikey");
 #[derive(PartialEq)]
 pub(super) struct ApiKey {
     kind: KeyKind,
-    headers: HeaderMap,
+    pub(super) headers: HeaderMap,
 }
 
+/// The kinds of keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum KeyKind {
+pub enum KeyKind {
+    /// The secret (service role) key.
     Secret,
+    /// A key that clients in browsers use.
     Public,
+    /// A key of an unknown form or role.
     Other,
 }
 
@@ -61,12 +65,6 @@ impl ApiKey {
         Ok(Self { kind: KeyKind::of(key), headers })
     }
 
-    /// Returns the headers of each request.
-    pub(super) fn headers(&self) -> &HeaderMap {
-        &self.headers
-    }
-
-    /// Returns the remedy after Supabase rejects the key.
     pub(super) fn remedy(&self) -> &'static str {
         match self.kind {
             KeyKind::Public => {
@@ -124,10 +122,8 @@ fn claims(key: &str) -> Option<Claims> {
 pub struct KeyFacts {
     /// The kind of the key, and the role of a legacy key.
     pub name: String,
-    /// Whether the key is a public one, which clients in browsers use.
-    pub is_public: bool,
-    /// Whether the key is a secret one by its form or its role.
-    pub is_secret: bool,
+    /// The kind of the key, by its form or its role.
+    pub kind: KeyKind,
     /// The end of a legacy key's validity.
     pub expires_at: Option<Timestamp>,
     /// The project of a legacy key.
@@ -138,8 +134,9 @@ impl KeyFacts {
     /// Reads the facts from a key. Does not check the signature of a legacy key.
     ///
     /// ```
-    /// let facts = threadkeep::tools::KeyFacts::of("sb_publishable_abc");
-    /// assert!(facts.is_public && !facts.is_secret);
+    /// use threadkeep::tools::{KeyFacts, KeyKind};
+    ///
+    /// assert_eq!(KeyFacts::of("sb_publishable_abc").kind, KeyKind::Public);
     /// ```
     pub fn of(key: &str) -> Self {
         let (key, kind) = (key.trim(), KeyKind::of(key.trim()));
@@ -151,63 +148,6 @@ impl KeyFacts {
             (None, KeyKind::Other) => "a key of an unknown kind".into(),
         };
         let (exp, project) = claims.map_or((None, None), |claims| (claims.exp, claims.project));
-        Self {
-            name,
-            is_public: kind == KeyKind::Public,
-            is_secret: kind == KeyKind::Secret,
-            expires_at: exp.map(|seconds| Timestamp(seconds.saturating_mul(1_000))),
-            project,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn legacy(role: &str) -> String {
-        let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"iss":"supabase","role":"{role}"}}"#));
-        format!("eyJhbGciOiJIUzI1NiJ9.{claims}.c2lnbmF0dXJl")
-    }
-
-    #[test]
-    fn api_key_each_form_has_its_kind_and_headers() {
-        for (key, kind, bearer) in [
-            ("sb_secret_abc".to_owned(), KeyKind::Secret, false),
-            ("sb_publishable_abc".into(), KeyKind::Public, false),
-            (legacy("service_role"), KeyKind::Secret, true),
-            (legacy("anon"), KeyKind::Public, true),
-            ("something".into(), KeyKind::Other, false),
-        ] {
-            let parsed = ApiKey::new(&key).unwrap();
-            let has_bearer = parsed.headers().contains_key(AUTHORIZATION);
-            assert_eq!((parsed.kind, has_bearer), (kind, bearer), "{key}");
-            assert!(!format!("{parsed:?} {:?}", parsed.headers()).contains(&key), "Debug shows the key");
-        }
-    }
-
-    #[test]
-    fn key_facts_contain_claims_but_not_the_key() {
-        let claims = r#"{"ref":"abcdef","role":"service_role","exp":1700000000}"#;
-        let key = format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
-        let facts = KeyFacts::of(&key);
-        assert!(facts.is_secret && !facts.is_public && facts.name.contains("service_role"), "{facts:?}");
-        assert_eq!(facts.expires_at, Some(Timestamp(1_700_000_000_000)));
-        assert_eq!(facts.project.as_deref(), Some("abcdef"));
-        for public in ["sb_publishable_hidden".to_owned(), legacy("anon")] {
-            let facts = KeyFacts::of(&public);
-            assert!(facts.is_public && !facts.is_secret && facts.expires_at.is_none(), "{facts:?}");
-            assert!(!format!("{facts:?}").contains(&public));
-        }
-        let other = KeyFacts::of("hunter2");
-        assert!(!other.is_public && !other.is_secret && !other.name.contains("hunter2"), "{other:?}");
-    }
-
-    #[test]
-    fn api_key_wrong_form_is_an_error() {
-        for junk in ["", " \n", "two words", "two\nlines", "\u{fffd}", "\0"] {
-            assert!(ApiKey::new(junk).is_err(), "{junk:?}");
-        }
-        assert!(ApiKey::new(" sb_secret_abc\r\n").unwrap() == ApiKey::new("sb_secret_abc").unwrap());
+        Self { name, kind, expires_at: exp.map(|seconds| Timestamp(seconds.saturating_mul(1_000))), project }
     }
 }

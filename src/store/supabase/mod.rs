@@ -36,8 +36,8 @@ use url::{functions_url, is_unencrypted, origin};
 use wire::{FunctionResponse, ResultRow};
 
 pub(crate) use credentials::KeyProvider;
-pub use key::KeyFacts;
 pub(crate) use key::check_key;
+pub use key::{KeyFacts, KeyKind};
 pub(crate) use url::check_url;
 pub use url::origin_of;
 
@@ -50,7 +50,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The last millisecond that a version can hold, in the year 2109. A later time in a response is wrong.
 const MAX_TIMESTAMP: i64 = i64::MAX >> 21;
 /// The revision of the database functions that this client needs.
-pub const REVISION: u32 = 2;
+pub const REVISION: u32 = 3;
 
 /// Stores conversations in one Supabase project.
 ///
@@ -63,7 +63,10 @@ pub const REVISION: u32 = 2;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> threadkeep::Result<()> {
-/// let supabase = Supabase::new("https://abc.supabase.co", "sb_secret_abc")?;
+/// let supabase = Supabase::new("https://abc.supabase.co", "sb_secret_abc")?
+///     .idle_timeout(Duration::from_secs(2))
+///     .key_provider(|| std::fs::read_to_string("/run/secrets/supabase-key").ok());
+/// assert_eq!(supabase.host(), "abc.supabase.co");
 /// let store = ResilientStore::new(supabase, Duration::from_secs(5));
 /// store.connect().await?;
 /// # Ok(())
@@ -94,14 +97,7 @@ impl Supabase {
     /// the legacy JWT.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if the URL or the key has a wrong form.
-    ///
-    /// ```
-    /// use threadkeep::store::Supabase;
-    ///
-    /// assert!(Supabase::new("https://abc.supabase.co", "sb_secret_abc").is_ok());
-    /// assert!(Supabase::new("abc", "sb_secret_abc").is_err());
-    /// ```
+    /// [`ErrorKind::Config`] if the URL or the key has a wrong form. See [`Supabase`] for an example.
     pub fn new(url: &str, key: &str) -> Result<Self> {
         Self::with_clock(url, key, Clock::new())
     }
@@ -152,19 +148,7 @@ impl Supabase {
 
     /// Limits the wait for the start of a response, and for each further part. The default is 5 s.
     ///
-    /// A large response may take longer as a whole while its parts arrive.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    ///
-    /// use threadkeep::store::Supabase;
-    ///
-    /// # fn main() -> threadkeep::Result<()> {
-    /// let client =
-    ///     Supabase::new("https://abc.supabase.co", "sb_secret_abc")?.idle_timeout(Duration::from_secs(2));
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// A large response may take longer as a whole while its parts arrive. See [`Supabase`] for an example.
     #[must_use]
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         self.idle_limit = limit;
@@ -176,17 +160,7 @@ impl Supabase {
     /// The client calls the provider if Supabase rejects the current key. One OS thread at a time calls it, at most once a
     /// second. The provider may block. If it returns another key, the client uses that key and repeats the rejected request.
     /// The current key stays if the provider returns `None` or an unusable text, or panics. A request waits for the provider
-    /// for at most half of [`idle_timeout`](Self::idle_timeout).
-    ///
-    /// ```
-    /// use threadkeep::store::Supabase;
-    ///
-    /// # fn main() -> threadkeep::Result<()> {
-    /// let client = Supabase::new("https://abc.supabase.co", "sb_secret_abc")?
-    ///     .key_provider(|| std::fs::read_to_string("/run/secrets/supabase-key").ok());
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// for at most half of [`idle_timeout`](Self::idle_timeout). See [`Supabase`] for an example.
     #[must_use]
     pub fn key_provider(self, provider: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
         self.with_key_provider(Some(KeyProvider::new(provider)))
@@ -197,17 +171,7 @@ impl Supabase {
         self
     }
 
-    /// Returns the project's host, with the port if the URL has one.
-    ///
-    /// ```
-    /// use threadkeep::store::Supabase;
-    ///
-    /// # fn main() -> threadkeep::Result<()> {
-    /// let client = Supabase::new("https://abc.supabase.co", "sb_secret_abc")?;
-    /// assert_eq!(client.host(), "abc.supabase.co");
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Returns the project's host, with the port if the URL has one. See [`Supabase`] for an example.
     pub fn host(&self) -> &str {
         &self.host
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, Request, StatusCode};
 
-use super::classify::{self, PostgrestError};
+use super::classify;
 use super::http::RawResponse;
 use super::key::ApiKey;
 use super::wire::FunctionResponse;
@@ -16,8 +16,6 @@ use crate::model::key::Key;
 use crate::model::moment::Moment;
 use crate::model::version::Timestamp;
 use crate::store::Store as _;
-
-pub use super::REVISION;
 
 /// The database functions, each with arguments by which it reads and writes nothing.
 pub const FUNCTIONS: &[(&str, &str)] = &[
@@ -30,8 +28,7 @@ pub const FUNCTIONS: &[(&str, &str)] = &[
 ];
 
 /// The files of `migrations/`, in order. The last one sets the revision.
-pub const MIGRATIONS: [&str; 2] =
-    ["20260101000000_conversation_threads.sql", "20261126000000_threadkeep.sql"];
+const MIGRATIONS: [&str; 2] = ["20260101000000_conversation_threads.sql", "20261126000000_threadkeep.sql"];
 
 const TABLE: &str = "conversation_threads";
 const TOMBSTONES: &str = "threadkeep_tombstones";
@@ -93,21 +90,37 @@ pub enum ProbeFailureKind {
     Rejected,
 }
 
+impl ProbeFailure {
+    fn new(kind: ProbeFailureKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
 impl From<Error> for ProbeFailure {
     fn from(error: Error) -> Self {
-        Self { kind: ProbeFailureKind::NoResponse, message: error.to_string() }
+        Self::new(ProbeFailureKind::NoResponse, error.to_string())
     }
 }
 
 /// Asks a project questions for a diagnosis.
 ///
-/// ```
+/// ```no_run
+/// use threadkeep::Key;
 /// use threadkeep::store::Supabase;
-/// use threadkeep::tools::ProjectProbe;
+/// use threadkeep::tools::{Caller, FUNCTIONS, ProbeFailure, ProjectProbe};
 ///
-/// # fn main() -> threadkeep::Result<()> {
-/// let probe = ProjectProbe::new(Supabase::new("https://abc.supabase.co", "sb_secret_…".trim_end_matches('…'))?);
+/// # async fn example() -> threadkeep::Result<()> {
+/// let probe = ProjectProbe::new(Supabase::new("https://abc.supabase.co", "sb_secret_abc")?);
+/// assert_eq!(probe.client().host(), "abc.supabase.co");
 /// assert_eq!(probe.address(), ("https", "abc.supabase.co", 443));
+/// if let Err(ProbeFailure { message, .. }) = probe.check_tls().await {
+///     println!("{message}");
+/// }
+/// let response = probe.call_idle(Caller::ServiceRole, FUNCTIONS[0]).await;
+/// println!("not applied: {:?}", probe.missing_migrations().await);
+/// let key = Key::new("thread-1")?;
+/// let is_public = probe.row_is_visible(Caller::Anonymous, &key).await;
+/// let deleted = probe.delete_row(&key).await;
 /// # Ok(())
 /// # }
 /// ```
@@ -115,39 +128,17 @@ impl From<Error> for ProbeFailure {
 pub struct ProjectProbe(Supabase);
 
 impl ProjectProbe {
-    /// Wraps a client.
-    ///
-    /// ```
-    /// use threadkeep::store::Supabase;
-    /// use threadkeep::tools::ProjectProbe;
-    ///
-    /// # fn main() -> threadkeep::Result<()> {
-    /// let probe = ProjectProbe::new(Supabase::new("http://127.0.0.1:1", "sb_secret_abc")?);
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Wraps a client. See [`ProjectProbe`] for an example.
     pub fn new(client: Supabase) -> Self {
         Self(client)
     }
 
-    /// Returns the client.
-    ///
-    /// ```
-    /// # fn example(probe: threadkeep::tools::ProjectProbe) {
-    /// let host = probe.client().host();
-    /// # }
-    /// ```
+    /// Returns the client. See [`ProjectProbe`] for an example.
     pub fn client(&self) -> &Supabase {
         &self.0
     }
 
-    /// Returns scheme, host and port.
-    ///
-    /// ```
-    /// # fn example(probe: threadkeep::tools::ProjectProbe) {
-    /// let (scheme, host, port) = probe.address();
-    /// # }
-    /// ```
+    /// Returns scheme, host and port. See [`ProjectProbe`] for an example.
     pub fn address(&self) -> (&str, &str, u16) {
         let functions = &self.0.functions;
         let host = functions.host_str().unwrap_or_default();
@@ -157,13 +148,7 @@ impl ProjectProbe {
     /// Connects, and sends a request without key or content. Any response shows that TLS works.
     ///
     /// # Errors
-    /// The failure of the connection.
-    ///
-    /// ```
-    /// # async fn example(probe: threadkeep::tools::ProjectProbe) {
-    /// let is_trusted = probe.check_tls().await.is_ok();
-    /// # }
-    /// ```
+    /// The failure of the connection. See [`ProjectProbe`] for an example.
     pub async fn check_tls(&self) -> Result<(), ProbeFailure> {
         let mut url = self.0.functions.clone();
         url.set_path("/");
@@ -173,15 +158,7 @@ impl ProjectProbe {
     /// Calls one of [`FUNCTIONS`] with its idle arguments.
     ///
     /// # Errors
-    /// The failure of the request.
-    ///
-    /// ```
-    /// use threadkeep::tools::{Caller, FUNCTIONS};
-    ///
-    /// # async fn example(probe: threadkeep::tools::ProjectProbe) {
-    /// let response = probe.call_idle(Caller::ServiceRole, FUNCTIONS[0]).await;
-    /// # }
-    /// ```
+    /// The failure of the request. See [`ProjectProbe`] for an example.
     pub async fn call_idle(
         &self,
         caller: Caller<'_>,
@@ -209,63 +186,35 @@ impl ProjectProbe {
     /// Whether this caller sees the conversation's row in the table itself.
     ///
     /// # Errors
-    /// The failure of the request.
-    ///
-    /// ```
-    /// use threadkeep::Key;
-    /// use threadkeep::tools::Caller;
-    ///
-    /// # async fn example(probe: threadkeep::tools::ProjectProbe, key: Key) {
-    /// let is_public = probe.row_is_visible(Caller::Anonymous, &key).await;
-    /// # }
-    /// ```
+    /// The failure of the request. See [`ProjectProbe`] for an example.
     pub async fn row_is_visible(&self, caller: Caller<'_>, key: &Key) -> Result<bool, ProbeFailure> {
-        let exchange = self.send_to_table(TABLE, Method::GET, caller, key).await?;
+        let exchange = self.send_to_table(TABLE, Method::GET, caller, key.as_str()).await?;
         let body = self.successful(&exchange)?;
         let rows: Vec<serde_json::Value> =
             serde_json::from_slice(body).map_err(|e| self.unexpected_body(body, e))?;
         Ok(!rows.is_empty())
     }
 
-    /// Returns the migrations that a database with missing or old functions lacks.
-    ///
-    /// # Errors
-    /// None at present.
-    ///
-    /// ```
-    /// # async fn example(probe: threadkeep::tools::ProjectProbe) -> threadkeep::Result<()> {
-    /// for file in probe.missing_migrations().await? {
-    ///     println!("{file} is not applied");
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn missing_migrations(&self) -> crate::Result<&'static [&'static str]> {
+    /// Returns the migrations that a database with missing or old functions lacks. See [`ProjectProbe`] for an example.
+    pub async fn missing_migrations(&self) -> &'static [&'static str] {
         // Any id serves: the response shows whether the table exists.
-        let key = Key::new("threadkeep-doctor")?;
-        let asked = self.send_to_table(TABLE, Method::GET, Caller::ServiceRole, &key).await;
-        Ok(match asked.and_then(|exchange| self.successful(&exchange).map(drop)) {
+        let asked = self.send_to_table(TABLE, Method::GET, Caller::ServiceRole, "threadkeep-doctor").await;
+        match asked.and_then(|exchange| self.successful(&exchange).map(drop)) {
             Err(ProbeFailure { kind: ProbeFailureKind::UndefinedFunction, .. }) => &MIGRATIONS,
             _ => &MIGRATIONS[1..],
-        })
+        }
     }
 
     /// Deletes the conversation's row, and the tombstone of that deletion. No other client may write the conversation.
     ///
     /// # Errors
-    /// The failure of a request.
-    ///
-    /// ```
-    /// use threadkeep::Key;
-    ///
-    /// # async fn example(probe: threadkeep::tools::ProjectProbe, key: Key) {
-    /// let deleted = probe.delete_row(&key).await;
-    /// # }
-    /// ```
+    /// The failure of a request. See [`ProjectProbe`] for an example.
     pub async fn delete_row(&self, key: &Key) -> Result<(), ProbeFailure> {
         // The trigger writes a tombstone when the row goes, so the tombstones come second.
         for table in [TABLE, TOMBSTONES] {
-            self.successful(&self.send_to_table(table, Method::DELETE, Caller::ServiceRole, key).await?)?;
+            self.successful(
+                &self.send_to_table(table, Method::DELETE, Caller::ServiceRole, key.as_str()).await?,
+            )?;
         }
         Ok(())
     }
@@ -275,14 +224,14 @@ impl ProjectProbe {
         table: &str,
         method: Method,
         caller: Caller<'_>,
-        key: &Key,
+        key: &str,
     ) -> Result<RawResponse, ProbeFailure> {
         let mut url = self.0.functions.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop().push(table);
         }
         let column = if method == Method::GET { "select=thread_id&" } else { "" };
-        url.set_query(Some(&format!("{column}thread_id=eq.{}", key.as_str())));
+        url.set_query(Some(&format!("{column}thread_id=eq.{key}")));
         let mut request = Request::new(method, url);
         *request.headers_mut() = self.headers_of(caller);
         // PostgREST takes the schema of a GET from this header, not from `content-profile`.
@@ -298,7 +247,7 @@ impl ProjectProbe {
             exchange = self.0.exchange(request, Duration::ZERO, body::MAX_OUTCOMES_BODY) => Ok(exchange?),
             () = tokio::time::sleep(limit) => {
                 let message = format!("Supabase at {} did not complete its response within {limit:.1?}", self.0.host);
-                Err(ProbeFailure { kind: ProbeFailureKind::NoResponse, message })
+                Err(ProbeFailure::new(ProbeFailureKind::NoResponse, message))
             }
         }
     }
@@ -307,13 +256,12 @@ impl ProjectProbe {
         let without_key =
             || HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
         match caller {
-            Caller::ServiceRole => self.0.credentials.current().headers().clone(),
-            Caller::Anon(key) => ApiKey::new(key).map_or_else(|_| without_key(), |key| key.headers().clone()),
+            Caller::ServiceRole => self.0.credentials.current().headers.clone(),
+            Caller::Anon(key) => ApiKey::new(key).map_or_else(|_| without_key(), |key| key.headers.clone()),
             Caller::Anonymous => without_key(),
         }
     }
 
-    /// Returns the body of a successful response.
     fn successful<'a>(
         &self,
         RawResponse { status, body, .. }: &'a RawResponse,
@@ -321,74 +269,34 @@ impl ProjectProbe {
         match (status.is_success(), body.is_whole()) {
             (true, true) => Ok(body.bytes()),
             (true, false) => {
-                let message = classify::body_too_large(&self.0.host, body.bytes()).to_string();
-                Err(ProbeFailure { kind: ProbeFailureKind::NotPostgrest, message })
+                let error = classify::body_too_large(&self.0.host, body.bytes());
+                Err(ProbeFailure::new(ProbeFailureKind::NotPostgrest, error.to_string()))
             }
             (false, _) => {
-                let error = PostgrestError::of(*status, body.bytes());
-                Err(ProbeFailure { kind: failure_kind(*status, &error), message: error.message })
+                let error = classify::response_error(*status, body.bytes());
+                Err(ProbeFailure::new(failure_kind(*status, &error), error.message()))
             }
         }
     }
 
     fn unexpected_body(&self, body: &[u8], error: serde_json::Error) -> ProbeFailure {
-        let message = classify::unexpected_body(&self.0.host, body, error).to_string();
-        ProbeFailure { kind: ProbeFailureKind::NotPostgrest, message }
+        let error = classify::unexpected_body(&self.0.host, body, error);
+        ProbeFailure::new(ProbeFailureKind::NotPostgrest, error.to_string())
     }
 }
 
-fn failure_kind(status: StatusCode, error: &PostgrestError) -> ProbeFailureKind {
+fn failure_kind(status: StatusCode, error: &Error) -> ProbeFailureKind {
     use ProbeFailureKind as Kind;
-    match (error.kind(status), status.as_u16()) {
+    match (error.kind(), status.as_u16()) {
         (_, 540) => Kind::Paused,
         (_, 402) => Kind::Restricted,
-        (ErrorKind::Unavailable, 300..=399 | 401 | 403 | 404..=407) if error.code.is_empty() => {
+        (ErrorKind::Unavailable, 300..=399 | 401 | 403 | 404..=407) if error.code().is_none() => {
             Kind::NotPostgrest
         }
         (ErrorKind::Unavailable, _) => Kind::Unavailable,
-        (ErrorKind::Unauthorized, _) if error.code == "42501" => Kind::PermissionDenied,
+        (ErrorKind::Unauthorized, _) if error.code() == Some("42501") => Kind::PermissionDenied,
         (ErrorKind::Unauthorized, _) => Kind::Unauthorized,
         (ErrorKind::SchemaOutdated, _) => Kind::UndefinedFunction,
         _ => Kind::Rejected,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn migrations_list_equals_the_folder() {
-        let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).unwrap();
-        let mut names: Vec<_> =
-            folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort_unstable();
-        assert_eq!(names, MIGRATIONS);
-    }
-
-    #[test]
-    fn failure_kind_each_response_has_its_kind() {
-        use ProbeFailureKind as Kind;
-        for (status, body, expected) in [
-            (540, "", Kind::Paused),
-            (402, "{}", Kind::Restricted),
-            (522, "<html>", Kind::Unavailable),
-            (503, r#"{"code":"PGRST001"}"#, Kind::Unavailable),
-            (401, r#"{"message":"Invalid API key"}"#, Kind::Unauthorized),
-            (401, r#"{"code":"42501"}"#, Kind::PermissionDenied),
-            (404, r#"{"code":"PGRST202"}"#, Kind::UndefinedFunction),
-            (404, r#"{"message":"no Route"}"#, Kind::NotPostgrest),
-            (301, "", Kind::NotPostgrest),
-            (403, "<html>", Kind::NotPostgrest),
-            (400, "{}", Kind::Unavailable),
-            (400, r#"{"code":"22P05"}"#, Kind::Rejected),
-        ] {
-            let code = StatusCode::from_u16(status).unwrap();
-            assert_eq!(
-                failure_kind(code, &PostgrestError::of(code, body.as_bytes())),
-                expected,
-                "{status} {body}"
-            );
-        }
     }
 }

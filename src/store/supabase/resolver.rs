@@ -22,26 +22,3 @@ impl Resolve for Resolver {
         })
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-    use std::sync::mpsc::channel;
-    use std::time::Duration;
-
-    #[test]
-    fn resolve_works_while_application_fills_blocking_pool() {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().max_blocking_threads(1).enable_all().build().unwrap();
-        let listener = TcpListener::bind("localhost:0").unwrap();
-        let url = format!("http://localhost:{}", listener.local_addr().unwrap().port());
-        let ((release, occupied), (send, connected)) = (channel::<()>(), channel());
-        std::thread::spawn(move || send.send(listener.accept().is_ok()));
-        runtime.spawn_blocking(move || occupied.recv());
-        let client = super::super::http::client().unwrap();
-        let call = runtime.spawn(client.get(url).send());
-        assert_eq!(connected.recv_timeout(Duration::from_secs(30)), Ok(true));
-        call.abort();
-        drop(release);
-    }
-}

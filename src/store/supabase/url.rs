@@ -4,14 +4,12 @@ use reqwest::Url;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Checks a project's URL.
 pub(crate) fn check_url(url: &str) -> Result<()> {
     functions_url(url).map(drop).map_err(|problem| {
         Error::new(ErrorKind::Config, problem).with_remedy("use a URL like https://PROJECT.supabase.co")
     })
 }
 
-/// Returns the host, with the port if the URL has one. The outage file is marked with this origin.
 pub(super) fn origin(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
@@ -51,7 +49,6 @@ pub(super) fn functions_url(url: &str) -> Result<Url, &'static str> {
     Ok(parsed)
 }
 
-/// Whether the URL sends the key unencrypted over a network.
 pub(super) fn is_unencrypted(url: &Url) -> bool {
     let is_local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
     url.scheme() == "http" && !is_local

@@ -12,7 +12,7 @@ use crate::model::json::Json;
 use crate::model::key::Key;
 use crate::model::record::Record;
 use crate::model::version::{Timestamp, Version};
-use crate::store::{Applied, ListRequest, LoadRequest, Loaded, Write};
+use crate::store::{Applied, Condition, ListRequest, LoadRequest, Loaded, Write};
 
 /// Writes the body of a `threadkeep_load`.
 pub(super) fn load(requests: &[LoadRequest]) -> Result<Vec<u8>> {
@@ -34,7 +34,7 @@ pub(super) fn load(requests: &[LoadRequest]) -> Result<Vec<u8>> {
 /// copied twice.
 pub(super) fn apply(writes: &[Write]) -> Result<Vec<u8>> {
     /// The bytes of a record beside its texts.
-    const RECORD_OVERHEAD: usize = 160;
+    const RECORD_OVERHEAD: usize = 192;
     let texts: usize = writes.iter().map(|write| write.record.bytes()).sum();
     let mut body = Vec::with_capacity(texts + (writes.len() + 1) * RECORD_OVERHEAD);
     body.extend_from_slice(br#"{"writes":["#);
@@ -42,35 +42,28 @@ pub(super) fn apply(writes: &[Write]) -> Result<Vec<u8>> {
         if at > 0 {
             body.push(b',');
         }
-        push_write(&mut body, write).map_err(not_serializable)?;
+        let Write { record, writer, condition } = write;
+        body.extend_from_slice(br#"{"key":"#);
+        serde_json::to_writer(&mut body, record.key.as_str()).map_err(not_serializable)?;
+        // Versions and writers are strings, because a JavaScript server would round numbers beyond 2^53.
+        push_field(&mut body, "version", format_args!("\"{}\"", record.version));
+        push_field(&mut body, "writer", format_args!("\"{writer}\""));
+        push_field(&mut body, "expires_at", format_args!("{}", record.expires_at.0));
+        if let Some(user) = &record.user {
+            body.extend_from_slice(br#","user":"#);
+            serde_json::to_writer(&mut body, &**user).map_err(not_serializable)?;
+        }
+        push_field(&mut body, "metadata", format_args!("{}", record.metadata.as_str()));
+        if let Some(value) = &record.value {
+            push_field(&mut body, "value", format_args!("{}", value.as_str()));
+        }
+        if let Condition::IfVersion(version) = condition {
+            push_field(&mut body, "if_version", format_args!("\"{version}\""));
+        }
+        body.push(b'}');
     }
     body.extend_from_slice(b"]}");
     Ok(body)
-}
-
-fn push_write(body: &mut Vec<u8>, write: &Write) -> serde_json::Result<()> {
-    let Write { record, if_version, is_retry } = write;
-    body.extend_from_slice(br#"{"key":"#);
-    serde_json::to_writer(&mut *body, record.key.as_str())?;
-    // Versions are strings, because a JavaScript server would round numbers beyond 2^53.
-    push_field(body, "version", format_args!("\"{}\"", record.version));
-    push_field(body, "expires_at", format_args!("{}", record.expires_at.0));
-    if let Some(user) = &record.user {
-        body.extend_from_slice(br#","user":"#);
-        serde_json::to_writer(&mut *body, &**user)?;
-    }
-    push_field(body, "metadata", format_args!("{}", record.metadata.as_str()));
-    if let Some(value) = &record.value {
-        push_field(body, "value", format_args!("{}", value.as_str()));
-    }
-    if let Some(version) = if_version {
-        push_field(body, "if_version", format_args!("\"{version}\""));
-    }
-    if *is_retry {
-        push_field(body, "is_retry", format_args!("true"));
-    }
-    body.push(b'}');
-    Ok(())
 }
 
 fn push_field(body: &mut Vec<u8>, name: &str, json: std::fmt::Arguments<'_>) {
@@ -135,7 +128,7 @@ pub(super) struct FunctionResponse<'a> {
 /// The state of one row, in the words of the SQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum RowState {
+enum ResultState {
     Found,
     NotModified,
     Absent,
@@ -143,7 +136,6 @@ enum RowState {
     Stored,
     Superseded,
     Conflict,
-    Indeterminate,
     VersionInFuture,
     TooOld,
 }
@@ -151,7 +143,7 @@ enum RowState {
 /// One row of a response. The state decides which fields are present.
 #[derive(Debug, Deserialize)]
 pub(super) struct ResultRow<'a> {
-    state: RowState,
+    state: ResultState,
     #[serde(borrow, default)]
     version: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
@@ -171,13 +163,13 @@ impl ResultRow<'_> {
     pub(super) fn loaded(self, key: &Key) -> Result<Option<Loaded>> {
         Ok(Some(match self.state {
             // A caller never gets another conversation than the requested one.
-            RowState::Found if self.key.as_deref() != Some(key.as_str()) => {
+            ResultState::Found if self.key.as_deref() != Some(key.as_str()) => {
                 return Err(unexpected("another conversation").with_key(key.as_str()));
             }
-            RowState::Found => Loaded::Found(Arc::new(self.record()?)),
-            RowState::NotModified => Loaded::NotModified,
-            RowState::Absent => Loaded::Absent(self.version()?),
-            RowState::Deferred => return Ok(None),
+            ResultState::Found => Loaded::Found(Arc::new(self.record()?)),
+            ResultState::NotModified => Loaded::NotModified,
+            ResultState::Absent => Loaded::Absent(self.version()?),
+            ResultState::Deferred => return Ok(None),
             other => return Err(unexpected(other)),
         }))
     }
@@ -185,12 +177,11 @@ impl ResultRow<'_> {
     /// Converts a row of an apply.
     pub(super) fn applied(self) -> Result<Applied> {
         Ok(match self.state {
-            RowState::Stored => Applied::Stored,
-            RowState::Superseded => Applied::Superseded(self.version()?),
-            RowState::Conflict => Applied::Conflict(self.version()?),
-            RowState::Indeterminate => Applied::Indeterminate(self.version()?),
-            RowState::VersionInFuture => Applied::VersionInFuture,
-            RowState::TooOld => Applied::TooOld,
+            ResultState::Stored => Applied::Stored,
+            ResultState::Superseded => Applied::Superseded(self.version()?),
+            ResultState::Conflict => Applied::Conflict(self.version()?),
+            ResultState::VersionInFuture => Applied::VersionInFuture,
+            ResultState::TooOld => Applied::TooOld,
             other => return Err(unexpected(other)),
         })
     }
@@ -220,31 +211,4 @@ impl ResultRow<'_> {
 fn unexpected(content: impl std::fmt::Debug) -> Error {
     let message = format!("the database functions sent an unknown response ({content:?})");
     Error::new(ErrorKind::SchemaOutdated, message)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn apply_body_contains_the_value_unchanged() {
-        let value = Json::new(r#"{"digits":12345678901234567890.10}"#).unwrap();
-        let key = Key::new("a \"quoted\" key").unwrap();
-        let record = Record::put(key, Version::from_raw(i64::MAX), value, Timestamp(5));
-        let write = Write::new(record).with_if_version(Version::NONE);
-        assert_eq!(
-            std::str::from_utf8(&apply(&[write]).unwrap()).unwrap(),
-            r#"{"writes":[{"key":"a \"quoted\" key","version":"9223372036854775807","expires_at":5,"metadata":{},"value":{"digits":12345678901234567890.10},"if_version":"0"}]}"#
-        );
-    }
-
-    #[test]
-    fn loaded_null_value_is_a_value() {
-        let text = r#"{"now":1,"revision":1,"rows":[{"state":"found","key":"k","version":"7","expires_at":9,"user":null,"metadata":null,"value":null}]}"#;
-        let response: FunctionResponse<'_> = serde_json::from_str(text).unwrap();
-        let row = response.rows.into_iter().next().unwrap();
-        let Some(Loaded::Found(found)) = row.loaded(&Key::new("k").unwrap()).unwrap() else { panic!() };
-        assert_eq!(found.value.as_ref().map(Json::as_str), Some("null"));
-        assert_eq!(found.metadata.as_str(), "{}");
-    }
 }

@@ -9,6 +9,9 @@ use crate::model::record::Record;
 use crate::model::version::Timestamp;
 use crate::store::{Applied, ListRequest, LoadRequest, Loaded};
 
+/// The purges of the rule about expired values.
+const MAX_PURGES: usize = 5;
+
 impl Suite {
     pub(super) async fn probe_succeeds(&self) {
         self.store.probe().await.unwrap_or_else(|e| panic!("probe: {e:?}"));
@@ -107,5 +110,21 @@ impl Suite {
             "purge keeps a young expired record"
         );
         assert_eq!(self.load(&expired).await, Loaded::Absent(late));
+    }
+
+    /// Only the count tells that a value has gone, because no call returns an expired value.
+    pub(super) async fn purge_clears_expired_values(&self) {
+        let purge = async || self.store.purge(1_000).await.unwrap_or_else(|e| panic!("purge: {e:?}"));
+        let key = self.key("cleared");
+        for _ in 0..MAX_PURGES {
+            let now = self.store.clock().now();
+            let expired = Record { expires_at: now, ..self.record(&key, self.version(), "1") };
+            assert_eq!(self.apply(expired).await, Applied::Stored);
+            // Another client of the store may have cleared the value already.
+            if purge().await > 0 {
+                return;
+            }
+        }
+        panic!("purge keeps the values of expired records, or does not count them");
     }
 }

@@ -1,4 +1,4 @@
-//! Rules about versions: the order of writes, conditions, and retries.
+//! Rules about the order of plain writes by several clients.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,21 +6,9 @@ use std::time::Duration;
 use super::{DAY, Suite};
 use crate::model::key::Key;
 use crate::model::version::Version;
-use crate::store::{Applied, Loaded, REMEMBERED_VERSIONS, Write};
+use crate::store::{Applied, Loaded, Write};
 
 impl Suite {
-    pub(super) async fn apply_repeated_is_idempotent(&self) {
-        let key = self.key("idempotent");
-        let (first, second) = (self.version(), self.version());
-        for _ in 0..3 {
-            assert_eq!(self.apply(self.record(&key, first, "1")).await, Applied::Stored);
-        }
-        assert_eq!(self.apply(self.record(&key, second, "2")).await, Applied::Stored);
-        // The store accepted this version before, so the answer is `Stored`. The newer record stays.
-        assert_eq!(self.apply(self.record(&key, first, "1")).await, Applied::Stored);
-        self.assert_value(&key, second, "2").await;
-    }
-
     pub(super) async fn apply_in_any_order_keeps_newest(&self) {
         let key = self.key("newest");
         let versions: Vec<Version> = (0..6).map(|_| self.version()).collect();
@@ -48,52 +36,6 @@ impl Suite {
         assert_eq!(applied, [stored, stored, stored, Applied::Superseded(versions[3])]);
         self.assert_value(&one, versions[1], "1").await;
         self.assert_value(&two, versions[3], "3").await;
-    }
-
-    pub(super) async fn apply_if_version_compares(&self) {
-        let key = self.key("cas");
-        let (first, second, third) = (self.version(), self.version(), self.version());
-        let conditional = |version, if_version| Write {
-            if_version: Some(if_version),
-            ..self.record(&key, version, "1").into()
-        };
-        assert_eq!(self.apply_write(conditional(second, first)).await, Applied::Conflict(Version::NONE));
-        assert_eq!(self.apply_write(conditional(first, Version::NONE)).await, Applied::Stored);
-        assert_eq!(self.apply_write(conditional(second, Version::NONE)).await, Applied::Conflict(first));
-        assert_eq!(self.apply_write(conditional(second, first)).await, Applied::Stored);
-        assert_eq!(self.apply_write(conditional(third, first)).await, Applied::Conflict(second));
-        assert_eq!(self.load(&key).await.version(), second);
-    }
-
-    pub(super) async fn retry_recognises_own_accepted_write(&self) {
-        let key = self.key("accepted");
-        let versions: Vec<Version> = (0..REMEMBERED_VERSIONS + 2).map(|_| self.version()).collect();
-        let write = |at: usize, if_version| Write {
-            if_version,
-            is_retry: true,
-            ..self.record(&key, versions[at], "1").into()
-        };
-        let never_sent = self.version();
-        for at in 0..versions.len() {
-            let if_version = at.checked_sub(1).map_or(Version::NONE, |before| versions[before]);
-            assert_eq!(self.apply_write(write(at, Some(if_version))).await, Applied::Stored);
-        }
-        // The store remembers the last versions only. It recognises these retries as its own accepted writes.
-        let newest = versions[REMEMBERED_VERSIONS + 1];
-        for at in 2..versions.len() {
-            let if_version = Some(versions[at - 1]);
-            assert_eq!(self.apply_write(write(at, if_version)).await, Applied::Stored, "retry of write {at}");
-        }
-        // The store forgot version 1: a retry of it may have been accepted, a first attempt cannot have been.
-        assert_eq!(self.apply_write(write(1, Some(versions[0]))).await, Applied::Indeterminate(newest));
-        let first_time = Write { is_retry: false, ..write(1, Some(versions[0])) };
-        assert_eq!(self.apply_write(first_time).await, Applied::Conflict(newest));
-        let other = Write {
-            if_version: Some(versions[0]),
-            is_retry: true,
-            ..self.record(&key, never_sent, "1").into()
-        };
-        assert_eq!(self.apply_write(other).await, Applied::Conflict(newest));
     }
 
     pub(super) async fn apply_rejects_future_and_old_versions(&self) {

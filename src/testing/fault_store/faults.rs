@@ -11,6 +11,36 @@ use crate::store::{ListRequest, Write};
 /// Controls the faults of a [`FaultStore`](super::FaultStore).
 ///
 /// Clones share one plan, so that a test can change it while a cache owns the store.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> threadkeep::Result<()> {
+/// use threadkeep::store::{Key, ListRequest, Memory, Record, Store, Version, Write};
+/// use threadkeep::testing::{Fault, FaultStore};
+///
+/// let store = FaultStore::new(Memory::new());
+/// let faults = store.faults();
+/// faults.script([Fault::Pass, Fault::Refuse]); // for the next two calls
+/// assert!(store.probe().await.is_ok() && store.probe().await.is_err());
+/// faults.random(7, 1.0); // for each later call, with this probability
+/// assert!(store.probe().await.is_err());
+/// faults.always(Fault::Refuse);
+/// assert!(store.probe().await.unwrap_err().is_outage());
+/// faults.clear();
+/// store.probe().await?;
+/// assert_eq!((faults.calls("probe"), faults.max_concurrent("probe")), (5, 1));
+///
+/// faults.fail_key("thread-1", Fault::Refuse);
+/// let removed = Record::tombstone(Key::new("thread-1")?, Version::from_raw(1 << 21));
+/// assert!(store.apply(&[Write::new(removed)]).await.is_err());
+/// faults.clear_key_faults();
+/// faults.fail_replays(true);
+/// assert!(store.apply_once(&[]).await.is_err() && store.apply(&[]).await.is_ok());
+/// faults.max_page_size(10);
+/// assert!(store.list(&ListRequest::new(11)).await.is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Faults {
     plan: Arc<Mutex<FaultPlan>>,
@@ -39,41 +69,12 @@ struct CallCount {
 }
 
 impl Faults {
-    /// Plans one fault for each of the next calls, in order.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// use threadkeep::store::{Memory, Store};
-    /// use threadkeep::testing::{Fault, FaultStore};
-    ///
-    /// let store = FaultStore::new(Memory::new());
-    /// let faults = store.faults();
-    /// faults.script([Fault::Pass, Fault::Refuse]);
-    /// assert!(store.probe().await.is_ok());
-    /// assert!(store.probe().await.is_err());
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Plans one fault for each of the next calls, in order. See [`Faults`] for an example.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
         self.plan().script.extend(faults);
     }
 
-    /// Plans a fault for every call after the script.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// use threadkeep::store::{Memory, Store};
-    /// use threadkeep::testing::{Fault, FaultStore};
-    ///
-    /// let store = FaultStore::new(Memory::new());
-    /// let faults = store.faults();
-    /// faults.always(Fault::Refuse);
-    /// assert!(store.probe().await.is_err());
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Plans a fault for every call after the script. See [`Faults`] for an example.
     pub fn always(&self, fault: Fault) {
         self.plan().always = Some(fault);
     }
@@ -81,20 +82,7 @@ impl Faults {
     /// Plans random faults at `rate` (0 to 1) for the calls after the script.
     ///
     /// Half of the faults are [`Fault::Refuse`], half are [`Fault::DropResponse`]. One seed gives one sequence of faults.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// use threadkeep::store::{Memory, Store};
-    /// use threadkeep::testing::FaultStore;
-    ///
-    /// let store = FaultStore::new(Memory::new());
-    /// let faults = store.faults();
-    /// faults.random(7, 1.0);
-    /// assert!(store.probe().await.is_err());
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// See [`Faults`] for an example.
     pub fn random(&self, seed: u64, rate: f64) {
         self.plan().random = Some((fastrand::Rng::with_seed(seed), rate));
     }
@@ -102,41 +90,13 @@ impl Faults {
     /// Plans a fault for every batch with a write of this conversation.
     ///
     /// Script, `always` and `random` come first. The fault outlives [`clear`](Self::clear).
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// use threadkeep::store::{Key, Memory, Record, Store, Version};
-    /// use threadkeep::testing::{Fault, FaultStore};
-    ///
-    /// let store = FaultStore::new(Memory::new());
-    /// let faults = store.faults();
-    /// faults.fail_key("thread-1", Fault::Refuse);
-    /// let record = Record::tombstone(Key::new("thread-1")?, Version::from_raw(1 << 21));
-    /// assert!(store.apply(&[record.into()]).await.is_err());
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// See [`Faults`] for an example.
     pub fn fail_key(&self, key: impl Into<String>, fault: Fault) {
         self.plan().fail_key.insert(key.into(), fault);
     }
 
     /// Removes the faults of [`fail_key`](Self::fail_key) and ends the calls that hang.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// use threadkeep::store::{Memory, Store};
-    /// use threadkeep::testing::{Fault, FaultStore};
-    ///
-    /// let store = FaultStore::new(Memory::new());
-    /// let faults = store.faults();
-    /// faults.fail_key("thread-1", Fault::Refuse);
-    /// faults.clear_key_faults();
-    /// store.probe().await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// See [`Faults`] for an example.
     pub fn clear_key_faults(&self) {
         self.plan().fail_key.clear();
         self.cleared.send_modify(|count| *count += 1);
@@ -145,21 +105,7 @@ impl Faults {
     /// Sets whether [`apply_once`](crate::store::Store::apply_once) fails as an outage.
     ///
     /// Replay sends queued writes with this call. The fault outlives [`clear`](Self::clear).
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// use threadkeep::store::{Memory, Store};
-    /// use threadkeep::testing::FaultStore;
-    ///
-    /// let store = FaultStore::new(Memory::new());
-    /// let faults = store.faults();
-    /// faults.fail_replays(true);
-    /// assert!(store.apply_once(&[]).await.is_err());
-    /// assert!(store.apply(&[]).await.is_ok());
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// See [`Faults`] for an example.
     pub fn fail_replays(&self, fail: bool) {
         self.plan().fail_replays = fail;
     }
@@ -167,21 +113,7 @@ impl Faults {
     /// Plans an outage for every list of more conversations than this.
     ///
     /// The fault imitates a page that exceeds the server's time limit. The fault outlives [`clear`](Self::clear).
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// use threadkeep::store::{ListRequest, Memory, Store};
-    /// use threadkeep::testing::FaultStore;
-    ///
-    /// let store = FaultStore::new(Memory::new());
-    /// let faults = store.faults();
-    /// faults.max_page_size(10);
-    /// assert!(store.list(&ListRequest::new(11)).await.is_err());
-    /// store.list(&ListRequest::new(10)).await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// See [`Faults`] for an example.
     pub fn max_page_size(&self, conversations: usize) {
         self.plan().max_page_size = Some(conversations);
     }
@@ -189,22 +121,7 @@ impl Faults {
     /// Clears script, `always` and `random`, and ends the calls that hang.
     ///
     /// The faults of [`fail_key`](Self::fail_key), [`fail_replays`](Self::fail_replays) and
-    /// [`max_page_size`](Self::max_page_size) stay, and so do the counts.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// use threadkeep::store::{Memory, Store};
-    /// use threadkeep::testing::{Fault, FaultStore};
-    ///
-    /// let store = FaultStore::new(Memory::new());
-    /// let faults = store.faults();
-    /// faults.always(Fault::Refuse);
-    /// faults.clear();
-    /// store.probe().await?;
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// [`max_page_size`](Self::max_page_size) stay, and so do the counts. See [`Faults`] for an example.
     pub fn clear(&self) {
         let mut plan = self.plan();
         let FaultPlan { counts, fail_key, fail_replays, max_page_size, .. } = std::mem::take(&mut *plan);
@@ -216,39 +133,12 @@ impl Faults {
     /// Returns the number of calls of an operation so far.
     ///
     /// The operations are `load`, `apply`, `list`, `touch`, `purge` and `probe`. Failed calls count, too.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// use threadkeep::store::{Memory, Store};
-    /// use threadkeep::testing::FaultStore;
-    ///
-    /// let store = FaultStore::new(Memory::new());
-    /// let faults = store.faults();
-    /// store.probe().await?;
-    /// assert_eq!(faults.calls("probe"), 1);
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// See [`Faults`] for an example.
     pub fn calls(&self, operation: &str) -> usize {
         self.plan().counts.get(operation).map_or(0, |count| count.calls)
     }
 
-    /// Returns the largest number of concurrent calls of an operation.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> threadkeep::Result<()> {
-    /// use threadkeep::store::{Memory, Store};
-    /// use threadkeep::testing::FaultStore;
-    ///
-    /// let store = FaultStore::new(Memory::new());
-    /// let faults = store.faults();
-    /// store.probe().await?;
-    /// assert_eq!(faults.max_concurrent("probe"), 1);
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// Returns the largest number of concurrent calls of an operation. See [`Faults`] for an example.
     pub fn max_concurrent(&self, operation: &str) -> usize {
         self.plan().counts.get(operation).map_or(0, |count| count.max_running)
     }

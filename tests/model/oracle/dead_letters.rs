@@ -1,4 +1,6 @@
 //! Judges dead letters (I10): each was a queued write, and another handle wrote the same conversation.
+//!
+//! The writes before a change of the outage file count as those of another handle. The file may not know them.
 
 use super::Verdict;
 use crate::history::{DeadWrite, History, Op, Outcome, WriteKind};
@@ -16,7 +18,7 @@ pub fn check(history: &History, key: usize) -> Verdict {
 }
 
 fn others<'a>(history: &'a History, dead: &'a DeadWrite) -> impl Iterator<Item = &'a Op> {
-    shown(history, dead).filter(|op| op.handle != dead.handle)
+    shown(history, dead).filter(|op| history.is_foreign(dead.handle, op))
 }
 
 fn shown<'a>(history: &'a History, dead: &'a DeadWrite) -> impl Iterator<Item = &'a Op> {
@@ -29,7 +31,8 @@ fn is_overtaken_log(history: &History, dead: &DeadWrite) -> bool {
 }
 
 fn check_register(history: &History, dead: &DeadWrite) -> Result<bool, String> {
-    let candidates: Vec<&Op> = history.writes(dead.key).filter(|op| is_dead_letter(op, dead)).collect();
+    let candidates: Vec<&Op> =
+        history.writes(dead.key).filter(|op| is_dead_letter(history, op, dead)).collect();
     let is_queued = |op: &&Op| {
         op.write().is_some_and(|write| matches!(write.outcome, Outcome::Queued | Outcome::Unknown))
     };
@@ -47,12 +50,14 @@ fn check_register(history: &History, dead: &DeadWrite) -> Result<bool, String> {
         let mut updates = shown(history, dead).filter(is_own_update).filter(|op| !std::ptr::eq(*op, lost));
         updates.any(|op| !history.rules.is_before(op, lost) && !history.rules.is_before(lost, op))
     };
-    let lost_to_other = |lost: &Op| others(history, dead).any(|op| may_have_won(history, op, lost));
+    let lost_to_other = |lost: &Op| {
+        others(history, dead).any(|op| !std::ptr::eq(op, lost) && may_have_won(history, op, lost))
+    };
     Ok(candidates.iter().any(|lost| lost_to_other(lost) || lost_to_earlier_life(lost) || is_concurrent(lost)))
 }
 
-fn is_dead_letter(op: &Op, dead: &DeadWrite) -> bool {
-    op.handle == dead.handle
+fn is_dead_letter(history: &History, op: &Op, dead: &DeadWrite) -> bool {
+    history.may_queue(dead.handle, op)
         && op.write().is_some_and(|write| match dead.ids.as_slice() {
             [] => matches!(write.kind, WriteKind::Remove),
             ids => ids.contains(&write.id),

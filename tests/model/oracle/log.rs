@@ -59,7 +59,8 @@ impl Log<'_> {
         reading: &'b Reading,
     ) -> impl Iterator<Item = (&'static str, u64)> + 'b {
         let is_past = |op: &Op| op.end.is_some_and(|end| end.tick < read.begin.tick);
-        let is_own = move |op: &Op| op.handle == read.handle && is_past(op);
+        let is_own =
+            move |op: &Op| op.handle == read.handle && is_past(op) && self.history.is_remembered(op, read);
         let acknowledged = self.history.writes(self.key).filter(move |op| is_own(op));
         let acknowledged = acknowledged.filter(|op| self.history.is_kept(op)).filter_map(id);
         let earlier = self.history.ops.iter().filter(move |op| {
@@ -69,7 +70,9 @@ impl Log<'_> {
             OpKind::Read(Ok(reading)) => reading.seen.clone().unwrap_or_default(),
             _ => Vec::new(),
         });
-        let is_exempt = |op: &Op| self.history.is_discarded(op) || self.may_be_undone(op);
+        let is_exempt = |op: &Op| {
+            self.history.is_discarded(op) || self.history.is_lost_with_file(op) || self.may_be_undone(op)
+        };
         let shown = shown.filter(move |id| !self.history.shown(self.key, *id).is_some_and(is_exempt));
         let window = match reading.claim {
             Claim::Fresh | Claim::Absent => self.history.rules.fresh_ms + ROUNDING_MS,

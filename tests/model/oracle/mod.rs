@@ -1,10 +1,11 @@
 //! Judges a history by acknowledged writes and their overlap in time. The oracle knows no versions.
 //!
 //! Operations are intervals. A write is *before* another if it ended before the other began. Within one life of a handle
-//! that is exact. Between handles a margin applies, because clocks issue the versions (DESIGN, section 10). A write ends
+//! that is exact. Between handles a margin applies, because clocks issue the versions (DESIGN.md, Clocks). A write ends
 //! when its caller gets an answer or an error, because its version was issued earlier. An abandoned write never ends.
 
 mod dead_letters;
+mod files;
 mod log;
 mod order;
 mod register;
@@ -13,7 +14,7 @@ mod tests;
 
 use threadkeep::ErrorKind;
 
-use crate::history::{History, Moment, Op, OpKind, Outcome, WriteKind};
+use crate::history::{FileChange, History, Moment, Op, OpKind, Outcome, WriteKind};
 
 /// Returns the first violation: its key, if any, and a message with the operations of that key.
 pub fn violation(history: &History) -> Option<(Option<usize>, String)> {
@@ -66,9 +67,11 @@ fn transcript(history: &History, key: usize) -> String {
     let note =
         |(at, message): &(Moment, String)| (at.tick, format!("  {}/{} *** {message}\n", at.tick, at.ms));
     let mut lines: Vec<(u64, String)> = ops.chain(history.notes.iter().map(note)).collect();
-    lines.sort();
     let dead = history.dead_letters.iter().filter(|dead| dead.key == key).map(|dead| format!("  {dead:?}\n"));
     let last = history.finals.iter().filter(|last| last.key == key).map(|last| format!("  {last:?}\n"));
+    let change = |change: &FileChange| (change.at.tick, format!("  {change:?}\n"));
+    lines.extend(history.file_changes.iter().map(change));
+    lines.sort();
     let lines: String = lines.into_iter().map(|(_, line)| line).chain(dead).chain(last).collect();
     format!("  {:?}\n{lines}", history.rules)
 }

@@ -12,7 +12,7 @@ pub enum Source<'a> {
 /// The largest error of a resumed clock that clock sync does not correct.
 ///
 /// A clock that resumes from its checkpoint may be off by this much before its first clock sync. Its versions keep the
-/// error. Clock sync re-stamps versions with a larger error.
+/// error. Clock sync corrects versions with a larger error.
 const MAX_RESUMED_ERROR_MS: i64 = 100;
 
 /// Returns the clock error that the version of a write keeps.
@@ -20,6 +20,9 @@ fn kept_error_ms(op: &Op) -> i64 {
     let off = op.off_ms.abs();
     if off < MAX_RESUMED_ERROR_MS { off } else { 0 }
 }
+
+/// The largest lead of the mark in an outage file over the last version issued.
+const MAX_MARK_MS: i64 = 1_000;
 
 impl Rules {
     /// Returns true if `a` is surely older than `b`.
@@ -29,9 +32,15 @@ impl Rules {
             true => end.tick < b.begin.tick,
             false => {
                 let slack = self.order_ms + kept_error_ms(a) + kept_error_ms(b);
-                end.ms + slack < b.begin.ms && end.tick < b.begin.tick
+                self.latest_version_ms(end.ms) + slack < b.begin.ms && end.tick < b.begin.tick
             }
         }
+    }
+
+    /// Returns the time of the newest version that any handle may have issued until now.
+    fn latest_version_ms(&self, now_ms: i64) -> i64 {
+        let earlier = self.openings_ms.iter().filter(|at| **at <= now_ms);
+        earlier.map(|at| at + MAX_MARK_MS).max().map_or(now_ms, |mark| mark.max(now_ms))
     }
 
     pub fn is_older(&self, source: Source<'_>, than: Source<'_>) -> bool {
@@ -78,7 +87,7 @@ impl History {
             })
         };
         let matches_op =
-            |dead: &DeadWrite| (dead.handle, dead.key) == (op.handle, op.key) && has_ids(&dead.ids);
+            |dead: &DeadWrite| dead.key == op.key && self.may_queue(dead.handle, op) && has_ids(&dead.ids);
         self.is_queued(op) && self.dead_letters.iter().any(matches_op)
     }
 
@@ -90,7 +99,7 @@ impl History {
     pub fn is_kept(&self, op: &Op) -> bool {
         op.write().is_some_and(|write| match write.outcome {
             Outcome::Stored | Outcome::Superseded => true,
-            Outcome::Queued => !self.is_discarded(op),
+            Outcome::Queued => !self.is_discarded(op) && !self.is_lost_with_file(op),
             Outcome::Failed(_) | Outcome::Unknown => false,
         })
     }

@@ -33,10 +33,9 @@ impl<'a> Register<'a> {
             return Err(format!("shows a write that no caller made, or a rejected write: {op}"));
         }
         self.check_expiry(&sources, op.begin, op.off_ms).map_err(|message| format!("{message}: {op}"))?;
-        if sources
-            .iter()
-            .all(|source| is_superseded(*source, |w| w.handle == op.handle && ended_before(w, op)))
-        {
+        let is_known =
+            |w: &Op| w.handle == op.handle && ended_before(w, op) && self.history.is_remembered(w, op);
+        if sources.iter().all(|source| is_superseded(*source, is_known)) {
             return Err(format!("shows a write that its own handle reported as superseded: {op}"));
         }
         let required = self.required(op, reading);
@@ -101,14 +100,15 @@ impl<'a> Register<'a> {
     fn required(&self, read: &Op, reading: &Reading) -> Vec<Bound<'a>> {
         let history = self.history;
         let mut bounds = Vec::new();
-        let is_own = |op: &Op| op.handle == read.handle && ended_before(op, read);
+        let is_own =
+            |op: &Op| op.handle == read.handle && ended_before(op, read) && history.is_remembered(op, read);
         for op in history.writes(self.key).filter(|op| is_own(op) && history.is_kept(op)) {
             bounds.push(Bound::new("acknowledged before", vec![Source::Write(op)]));
         }
         for op in history.ops.iter().filter(|op| op.key == self.key && op.life == read.life && is_own(op)) {
             let (OpKind::Read(Ok(earlier)), Some(end)) = (&op.kind, op.end) else { continue };
             let sources = self.sources(earlier.seen.as_deref(), end, op.off_ms);
-            let is_exempt = |s: &Source<'_>| matches!(s, Source::Write(op) if history.is_discarded(op));
+            let is_exempt = |s: &Source<'_>| matches!(s, Source::Write(op) if history.is_discarded(op) || history.is_lost_with_file(op));
             if !sources.iter().any(is_exempt) {
                 bounds.push(Bound::new("shown before", sources));
             }
@@ -139,6 +139,7 @@ impl<'a> Register<'a> {
         let is_known = |op: &&Op| {
             op.handle == read.handle
                 && ended_before(op, read)
+                && history.is_remembered(op, read)
                 && !history.is_discarded(op)
                 && op.write().is_some_and(|write| {
                     matches!(write.outcome, Outcome::Stored | Outcome::Queued)

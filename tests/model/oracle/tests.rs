@@ -6,7 +6,8 @@ use super::violation;
 use crate::history::Outcome::{Failed, Queued, Stored, Superseded, Unknown};
 use crate::history::WriteKind::{Append, Put, Remove, Replace};
 use crate::history::{
-    Claim, DeadWrite, FinalState, History, Moment, Op, OpKind, Outcome, Reading, Rules, WriteKind, WriteOp,
+    Claim, DeadWrite, FileChange, FinalState, History, Moment, Op, OpKind, Outcome, Reading, Rules,
+    WriteKind, WriteOp,
 };
 
 const REGISTER: usize = 0;
@@ -64,6 +65,11 @@ impl History {
         self
     }
 
+    fn changed(mut self, change: FileChange) -> Self {
+        self.file_changes.push(change);
+        self
+    }
+
     #[track_caller]
     fn assert_accepted(self) {
         assert_eq!(violation(&self), None);
@@ -118,6 +124,20 @@ fn abandoned_write_may_be_stored_late() {
     // A write that failed before the other write began has an older version.
     let failed = [write(0, 1, 2, Put, 1, Unknown), write(0, 30, 40, Put, 2, Stored)];
     history(failed).ending_with(REGISTER, &[1]).assert_violation("lost");
+}
+
+#[test]
+fn versions_after_an_opening_may_be_ahead() {
+    let ops = |begin| [write(0, 1, 2, Put, 1, Stored), write(1, begin, begin + 1, Put, 2, Superseded)];
+    let ends = |begin, openings: &[i64]| {
+        let mut history = history(ops(begin)).ending_with(REGISTER, &[1]);
+        history.rules.openings_ms = openings.to_vec();
+        history
+    };
+    ends(500, &[1]).assert_accepted();
+    ends(500, &[]).assert_violation("lost");
+    ends(500, &[3]).assert_violation("lost");
+    ends(1_100, &[1]).assert_violation("lost");
 }
 
 #[test]
@@ -357,4 +377,111 @@ fn error_of_unjustified_kind_is_violation() {
     history([write(0, 1, 2, Put, 1, Failed(ErrorKind::Conflict))]).assert_violation("unjustified error");
     history([write(0, 1, 2, Replace, 1, Failed(ErrorKind::Conflict))]).assert_accepted();
     history([write(0, 1, 2, Put, 1, Failed(ErrorKind::LocalStorage))]).assert_violation("unjustified error");
+}
+
+/// Handle 0 was down from 50 to 60 ms. At 50 ms its file was replaced by the copy of this handle's file from 20 ms.
+fn restored_from(handle: usize) -> FileChange {
+    FileChange { handle: 0, at: at(60), source: Some((handle, at(20))) }
+}
+
+const DELETED: FileChange = FileChange { handle: 0, at: Moment { tick: 60, ms: 60 }, source: None };
+
+#[test]
+fn queued_write_after_the_copy_is_lost_with_the_file() {
+    let ops = |begin| [write(0, 1, 2, Put, 1, Stored), write(0, begin, begin + 1, Put, 2, Queued)];
+    for change in [restored_from(0), restored_from(1), DELETED] {
+        history(ops(30)).ending_with(REGISTER, &[1]).changed(change).assert_accepted();
+        history(ops(30)).ending_with(REGISTER, &[2]).changed(change).assert_accepted();
+        // The copy does not touch writes that come later, or that the store has.
+        history(ops(70)).ending_with(REGISTER, &[1]).changed(change).assert_violation("lost");
+        let [_, stored] = ops(30).map(|op| Op { kind: write(0, 0, 0, Put, 2, Stored).kind, ..op });
+        history([ops(30)[0].clone(), stored])
+            .ending_with(REGISTER, &[1])
+            .changed(change)
+            .assert_violation("lost");
+    }
+    // A copy keeps the writes that were queued before it.
+    history(ops(10)).ending_with(REGISTER, &[1]).changed(restored_from(0)).assert_violation("lost");
+    history(ops(10)).ending_with(REGISTER, &[1]).changed(restored_from(1)).assert_accepted();
+    history(ops(10)).ending_with(REGISTER, &[1]).changed(DELETED).assert_accepted();
+    let of_other_handle = ops(30).map(|op| Op { handle: 1, ..op });
+    history(of_other_handle).ending_with(REGISTER, &[1]).changed(DELETED).assert_violation("lost");
+    let log = [write(0, 1, 2, Append, 1, Stored), write(0, 30, 31, Append, 2, Queued)];
+    history(log.clone()).ending_with(LOG, &[1]).changed(DELETED).assert_accepted();
+    history(log).ending_with(LOG, &[1]).assert_violation("lost");
+}
+
+#[test]
+fn restored_file_may_show_copies_of_its_time() {
+    let two = || [write(0, 1, 2, Put, 1, Stored), write(0, 30, 31, Put, 2, Stored)];
+    let read = |begin, claim| in_life(1, get(0, begin, begin + 1, claim, 1));
+    let with = |read| history(two().into_iter().chain([read]));
+    with(read(70, Claim::Stale)).changed(restored_from(0)).assert_accepted();
+    with(read(70, Claim::Stale)).assert_violation("acknowledged before");
+    with(read(200, Claim::Fresh)).changed(restored_from(0)).assert_violation("stored long ago");
+    with(in_life(1, absent(0, 70, 71))).changed(restored_from(0)).assert_violation("acknowledged before");
+    with(in_life(1, absent(0, 70, 71))).changed(DELETED).assert_accepted();
+    with(in_life(1, absent(0, 200, 201))).changed(DELETED).assert_violation("stored long ago");
+    // The file has the copy of a write before its time.
+    let outage = |op| in_life(1, Op { kind: OpKind::Read(Err(ErrorKind::Unavailable)), ..op });
+    let refused = |change: FileChange| {
+        let put = write(0, 1, 2, Put, 1, Queued);
+        let mut history = history([put, outage(get(0, 70, 71, Claim::Stale, 1))]).changed(change);
+        history.rules.replica_keeps_all = true;
+        history
+    };
+    refused(restored_from(0)).assert_violation("not served");
+    refused(restored_from(1)).assert_accepted();
+    refused(DELETED).assert_accepted();
+}
+
+#[test]
+fn dead_letter_of_restored_file_may_lose_to_own_write() {
+    let ops = || [write(0, 10, 11, Put, 1, Queued), write(0, 30, 31, Put, 2, Stored)];
+    let dead = |handle, ops: [Op; 2]| history(ops).dead(handle, REGISTER, &[1]).ending_with(REGISTER, &[2]);
+    dead(0, ops()).assert_violation("without a competing write");
+    dead(0, ops()).changed(restored_from(0)).assert_accepted();
+    // A write after the change is no excuse.
+    let [put, later] = ops();
+    let later = in_life(1, Op { begin: at(70), end: Some(at(71)), ..later });
+    dead(0, [put.clone(), later]).changed(restored_from(0)).assert_violation("without a competing write");
+    // The file of handle 0 came from handle 1, with the queued writes of handle 1.
+    let of_other_handle = || ops().map(|op| Op { handle: 1, ..op });
+    dead(0, of_other_handle()).changed(restored_from(1)).assert_accepted();
+    dead(0, of_other_handle()).changed(restored_from(0)).assert_violation("without a queued write");
+    dead(1, of_other_handle()).changed(restored_from(1)).assert_violation("without a competing write");
+}
+
+#[test]
+fn write_that_is_sent_again_is_not_applied_again() {
+    let ops = [write(0, 1, 2, Append, 1, Queued), write(0, 30, 31, Append, 2, Stored)];
+    let ends = |seen: &[u64]| history(ops.clone()).ending_with(LOG, seen).changed(restored_from(0));
+    ends(&[1, 2, 1]).assert_violation("twice");
+    ends(&[2, 1]).assert_violation("stands before");
+    ends(&[1]).assert_violation("lost");
+    ends(&[1, 2]).assert_accepted();
+}
+
+#[test]
+fn plain_sql_counts_as_the_write_of_another_handle() {
+    const SQL: usize = 2;
+    let ops = || [write(0, 1, 2, Put, 1, Stored), write(SQL, 20, 21, Remove, 2, Stored)];
+    history(ops()).ending_with(REGISTER, &[]).assert_accepted();
+    history(ops()).ending_with(REGISTER, &[1]).assert_violation("lost");
+    let [put, _] = ops();
+    let queued = write(0, 10, 11, Replace, 3, Queued);
+    let upsert = write(SQL, 20, 21, Put, 2, Stored);
+    history([put, queued, upsert]).dead(0, REGISTER, &[3]).ending_with(REGISTER, &[2]).assert_accepted();
+    let log = [write(0, 1, 2, Append, 1, Stored), write(SQL, 9, 10, Append, 2, Stored)];
+    history(log.clone()).ending_with(LOG, &[1, 2]).assert_accepted();
+    history(log).ending_with(LOG, &[1]).assert_violation("lost");
+}
+
+#[test]
+fn read_by_a_clock_that_jumped_may_find_nothing() {
+    let put = || short_lived(0, 10, 20, 1, 3_000);
+    let read = |off_ms| Op { off_ms, ..absent(0, 100, 101) };
+    history([put(), read(0)]).assert_violation("unjustified absence");
+    history([put(), read(1_000)]).assert_violation("unjustified absence");
+    history([put(), read(300_000)]).assert_accepted();
 }

@@ -1,0 +1,362 @@
+//! Reads: one lookup over memory and queue, one load for all callers, and the stale fallback.
+//!
+//! [`ReadPolicy`] is the only difference between `get` and `update`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::Instrument;
+
+use super::conversation::Conversation;
+use super::copies::Call;
+use super::key_state::{Event, Origin, Queued};
+use super::memory::{Admission, CacheEntry, View, Wish};
+use super::single_flight::LoadHandle;
+use super::write::can_enqueue;
+use super::{Access, Cache, Shared, within};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::key::Key;
+use crate::model::moment::Moment;
+use crate::model::outcome::Freshness;
+use crate::model::record::Record;
+use crate::model::version::Version;
+use crate::observe::metrics::ReadResult;
+use crate::outage::CopyRank;
+use crate::outage::file::OutageFile;
+use crate::store::{LoadRequest, Loaded};
+
+/// The limit on lookups of one call (I12). Each further lookup needs a change of the conversation during the last one.
+const MAX_LOOKUPS: usize = 64;
+/// The limit on the time of these lookups.
+const MAX_LOOKUP_TIME: Duration = Duration::from_secs(15);
+/// The limit on the wait until memory follows a change of the outage file.
+const MAX_FILE_LEAD: Duration = Duration::from_secs(5);
+/// The wait that the errors of this file recommend before a retry.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The demands of a read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReadPolicy {
+    /// A get: any failure of the store leads to the stale fallback.
+    Get,
+    /// The first attempt of an update: the stale fallback answers if the update can be queued.
+    Update,
+    /// An update after a conflict. Memory may hold the version that lost, so only a result of this call counts.
+    UpdateAgain,
+}
+
+/// The result of a read. The version is the one that an update starts from.
+pub(super) type Found = (Option<Conversation>, Version);
+
+/// What memory and queue know of a conversation.
+enum Lookup {
+    Nothing,
+    /// A record of the store or of the replica. It may have expired.
+    Entry(Arc<CacheEntry>),
+    /// The store had no live record at this moment.
+    Absent(Version, Moment),
+    /// The newest queued write.
+    Queued(Found),
+    /// The newest queued write, whose time to live is over. Another daemon may have renewed the conversation since.
+    Expired(Version),
+}
+
+impl Cache {
+    /// Returns the conversation with this thread id, or `None` if it does not exist.
+    ///
+    /// Memory answers if the store validated the entry within `fresh_for`. Such a read does no I/O, takes no lock of
+    /// threadkeep, and does not allocate, parse or copy. If a write of this daemon waits in the queue, that write is the
+    /// answer. Otherwise one load serves all callers.
+    ///
+    /// In an outage, or after the soft timeout, the stale fallback answers: an unexpired copy from memory or from the local
+    /// disk. Such a copy reports its age as [`Stale`](crate::Freshness::Stale). Only the store, or a queued remove, makes this
+    /// return `None`.
+    ///
+    /// # Errors
+    ///
+    /// * [`ErrorKind::Unavailable`] if the store is unreachable and no copy is known.
+    /// * [`ErrorKind::Invalid`] if `key` is not a valid thread id.
+    /// * [`ErrorKind::Overloaded`] if too many loads are in flight, or if the conversation changes during
+    ///   each attempt.
+    /// * [`ErrorKind::Unauthorized`] or [`ErrorKind::SchemaOutdated`] if the store rejects the key, or
+    ///   lacks the migrations, and no copy is known.
+    /// * [`ErrorKind::LocalStorage`] if the disk fails.
+    /// * [`ErrorKind::Closed`] after a shutdown.
+    ///
+    /// ```
+    /// # async fn example(cache: threadkeep::Cache) -> threadkeep::Result<()> {
+    /// match cache.get("thread-1").await? {
+    ///     Some(found) => println!("{} ({:?})", found.json(), found.freshness()),
+    ///     None => println!("start a new conversation"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn get(&self, key: impl AsRef<str>) -> Result<Option<Conversation>> {
+        let shared = &self.0;
+        shared.check_not_shut_down()?;
+        if let Some((entry, freshness)) =
+            shared.copies.memory.hit(key.as_ref(), || !shared.is_breaker_closed())
+        {
+            shared.metrics.read(match freshness {
+                Freshness::Fresh => ReadResult::Hit,
+                Freshness::Queued => ReadResult::Queued,
+                Freshness::Stale { .. } => ReadResult::Stale,
+            });
+            return Ok(Some(Conversation::new(entry, freshness)));
+        }
+        let key = Key::new(key)?;
+        let span = tracing::debug_span!("get", thread_id = %key);
+        let result = shared.read(&key, ReadPolicy::Get).instrument(span).await.map(|(found, _)| found);
+        shared.metrics.read(match &result {
+            Ok(Some(found)) => match found.freshness() {
+                Freshness::Fresh => ReadResult::Miss,
+                Freshness::Queued => ReadResult::Queued,
+                Freshness::Stale { .. } => ReadResult::Stale,
+            },
+            Ok(None) => ReadResult::Absent,
+            Err(_) => ReadResult::Failed,
+        });
+        result
+    }
+}
+
+impl Shared {
+    /// Reads a conversation. Each round costs one load, and repeats only if the conversation changed during that load (I12).
+    pub(super) async fn read(self: &Arc<Self>, key: &Key, policy: ReadPolicy) -> Result<Found> {
+        let (began, start) = (Moment::now(), Instant::now());
+        for _ in (0..MAX_LOOKUPS).take_while(|_| start.elapsed() < MAX_LOOKUP_TIME) {
+            match self.lookup(key).await? {
+                Lookup::Queued(found) => return Ok(found),
+                Lookup::Entry(entry) if self.may_answer(&entry, policy, began) => return Ok(fresh(entry)),
+                Lookup::Absent(version, at) if policy != ReadPolicy::UpdateAgain || at >= began => {
+                    return Ok((None, version));
+                }
+                _ => {}
+            }
+            if let Some(found) = self.fetch(key, policy, began).await? {
+                return Ok(found);
+            }
+        }
+        let fallback = if policy == ReadPolicy::Get { self.stale_fallback(key).await } else { None };
+        fallback.ok_or_else(|| unsettled(key, "it changed during each lookup"))
+    }
+
+    /// Looks a conversation up in memory, and reads a queued write that memory has evicted from the disk.
+    async fn lookup(&self, key: &Key) -> Result<Lookup> {
+        let deadline = Instant::now() + MAX_FILE_LEAD;
+        let mut changes = self.copies.file.as_ref().map(|file| file.queue());
+        for _ in 0..MAX_LOOKUPS {
+            // Noted before the view of memory, so that no change after it is missed.
+            changes.iter_mut().for_each(|changes| _ = changes.borrow_and_update());
+            let View { entry, absent, queued } = self.copies.memory.view(key);
+            let (Queued::Newest(version), Some(file), Some(changes)) =
+                (queued, &self.copies.file, &mut changes)
+            else {
+                return Ok(match (entry, absent) {
+                    (Some(entry), _) if entry.origin() != Origin::Queue => Lookup::Entry(entry),
+                    (None, Some((version, at))) => Lookup::Absent(version, at),
+                    _ => Lookup::Nothing,
+                });
+            };
+            if let Some(entry) = entry.filter(|entry| entry.origin() == Origin::Queue) {
+                return Ok(self.queued_entry(entry));
+            }
+            match self.read_queued(file, key, version).await? {
+                Some(found) => return Ok(found),
+                // The file has completed or replaced the write at this moment. Memory follows.
+                None => {
+                    if within(deadline.saturating_duration_since(Instant::now()), changes.changed())
+                        .await
+                        .is_none()
+                    {
+                        break;
+                    }
+                }
+            }
+        }
+        let error = unsettled(key, "the outage file and memory disagree on its queued write");
+        tracing::error!(%error, "queue lookup failed; the call fails");
+        Err(error)
+    }
+
+    /// Reads a queued write from the outage file. Returns `None` if the file has another one by now.
+    async fn read_queued(&self, file: &OutageFile, key: &Key, version: Version) -> Result<Option<Lookup>> {
+        let row = file.newest_queued(key).await?.filter(|row| row.version() == version);
+        let Some(write) = row.map(|row| row.write.record) else { return Ok(None) };
+        if write.value.is_none() {
+            return Ok(Some(Lookup::Queued((None, version))));
+        }
+        let event = Event::QueuedRead(write);
+        let now = self.copies.clock.moment();
+        Ok(match self.copies.memory.drive(key, None, now, event, Wish::Caller) {
+            Admission::Cached(entry) if entry.record().version == version => Some(self.queued_entry(entry)),
+            // Replay completed the write during the read.
+            _ => Some(Lookup::Nothing),
+        })
+    }
+
+    fn queued_entry(&self, entry: Arc<CacheEntry>) -> Lookup {
+        let version = entry.record().version;
+        match self.is_live(&entry) {
+            true => Lookup::Queued((Some(Conversation::new(entry.touched(), Freshness::Queued)), version)),
+            false => Lookup::Expired(version),
+        }
+    }
+
+    /// Returns true if an entry answers without a load: it is fresh, or was validated during this call.
+    fn may_answer(&self, entry: &CacheEntry, policy: ReadPolicy, began: Moment) -> bool {
+        let is_fresh = policy != ReadPolicy::UpdateAgain
+            && self.copies.memory.is_fresh(entry, self.copies.clock.moment());
+        let is_new = entry.origin() == Origin::Store && entry.validated_at() >= began;
+        (is_fresh || is_new) && self.is_live(entry)
+    }
+
+    /// Loads a conversation. Returns `None` if the caller has to look again.
+    async fn fetch(self: &Arc<Self>, key: &Key, policy: ReadPolicy, began: Moment) -> Result<Option<Found>> {
+        let can_fall_back = policy == ReadPolicy::Get || self.queue_if_enabled().is_some();
+        let (loaded, started_at) = match self.check_breaker().and_then(|()| self.load(key)) {
+            Ok(mut load) => tokio::select! {
+                biased;
+                loaded = load.wait() => (loaded.and_then(|loaded| loaded), load.call.at),
+                Some(found) = self.stale_fallback_after_soft_timeout(key), if can_fall_back => return Ok(Some(found)),
+            },
+            Err(e) => (Err(e), began),
+        };
+        match loaded {
+            // No error says that the conversation is absent, so a copy is a correct answer (I14).
+            Err(e) if policy == ReadPolicy::Get || can_fall_back && can_enqueue(&e) => {
+                self.stale_fallback(key).await.map(Some).ok_or(e)
+            }
+            loaded => self.judge(key, policy, loaded?, [began, started_at]).await,
+        }
+    }
+
+    /// Turns the result of a load into an answer. Returns `None` if the caller has to look again.
+    async fn judge(
+        &self,
+        key: &Key,
+        policy: ReadPolicy,
+        loaded: Admission,
+        [began, started_at]: [Moment; 2],
+    ) -> Result<Option<Found>> {
+        // This caller may have joined an old load, whose result may be older than the policy allows.
+        let memory = &self.copies.memory;
+        let may_join = policy != ReadPolicy::UpdateAgain || started_at >= began;
+        Ok(match loaded {
+            // The record may have expired on its way. Only the store knows whether another writer renewed it.
+            Admission::Cached(entry) => {
+                let may_answer = may_join && memory.is_recent(started_at, began) && self.is_live(&entry);
+                may_answer.then(|| fresh(entry))
+            }
+            Admission::Absent(version) => {
+                let may_answer = may_join && memory.is_recent_absence(started_at, began);
+                may_answer.then_some((None, version))
+            }
+            Admission::Stale => None,
+            // If the queued write has expired, the stored record that it replaces counts as absent, too.
+            Admission::QueuedIsNewer => match self.lookup(key).await? {
+                Lookup::Expired(version) => Some((None, version)),
+                Lookup::Queued(found) => Some(found),
+                _ => None,
+            },
+        })
+    }
+
+    /// Reads the stale fallback, in this order: queued write, memory, replica. Expired entries are skipped.
+    ///
+    /// The lookup runs at return time. So the result is never older than a write that was acknowledged meanwhile (I16).
+    async fn stale_fallback(&self, key: &Key) -> Option<Found> {
+        let in_memory = |entry: Arc<CacheEntry>| {
+            let version = entry.record().version;
+            self.is_live(&entry).then(|| (Some(self.to_conversation(entry)), version))
+        };
+        for _ in 0..MAX_LOOKUPS {
+            match self.lookup(key).await.ok()? {
+                Lookup::Queued(found) => return Some(found),
+                Lookup::Expired(_) => return None,
+                Lookup::Entry(entry) => {
+                    if let Some(found) = in_memory(entry) {
+                        return Some(found);
+                    }
+                }
+                Lookup::Absent(..) | Lookup::Nothing => {}
+            }
+            match self.copies.read_copy(key).await {
+                Some(Admission::Cached(entry)) => return in_memory(entry),
+                // The conversation changed during the read of the replica.
+                Some(_) => {}
+                // A load may have filled memory meanwhile.
+                None => return self.copies.memory.view(key).entry.and_then(in_memory),
+            }
+        }
+        None
+    }
+
+    async fn stale_fallback_after_soft_timeout(&self, key: &Key) -> Option<Found> {
+        tokio::time::sleep(self.limits.soft_timeout).await;
+        self.stale_fallback(key).await
+    }
+
+    /// Turns an entry of the stale fallback into a conversation. The entry may be fresh by now.
+    fn to_conversation(&self, entry: Arc<CacheEntry>) -> Conversation {
+        let now = self.copies.clock.moment();
+        let is_fresh = self.copies.memory.is_fresh(&entry, now);
+        let freshness = if is_fresh { Freshness::Fresh } else { Freshness::stale(entry.validated_at(), now) };
+        Conversation::new(entry.touched(), freshness)
+    }
+
+    /// Returns true if the record did not expire on its way.
+    pub(super) fn is_live(&self, entry: &CacheEntry) -> bool {
+        entry.record().is_live(self.copies.clock.now())
+    }
+
+    /// Joins or starts the load of a conversation.
+    fn load(self: &Arc<Self>, key: &Key) -> Result<LoadHandle<Result<Admission>>> {
+        let (shared, wanted) = (Arc::clone(self), key.clone());
+        self.single_flight.join_or_start(key, &self.copies, |call| async move {
+            shared.load_into_memory(wanted, &call).await
+        })
+    }
+
+    /// Loads a conversation, and hands the result to the outage file and then to memory (I1, I3).
+    async fn load_into_memory(&self, key: Key, call: &Arc<Call>) -> Result<Admission> {
+        let cached = self.copies.memory.view(&key).entry;
+        let if_none_match = cached.as_ref().map(|cached| cached.record().version);
+        let request = [LoadRequest { key: key.clone(), if_none_match }];
+        let loaded = self.copies.observe(call, self.store.load(&request)).await;
+        let mut loaded = self.note(Access::Read, loaded)?;
+        let persisted = match (loaded.value.pop(), cached) {
+            (Some(Loaded::Found(record)), _) => {
+                self.copies.persist(loaded.map(|_| [record]), CopyRank::Used).await
+            }
+            (Some(Loaded::Absent(version)), _) => {
+                let tombstone = Arc::new(Record::tombstone(key, version));
+                self.copies.persist(loaded.map(|_| [tombstone]), CopyRank::Used).await
+            }
+            (Some(Loaded::NotModified), Some(cached)) => {
+                self.copies.confirm(loaded.map(|_| Arc::clone(cached.record()))).await
+            }
+            (None | Some(Loaded::NotModified), _) => {
+                let message = format!("the store returned no result for conversation {key}");
+                return Err(Error::new(ErrorKind::SchemaOutdated, message).with_key(key.as_str()));
+            }
+        };
+        let admission = self.copies.admit(persisted);
+        if matches!(admission, Admission::Stale) {
+            self.metrics.stale_loads.increment(1);
+        }
+        Ok(admission)
+    }
+}
+
+fn fresh(entry: Arc<CacheEntry>) -> Found {
+    let version = entry.record().version;
+    (Some(Conversation::new(entry.touched(), Freshness::Fresh)), version)
+}
+
+/// Creates the error of a call that reached its limit of lookups.
+fn unsettled(key: &Key, reason: &str) -> Error {
+    let error = Error::new(ErrorKind::Overloaded, format!("conversation {key} cannot be read: {reason}"));
+    error.with_key(key.as_str()).with_retry_after(RETRY_AFTER)
+}

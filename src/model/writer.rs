@@ -1,0 +1,76 @@
+//! The identity of a writer.
+
+use std::fmt;
+
+/// The bits below the daemon's part of a writer id.
+const OPENING_BITS: u32 = 24;
+/// The bits of the daemon's part. The whole id stays positive in 64 bits.
+const DAEMON_BITS: u32 = 39;
+
+/// The identity of one opening of a daemon's outage file (KIP-98 calls it producer id and epoch).
+///
+/// The upper part is the same for all openings of the file on one boot of one machine. The lower part is random for each
+/// opening, so that versions rise within one writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct WriterId(i64);
+
+impl WriterId {
+    /// The writer of plain SQL statements.
+    pub const NONE: Self = Self(0);
+
+    /// Draws the id of a daemon without an outage file, or with a new one.
+    ///
+    /// ```
+    /// use threadkeep::store::WriterId;
+    ///
+    /// assert_ne!(WriterId::random(), WriterId::NONE);
+    /// ```
+    pub fn random() -> Self {
+        Self(random(DAEMON_BITS) << OPENING_BITS | random(OPENING_BITS))
+    }
+
+    /// Draws the id of a further opening by the same daemon.
+    pub(crate) fn next_opening(self) -> Self {
+        Self(self.daemon() << OPENING_BITS | random(OPENING_BITS))
+    }
+
+    /// Creates the id from the number that stores keep.
+    ///
+    /// ```
+    /// use threadkeep::store::WriterId;
+    ///
+    /// assert_eq!(WriterId::from_raw(7).raw(), 7);
+    /// ```
+    pub const fn from_raw(raw: i64) -> Self {
+        Self(raw)
+    }
+
+    /// Returns the number that stores keep. See [`from_raw`](Self::from_raw) for an example.
+    pub const fn raw(self) -> i64 {
+        self.0
+    }
+
+    /// Returns the daemon's part. It is zero for plain SQL.
+    ///
+    /// ```
+    /// use threadkeep::store::WriterId;
+    ///
+    /// assert_eq!(WriterId::NONE.daemon(), 0);
+    /// ```
+    pub const fn daemon(self) -> i64 {
+        self.0 >> OPENING_BITS
+    }
+}
+
+impl fmt::Display for WriterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Returns a random number above zero with at most `bits` bits.
+fn random(bits: u32) -> i64 {
+    use std::hash::{BuildHasher, Hasher};
+    let raw = std::hash::RandomState::new().build_hasher().finish();
+    i64::try_from(raw >> (64 - bits)).unwrap_or(0).max(1)
+}

@@ -1,0 +1,212 @@
+//! Clock sync: the one transition from provisional to final versions (I8).
+//!
+//! A version is provisional if the clock was unsynced when it issued the version. The next answer of the store tells the error
+//! of the clock, and stays pending. One task holds back all writes to the queue, corrects the provisional rows in one transaction, and tells
+//! memory. Only then the clock counts as synced. No other code knows provisional time.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::time::Duration;
+
+use rusqlite::{Connection, Row, params};
+
+use super::Corrected;
+use super::clock_checkpoint::{lead_over_provisional, save_provisional};
+use super::file::{OutageFile, lock};
+use super::rows::{copy_version, heads};
+use super::rules::{self, QueuedHead};
+use super::state::WriterState;
+use crate::error::Result;
+use crate::model::clock::{Clock, Correction};
+use crate::model::key::Key;
+use crate::model::version::{Timestamp, Version};
+use crate::sqlite;
+use crate::sqlite::writer::CommitLevel;
+use crate::store::Condition;
+
+/// The pause before the next try, if the outage file cannot be written.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The milliseconds above the mark that late rows may get. The clock goes on above them.
+const LATE_SPAN_MS: i64 = 100;
+
+/// A sync whose rows wait for a working disk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LateSync {
+    pub(super) correction: Correction,
+    /// The mark at the sync. Later writes of this process have higher versions, and must not fall below the late rows.
+    pub(super) floor: Version,
+}
+
+impl OutageFile {
+    /// Returns the number of clock syncs that changed queued writes. A version that was read before the next one may be outdated.
+    pub(crate) fn syncs(&self) -> u64 {
+        self.syncs.load(Acquire)
+    }
+
+    /// Ends each unsynced period of the clock, until the task is aborted.
+    pub(crate) async fn run_clock_sync(self: Arc<Self>) {
+        loop {
+            let late = *lock(&self.late);
+            tokio::select! {
+                _ = self.clock.answered() => {}
+                () = tokio::time::sleep(RETRY_AFTER), if late.is_some() => {}
+            }
+            let _gate = self.sync_gate.write().await;
+            let pending = self.clock.pending();
+            let sync = match (pending, late) {
+                (Some(Correction(millis)), late) => {
+                    let before = late.map_or(0, |late| late.correction.0);
+                    LateSync { correction: Correction(before.saturating_add(millis)), floor: self.mark() }
+                }
+                (None, Some(late)) if self.clock.is_synced() => late,
+                // A jump during the wait makes the answer worthless, and the clock ignores it.
+                (None, _) => continue,
+            };
+            let corrected = self.correct_provisional(sync).await;
+            // Versions of this process must be above the queued ones and above the mark.
+            let above_late = sync.floor.shifted(LATE_SPAN_MS);
+            let newest = corrected.as_ref().map_or(above_late, |newest| sync.floor.max(*newest));
+            *lock(&self.late) = corrected.as_ref().err().map(|_| sync);
+            if corrected.as_ref().is_ok_and(|newest| *newest > Version::NONE) {
+                // After memory has the new versions, so a read from now on finds them. Before the end of the sync, so no write goes
+                // to the store with an older base.
+                self.syncs.fetch_add(1, Release);
+            }
+            // Also after a failure: a full disk must not keep writes from a store that works.
+            if let Some(pending) = pending {
+                self.clock.finish_sync(pending, newest);
+            }
+            if let (Err(error), None) = (&corrected, late) {
+                tracing::warn!(%error, "the outage file cannot correct its provisional writes; they wait for a working disk");
+            }
+        }
+    }
+
+    /// Corrects all provisional rows, and returns the newest of the final versions.
+    async fn correct_provisional(&self, LateSync { correction, floor }: LateSync) -> Result<Version> {
+        let now = self.corrected_now(correction);
+        let work = move |connection: &Connection, state: &mut WriterState| {
+            correct_all(connection, state, correction, floor, now)
+        };
+        self.write(CommitLevel::PowerCut, work).await
+    }
+
+    /// Returns the present time by the corrected clock.
+    pub(super) fn corrected_now(&self, Correction(millis): Correction) -> Timestamp {
+        let now = self.clock.now();
+        if self.clock.is_synced() { now } else { Timestamp(now.0.saturating_add(millis)) }
+    }
+}
+
+/// Corrects all provisional rows, and returns the newest of the final versions.
+pub(super) fn correct_all(
+    connection: &Connection,
+    state: &mut WriterState,
+    correction: Correction,
+    floor: Version,
+    now: Timestamp,
+) -> rusqlite::Result<Version> {
+    let sql = "select distinct key from records where is_provisional = 1";
+    // Collected first, because the updates below change the rows of this query.
+    let keys = connection.prepare_cached(sql)?.query_map([], sqlite::rows::key)?.collect::<Vec<_>>();
+    for key in keys {
+        correct_key(connection, state, &key?, correction, floor, now)?;
+    }
+    Ok(state.change.corrected.iter().map(|corrected| corrected.version).max().unwrap_or(Version::NONE))
+}
+
+/// Corrects the provisional writes of a conversation that a clock sync could not correct. Returns whether there were any.
+pub(super) fn correct_late(
+    connection: &Connection,
+    state: &mut WriterState,
+    key: &Key,
+    LateSync { correction, floor }: LateSync,
+    now: Timestamp,
+) -> rusqlite::Result<bool> {
+    let is_late = heads(connection, key)?.iter().any(|row| row.is_provisional);
+    if is_late {
+        correct_key(connection, state, key, correction, floor, now)?;
+    }
+    Ok(is_late)
+}
+
+/// Gives the provisional writes of a conversation their final versions and times.
+pub(super) fn correct_key(
+    connection: &Connection,
+    state: &mut WriterState,
+    key: &Key,
+    Correction(millis): Correction,
+    floor: Version,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    let rows = without_lead(connection, key, heads(connection, key)?)?;
+    let floor = copy_version(connection, key)?.max(floor);
+    let sql = "select seq, version, expires_at + ?2 from records
+               where key = ?1 and is_queued = 1 and is_provisional = 1 order by version";
+    let read =
+        |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, Version::from_raw(row.get(1)?), Timestamp(row.get(2)?)));
+    let mut find = connection.prepare_cached(sql)?;
+    let provisional = find.query_map(params![key.as_str(), millis], read)?;
+    let provisional = provisional.collect::<rusqlite::Result<Vec<_>>>()?;
+    let corrected = rules::corrected(&rows, millis, floor, now);
+    // Provisional rows are the last ones of a conversation.
+    let corrected = corrected.iter().skip(rows.len() - provisional.len());
+    for ((seq, from, expires_at), write) in provisional.into_iter().zip(corrected) {
+        let sql = "update records set version = ?2, if_version = ?3, expires_at = ?4, at = at + ?5, is_provisional = 0
+                   where seq = ?1";
+        let base = super::rows::if_version(write.condition);
+        let values = params![seq, write.version.raw(), base, expires_at.0, millis];
+        connection.prepare_cached(sql)?.execute(values)?;
+        let version = write.version;
+        state.change.corrected.push(Corrected { key: key.clone(), from, version, expires_at });
+    }
+    state.oldest = None;
+    Ok(())
+}
+
+/// Returns the rows with the versions that the clock would have issued without the versions that it had observed.
+///
+/// Observed versions may have pushed a provisional version ahead of its clock. A correct clock would not have that lead.
+fn without_lead(
+    connection: &Connection,
+    key: &Key,
+    mut rows: Vec<QueuedHead>,
+) -> rusqlite::Result<Vec<QueuedHead>> {
+    let sql = "select version, max((version >> 21) - at, 0) from records
+               where key = ?1 and is_queued = 1 and is_provisional = 1";
+    let lead = |row: &Row<'_>| Ok((Version::from_raw(row.get(0)?), row.get::<_, i64>(1)?));
+    let mut find = connection.prepare_cached(sql)?;
+    let leads = find.query_map([key.as_str()], lead)?.collect::<rusqlite::Result<Vec<_>>>()?;
+    let reduced = |version: Version| {
+        let lead = leads.iter().find(|(pushed, _)| *pushed == version);
+        lead.map_or(version, |(_, lead)| version.shifted(-lead))
+    };
+    for row in rows.iter_mut().filter(|row| row.is_provisional) {
+        row.write.version = reduced(row.write.version);
+        if let Condition::IfVersion(base) = row.write.condition {
+            row.write.condition = Condition::IfVersion(reduced(base));
+        }
+    }
+    Ok(rows)
+}
+
+/// Brings the provisional writes of an earlier process in line with the clock of this process, so that one correction fits all
+/// of them.
+pub(super) fn shift_provisional(connection: &Connection, clock: &Clock) -> rusqlite::Result<()> {
+    // SQLite computes every right side from the old row. A base that is a provisional version moves with it.
+    let sql = "update records set
+                   version = version + (?1 << 21), expires_at = expires_at + ?1, at = at + ?1,
+                   if_version = if_version + case when exists (
+                       select 1 from records as base where base.key = records.key and base.is_provisional = 1
+                           and base.version in (records.if_version, records.if_version + (?1 << 21))) then ?1 << 21 else 0 end
+               where is_provisional = 1";
+    let lead = lead_over_provisional(connection, clock)?;
+    if connection.execute(sql, [lead])? > 0 {
+        save_provisional(connection, clock)?;
+    }
+    let newest = "select max(version) from records where is_queued = 1";
+    let newest: Option<i64> = connection.query_row(newest, [], |row| row.get(0))?;
+    clock.observe(Version::from_raw(newest.unwrap_or(0)));
+    Ok(())
+}
