@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 use super::clock_sync::{correct_key, correct_late};
 use super::file::{OutageFile, lock, queue_full};
-use super::rows::{copy_version, delete_queued, heads, insert_queued, row_bytes};
+use super::rows::{copy_version, heads, replace_queued, row_bytes};
 use super::rules::{self, Placement};
 use super::state::WriterState;
 use super::{Enqueued, QueuedWrite};
@@ -121,10 +121,7 @@ fn enqueue(
     if taken + row_bytes(&queued.write.record) > limit {
         return Ok(None);
     }
-    for replaced in replaced {
-        delete_queued(connection, state, key, replaced)?;
-    }
-    insert_queued(connection, state, &queued)?;
+    replace_queued(connection, state, &replaced, &queued)?;
     Ok(Some(Enqueued::Queued { version }))
 }
 

@@ -11,7 +11,7 @@ use super::dead_letters::{self, read_dead_letter};
 use super::file::{KIND, OutageFile};
 use super::offline::read_kind;
 use super::rows::{
-    self, copy_version, delete_queued, heads, insert_queued, queued_write, row_bytes, to_i64, value_text,
+    self, copy_version, heads, insert_queued, queued_write, replace_queued, row_bytes, to_i64, value_text,
 };
 use super::rules::{self, Placement, QueuedHead};
 use super::settle::is_too_old;
@@ -130,10 +130,7 @@ fn import_write(
     let head = QueuedHead { is_provisional: false, ..queued.head() };
     match rules::place(&rows, &head, stored) {
         Placement::Insert { replaced } if !is_stale => {
-            for replaced in replaced {
-                delete_queued(connection, state, queued.key(), replaced)?;
-            }
-            insert_queued(connection, state, queued)?;
+            replace_queued(connection, state, &replaced, queued)?;
             Ok(ImportReport { queued: 1, ..ImportReport::default() })
         }
         _ => Ok(ImportReport { stale: 1, ..ImportReport::default() }),

@@ -61,6 +61,19 @@ pub(super) fn insert_queued(
     Ok(())
 }
 
+/// Adds a write to the queue in place of the queued writes with these versions.
+pub(super) fn replace_queued(
+    connection: &Connection,
+    state: &mut WriterState,
+    replaced: &[Version],
+    queued: &QueuedWrite,
+) -> rusqlite::Result<()> {
+    for version in replaced {
+        delete_queued(connection, state, queued.key(), *version)?;
+    }
+    insert_queued(connection, state, queued)
+}
+
 /// Selects the columns of [`queued_write`].
 pub(super) fn select() -> String {
     format!("select {COLUMNS}, seq, writer, if_version, at, is_provisional from records")
