@@ -65,7 +65,7 @@ struct Line {
     user: Option<String>,
     metadata: Box<RawValue>,
     writer: i64,
-    is_counted: bool,
+    noted: Option<i64>,
     base_version: i64,
     run_began: i64,
 }
@@ -159,12 +159,15 @@ impl Store for Journal {
             let state = held.map(|entry| &entry.state);
             results.push(match decide(&head, state, last.unwrap_or_default(), now) {
                 Decision::Answer(answer) => answer,
-                Decision::Apply(state) => {
-                    lines += &Line::of(write, state)?;
-                    let noted = head.is_counted().then_some((head.writer, head.version));
-                    accept(&mut new, Arc::clone(&write.record), state, noted);
-                    Applied::Stored
-                }
+                Decision::Apply(state) => match write.over(held.map(|entry| &*entry.record), state.version) {
+                    Ok((record, applied)) => {
+                        let noted = head.is_counted().then_some((head.writer, head.version));
+                        lines += &Line::of(&record, state, noted)?;
+                        accept(&mut new, record, state, noted);
+                        applied
+                    }
+                    Err(unsuitable) => unsuitable,
+                },
             });
         }
         contents.append(&lines)?;
@@ -214,11 +217,10 @@ impl Store for Journal {
 }
 
 impl Line {
-    fn of(write: &Write, state: RowState) -> Result<String> {
+    fn of(record: &Record, state: RowState, noted: Option<Note>) -> Result<String> {
         let raw = |json: &Json| {
             RawValue::from_string(json.as_str().into()).map_err(|error| failed("written", error))
         };
-        let record = &write.record;
         let line = Self {
             key: record.key.as_str().into(),
             version: record.version.raw(),
@@ -226,8 +228,8 @@ impl Line {
             value: record.value.as_ref().map(raw).transpose()?,
             user: record.user.as_deref().map(Into::into),
             metadata: raw(&record.metadata)?,
-            writer: write.writer.raw(),
-            is_counted: write.head().is_counted(),
+            writer: state.last_writer.raw(),
+            noted: noted.map(|(_, version)| version.raw()),
             base_version: state.base_version.raw(),
             run_began: state.run_began.raw(),
         };
@@ -254,7 +256,7 @@ impl Line {
             user: self.user.map(Into::into),
             metadata: Json::new(self.metadata.get())?,
         };
-        Ok((record.into(), state, self.is_counted.then_some((writer, version))))
+        Ok((record.into(), state, self.noted.map(|noted| (writer, Version::from_raw(noted)))))
     }
 }
 

@@ -7,7 +7,7 @@
 -- A tombstone is the record of a deletion, with a version. A remove by threadkeep keeps its tombstone in the table, as an expired row
 -- with the value 'null'. A plain DELETE leaves its tombstone in threadkeep_tombstones.
 --
--- The file can be applied again. The second time it takes no lock that blocks readers or writers. The revision of the schema is 3.
+-- The file can be applied again. The second time it takes no lock that blocks readers or writers. The revision of the schema is 4.
 -- The functions below return the revision, so that a client can detect a missing migration.
 --
 -- Why does the contract live in SQL functions? One call carries many records, and each record needs a compare and a write under one
@@ -108,12 +108,13 @@ begin
 end $$;
 
 create table if not exists public.threadkeep_tombstones (
-    thread_id  text        primary key,
-    version    bigint      not null,
-    removed_at timestamptz not null
+    thread_id   text        primary key,
+    version     bigint      not null,
+    removed_at  timestamptz not null,
+    changed_xid xid8        not null default '0'
 );
 
--- The versions by which threadkeep_apply recognises a repeated conditional write.
+-- The versions by which threadkeep_apply recognises a repeated conditional write or append.
 create table if not exists public.threadkeep_writers (
     thread_id text   not null,
     writer    bigint not null,
@@ -191,7 +192,7 @@ begin
         insert into public.threadkeep_tombstones as kept
         select gone.thread_id,
                case when gone.expires_at > present then greatest(gone.version + 1, millis << 21) | 1 else gone.version end,
-               least(gone.expires_at, present)
+               least(gone.expires_at, present), pg_catalog.pg_current_xact_id()
         from (
             -- The cap lets a DELETE repair a conversation with a version that is more than a day ahead.
             select removed.thread_id, least(removed.version, (millis + 86400000) << 21) as version, removed.expires_at
@@ -201,7 +202,8 @@ begin
                   where tg_op = 'TRUNCATE'
                     and greatest(thread.expires_at, to_timestamp((thread.version >> 21)::numeric / 1000)) > present - interval '8 days') as removed
         ) as gone
-        on conflict (thread_id) do update set version = excluded.version, removed_at = excluded.removed_at
+        on conflict (thread_id) do update
+        set version = excluded.version, removed_at = excluded.removed_at, changed_xid = excluded.changed_xid
         where kept.version < excluded.version;
     end if;
     if tg_op in ('INSERT', 'UPDATE') then
@@ -239,6 +241,9 @@ begin
     loop
         todo := todo || format('alter table public.conversation_threads add column %I %s', one.name, one.definition);
     end loop;
+    if not exists (select from pg_catalog.pg_attribute where attrelid = 'public.threadkeep_tombstones'::regclass and attname = 'changed_xid') then
+        todo := todo || 'alter table public.threadkeep_tombstones add column changed_xid xid8 not null default ''0'''::text;
+    end if;
     if not exists (
         select from pg_catalog.pg_attrdef as d join pg_catalog.pg_attribute as a on a.attrelid = d.adrelid and a.attnum = d.adnum
         where d.adrelid = threads and a.attname = 'version' and pg_get_expr(d.adbin, d.adrelid) in ('0', '''0''::bigint')) then
@@ -272,8 +277,8 @@ begin
         end if;
     end if;
 
-    -- Each index slows every write, so only four stay: the unique index on thread_id (all calls), expires_at (purge), newest (warm-up)
-    -- and newest_of_user (lists). The unique index makes a second index on thread_id redundant. newest_of_user makes an index on
+    -- Each index slows every write, so only five stay: the unique index on thread_id (all calls), expires_at (purge), newest (warm-up),
+    -- newest_of_user (lists) and changed (threadkeep_changes). The unique index makes a second index on thread_id redundant. newest_of_user makes an index on
     -- user_id redundant. Of several indexes on expires_at, one stays. Indexes with conditions, expressions or more columns belong to
     -- other applications and stay.
     for one in
@@ -308,7 +313,8 @@ begin
     end if;
     for one in
         select * from (values ('conversation_threads_newest', 'version, expires_at'),
-                              ('conversation_threads_newest_of_user', 'user_id, version')) as wanted (name, columns)
+                              ('conversation_threads_newest_of_user', 'user_id, version'),
+                              ('conversation_threads_changed', 'changed_xid')) as wanted (name, columns)
         left join pg_catalog.pg_index as i on i.indrelid = threads and i.indexrelid = to_regclass('public.' || name)
     loop
         -- A failed `create index concurrently` leaves an invalid index, which no query uses.
@@ -321,6 +327,9 @@ begin
     end loop;
     if to_regclass('public.threadkeep_tombstones_removed_at') is null then
         todo := todo || 'create index threadkeep_tombstones_removed_at on public.threadkeep_tombstones (removed_at)'::text;
+    end if;
+    if to_regclass('public.threadkeep_tombstones_changed') is null then
+        todo := todo || 'create index threadkeep_tombstones_changed on public.threadkeep_tombstones (changed_xid)'::text;
     end if;
     if to_regclass('public.threadkeep_writers_version') is null then
         todo := todo || 'create index threadkeep_writers_version on public.threadkeep_writers (version)'::text;
@@ -351,22 +360,22 @@ begin
              'before insert on public.conversation_threads for each row
               when (current_setting(''threadkeep.applying'', true) is distinct from ''yes'')
               execute function public.threadkeep_set_version()',
-             'threadkeep, revision 3: plain inserts get a version'),
+             'threadkeep, revision 4: plain inserts get a version'),
             ('threadkeep_version_on_update',
              'before update of id, thread_id, user_id, conversation_data, created_at, expires_at, metadata, version, changed_xid
               on public.conversation_threads for each row
               when (current_setting(''threadkeep.applying'', true) is distinct from ''yes'')
               execute function public.threadkeep_set_version()',
-             'threadkeep, revision 3: plain updates get a version'),
+             'threadkeep, revision 4: plain updates get a version'),
             ('threadkeep_tombstone_on_insert',
              'after insert on public.conversation_threads for each row
               when (current_setting(''threadkeep.applying'', true) is distinct from ''yes'')
               execute function public.threadkeep_keep_tombstone()',
-             'threadkeep, revision 3: what is created again gets a version above its tombstone'),
+             'threadkeep, revision 4: what is created again gets a version above its tombstone'),
             ('threadkeep_tombstone_on_rename',
              'after update of thread_id on public.conversation_threads for each row when (old.thread_id is distinct from new.thread_id)
               execute function public.threadkeep_keep_tombstone()',
-             'threadkeep, revision 3: a change of thread_id is a delete and an insert'),
+             'threadkeep, revision 4: a change of thread_id is a delete and an insert'),
             -- Purge removes only rows that are older than this condition. Such rows need no tombstone, because the functions reject
             -- a write that is more than 7 days late (I13).
             ('threadkeep_tombstone_on_delete',
@@ -374,10 +383,10 @@ begin
                   old.expires_at > clock_timestamp() - interval ''8 days''
                   or old.version >> 21 > extract(epoch from clock_timestamp() - interval ''8 days'') * 1000)
               execute function public.threadkeep_keep_tombstone()',
-             'threadkeep, revision 3: a plain delete leaves a tombstone'),
+             'threadkeep, revision 4: a plain delete leaves a tombstone'),
             ('threadkeep_tombstone_on_truncate',
              'before truncate on public.conversation_threads execute function public.threadkeep_keep_tombstone()',
-             'threadkeep, revision 3: a truncate leaves tombstones')) as wanted (name, definition, meaning)
+             'threadkeep, revision 4: a truncate leaves tombstones')) as wanted (name, definition, meaning)
         where not exists (
             select from pg_catalog.pg_trigger as t
             where t.tgrelid = threads and t.tgname = wanted.name and t.tgenabled <> 'D'
@@ -468,7 +477,7 @@ begin
     )
     select json_build_object(
         'now', floor(extract(epoch from (select now from clock)) * 1000)::bigint,
-        'revision', 3,
+        'revision', 4,
         'rows', coalesce(json_agg(
             case when not live      then json_build_object('state', 'absent', 'version', coalesce(version,
                      -- PostgreSQL runs this subquery only for keys without a row.
@@ -501,15 +510,75 @@ begin
     return buried;
 end $$;
 
--- Writes records. writes: [{"key", "version", "writer", "expires_at": ms, "user"?, "metadata"?, "value"?, "if_version"?: version}, …].
--- A write without a value is a remove. A write without `if_version` is plain.
+-- Returns a document with items at the end of its array. target: {"at": [name, …], "max_bytes"}, with the names of the members that
+-- lead to the array. Without a document, or without a member on the way, the function creates them.
+--
+-- The verdict is null, or says why the document cannot take the items. No document and no target raises an exception.
+create or replace function public.threadkeep_appended(document jsonb, target jsonb, items jsonb,
+                                                      out changed jsonb, out length integer, out verdict text)
+    language plpgsql immutable security invoker set search_path = '' as $$
+declare
+    max_bytes constant bigint := (target ->> 'max_bytes')::bigint;
+    path      constant text[] := array(select jsonb_array_elements_text(target -> 'at'));
+    depth     integer := 0;
+    part      jsonb;
+    added     jsonb   := items;
+begin
+    -- This reads the document from its place outside the row once, instead of once in each call below.
+    changed := document #> '{}';
+    part := changed;
+    verdict := 'not_an_array';
+    if jsonb_typeof(items) is distinct from 'array' then
+        return;
+    end if;
+    -- The operator #> would also walk into an array, by a name like '0'.
+    while part is not null and depth < cardinality(path) loop
+        if jsonb_typeof(part) <> 'object' then
+            return;
+        end if;
+        depth := depth + 1;
+        part := part -> path[depth];
+    end loop;
+    length := jsonb_array_length(items);
+    if part is null then
+        for missing in reverse cardinality(path) .. depth + 1 loop
+            added := jsonb_build_object(path[missing], added);
+        end loop;
+        changed := case when depth = 0 then added else jsonb_set(changed, path[:depth], added) end;
+    elsif jsonb_typeof(part) <> 'array' then
+        return;
+    elsif depth = 0 then
+        changed := part || items;
+    elsif length <= 2 then
+        -- For few items this is faster than jsonb_set, which builds the array twice.
+        for one in 0 .. length - 1 loop
+            changed := jsonb_insert(changed, path || '-1'::text, items -> one, true);
+        end loop;
+    else
+        changed := jsonb_set(changed, path, part || items);
+    end if;
+    length := length + coalesce(jsonb_array_length(part), 0);
+    -- The text is long to make. It has at most 8 times the size of the jsonb, unless numbers like 1e1000 expand.
+    verdict := case when (8 * pg_column_size(changed)::bigint > max_bytes or octet_length(items::text) > 8 * pg_column_size(items)::bigint)
+                         and octet_length(changed::text) > max_bytes then 'too_large' end;
+exception when program_limit_exceeded then
+    verdict := 'too_large';
+end $$;
+
+-- Writes records. writes: [{"key", "version", "writer", "expires_at": ms, "user"?, "metadata"?, "value"?, "if_version"?: version,
+-- "append"?: {"at": [name, …], "max_bytes", "only_if_present"?}}, …]. A write without a value is a remove. With `append`, the items of the
+-- value follow those of an array. A write without `if_version` and `append` is plain.
 --
 -- A write is stored if its version is above the version of the row or its tombstone (I9). With `if_version`, the row must also have
--- that version, or only later writes of the same daemon over it. The response has one row for each write, in the same order. Each
--- row has a state:
---   stored             the write is stored now, or was before
+-- that version, or only later writes of the same daemon over it. An append is also stored over newer writes, but not over a newer plain
+-- write. The response has one row for each write, in the same order. Each row has a state:
+--   stored             the write is stored now, or was before. An append that is stored now has the `version` of the row, the version
+--                      `over` which it was stored, and the `length` of the array
 --   superseded         the table holds a newer version
 --   conflict           another writer changed the row since if_version
+--   absent             the append says only_if_present, and the conversation is absent
+--   not_an_array       the append names no array
+--   too_large          the append exceeds max_bytes
 --   version_in_future  the version is more than 2 s ahead of the database's clock
 --   too_old            the version is more than 7 days old (I13)
 --
@@ -530,11 +599,19 @@ declare
     given      record;
     held       record;
     verdict    text;
+    appended   record;
+    answer     json;
     made_at    timestamptz;
     ends       timestamptz;
+    is_append  boolean;
     replaces   boolean;
     daemon     bigint;
     is_counted boolean;
+    is_decided boolean;
+    keeps_life boolean;
+    keeps_owner boolean;
+    content    jsonb;
+    next       bigint;
 begin
     -- This setting turns off the triggers of this file.
     perform set_config('threadkeep.applying', 'yes', true);
@@ -557,7 +634,7 @@ begin
                         else least(to_timestamp((version >> 21)::numeric / 1000), clock_timestamp()) end,
                    body ->> 'user', coalesce(body -> 'metadata', '{}')
             from batch
-            where (select count(distinct key) = count(*) and bool_and(version between oldest and newest and not body ? 'if_version')
+            where (select count(distinct key) = count(*) and bool_and(version between oldest and newest and not body ?| '{if_version,append}')
                        from batch)
               and not exists (select from public.threadkeep_tombstones as kept where kept.thread_id in (select key from batch))
             order by key collate "C"
@@ -586,7 +663,7 @@ begin
         for given in
             select one.ord, one.body ->> 'key' as key, (one.body ->> 'version')::bigint as version,
                    (one.body ->> 'if_version')::bigint as if_version, greatest((one.body ->> 'writer')::bigint, 1) as writer,
-                   one.body -> 'value' as value, (one.body ->> 'expires_at')::numeric as expires_at,
+                   one.body -> 'value' as value, one.body -> 'append' as target, (one.body ->> 'expires_at')::numeric as expires_at,
                    one.body ->> 'user' as user_id, coalesce(one.body -> 'metadata', '{}') as metadata
             from jsonb_array_elements(all_writes) with ordinality as one(body, ord)
             where results[one.ord] is null or one.body ->> 'key' = any (buried)
@@ -601,23 +678,30 @@ begin
             else
                 ends := least(made_at, clock_timestamp());
             end if;
-            replaces := given.if_version is null or given.value is null;
+            is_append := given.target is not null;
+            replaces := not is_append and (given.if_version is null or given.value is null);
             daemon := nullif(given.writer >> 24, 0);
-            is_counted := given.if_version is not null and daemon is not null;
+            is_counted := (is_append or given.if_version is not null) and daemon is not null;
+            -- Nearly all puts and removes are newer than the row. Then one update is enough, where a read and a lock would be two more
+            -- statements. The version of a row is never below a version of threadkeep_writers, so no repeated write passes.
+            is_decided := not is_append and given.version between oldest and newest;
+            next := given.version;
+            content := coalesce(given.value, 'null');
+            keeps_life := false;
+            keeps_owner := false;
             verdict := null;
-            -- One round settles nearly every write. The others are for a key that other transactions change meanwhile.
+            answer := stored;
+            -- One round settles nearly every put, and two an append. The others are for a key that other transactions change meanwhile.
             for attempt in 1 .. 100 loop
                 if attempt = 100 then
                     raise exception 'a trigger of public.conversation_threads keeps the row from being written'
                         using errcode = 'integrity_constraint_violation';
                 end if;
-                -- Nearly all writes are newer than the row. Then one update is enough, where a read and a lock would be two more
-                -- statements. The version of a row is never below a version of threadkeep_writers, so no repeated write passes.
-                if given.version between oldest and newest then
+                if is_decided then
                     update public.conversation_threads as thread
-                    set version = given.version, changed_xid = pg_catalog.pg_current_xact_id(),
+                    set version = next, changed_xid = pg_catalog.pg_current_xact_id(),
                         base_version = case
-                            when replaces then given.version
+                            when replaces then next
                             -- A conversation that had expired when the write was made counts as removed just before its expiry.
                             when thread.expires_at < made_at + interval '1 ms'
                             then greatest(coalesce(thread.base_version, thread.version),
@@ -625,22 +709,28 @@ begin
                             else coalesce(thread.base_version, thread.version) end,
                         last_writer = given.writer,
                         run_began = case when thread.last_writer >> 24 = daemon then thread.run_began else thread.version end,
-                        conversation_data = coalesce(given.value, 'null'), expires_at = ends, accessed_at = now(),
-                        user_id = given.user_id, metadata = given.metadata
-                    where thread.thread_id = given.key and thread.version < given.version
+                        conversation_data = content, accessed_at = now(),
+                        expires_at = case when keeps_life then greatest(thread.expires_at, ends) else ends end,
+                        user_id = case when keeps_owner then thread.user_id else given.user_id end,
+                        metadata = case when keeps_owner then thread.metadata else given.metadata end
+                    where thread.thread_id = given.key and thread.version < next
                       and (given.if_version is null or thread.version = given.if_version
-                           or thread.last_writer >> 24 = daemon and thread.run_began <= given.if_version);
+                           or thread.last_writer >> 24 = daemon and given.if_version between thread.run_began and thread.version);
                     exit when found;
                 end if;
                 -- Locks the row, or reads the tombstone, and decides (I9).
                 with present as (
                     select thread.version, coalesce(thread.base_version, thread.version) as base_version, thread.last_writer,
-                           thread.run_began, true as is_row
+                           thread.run_began, true as is_row, thread.expires_at >= made_at + interval '1 ms' as is_live,
+                           case when not is_append or thread.expires_at < made_at + interval '1 ms' then null
+                                when thread.expires_at > clock_timestamp() then thread.conversation_data
+                                -- A tombstone that was a plain DELETE of an expired row has the expiry of that row.
+                                else nullif(thread.conversation_data, 'null') end as document
                     from public.conversation_threads as thread where thread.thread_id = given.key for no key update
                 )
                 select * into held from present
                 union all
-                select kept.version, kept.version, 0, 0, false
+                select kept.version, kept.version, 0, 0, false, kept.removed_at >= made_at + interval '1 ms', null
                 from public.threadkeep_tombstones as kept where kept.thread_id = given.key and not exists (select from present);
                 verdict := case
                     when is_counted and given.version <= (
@@ -649,26 +739,41 @@ begin
                     -- A later put or remove of the same daemon in its place.
                     when given.version <= held.base_version and held.last_writer >> 24 = daemon and held.run_began < given.version
                     then 'stored'
-                    when given.if_version is null and given.version <= held.base_version then
+                    when not is_append and given.if_version is null and given.version <= held.base_version then
                         case when given.version = held.base_version then 'stored' else 'superseded' end
                     when given.version > newest then 'version_in_future'
                     when given.version < oldest then 'too_old'
+                    when is_append then
+                        case when (given.target ->> 'only_if_present')::boolean and held.is_live is not true then 'absent'
+                             when given.version < held.base_version then 'superseded' end
                     -- A purged row has no version. Its readers may still name it.
                     when given.if_version <> coalesce(held.version, 0) and (held.version is not null or given.if_version >= purged)
-                         and coalesce(held.last_writer >> 24 = daemon and held.run_began <= given.if_version
+                         and coalesce(held.last_writer >> 24 = daemon and given.if_version between held.run_began and held.version
                                       and held.version < given.version, false) is false then 'conflict'
                     when given.version <= held.version then 'superseded'
                 end;
+                if verdict is null and is_append then
+                    appended := public.threadkeep_appended(held.document, given.target, given.value);
+                    verdict := appended.verdict;
+                    content := appended.changed;
+                    keeps_life := held.is_live;
+                    keeps_owner := held.document is not null;
+                    next := case when given.version > held.version then given.version else coalesce(held.version + 1 | 1, given.version) end;
+                    answer := json_build_object('state', 'stored', 'version', next::text, 'over', coalesce(held.version, 0)::text,
+                                                'length', appended.length);
+                end if;
                 if verdict is not null then
-                    results[given.ord] := json_build_object('state', verdict, 'version', coalesce(held.version, 0)::text);
+                    results[given.ord] := json_build_object('state', verdict, 'version', coalesce(
+                        case when is_append and verdict = 'superseded' then held.base_version else held.version end, 0)::text);
                     exit;
                 end if;
-                -- Without a verdict, a row that is there now came after the update, and its lock is held. The next round writes it.
+                -- Without a verdict, a row that is there now is locked. The next round writes it.
+                is_decided := held.is_row or not is_append;
                 continue when held.is_row;
                 insert into public.conversation_threads
                     (thread_id, version, changed_xid, base_version, last_writer, conversation_data, expires_at, user_id, metadata)
                 values (given.key, given.version, pg_catalog.pg_current_xact_id(), case when replaces then given.version else 0 end,
-                        given.writer, coalesce(given.value, 'null'), ends, given.user_id, given.metadata)
+                        given.writer, content, ends, given.user_id, given.metadata)
                 on conflict (thread_id) do nothing;
                 continue when not found;
                 exit when not exists (select from public.threadkeep_tombstones as kept where kept.thread_id = given.key);
@@ -676,7 +781,7 @@ begin
                 perform public.threadkeep_bury(array[given.key]);
             end loop;
             if verdict is null then
-                results[given.ord] := stored;
+                results[given.ord] := answer;
                 if is_counted then
                     insert into public.threadkeep_writers as noted values (given.key, given.writer, given.version)
                     on conflict (thread_id, writer) do update set version = excluded.version;
@@ -685,8 +790,13 @@ begin
         end loop;
     end if;
     perform set_config('threadkeep.applying', '', true);
-    return json_build_object('now', public.threadkeep_now(), 'revision', 3, 'rows', coalesce(array_to_json(results), '[]'));
+    return json_build_object('now', public.threadkeep_now(), 'revision', 4, 'rows', coalesce(array_to_json(results), '[]'));
 end $$;
+
+-- Does the same as threadkeep_apply. The name keeps appends from a threadkeep_apply of an earlier revision, which would take each for a put.
+create or replace function public.threadkeep_apply_appends(writes jsonb) returns json
+    language plpgsql volatile security invoker set search_path = ''
+    as $$ begin return public.threadkeep_apply(writes); end $$;
 
 -- Lists the newest live conversations. request: {"limit", "user"?, "after_version"? and "after_key"?}.
 --
@@ -741,8 +851,110 @@ begin
             'expires_at', floor(extract(epoch from least(one.expires_at, '9999-12-31')) * 1000)::bigint,
             'user', one.user_id, 'metadata', one.metadata, 'value', body::json);
     end loop;
-    return json_build_object('now', floor(extract(epoch from present) * 1000)::bigint, 'revision', 3,
+    return json_build_object('now', floor(extract(epoch from present) * 1000)::bigint, 'revision', 4,
                              'rows', coalesce(array_to_json(found_rows), '[]'), 'is_last', is_last);
+end $$;
+
+-- Names the conversations that changed since a cursor. request: {"cursor"?}.
+--
+-- The response has the next `cursor`, and a state:
+--   unbroken  the rows have each conversation that changed since the cursor, with its version
+--   begun     no rows: the request has no cursor, or the cursor is too old, or one transaction changed more than a page
+--   restored  no rows: the cursor comes from another history, for example from before a restore
+--
+-- A time or a sequence would miss a transaction that commits late. A cursor holds a snapshot instead. A row changed since then if its
+-- transaction is not visible in that snapshot: it was open, or began later. A page ends between two transactions, where a cursor can
+-- stand.
+--
+-- PostgreSQL estimates far too many rows for an unknown range, and would compile the statement (JIT) for longer than it runs.
+create or replace function public.threadkeep_changes(request jsonb) returns json
+    language plpgsql volatile security invoker set search_path = '' set jit = off as $$
+declare
+    page_rows constant integer := 10000;
+    present   constant bigint  := public.threadkeep_now();
+    given     constant text    := public.threadkeep_argument(request) ->> 'cursor';
+    history   text;
+    since     pg_snapshot;
+    until     pg_snapshot;
+    bound     xid8;
+    cut       xid8;
+    is_too_large boolean;
+    found_rows   json;
+    state     text := 'begun';
+begin
+    if pg_is_in_recovery() then
+        -- The snapshot of a replica does not list the open transactions.
+        raise exception 'a read replica cannot name changes' using errcode = 'read_only_sql_transaction';
+    end if;
+    -- A restore to an earlier point begins a new timeline, and a copy of the table is another table.
+    history := concat_ws('-', left(pg_walfile_name(pg_current_wal_lsn()), 8), 'public.conversation_threads'::regclass::oid,
+                         (select oid from pg_catalog.pg_database where datname = current_database()));
+    if has_function_privilege('pg_control_system()', 'execute') then
+        history := history || '-' || (select system_identifier from pg_control_system());
+    end if;
+    -- The tombstones of an older cursor may be purged.
+    if split_part(given, ' ', 1) <> history then
+        state := 'restored';
+    elsif split_part(given, ' ', 2)::bigint > present - 7 * 86400000::bigint then
+        state := 'unbroken';
+        since := split_part(given, ' ', 3)::pg_snapshot;
+    end if;
+
+    -- One statement, so that the rows and the snapshot agree.
+    with now as materialized (
+        select pg_current_snapshot() as snapshot
+    ), part (first, last) as (
+        select open, open from pg_snapshot_xip(since) as open
+        union all
+        select pg_snapshot_xmax(since), pg_snapshot_xmax(now.snapshot) from now
+    ), changed as materialized (
+        select found.* from part cross join lateral (
+            select thread.thread_id, thread.version, thread.changed_xid from public.conversation_threads as thread
+            where thread.changed_xid between part.first and part.last
+            union all
+            select kept.thread_id, kept.version, kept.changed_xid from public.threadkeep_tombstones as kept
+            where kept.changed_xid between part.first and part.last
+            order by changed_xid
+            limit page_rows + 1
+        ) as found
+        order by found.changed_xid
+        limit page_rows + 1
+    ), split as (
+        select (select changed.changed_xid from changed order by changed.changed_xid limit 1) as first,
+               (select changed.changed_xid from changed order by changed.changed_xid offset page_rows) as cut
+    )
+    select now.snapshot, split.cut, split.first = split.cut, (
+        select json_agg(json_build_object('key', changed.thread_id, 'version', changed.version::text)) from changed
+        -- Plain rows may have ids that threadkeep does not support.
+        where octet_length(changed.thread_id) between 1 and 512 and (split.cut is null or changed.changed_xid < split.cut))
+    into until, cut, is_too_large, found_rows
+    from now, split;
+
+    if pg_snapshot_xmax(since) > pg_snapshot_xmax(until) then
+        state := 'restored';
+    elsif is_too_large then
+        state := 'begun';
+    end if;
+    if state <> 'unbroken' then
+        cut := null;
+        found_rows := null;
+    elsif cut is not null then
+        -- Of the changes up to the new snapshot, only those before the cut were named. The others count as open still.
+        bound := greatest(cut, pg_snapshot_xmax(since));
+        select format('%s:%s:%s', coalesce((array_agg(open order by open))[1], bound), bound,
+                      string_agg(open::text, ',' order by open))::pg_snapshot
+        into until
+        from (select pg_snapshot_xip(since) as open union select pg_snapshot_xip(until)) as every
+        where open < bound and (open >= cut or not pg_visible_in_snapshot(open, until));
+    end if;
+
+    -- After a crash PostgreSQL gives the numbers of transactions again whose end it had not written to disk. The cursor must have none of
+    -- these, so the commit of this message writes them.
+    if pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() then
+        perform pg_logical_emit_message(true, 'threadkeep', '');
+    end if;
+    return json_build_object('now', present, 'revision', 4, 'cursor', concat_ws(' ', history, present, until), 'state', state,
+                             'rows', coalesce(found_rows, '[]'), 'is_last', cut is null);
 end $$;
 
 -- Marks conversations as accessed. The function skips locked rows: their writers set accessed_at anyway.
@@ -761,7 +973,7 @@ begin
     update public.conversation_threads as thread set accessed_at = now()
     from wanted where thread.id = wanted.id;
     get diagnostics touched = row_count;
-    return json_build_object('now', public.threadkeep_now(), 'revision', 3, 'count', touched);
+    return json_build_object('now', public.threadkeep_now(), 'revision', 4, 'count', touched);
 end $$;
 
 -- Removes up to `max_rows` rows, tombstones and versions of writers that are older than 8 days, by expiry and version. threadkeep_apply rejects writes
@@ -804,7 +1016,7 @@ begin
         for update skip locked
     );
     get diagnostics forgotten = row_count;
-    return json_build_object('now', public.threadkeep_now(), 'revision', 3, 'count', removed + buried + forgotten);
+    return json_build_object('now', public.threadkeep_now(), 'revision', 4, 'count', removed + buried + forgotten);
 end $$;
 
 -- Checks that the database accepts writes, and returns its clock and the revision of the functions.
@@ -824,7 +1036,7 @@ begin
     exception when sqlstate 'TK001' or integrity_constraint_violation or data_exception or plpgsql_error then
         null;
     end;
-    return json_build_object('now', public.threadkeep_now(), 'revision', 3);
+    return json_build_object('now', public.threadkeep_now(), 'revision', 4);
 end $$;
 
 -- Sets the rights. Only the secret key (role service_role) may use the tables and functions. New Supabase projects grant no table
@@ -882,7 +1094,8 @@ begin
             ('threadkeep_tombstones', 'thread_id', 'The name of the conversation.'),
             ('threadkeep_tombstones', 'version', 'The version of the deletion; of an expired row, its own.'),
             ('threadkeep_tombstones', 'removed_at', 'When the conversation was deleted or had expired.'),
-            ('threadkeep_writers', '', 'Conditional writes, for 8 days: one that comes again is recognised.'),
+            ('threadkeep_tombstones', 'changed_xid', 'The transaction that deleted the conversation.'),
+            ('threadkeep_writers', '', 'Conditional writes and appends, for 8 days: one that comes again is recognised.'),
             ('threadkeep_writers', 'thread_id', 'The name of the conversation.'),
             ('threadkeep_writers', 'writer', 'One opening of a daemon''s outage file.'),
             ('threadkeep_writers', 'version', 'The last version that was accepted from this writer.')) as wanted (relation, part, meaning)
@@ -904,7 +1117,10 @@ comment on function public.threadkeep_argument(jsonb) is 'Unwraps an argument th
 comment on function public.threadkeep_bury(text[]) is 'Turns new rows into the tombstones that were there before them.';
 comment on function public.threadkeep_load(jsonb) is 'threadkeep: reads conversations by their ids.';
 comment on function public.threadkeep_apply(jsonb) is 'threadkeep: writes and deletes conversations; the newest wins.';
+comment on function public.threadkeep_appended(jsonb, jsonb, jsonb) is 'The document with items at the end of its array, and the length of that array.';
+comment on function public.threadkeep_apply_appends(jsonb) is 'threadkeep: as threadkeep_apply, for writes with appends.';
 comment on function public.threadkeep_list(jsonb) is 'threadkeep: a page of the newest live conversations, of all or of one user.';
+comment on function public.threadkeep_changes(jsonb) is 'threadkeep: names the conversations that changed since a cursor.';
 comment on function public.threadkeep_touch(jsonb) is 'threadkeep: marks conversations as accessed.';
 comment on function public.threadkeep_purge(integer) is 'threadkeep: forgets what has been expired or deleted for 8 days.';
 comment on function public.threadkeep_probe() is 'threadkeep: the database''s clock, the revision of these functions, and a write that is undone.';

@@ -21,14 +21,9 @@
 //! assert_eq!(found.decode::<Vec<String>>()?, ["hello"]);
 //! assert_eq!(found.user(), Some("u1"));
 //!
-//! // Compare-and-set: no concurrent turn is lost.
-//! let _ = cache
-//!     .update("thread-1", |current: Option<Vec<String>>| {
-//!         let mut messages = current.unwrap_or_default();
-//!         messages.push("how are you?".into());
-//!         Ok(Some(messages))
-//!     })
-//!     .await?;
+//! // Only the new items travel to the store, and no concurrent turn is lost.
+//! let appended = cache.append("thread-1", &["how are you?"]).await?;
+//! assert_eq!(appended.length, Some(2));
 //! # Ok(())
 //! # }
 //! ```
@@ -71,14 +66,14 @@ pub mod store;
 pub mod testing;
 
 pub use cache::conversation::Conversation;
-pub use cache::health::{Health, QueueHealth};
+pub use cache::health::{FeedHealth, Health, QueueHealth};
 pub use cache::list::List;
 pub use cache::warmup::{WarmupProgress, WarmupState};
-pub use cache::{Cache, DeadLetters, OnOutage, Put, Remove, ShutdownReport, Update};
+pub use cache::{AppendCall, Cache, DeadLetters, OnOutage, Put, Remove, ShutdownReport, Update};
 pub use config::{Backend, Builder};
 pub use error::{Error, ErrorKind, Result};
 pub use model::key::Key;
-pub use model::outcome::{Freshness, WriteOutcome};
+pub use model::outcome::{Appended, Freshness, WriteOutcome};
 pub use model::version::Version;
 pub use observe::metrics;
 #[cfg(feature = "prometheus")]
@@ -101,12 +96,13 @@ pub mod tools {
     pub use crate::store::supabase::{KeyFacts, KeyKind, REVISION, origin_of};
 }
 
-/// The guide, in seven chapters. These modules hold text and no code.
+/// The guide, in eight chapters. These modules hold text and no code.
 ///
 /// * [`embed`](guide::embed): put threadkeep into a daemon
 /// * [`choose`](guide::choose): choose a backend and settings
 /// * [`watch`](guide::watch): metrics, dashboards, health
 /// * [`test`](mod@guide::test): test the daemon's reaction to an outage
+/// * [`several_daemons`](guide::several_daemons): run several daemons on one database
 /// * [`from_a_map`](guide::from_a_map): replace a map in memory
 /// * [`from_plain_supabase`](guide::from_plain_supabase): replace direct calls to Supabase's tables
 /// * [`side_by_side`](guide::side_by_side): run the old and the new storage together for a while
@@ -126,6 +122,9 @@ pub mod guide {
     #[cfg(feature = "testing")]
     #[doc = include_str!("../guide/test.md")]
     pub mod test {}
+
+    #[doc = include_str!("../guide/several_daemons.md")]
+    pub mod several_daemons {}
 
     #[doc = include_str!("../guide/from_a_map.md")]
     pub mod from_a_map {}

@@ -16,7 +16,7 @@ use threadkeep::{Error, ErrorKind, Key, Result, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-const ABSENT: &str = r#"{"now":1764000000000,"revision":3,"rows":[{"state":"absent","version":"0"}]}"#;
+const ABSENT: &str = r#"{"now":1764000000000,"revision":4,"rows":[{"state":"absent","version":"0"}]}"#;
 
 /// A server that gives the prepared answer to each request with an accepted key.
 #[derive(Clone)]
@@ -232,7 +232,7 @@ async fn each_failure_of_a_diagnosis_has_its_kind() {
 #[tokio::test]
 async fn request_has_the_value_unchanged() {
     let server = Server::start().await;
-    server.answer(200, r#"{"now":1764000000000,"revision":3,"rows":[{"state":"stored"}]}"#);
+    server.answer(200, r#"{"now":1764000000000,"revision":4,"rows":[{"state":"stored"}]}"#);
     let value = Json::new(r#"{"digits":12345678901234567890.10}"#).unwrap();
     let key = Key::new("a \"quoted\" key").unwrap();
     let record = Record::put(key, Version::from_raw(i64::MAX), value, Timestamp(5));
@@ -248,7 +248,7 @@ async fn request_has_the_value_unchanged() {
 async fn null_is_a_value() {
     let server = Server::start().await;
     let row = r#"{"state":"found","key":"k","version":"7","expires_at":9,"user":null,"metadata":null,"value":null}"#;
-    server.answer(200, format!(r#"{{"now":1764000000000,"revision":3,"rows":[{row}]}}"#));
+    server.answer(200, format!(r#"{{"now":1764000000000,"revision":4,"rows":[{row}]}}"#));
     let found = load(&server.client("sb_secret_x")).await.unwrap();
     let [Loaded::Found(found)] = &found[..] else { panic!("{found:?}") };
     assert_eq!((found.value.as_ref().map(Json::as_str), found.metadata.as_str()), (Some("null"), "{}"));

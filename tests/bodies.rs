@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 const MIB: usize = 1 << 20;
 /// The beginning of each response of a threadkeep function.
-const RESPONSE_START: &str = r#"{"now" : 1764000000000, "revision" : 3, "rows" : ["#;
+const RESPONSE_START: &str = r#"{"now" : 1764000000000, "revision" : 4, "rows" : ["#;
 
 /// A response: its head, the first bytes of the body, and a part that is repeated `times` times.
 #[derive(Debug, Clone)]

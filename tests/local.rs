@@ -51,10 +51,10 @@ async fn local_foreign_file_is_rejected_unchanged() {
     }
     sql(
         &dir.path().join("d.db"),
-        "pragma application_id = 1953000304; pragma user_version = 3; create table t (x)",
+        "pragma application_id = 1953000304; pragma user_version = 4; create table t (x)",
     );
     let error = open(&dir.path().join("d.db")).await.unwrap_err();
-    assert!(error.to_string().contains("format 3"), "{error}");
+    assert!(error.to_string().contains("format 4"), "{error}");
 }
 
 #[tokio::test]

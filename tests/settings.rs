@@ -58,6 +58,7 @@ async fn settings_with_junk_are_named_with_a_remedy() {
         ("CONVERSATION_ON_OUTAGE", "wait"),
         ("CONVERSATION_SOFT_TIMEOUT_SECONDS", "inf"),
         ("CONVERSATION_WARMUP_LIMIT", "all"),
+        ("CONVERSATION_FEED_INTERVAL_SECONDS", "-1"),
     ];
     for (name, value) in junk {
         // Only the Supabase backend checks the settings of Supabase.

@@ -26,7 +26,8 @@ impl Call {
             .iter()
             .fold(self.argument.to_owned(), |text, (name, number)| text.replace(name, &number.to_string()));
         let rows = sql.query(&format!("select ({text})::text"), &[]).await;
-        rows.unwrap_or_else(|error| panic!("{text}: {error:?}"))[0].get(0)
+        let rows = rows.unwrap_or_else(|error| panic!("{text}: {error:?}"));
+        rows[0].try_get(0).unwrap_or_else(|error| panic!("{text}: {error:?}"))
     }
 
     pub fn is_on_the_table(&self) -> bool {
@@ -42,6 +43,7 @@ impl Call {
 const LOAD: &str = "threadkeep_load($1::text::jsonb)";
 const APPLY: &str = "threadkeep_apply($1::text::jsonb)";
 const LIST: &str = "threadkeep_list($1::text::jsonb)";
+const CHANGES: &str = "threadkeep_changes($1::text::jsonb)";
 const TOUCH: &str = "threadkeep_touch($1::text::jsonb)";
 
 /// Every third conversation is known to the caller, every seventh does not exist.
@@ -61,6 +63,8 @@ const MIXED: &str = "select jsonb_agg(case when nth % 8 = 7 then bench.record(th
         when nth % 2 = 0 then bench.record('new-' || gen_random_uuid(), null, nth)
         else bench.record(thread_id, case when nth % 5 = 0 then version end, nth) end)
     from bench.some(:turn, :count, :threads)";
+const APPENDS: &str = r#"select jsonb_agg(bench.record(thread_id, null, nth) || '{"append": {"at": [], "max_bytes": 8388608}}')
+    from bench.some(:turn, :count, :threads)"#;
 const FIRST_PAGE: &str = "select jsonb_build_object('limit', :count)";
 /// Begins in the middle of the live conversations.
 const LATE_PAGE: &str =
@@ -79,6 +83,8 @@ const BUSY_USERS_LATE_PAGE: &str =
     from (select version, thread_id from public.conversation_threads where expires_at > now() and user_id = 'busy'
           order by version desc offset :threads / 25 + :turn limit 1) as row";
 const KEYS: &str = "select jsonb_agg(thread_id) from bench.some(:turn, :count, :threads)";
+/// Changes conversations after the cursor.
+const CURSOR: &str = "select jsonb_build_object('cursor', bench.change(:turn, :count, :threads))";
 /// Inserts expired rows for purge to remove.
 const MOST: &str = "select bench.expire(:turn, :count)";
 
@@ -93,12 +99,16 @@ pub const CALLS: &[Call] = &[
     Call::new("apply 500, plain", APPLY, 500, PLAIN),
     Call::new("apply 64, mixed", APPLY, 64, MIXED),
     Call::new("apply 500, mixed", APPLY, 500, MIXED),
+    Call::new("append 1", APPLY, 1, APPENDS),
+    Call::new("append 64", APPLY, 64, APPENDS),
     Call::new("list, first page", LIST, 500, FIRST_PAGE),
     Call::new("list, late page", LIST, 500, LATE_PAGE),
     Call::new("list, last page", LIST, 500, LAST_PAGE),
     Call::new("list of a user", LIST, 500, USERS_PAGE),
     Call::new("list of a busy user, first page", LIST, 500, BUSY_USERS_PAGE),
     Call::new("list of a busy user, late page", LIST, 500, BUSY_USERS_LATE_PAGE),
+    Call::new("changes, 1", CHANGES, 1, CURSOR),
+    Call::new("changes, 1,000", CHANGES, 1_000, CURSOR),
     Call::new("touch 64", TOUCH, 64, KEYS),
     Call::new("touch 500", TOUCH, 500, KEYS),
     Call::new("purge 500", "threadkeep_purge($1::text::integer)", 500, MOST),
@@ -128,6 +138,13 @@ const SUPPORT: &str = r#"
             'key', key, 'version', bench.version(clock_timestamp(), nth)::text, 'writer', '16777217', 'if_version', expect::text,
             'expires_at', public.threadkeep_now() + 86400000, 'user', 'user of ' || key, 'metadata', '{}'::jsonb,
             'value', bench.value(nth))) $$;
+    create function bench.change(turn bigint, count bigint, threads bigint) returns text language plpgsql as $$
+    declare
+        cursor constant text := public.threadkeep_changes('{}') ->> 'cursor';
+    begin
+        perform public.threadkeep_apply(jsonb_agg(bench.record(thread_id, null, nth))) from bench.some(turn, count, threads);
+        return cursor;
+    end $$;
     create function bench.expire(turn bigint, count bigint) returns bigint language plpgsql as $$
     begin
         insert into public.conversation_threads (thread_id, version, conversation_data, expires_at)

@@ -9,6 +9,7 @@
 //! (`cargo test --benches`), each part runs once with little data, and the figures have no meaning.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
+mod appends;
 mod choices;
 mod hits;
 mod large;
@@ -27,12 +28,13 @@ mod writes;
 use table::Table;
 use world::{Scale, World};
 
-const PARTS: [(&str, &str); 14] = [
+const PARTS: [(&str, &str); 16] = [
     ("hits", "gets from memory, against bare moka and tower-sessions"),
     ("choices", "hasher, eviction policy and expiry of the in-memory cache, against alternatives"),
     ("hits-by-threads", "gets from memory with 1,000 to 1,000,000 conversations"),
     ("outage-hits", "stale and queued gets, against fresh gets"),
     ("puts", "256 tasks, against prebuilt batches, one POST each, and pgbench"),
+    ("put-cpu", "the CPU time of the client for each put, against prebuilt batches"),
     ("put-latency", "1,000 puts a second, against one POST each"),
     ("lone-put", "one task, against one POST of the same function"),
     ("cold-gets", "10,000 keys, 256 tasks, against prebuilt batches and one GET each"),
@@ -41,6 +43,7 @@ const PARTS: [(&str, &str); 14] = [
     ("cold-gets-in-outage", "from the outage file, against point reads of the file"),
     ("replay", "100,000 queued records, and live puts during the replay"),
     ("warm-up", "100,000 conversations, against a fetch of the same pages"),
+    ("appends", "to a conversation of 400 KB, and by 8 daemons to one, against updates"),
     ("large", "conversations of 400 KB, against one POST and one GET"),
 ];
 
@@ -84,6 +87,7 @@ async fn run(part: &str, world: &World) -> Vec<Table> {
         "hits-by-threads" => hits::by_threads(world.scale).await,
         "outage-hits" => vec![outage::hits(world).await],
         "puts" => vec![writes::by_256_tasks(world).await],
+        "put-cpu" => vec![writes::cpu_time(world).await],
         "put-latency" => vec![writes::at_equal_rate(world).await],
         "lone-put" => vec![writes::alone(world).await],
         "cold-gets" => vec![reads::cold(world).await],
@@ -92,6 +96,7 @@ async fn run(part: &str, world: &World) -> Vec<Table> {
         "cold-gets-in-outage" => vec![outage::cold_gets(world).await],
         "replay" => outage::replay(world).await,
         "warm-up" => vec![reads::warmup(world).await],
+        "appends" => vec![appends::to_a_long_conversation(world).await, appends::by_8_daemons(world).await],
         "large" => vec![large::puts_and_gets(world).await],
         _ => unreachable!("only known parts are run"),
     }

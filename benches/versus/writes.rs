@@ -6,11 +6,11 @@ use threadkeep::store::Clock;
 use threadkeep::{Cache, WriteOutcome};
 
 use crate::pgbench;
-use crate::rest::{Rest, apply_body};
+use crate::rest::{Bodies, Rest, apply_body};
 use crate::table::Goal::{AtLeast, AtMost};
 use crate::table::{Table, Unit};
 use crate::work::{
-    Conversation, at_a_rate, by_tasks, conversation, one_by_one, per_second, percentile, thread,
+    Conversation, at_a_rate, by_tasks, conversation, cpu_time_of, one_by_one, per_second, percentile, thread,
 };
 use crate::world::{KIB, World};
 
@@ -41,11 +41,7 @@ pub async fn by_256_tasks(world: &World) -> Table {
     for _ in 0..world.scale.rounds {
         table.note("threadkeep", per_second(many, puts(&cache, many, &value).await));
 
-        let clock = Clock::new();
-        let batch = |first| apply_body(&clock, (first..first + BATCH).map(|at| (key(at), KIB)));
-        let bodies: Vec<String> = (0..many).step_by(BATCH).map(batch).collect();
-        let count = bodies.len() * BATCH;
-        let bodies = bodies.into();
+        let (count, bodies) = prebuilt(many);
         for (name, rest) in [(BARE, &world.rest), (OLD, &old.1)] {
             table.note(name, per_second(count, rest.call_all("threadkeep_apply", &bodies).await));
         }
@@ -65,6 +61,33 @@ pub async fn by_256_tasks(world: &World) -> Table {
     table.claim(BARE, AtLeast(1.4), OLD);
     table.claim("threadkeep", AtLeast(5.0), POST);
     table.claim("threadkeep", AtLeast(2.5), PGBENCH);
+    cache.shutdown(Duration::from_secs(60)).await.unwrap();
+    table
+}
+
+/// Builds the bodies of at least `count` puts. Returns the number of puts in them, too.
+fn prebuilt(count: usize) -> (usize, Bodies) {
+    let clock = Clock::new();
+    let batch = |first| apply_body(&clock, (first..first + BATCH).map(|at| (key(at), KIB)));
+    let bodies: Vec<String> = (0..count).step_by(BATCH).map(batch).collect();
+    (bodies.len() * BATCH, bodies.into())
+}
+
+/// Measures the CPU time of this process, which is the client. Other load of the machine changes it little.
+pub async fn cpu_time(world: &World) -> Table {
+    const BARE: &str = "bare reqwest, prebuilt batches of 64";
+    let mut table = Table::new("CPU time of the client for a put of 1 KiB, 256 tasks", Unit::Span);
+    let cache = world.builder().open().await.unwrap();
+    let (value, many) = (conversation("a conversation", KIB), world.scale.of(30_000, 500));
+    puts(&cache, many, &value).await;
+    for _ in 0..world.scale.rounds {
+        let took = cpu_time_of(puts(&cache, many, &value)).await;
+        table.note_span("threadkeep", took / u32::try_from(many).unwrap());
+        let (count, bodies) = prebuilt(many);
+        let took = cpu_time_of(world.rest.call_all("threadkeep_apply", &bodies)).await;
+        table.note_span(BARE, took / u32::try_from(count).unwrap());
+    }
+    table.compare("threadkeep", BARE);
     cache.shutdown(Duration::from_secs(60)).await.unwrap();
     table
 }

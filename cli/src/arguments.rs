@@ -13,7 +13,7 @@ Exit codes:
   1  the command failed, or succeeded in part; standard error has the reason
   2  the arguments are wrong, or the store cannot keep such a value
   3  another process, such as a daemon, uses the file; ask that process, or stop it first
-  4  the conversation does not exist (get)";
+  4  the conversation does not exist (get, append --only-if-present)";
 
 /// Manages conversations, and the queue that keeps writes while Supabase is down.
 #[derive(Debug, Parser)]
@@ -42,6 +42,9 @@ pub enum Command {
     /// Stores a conversation and replaces the previous value, if any
     #[command(after_help = BESIDE_DAEMON)]
     Put(Put),
+    /// Adds items to a conversation, and creates it if there is none
+    #[command(after_help = BESIDE_DAEMON)]
+    Append(Append),
     /// Deletes a conversation; succeeds if there is none
     #[command(after_help = BESIDE_DAEMON)]
     Remove(Remove),
@@ -120,6 +123,30 @@ pub struct Put {
     #[arg(long)]
     pub user: Option<String>,
     /// More data to store with the conversation, as JSON
+    #[arg(long, value_name = "JSON")]
+    pub metadata: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Append {
+    /// The thread id
+    pub key: String,
+    /// The items as a JSON array; `-` reads it from standard input
+    #[arg(default_value = "-")]
+    pub items: String,
+    /// The member that is the array; give it several times for a member of a member
+    #[arg(long, value_name = "NAME")]
+    pub at: Vec<String>,
+    /// Does not create a conversation; exit code 4 if there is none
+    #[arg(long)]
+    pub only_if_present: bool,
+    /// The time to live, such as 90s, 30m, 24h or 7d; default: CONVERSATION_TIMEOUT_HOURS
+    #[arg(long, value_parser = parse_duration)]
+    pub ttl: Option<Duration>,
+    /// The user of a conversation that the command creates
+    #[arg(long)]
+    pub user: Option<String>,
+    /// More data to store with a conversation that the command creates, as JSON
     #[arg(long, value_name = "JSON")]
     pub metadata: Option<String>,
 }

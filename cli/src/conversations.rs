@@ -1,16 +1,17 @@
 //! The commands `get`, `put`, `remove` and `list`. With the backend `supabase` they work beside a running daemon.
 
-use std::io::Read as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
+use threadkeep::store::ArrayPath;
 use threadkeep::{Backend, Builder, Cache, Conversation, Freshness, WriteOutcome};
 
-use crate::arguments::{Get, List, Put, Remove};
+use crate::arguments::{Append, Get, List, Put, Remove};
 use crate::failure::{Failure, Outcome, tell};
-use crate::output::{Output, moment, raw, shown, size};
+use crate::output::{Output, counted, moment, raw, shown, size};
 
 /// The time limit of the shutdown. A command leaves almost no work behind.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -91,6 +92,39 @@ pub async fn put(settings: Builder, put: &Put, out: &mut Output) -> Result<Outco
     report(&put.key, outcome, out)
 }
 
+pub async fn append(settings: Builder, append: &Append, out: &mut Output) -> Result<Outcome, Failure> {
+    let items = parse_json(&value_text(&append.items)?, "the items")?;
+    let cache = open(settings).await?;
+    let mut call =
+        cache.append(&append.key, &items).at(append.at.iter().map(String::as_str).collect::<ArrayPath>());
+    if append.only_if_present {
+        call = call.only_if_present();
+    }
+    if let Some(ttl) = append.ttl {
+        call = call.ttl(ttl);
+    }
+    if let Some(user) = &append.user {
+        call = call.user(user);
+    }
+    if let Some(metadata) = &append.metadata {
+        call = call.metadata(&parse_json(metadata, "the metadata")?);
+    }
+    let appended = call.await?;
+    cache.shutdown(SHUTDOWN_TIMEOUT).await?;
+    match (appended.outcome, appended.length) {
+        (WriteOutcome::Absent, _) => {
+            tell(&format!("threadkeep: there is no conversation {}", shown(&append.key)));
+            Ok(Outcome::NotFound)
+        }
+        (WriteOutcome::Stored, Some(length)) => {
+            let json = json!({"key": append.key, "outcome": "stored", "length": length});
+            out.either(&json, || format!("stored, {length} in the array now"))?;
+            Ok(Outcome::Done)
+        }
+        (outcome, _) => report(&append.key, outcome, out),
+    }
+}
+
 pub async fn remove(settings: Builder, remove: &Remove, out: &mut Output) -> Result<Outcome, Failure> {
     let cache = open(settings).await?;
     let outcome = cache.remove(&remove.key).await?;
@@ -104,9 +138,9 @@ pub async fn list(settings: Builder, list: &List, out: &mut Output) -> Result<Ou
         match out.is_json {
             true => out.json(&ConversationEntry::new(&found)?)?,
             false => out.line(&format!(
-                "{}\t{} bytes\tuntil {}",
+                "{}\t{}\tuntil {}",
                 shown(found.key().as_str()),
-                found.json().len(),
+                counted(found.json().len(), "byte"),
                 moment(found.expires_at())
             ))?,
         }
@@ -121,6 +155,9 @@ fn value_text(text: &str) -> Result<String, Failure> {
     if text != "-" {
         return Ok(text.to_owned());
     }
+    if std::io::stdin().is_terminal() {
+        tell("threadkeep: reads the conversation from standard input; end it with Ctrl-D");
+    }
     let text = std::io::read_to_string(std::io::stdin().take(MAX_INPUT_BYTES)).map_err(failed)?;
     match text.len() as u64 {
         MAX_INPUT_BYTES => Err(Failure::Other(format!(
@@ -133,7 +170,8 @@ fn value_text(text: &str) -> Result<String, Failure> {
 
 fn parse_json(text: &str, subject: &str) -> Result<Box<RawValue>, Failure> {
     let hint = "a JSON string needs its own quotes, as in '\"hello\"'";
-    serde_json::from_str(text).map_err(|e| Failure::Usage(format!("{subject} is not JSON: {e}; {hint}")))
+    serde_json::from_str(text)
+        .map_err(|e| Failure::Usage(format!("cannot read {subject} as JSON: {e}; {hint}")))
 }
 
 fn report(key: &str, outcome: WriteOutcome, out: &mut Output) -> Result<Outcome, Failure> {

@@ -10,7 +10,7 @@ use threadkeep::{Builder, DeadLetter, Key};
 use crate::arguments::DeadLetters;
 use crate::export_line;
 use crate::failure::{Failure, Outcome, tell};
-use crate::output::{Output, QueueEntry, shown};
+use crate::output::{Output, QueueEntry, counted};
 use crate::queue::{ExportTarget, for_each};
 
 pub async fn dead_letters(
@@ -34,11 +34,8 @@ async fn list(file: &QueueAdmin, out: &mut Output) -> Result<Outcome, Failure> {
     for_each(
         async |last: Option<&DeadLetter>| file.dead_letters(last).await,
         async |letter| {
-            let entry = QueueEntry::dead(letter);
-            out.either(&entry, || {
-                let (died, reason) = (entry.died_at.as_deref().unwrap_or_default(), shown(&letter.reason));
-                format!("{}\t{}\t{} bytes\tdied {died}\t{reason}", shown(entry.key), entry.kind, entry.bytes)
-            })
+            let entry = QueueEntry::of_dead_letter(letter);
+            out.either(&entry, || entry.text())
         },
     )
     .await?;
@@ -63,46 +60,57 @@ async fn export(file: &QueueAdmin, to: &Path, delete: bool, out: &mut Output) ->
     )
     .await?;
     lines.finish()?;
-    tell(&format!("exported {count} dead letters"));
+    tell(&format!("exported {}", counted(count, "dead letter")));
     if let Some(last) = last.filter(|_| delete) {
-        tell(&format!("deleted {} dead letters", file.delete_dead_letters(&last).await?));
+        let deleted = file.delete_dead_letters(&last).await?;
+        tell(&format!("deleted {}", counted(deleted, "dead letter")));
     }
     Ok(())
 }
 
-/// Requeues the newest dead letter of the conversation, or of each conversation.
+/// Requeues the newest dead letter of the conversation, or of each conversation. If it is an append, the appends before it come first.
 async fn requeue(file: &QueueAdmin, key: Option<&Key>, out: &mut Output) -> Result<Outcome, Failure> {
-    let mut newest: BTreeMap<Key, DeadLetter> = BTreeMap::new();
+    let mut letters: BTreeMap<Key, Vec<DeadLetter>> = BTreeMap::new();
     for_each(
         async |last: Option<&DeadLetter>| file.dead_letters(last).await,
         async |letter| {
-            let record = &letter.record;
-            let is_newer = newest.get(&record.key).is_none_or(|held| held.record.version < record.version);
-            if is_newer && key.is_none_or(|key| *key == record.key) {
-                newest.insert(record.key.clone(), letter.clone());
+            let found = &letter.record.key;
+            if key.is_none_or(|key| key == found) {
+                letters.entry(found.clone()).or_default().push(letter.clone());
             }
             Ok(())
         },
     )
     .await?;
-    if let Some(key) = key.filter(|_| newest.is_empty()) {
+    if let Some(key) = key.filter(|_| letters.is_empty()) {
         return Err(Failure::Other(format!("there is no dead letter of the conversation {key}")));
     }
-    let (mut requeued, mut left) = (0, 0);
-    for letter in newest.values() {
-        if file.requeue(letter).await? {
-            requeued += 1;
-        } else {
-            left += 1;
-            tell(&format!(
-                "threadkeep: a newer write of {} is queued; its dead letter stays",
-                letter.record.key
-            ));
+    let (mut requeued, mut left) = (0_usize, 0_usize);
+    for letters in letters.into_values() {
+        for letter in newest(letters) {
+            if file.requeue(&letter).await? {
+                requeued += 1;
+            } else {
+                left += 1;
+                let key = &letter.record.key;
+                tell(&format!("threadkeep: a newer write of {key} is queued; its dead letter stays"));
+            }
         }
     }
-    let text = || {
-        format!("requeued {requeued}; the next start of a daemon, or `threadkeep queue replay`, sends them")
+    let text = || match requeued {
+        0 => "requeued no dead letter".to_owned(),
+        _ => format!(
+            "requeued {}; `threadkeep queue replay`, or the next start of a daemon, sends the queue to Supabase",
+            counted(requeued, "dead letter")
+        ),
     };
     out.either(&json!({"requeued": requeued, "left": left}), text)?;
     Ok(if left == 0 { Outcome::Done } else { Outcome::Partly })
+}
+
+/// Returns the newest dead letter, which replaces all others, or the appends after the newest one that is no append.
+fn newest(mut letters: Vec<DeadLetter>) -> Vec<DeadLetter> {
+    letters.sort_by_key(|letter| letter.record.version);
+    let appends = letters.iter().rev().take_while(|letter| letter.append.is_some()).count();
+    letters.split_off(letters.len() - appends.max(1))
 }

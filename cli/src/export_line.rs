@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
-use threadkeep::store::{Condition, Json, Key, Record, Timestamp, Version, WriterId};
+use threadkeep::store::{Append, Condition, Json, Key, Record, Timestamp, Version, WriterId};
 use threadkeep::tools::{ImportItem, QueuedWrite};
 use threadkeep::{DeadLetter, Error, ErrorKind, Result};
 
@@ -39,6 +39,9 @@ struct Line<'a> {
     /// The version that an update changes. An earlier threadkeep called it `base`.
     #[serde(default, alias = "base", skip_serializing_if = "Option::is_none")]
     if_version: Option<String>,
+    /// The target of an append. The value has the items.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    append: Option<Append>,
     /// Of an earlier threadkeep. A zero marks the update of a queued put, which is not in a line of its own.
     #[serde(default, skip_serializing)]
     sent_versions: Vec<String>,
@@ -88,6 +91,7 @@ impl<'a> Line<'a> {
             queued_at: queued_at.0,
             writer: None,
             if_version: None,
+            append: None,
             sent_versions: Vec::new(),
             provisional: false,
             died_at: None,
@@ -117,10 +121,11 @@ fn parse_version(text: &str) -> Result<Version> {
     text.parse().map(Version::from_raw).map_err(|_| invalid())
 }
 
-fn if_version(condition: Condition) -> Option<String> {
+/// Returns the version that an update changes.
+pub fn if_version(condition: Condition) -> Option<String> {
     match condition {
         Condition::IfVersion(version) => Some(version.to_string()),
-        Condition::Any => None,
+        Condition::Any | Condition::IfPresent => None,
     }
 }
 
@@ -130,6 +135,7 @@ pub fn of_write(queued: &QueuedWrite, project: Option<&str>) -> Result<String> {
     Line {
         writer: Some(write.writer.to_string()),
         if_version: if_version(write.condition),
+        append: write.append.clone(),
         provisional: queued.is_provisional,
         ..Line::new(Kind::Queued, &write.record, queued.queued_at, project)?
     }
@@ -143,6 +149,7 @@ pub fn of_dead_letter(letter: &DeadLetter, project: Option<&str>) -> Result<Stri
         reason: Some(Cow::Borrowed(&letter.reason)),
         newer: letter.newer.map(|newer| newer.to_string()),
         if_version: if_version(letter.condition),
+        append: letter.append.clone(),
         ..Line::new(Kind::DeadLetter, &letter.record, letter.queued_at, project)?
     }
     .to_text()
@@ -164,6 +171,9 @@ pub fn parse(text: &str) -> Result<(Vec<ImportItem>, Option<String>)> {
             let put = if_version.filter(|_| line.sent_versions.iter().any(|version| version == "0"));
             let put = put.map(|version| with_version(&queued, version));
             queued.write.condition = if_version.map_or(Condition::Any, Condition::IfVersion);
+            if let Some(append) = line.append {
+                queued.write = queued.write.with_append(append);
+            }
             put.into_iter().chain([queued]).map(ImportItem::Queued).collect()
         }
         Kind::DeadLetter => {
@@ -171,7 +181,11 @@ pub fn parse(text: &str) -> Result<(Vec<ImportItem>, Option<String>)> {
             let reason = line.reason.map_or_else(|| "unknown".into(), Cow::into_owned);
             let mut letter = DeadLetter::new(record, queued_at, died_at, reason);
             letter.newer = line.newer.as_deref().map(parse_version).transpose()?;
-            letter.condition = if_version.map_or(Condition::Any, Condition::IfVersion);
+            letter.condition = match (&line.append, if_version) {
+                (Some(append), _) if append.only_if_present => Condition::IfPresent,
+                (_, base) => base.map_or(Condition::Any, Condition::IfVersion),
+            };
+            letter.append = line.append;
             vec![ImportItem::DeadLetter(letter)]
         }
     };
@@ -228,6 +242,26 @@ mod tests {
                 (queued.write.writer, queued.write.condition)
             );
             assert_eq!((read.queued_at, read.is_provisional), (queued.queued_at, true));
+        }
+    }
+
+    #[test]
+    fn line_of_an_append_keeps_its_target() {
+        let mut append = Append::new(["state", "a\nb"].into(), 7);
+        for is_conditional in [false, true] {
+            append.only_if_present = is_conditional;
+            let mut queued = write(Some("[1, 2]"));
+            queued.write = queued.write.with_append(append.clone());
+            let item = parse(&of_write(&queued, None).unwrap()).unwrap().0.remove(0);
+            let ImportItem::Queued(read) = item else { panic!("{item:?}") };
+            let (read, queued) = (&read.write, &queued.write);
+            assert_eq!((&read.append, read.condition), (&queued.append, queued.condition));
+            assert_eq!(read.writer, queued.writer);
+            let mut letter = DeadLetter::new(Record::clone(&queued.record), Timestamp(1), Timestamp(2), "");
+            (letter.append, letter.condition) = (queued.append.clone(), queued.condition);
+            let item = parse(&of_dead_letter(&letter, None).unwrap()).unwrap().0.remove(0);
+            let ImportItem::DeadLetter(read) = item else { panic!("{item:?}") };
+            assert_eq!((read.append, read.condition), (letter.append, letter.condition));
         }
     }
 

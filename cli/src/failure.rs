@@ -100,12 +100,15 @@ fn code_of(kind: ErrorKind) -> u8 {
     }
 }
 
-/// Formats an error with its chain of sources.
+/// Formats an error with its chain of sources. Leaves out a source whose text stands in an earlier one.
 pub fn with_causes(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        write!(text, "\n  because: {error}").ok();
+        let because = error.to_string();
+        if !text.contains(&because) {
+            write!(text, "\n  because: {because}").ok();
+        }
         cause = error.source();
     }
     text

@@ -11,7 +11,7 @@ use threadkeep::{Backend, Builder, Error};
 use crate::arguments::{Import, Migrate};
 use crate::export_line;
 use crate::failure::{Failure, Outcome, tell, with_causes};
-use crate::output::{Output, size};
+use crate::output::{Output, counted, size};
 use crate::progress::Progress;
 
 /// One call of `import` takes at most this many lines and bytes.
@@ -39,7 +39,7 @@ pub async fn import(settings: Builder, import: &Import, out: &mut Output) -> Res
         if imported.unreadable == 0 {
             return Ok(Outcome::Done);
         }
-        tell(&format!("threadkeep: skipped {} rows that are not valid writes", imported.unreadable));
+        tell(&format!("threadkeep: skipped {}", counted(imported.unreadable, "invalid row")));
         return Ok(Outcome::Partly);
     }
     let (imported, wrong) = match import.from == Path::new("-") {
@@ -51,7 +51,7 @@ pub async fn import(settings: Builder, import: &Import, out: &mut Output) -> Res
     if wrong == 0 {
         return Ok(Outcome::Done);
     }
-    tell(&format!("threadkeep: skipped {wrong} invalid lines"));
+    tell(&format!("threadkeep: skipped {}", counted(wrong, "invalid line")));
     Ok(Outcome::Partly)
 }
 
@@ -199,8 +199,11 @@ pub async fn migrate(settings: Builder, from: &Migrate, out: &mut Output) -> Res
 fn import_text(imported: &ImportReport) -> String {
     let ImportReport { queued, dead_letters, duplicates, stale, .. } = imported;
     format!(
-        "queued {queued} writes and added {dead_letters} dead letters; skipped {duplicates} duplicates and {stale} writes that \
-         are older than the file's"
+        "queued {} and added {}; skipped {} and {} older than the file's",
+        counted(*queued, "write"),
+        counted(*dead_letters, "dead letter"),
+        counted(*duplicates, "duplicate"),
+        counted(*stale, "write"),
     )
 }
 

@@ -62,6 +62,7 @@ async fn run(command: Command, out: &mut Output) -> Result<Outcome, Failure> {
         Command::Doctor(doctor) => diagnose::diagnose(settings, &doctor, out).await,
         Command::Get(get) => conversations::get(settings, &get, out).await,
         Command::Put(put) => conversations::put(settings, &put, out).await,
+        Command::Append(append) => conversations::append(settings, &append, out).await,
         Command::Remove(remove) => conversations::remove(settings, &remove, out).await,
         Command::List(list) => conversations::list(settings, &list, out).await,
         Command::Queue(queue) => run_queue(settings, queue, out).await,

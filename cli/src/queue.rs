@@ -5,14 +5,13 @@ use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
 use serde_json::json;
-use threadkeep::store::Condition;
 use threadkeep::tools::{FileSummary, QueuedWrite, Usage};
 use threadkeep::{Builder, DeadLetter};
 
 use crate::arguments::Export;
 use crate::export_line;
 use crate::failure::{Failure, Outcome, tell};
-use crate::output::{Output, QueueEntry, duration, shown, size};
+use crate::output::{Output, QueueEntry, counted, duration, size};
 
 pub async fn status(settings: Builder, out: &mut Output) -> Result<Outcome, Failure> {
     let file = settings.open_queue().await?;
@@ -37,10 +36,10 @@ fn status_text(path: &str, status: &FileSummary) -> String {
     let oldest = oldest.map(|oldest| format!(", the oldest {} old", duration(oldest))).unwrap_or_default();
     let hint = if dead_letters.records > 0 { " (see `threadkeep queue dead-letters`)" } else { "" };
     format!(
-        "file          {path}\nproject       {}\nqueued        {} writes, {}{oldest}\ndead letters  {}, {}{hint}\n\
+        "file          {path}\nproject       {}\nqueued        {}, {}{oldest}\ndead letters  {}, {}{hint}\n\
          copies        {}, {}",
         project.as_deref().unwrap_or("none yet"),
-        queued.records,
+        counted(queued.records, "write"),
         size(queued.bytes),
         dead_letters.records,
         size(dead_letters.bytes),
@@ -54,17 +53,8 @@ pub async fn list(settings: Builder, out: &mut Output) -> Result<Outcome, Failur
     for_each(
         async |last: Option<&QueuedWrite>| file.queued(last).await,
         async |queued| {
-            let is_update = queued.write.condition != Condition::Any;
-            let entry = QueueEntry::new(&queued.write.record, queued.queued_at, is_update);
-            out.either(&entry, || {
-                format!(
-                    "{}\t{}\t{} bytes\tqueued {}",
-                    shown(entry.key),
-                    entry.kind,
-                    entry.bytes,
-                    entry.queued_at
-                )
-            })
+            let entry = QueueEntry::of_write(queued);
+            out.either(&entry, || entry.text())
         },
     )
     .await?;
@@ -101,7 +91,8 @@ pub async fn export(settings: Builder, export: &Export, out: &mut Output) -> Res
     )
     .await?;
     lines.finish()?;
-    tell(&format!("exported {writes} queued writes and {letters} dead letters"));
+    let (writes, letters) = (counted(writes, "queued write"), counted(letters, "dead letter"));
+    tell(&format!("exported {writes} and {letters}"));
     Ok(Outcome::Done)
 }
 

@@ -7,7 +7,7 @@ use threadkeep::{Backend, Builder, Cache, OnOutage, QueueHealth};
 
 use crate::arguments::Replay;
 use crate::failure::{Failure, Outcome, tell, with_causes};
-use crate::output::Output;
+use crate::output::{Output, counted};
 use crate::progress::Progress;
 
 /// The interval at which the command reads the queue's length.
@@ -32,11 +32,12 @@ pub async fn replay(settings: Builder, replay: &Replay, out: &mut Output) -> Res
         "cause": cause.as_ref().map(ToString::to_string),
     });
     out.either(&value, || match after.records {
-        0 => format!("the queue is empty; replay sent {replayed} writes to Supabase"),
-        left => format!("{left} writes are still queued; replay sent {replayed} to Supabase"),
+        0 => format!("the queue is empty; replay sent {} to Supabase", counted(replayed, "write")),
+        left => format!("the queue still has {}; replay sent {replayed} to Supabase", counted(left, "write")),
     })?;
     if dead > 0 {
-        tell(&format!("threadkeep: {dead} writes became dead letters: see `threadkeep queue dead-letters`"));
+        let dead = counted(dead, "dead letter");
+        tell(&format!("threadkeep: replay made {dead}: see `threadkeep queue dead-letters`"));
     }
     if after.records == 0 {
         return Ok(if dead == 0 { Outcome::Done } else { Outcome::Partly });

@@ -31,13 +31,11 @@ struct Chat {
 }
 
 impl Conversation {
-    /// Appends a message and its answer. Returns the answer.
-    fn append_turn(&mut self, message: &str) -> String {
+    /// Answers a message. Returns both as new messages, and the answer.
+    fn turn(&self, message: &str) -> ([Message; 2], String) {
         let answer = respond(message, self);
-        for (role, content) in [("user", message), ("assistant", &answer)] {
-            self.messages.push(Message { role: role.into(), content: content.into() });
-        }
-        answer
+        let new = [("user", message), ("assistant", &answer)];
+        (new.map(|(role, content)| Message { role: role.into(), content: content.into() }), answer)
     }
 }
 
@@ -47,29 +45,24 @@ pub fn routes() -> Router<Cache> {
     Router::new().route("/chat", post(chat)).route("/conversations/{id}", get(conversation).delete(forget))
 }
 
-/// Appends a turn by compare-and-set, so that no concurrent turn of the conversation is lost.
+/// Appends a turn. Only its two messages travel to the store, and no concurrent turn of the conversation is lost.
 async fn chat(State(cache): State<Cache>, body: Result<Json<Chat>, JsonRejection>) -> Reply {
     let Json(chat) = body?;
     let Some(id) = chat.continuation_id.clone() else { return begin(&cache, &chat).await };
-    let mut answer = String::new();
-    let update = cache.update(&id, |current: Option<Conversation>| {
-        let mut conversation = current.ok_or_else(|| Error::aborted(not_found(&id)))?;
-        answer = conversation.append_turn(&chat.message);
-        Ok(Some(conversation))
-    });
-    let outcome = match &chat.user_id {
-        Some(user) => update.user(user).await?,
-        None => update.await?,
-    };
-    Ok(turn_response(&id, &answer, outcome))
+    let found = cache.get(&id).await?.ok_or_else(|| Failure::not_found(&id))?;
+    let (turn, answer) = found.decode::<Conversation>()?.turn(&chat.message);
+    let appended = cache.append(&id, &turn).at("messages").only_if_present().await?;
+    match appended.outcome {
+        WriteOutcome::Absent => Err(Failure::not_found(&id)),
+        outcome => Ok(turn_response(&id, &answer, outcome)),
+    }
 }
 
-/// Puts a new conversation. Its id is unique, so the write needs no comparison and also works in an outage.
+/// Puts a new conversation with its first turn. The cache then knows all of it, so it can go on in an outage too.
 async fn begin(cache: &Cache, chat: &Chat) -> Reply {
     let id = uuid::Uuid::new_v4().to_string();
-    let mut conversation = Conversation::default();
-    let answer = conversation.append_turn(&chat.message);
-    let put = cache.put(&id, &conversation);
+    let (turn, answer) = Conversation::default().turn(&chat.message);
+    let put = cache.put(&id, &Conversation { messages: turn.into() });
     let outcome = match &chat.user_id {
         Some(user) => put.user(user).await?,
         None => put.await?,

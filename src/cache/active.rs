@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::key_state::{Floor, Queued};
 use crate::model::key::Key;
+use crate::model::version::Version;
 
 /// The active keys of one cache.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +28,8 @@ struct State {
     /// The number of the last token or raise. Numbers order both in time.
     last_number: u64,
     live_tokens: BTreeSet<u64>,
+    /// Calls with a token below this number began before the store was restored. All their results are stale.
+    restored_at: u64,
     /// All raises, oldest first. `prune` reads which floors no token needs.
     raise_log: VecDeque<(u64, Key)>,
 }
@@ -70,7 +73,7 @@ impl ActiveKeys {
     ) -> T {
         let mut state = self.state();
         let before = state.keys.get(key).copied().unwrap_or_default();
-        let (queued, raised, result) = change(before.queued, before.floor_for(token));
+        let (queued, raised, result) = change(before.queued, state.floor_for(before, token));
         let mut after = Active { queued, ..before };
         // Without a running call, no result can become stale. So idle keys cost no memory.
         if let Some(raised) = raised.filter(|_| !state.live_tokens.is_empty()) {
@@ -81,20 +84,32 @@ impl ActiveKeys {
         result
     }
 
+    /// Makes the results of all running calls stale.
+    pub(super) fn expire_tokens(&self) {
+        let mut state = self.state();
+        state.restored_at = state.next_number();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Active {
+impl State {
     /// Returns the floor for a call. An older floor does not count: a deletion or a restored database may lower the stored
     /// version.
-    fn floor_for(&self, token: Option<&ReadToken>) -> Floor {
-        if token.is_some_and(|token| self.raised_at > token.number) { self.floor } else { Floor::default() }
+    fn floor_for(&self, active: Active, token: Option<&ReadToken>) -> Floor {
+        let began = token.map_or(u64::MAX, |token| token.number);
+        if began < self.restored_at {
+            // No result of the store before is current, and none of them tells of a newer write.
+            Floor { possible: Version::from_raw(i64::MAX), confirmed: Version::NONE }
+        } else if began < active.raised_at {
+            active.floor
+        } else {
+            Floor::default()
+        }
     }
-}
 
-impl State {
     fn next_number(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
@@ -126,8 +141,8 @@ impl State {
 impl ReadToken {
     /// Returns the floor of a key, if it rose after this token was taken.
     pub(super) fn floor(&self, key: &Key) -> Floor {
-        let active = self.keys.state().keys.get(key).copied();
-        active.map_or(Floor::default(), |active| active.floor_for(Some(self)))
+        let state = self.keys.state();
+        state.floor_for(state.keys.get(key).copied().unwrap_or_default(), Some(self))
     }
 }
 
@@ -143,7 +158,6 @@ impl Drop for ReadToken {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::version::Version;
 
     #[test]
     fn floor_applies_to_older_tokens_and_ends_with_them() {
@@ -162,6 +176,19 @@ mod tests {
         raise(9);
         assert_eq!(late.floor(&key), floor(9));
         drop(late);
+        assert!(keys.state().keys.is_empty());
+    }
+
+    #[test]
+    fn expired_token_has_a_floor_above_each_version() {
+        let (keys, key) = (ActiveKeys::default(), Key::new("k").unwrap());
+        let early = keys.token();
+        keys.expire_tokens();
+        let late = keys.token();
+        assert_eq!(early.floor(&key).possible, Version::from_raw(i64::MAX));
+        assert_eq!(late.floor(&key), Floor::default());
+        let floor = keys.change(&key, Some(&early), |queued, floor| (queued, None, floor));
+        assert_eq!(floor, early.floor(&key));
         assert!(keys.state().keys.is_empty());
     }
 }

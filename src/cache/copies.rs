@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::active::ReadToken;
-use super::key_state::Event;
+use super::key_state::{Event, Origin};
 use super::memory::{Admission, MemoryCache, Wish};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::clock::Clock;
@@ -18,6 +18,7 @@ use crate::model::record::Record;
 use crate::model::version::Version;
 use crate::outage::file::OutageFile;
 use crate::outage::{CopyRank, ReplicaRecord};
+use crate::store::{Applied, Write};
 
 /// The limit on the wait until the outage file has corrected its provisional writes (I12).
 const MAX_SYNC_WAIT: Duration = Duration::from_secs(5);
@@ -53,6 +54,14 @@ pub(super) struct Persisted<T> {
     value: T,
 }
 
+impl Call {
+    /// Whether no newer version became known during the call. The replica may have dropped the row of that version, so stale
+    /// records are not saved.
+    fn is_current(&self, record: &Record) -> bool {
+        self.token.floor(&record.key).possible <= record.version
+    }
+}
+
 impl<T> Observed<T> {
     pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> Observed<U> {
         Observed { call: self.call, value: change(self.value) }
@@ -74,8 +83,8 @@ impl Copies {
         request: impl Future<Output = Result<T>>,
     ) -> Result<Observed<T>> {
         let value = request.await?;
-        if !self.clock.is_synced() && self.clock.pending().is_some() {
-            super::within(MAX_SYNC_WAIT, self.clock.synced()).await;
+        if !self.clock.is_synced() {
+            super::within(MAX_SYNC_WAIT, self.clock.settled()).await;
         }
         Ok(Observed { call: Arc::clone(call), value })
     }
@@ -86,10 +95,9 @@ impl Copies {
         Observed { call, value }: Observed<T>,
         rank: CopyRank,
     ) -> Persisted<T> {
-        // The replica may have dropped the row of a newer version, so stale records are not saved.
-        let is_current = |record: &&Arc<Record>| call.token.floor(&record.key).possible <= record.version;
         // The oldest come first, because the replica drops the copies that were written first.
-        self.save(value.as_ref().iter().rev().filter(is_current).cloned(), call.at, rank).await;
+        let current = value.as_ref().iter().rev().filter(|record| call.is_current(record));
+        self.save(current.cloned(), call.at, rank).await;
         Persisted { call, value }
     }
 
@@ -98,8 +106,8 @@ impl Copies {
         &self,
         Observed { call, value }: Observed<Arc<Record>>,
     ) -> Persisted<[Arc<Record>; 1]> {
-        if let Some(file) = &self.file {
-            file.confirm(&value.key, value.version, self.clock.at(call.at)).await;
+        if let Some(file) = self.file.as_ref().filter(|_| call.is_current(&value)) {
+            file.confirm(self.copy(Arc::clone(&value), call.at, CopyRank::Read)).await;
         }
         Persisted { call, value: [value] }
     }
@@ -114,16 +122,40 @@ impl Copies {
         &self,
         Observed { call, value }: Observed<Arc<Record>>,
     ) -> Result<Persisted<[Arc<Record>; 1]>> {
-        if let Some(file) = &self.file {
-            let copy = self.copy(Arc::clone(&value), self.clock.moment(), CopyRank::Used);
-            let saved = file.save_own_copy(copy).await;
-            saved.map_err(|_| {
-                let message =
-                    format!("the cache was shut down during the write of conversation {}", value.key);
-                Error::new(ErrorKind::Closed, message).with_key(value.key.as_str()).with_outcome_unknown()
-            })?;
-        }
+        self.save_own(Arc::clone(&value)).await?;
         Ok(Persisted { call, value: [value] })
+    }
+
+    /// Returns the conversation after an append, if memory or replica hold the one before.
+    pub(super) async fn follow(&self, write: &Write, applied: &Applied) -> Option<Arc<Record>> {
+        let Applied::Appended { version, over, .. } = *applied else { return None };
+        let held = match over {
+            Version::NONE => None,
+            over => Some(self.held(&write.record.key, over).await?),
+        };
+        // Another result shows that the store understands the append in another way.
+        write.over(held.as_deref(), version).ok().filter(|(_, own)| own == applied).map(|(record, _)| record)
+    }
+
+    /// Returns the record of this version from memory or from the replica.
+    async fn held(&self, key: &Key, version: Version) -> Option<Arc<Record>> {
+        let entry = self.memory.view(key).entry.filter(|entry| entry.origin() != Origin::Queue);
+        let in_memory = entry.map(|entry| Arc::clone(entry.record())).filter(|held| held.version == version);
+        if in_memory.is_some() {
+            return in_memory;
+        }
+        let copy = self.file.as_ref()?.lookup_replica(key).await.ok()??;
+        Some(copy.0).filter(|held| held.version == version)
+    }
+
+    async fn save_own(&self, record: Arc<Record>) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let key = record.key.clone();
+        let copy = self.copy(record, self.clock.moment(), CopyRank::Used);
+        file.save_own_copy(copy).await.map_err(|_| {
+            let message = format!("the cache was shut down during the write of conversation {key}");
+            Error::new(ErrorKind::Closed, message).with_key(key.as_str()).with_outcome_unknown()
+        })
     }
 
     /// Admits the answer of a load or of a write.
@@ -131,6 +163,17 @@ impl Copies {
         &self,
         Persisted { call, value: [record] }: Persisted<[Arc<Record>; 1]>,
     ) -> Admission {
+        self.see(&call, record)
+    }
+
+    /// Admits the answer of a load of many conversations that callers read lately.
+    pub(super) fn admit_all(&self, Persisted { call, value: records }: Persisted<Vec<Arc<Record>>>) {
+        for record in records {
+            self.see(&call, record);
+        }
+    }
+
+    fn see(&self, call: &Call, record: Arc<Record>) -> Admission {
         self.clock.observe(record.version);
         let key = record.key.clone();
         self.memory.drive(&key, Some(&call.token), call.at, Event::Seen(record), Wish::Caller)
@@ -176,12 +219,25 @@ impl Copies {
 
     /// Invalidates everything older than `version` in the outage file and in memory. The store was seen to hold this version,
     /// but its value is unknown.
-    pub(super) async fn supersede(&self, key: &Key, version: Version) {
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed) if the file is closed. The next process may still have the older copy, so the caller must not
+    /// learn of the newer version.
+    pub(super) async fn supersede(&self, key: &Key, version: Version) -> Result<()> {
         let tombstone = Arc::new(Record::tombstone(key.clone(), version));
         // The file comes before memory: after an eviction, no older copy may come back (I16).
-        self.save([tombstone], self.clock.moment(), CopyRank::Used).await;
+        let saved = self.save_own(tombstone).await;
         self.clock.observe(version);
         self.memory.tell(key, Event::Newer(version));
+        saved
+    }
+
+    /// Drops everything but queued writes, because the store was restored. No result of a call that is under way comes back.
+    pub(super) async fn forget_history(&self) {
+        self.memory.forget_history();
+        if let Some(file) = &self.file {
+            file.forget_copies().await;
+        }
     }
 
     /// Promotes the copies of listed conversations that callers have read since the last call. So a list does not displace

@@ -52,6 +52,8 @@ impl Shared {
         gauges.record("threadkeep_replica_limit_bytes", of(|queue| queue.copies_max_bytes));
         let oldest = queue.and_then(|queue| queue.oldest).unwrap_or_default();
         gauges.set("threadkeep_queue_oldest_age_seconds", oldest.as_secs_f64());
+        let lag = health.feed.as_ref().map_or(Duration::ZERO, |feed| feed.lag);
+        gauges.set("threadkeep_feed_lag_seconds", lag.as_secs_f64());
         let offset = self.copies.clock.offset();
         gauges.set("threadkeep_clock_offset_seconds", offset as f64 / 1_000.0);
         let alert = self.alert.get().or(health.cause).filter(Error::needs_operator);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cache::feed::FeedProgress;
 use crate::cache::warmup::WarmupProgress;
 use crate::cache::{Cache, OnOutage, Shared};
 use crate::error::{Error, ErrorKind};
@@ -48,6 +49,21 @@ pub struct Health {
     pub queue: Option<QueueHealth>,
     /// The progress of the warm-up.
     pub warmup: WarmupProgress,
+    /// The change feed. `None` if the settings turn it off, or if the store has no history.
+    pub feed: Option<FeedHealth>,
+}
+
+/// The change feed: how well this cache follows the writes of other clients.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct FeedHealth {
+    /// The time since the start of the last complete poll. Memory holds no older value of a conversation that changed before
+    /// that poll.
+    ///
+    /// In an outage the lag grows. Beyond the freshness period, each read asks the store as it does without a feed.
+    pub lag: Duration,
+    /// The error of the last poll, if it failed. An older schema of the database is a usual cause.
+    pub cause: Option<Error>,
 }
 
 /// The contents of the outage file: queue, dead letters and replica.
@@ -144,7 +160,13 @@ impl Shared {
             max_bytes,
             queue: self.queue_health(),
             warmup: *self.warmup.borrow(),
+            feed: self.feed_health(),
         }
+    }
+
+    fn feed_health(&self) -> Option<FeedHealth> {
+        let FeedProgress { polled, error } = self.feed.borrow().clone()?;
+        Some(FeedHealth { lag: self.copies.clock.moment().since(polled), cause: error })
     }
 
     /// Returns the health of the outage file, if there is one.

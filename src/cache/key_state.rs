@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::model::moment::Moment;
 use crate::model::record::Record;
 use crate::model::version::{Timestamp, Version};
-use crate::outage::Verdict;
+use crate::outage::{Tail, Verdict};
 
 #[cfg(test)]
 mod tests;
@@ -65,6 +65,9 @@ pub(super) enum Queued {
     Superseded(Version),
     /// The store may hold a newer version. Reads skip the write until the store has shown an older one.
     Unverified(Version),
+    /// An append, or an update behind appends. No newer version supersedes it. Reads ask the outage file for the value, which
+    /// follows its copy.
+    Append(Version),
 }
 
 /// The version floor of a conversation. A result below it is stale (I2).
@@ -81,22 +84,22 @@ pub(super) struct Floor {
 pub(super) enum Event {
     /// The store held this record or tombstone during a load, a list, or the write of this record.
     Seen(Arc<Record>),
-    /// A write of this version failed, and the store may hold it (I6).
+    /// The store may hold this version: a write of it failed (I6), or the change feed named it. A queued write does not lose
+    /// against it.
     Unknown(Version),
     /// The store holds this version, whose value is unknown.
     Newer(Version),
     /// The replica has this copy.
     Copy(Arc<Record>),
     /// The outage file has committed this write to the queue. Nothing is compared with a provisional version (I8).
-    Enqueued { write: Arc<Record>, is_provisional: bool },
-    /// A caller has read this queued write from the outage file.
+    Enqueued { write: Arc<Record>, has_appends: bool, is_provisional: bool },
+    /// A caller has read the value of the newest queued write from the outage file.
     QueuedRead(Arc<Record>),
     /// A queued write has left the queue. `left` is the newest one that is still queued.
-    Settled { version: Version, verdict: Verdict, left: Option<Version> },
+    Settled { version: Version, verdict: Verdict, left: Option<Tail> },
     /// Clock sync has corrected a queued write.
     Corrected { from: Version, version: Version, expires_at: Timestamp },
-    /// moka has evicted the value.
-    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "moka evicts without the state machine"))]
+    /// moka has evicted the value, or the store was restored.
     Evicted,
 }
 
@@ -125,6 +128,8 @@ pub(super) struct Times {
     /// The start of the call that brought the event, or the time of the last validation.
     pub(super) at: Moment,
     pub(super) now: Timestamp,
+    /// Whether the clock is synced. Otherwise queued versions may be provisional, and nothing is compared with them (I8).
+    pub(super) is_synced: bool,
 }
 
 /// Changes the state by an event.
@@ -138,9 +143,10 @@ pub(super) fn step(mut state: KeyState, event: Event, times: Times) -> (KeyState
         }
         Event::Newer(version) => state.newer(version),
         Event::Copy(record) => state.copy(record, times),
-        Event::Enqueued { write, is_provisional } => state.enqueued(write, is_provisional, times),
+        Event::Enqueued { write, has_appends: true, .. } => state.appended(write.version),
+        Event::Enqueued { write, is_provisional, .. } => state.enqueued(write, is_provisional, times),
         Event::QueuedRead(write) => {
-            if state.queued == Queued::Newest(write.version) {
+            if state.queued.answer() == Some(write.version) {
                 state.hold_queued(write, times.at);
             }
             Effect::answer(Answer::Current)
@@ -159,11 +165,20 @@ pub(super) fn step(mut state: KeyState, event: Event, times: Times) -> (KeyState
 impl KeyState {
     /// Above the floor, memory held nothing newer than the call saw when the call began. So the result replaces the value, even
     /// if its version is lower: another client may have deleted the row, or restored the database.
-    fn seen(&mut self, record: Arc<Record>, Times { at, .. }: Times) -> Effect {
+    fn seen(&mut self, record: Arc<Record>, Times { at, is_synced, .. }: Times) -> Effect {
         let version = record.version;
-        self.queued = self.queued.compared_with(version);
-        if matches!(self.queued, Queued::Newest(_)) {
-            return Effect::answer(Answer::QueuedIsNewer);
+        if is_synced {
+            self.queued = self.queued.compared_with(version);
+        }
+        match self.queued {
+            Queued::Newest(_) => return Effect::answer(Answer::QueuedIsNewer),
+            // The value follows the store's record, so the file knows another one now.
+            Queued::Append(_) if version >= self.floor.possible => {
+                self.cached = Cached::Nothing;
+                return Effect { answer: Answer::QueuedIsNewer, ..Effect::raised(Floor::confirmed(version)) };
+            }
+            Queued::Append(_) => return Effect::answer(Answer::QueuedIsNewer),
+            _ => {}
         }
         if version < self.floor.possible {
             // The floor may come from a write that the store never took. The value can then be older than this result.
@@ -180,12 +195,15 @@ impl KeyState {
 
     fn newer(&mut self, version: Version) -> Effect {
         self.queued = self.queued.compared_with(version);
-        self.forget_below(version);
+        match self.queued {
+            Queued::Append(_) => self.cached = Cached::Nothing,
+            _ => self.forget_below(version),
+        }
         Effect::raised(Floor::confirmed(version))
     }
 
-    fn copy(&mut self, record: Arc<Record>, Times { at, now }: Times) -> Effect {
-        if record.version < self.floor.possible || matches!(self.queued, Queued::Newest(_)) {
+    fn copy(&mut self, record: Arc<Record>, Times { at, now, .. }: Times) -> Effect {
+        if record.version < self.floor.possible || self.queued.answer().is_some() {
             return Effect::answer(Answer::Stale);
         }
         match &self.cached {
@@ -210,20 +228,23 @@ impl KeyState {
         Effect::raised(Floor { possible: version, confirmed: Version::NONE })
     }
 
-    fn settled(
-        &mut self,
-        version: Version,
-        verdict: &Verdict,
-        left: Option<Version>,
-        times: Times,
-    ) -> Effect {
+    /// The items follow what only the file knows.
+    fn appended(&mut self, version: Version) -> Effect {
+        (self.queued, self.cached) = (Queued::Append(version), Cached::Nothing);
+        // A load that began before must not come without the queued items (I16).
+        Effect::raised(Floor { possible: version, confirmed: Version::NONE })
+    }
+
+    fn settled(&mut self, version: Version, verdict: &Verdict, left: Option<Tail>, times: Times) -> Effect {
         let raised = match verdict {
             Verdict::Stored => Some(Floor::confirmed(version)),
+            Verdict::Appended(stored) => self.newer(*stored).raised,
             Verdict::Dead { newer: Some(newer), .. } => self.newer(*newer).raised,
             Verdict::Dead { newer: None, .. } => None,
         };
         match left {
-            Some(left) => self.queued = self.queued.with_version(left),
+            Some(Tail { version, has_appends: true }) => self.queued = Queued::Append(version),
+            Some(Tail { version, .. }) => self.queued = self.left(version, verdict),
             None if self.queued.version().is_some_and(|queued| queued <= version) => {
                 if let Cached::Held(held) = &mut self.cached
                     && (held.origin, held.record.version) == (Origin::Queue, version)
@@ -238,14 +259,28 @@ impl KeyState {
         Effect { raised, answer: Answer::Current }
     }
 
+    /// Returns the state with a put, remove or update of this version as the newest queued write, without appends before it.
+    fn left(&self, version: Version, verdict: &Verdict) -> Queued {
+        match (self.queued, verdict) {
+            (Queued::Append(_), Verdict::Appended(stored) | Verdict::Dead { newer: Some(stored), .. }) => {
+                Queued::Newest(version).compared_with(*stored)
+            }
+            (Queued::Append(_), Verdict::Stored) => Queued::Newest(version),
+            _ => self.queued.with_version(version),
+        }
+    }
+
     fn corrected(&mut self, from: Version, version: Version, expires_at: Timestamp) -> Effect {
+        if self.queued == Queued::Append(from) {
+            // The expiry of the value may be another one than that of the append.
+            (self.queued, self.cached) = (Queued::Append(version), Cached::Nothing);
+        } else if self.queued.version() == Some(from) {
+            self.queued = self.queued.with_version(version);
+        }
         if let Cached::Held(held) = &mut self.cached
             && (held.origin, held.record.version) == (Origin::Queue, from)
         {
             held.record = Arc::new(Record { version, expires_at, ..Record::clone(&held.record) });
-        }
-        if self.queued.version() == Some(from) {
-            self.queued = self.queued.with_version(version);
         }
         Effect::answer(Answer::Current)
     }
@@ -273,7 +308,7 @@ impl KeyState {
     fn drop_unmarked(&mut self) {
         if let Cached::Held(held) = &self.cached
             && held.origin == Origin::Queue
-            && self.queued != Queued::Newest(held.record.version)
+            && self.queued.answer() != Some(held.record.version)
         {
             self.cached = Cached::Nothing;
         }
@@ -284,7 +319,18 @@ impl Queued {
     pub(super) fn version(self) -> Option<Version> {
         match self {
             Self::Nothing => None,
-            Self::Newest(version) | Self::Superseded(version) | Self::Unverified(version) => Some(version),
+            Self::Newest(version)
+            | Self::Superseded(version)
+            | Self::Unverified(version)
+            | Self::Append(version) => Some(version),
+        }
+    }
+
+    /// Returns the version of the write that answers reads.
+    pub(super) fn answer(self) -> Option<Version> {
+        match self {
+            Self::Newest(version) | Self::Append(version) => Some(version),
+            Self::Nothing | Self::Superseded(_) | Self::Unverified(_) => None,
         }
     }
 
@@ -293,12 +339,15 @@ impl Queued {
         match self {
             Self::Newest(version) | Self::Unverified(version) if version > stored => Self::Newest(version),
             Self::Newest(version) | Self::Unverified(version) => Self::Superseded(version),
-            Self::Superseded(_) | Self::Nothing => self,
+            Self::Superseded(_) | Self::Append(_) | Self::Nothing => self,
         }
     }
 
+    /// Returns the state with a put, remove or update of this version as the newest queued write.
     fn with_version(self, version: Version) -> Self {
         match self {
+            // Nothing tells what the store holds beside that write.
+            Self::Append(_) => Self::Unverified(version),
             Self::Nothing => Self::Nothing,
             Self::Newest(_) => Self::Newest(version),
             Self::Superseded(_) => Self::Superseded(version),

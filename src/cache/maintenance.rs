@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::cache::{Access, Shared};
-use crate::resilience::blocking;
+use crate::resilience::tasks::unblock;
 
 /// The limit on conversations of one call to the store.
 const MAX_BATCH: usize = 500;
@@ -68,7 +68,7 @@ impl Shared {
     pub(super) async fn flush_access_times(&self) {
         // The scan visits all of memory, so it runs on a blocking thread.
         let memory = Arc::clone(&self.copies.memory);
-        let accessed = blocking::unblock(move || memory.drain_accessed()).await.unwrap_or_default();
+        let accessed = unblock(move || memory.drain_accessed()).await.unwrap_or_default();
         for keys in accessed.chunks(MAX_BATCH) {
             if !self.is_breaker_closed() {
                 return;

@@ -2,6 +2,9 @@
 //!
 //! [`MemoryCache::drive`] is the only function that changes a key. It runs the state machine under moka's lock of the key (I5).
 
+mod named;
+mod observer;
+
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,7 +25,10 @@ use crate::model::moment::Moment;
 use crate::model::outcome::Freshness;
 use crate::model::record::Record;
 use crate::model::version::Version;
-use crate::outage::{CopyRank, Corrected, QueueObserver, QueueTrust, QueuedKey, ReplicaRecord, Verdict};
+use crate::outage::{CopyRank, QueueTrust, QueuedKey, ReplicaRecord};
+use crate::store::Write;
+use named::FeedMoments;
+pub(super) use named::Validity;
 
 /// The limit on entries of the negative cache. It is a cache of its own, so that a scan of unknown thread ids evicts no
 /// conversation.
@@ -42,6 +48,7 @@ pub(super) struct MemoryCache {
     clock: Arc<Clock>,
     /// The time during which a validated entry is fresh. `None` if no other process can write.
     fresh_for: Option<Duration>,
+    feed: FeedMoments,
     first_reads: Arc<FirstReads>,
     /// The limit on bytes of memory up to which list pages and the warm-up fill it. The lock admits one page at a time.
     max_listed_bytes: Mutex<u64>,
@@ -115,6 +122,11 @@ impl CacheEntry {
         self.held.origin
     }
 
+    /// Whether a caller has read the entry since the last report of access times.
+    pub(super) fn is_accessed(&self) -> bool {
+        self.accessed.load(Relaxed)
+    }
+
     /// Marks the entry as read, and returns it.
     pub(super) fn touched(self: Arc<Self>) -> Arc<Self> {
         // A load is cheaper than a store, which the other cores must see. Most entries are marked already.
@@ -163,6 +175,7 @@ impl MemoryCache {
             keys: ActiveKeys::default(),
             clock,
             fresh_for,
+            feed: FeedMoments::default(),
             first_reads: Arc::default(),
             max_listed_bytes: Mutex::new(max_bytes / 2),
         }
@@ -176,6 +189,7 @@ impl MemoryCache {
         key: &str,
         is_circuit_open: impl FnOnce() -> bool,
     ) -> Option<(Arc<CacheEntry>, Freshness)> {
+        let validity = self.validity();
         let entry = self.entries.get(key)?;
         let now = self.clock.moment();
         // Expiry follows the store's clock (I17).
@@ -184,8 +198,8 @@ impl MemoryCache {
         }
         let freshness = match entry.origin() {
             Origin::Queue => Freshness::Queued,
-            _ if self.is_fresh(&entry, now) => Freshness::Fresh,
-            _ => is_circuit_open().then(|| Freshness::stale(entry.validated_at(), now))?,
+            _ if self.is_fresh(&entry, validity, now) => Freshness::Fresh,
+            _ => is_circuit_open().then(|| Freshness::stale(validity.validated_at(&entry), now))?,
         };
         Some((entry.touched(), freshness))
     }
@@ -208,8 +222,10 @@ impl MemoryCache {
     }
 
     /// Returns true if `get` may call the entry fresh at `now`.
-    pub(super) fn is_fresh(&self, entry: &CacheEntry, now: Moment) -> bool {
-        entry.origin() == Origin::Store && self.is_within_fresh(entry.validated_at(), now)
+    pub(super) fn is_fresh(&self, entry: &CacheEntry, validity: Validity, now: Moment) -> bool {
+        entry.origin() == Origin::Store
+            && validity.may_be_fresh(entry, now)
+            && self.is_within_fresh(validity.validated_at(entry), now)
     }
 
     /// Returns true if a call at `now` may use a result that the store validated at `validated_at`.
@@ -241,7 +257,8 @@ impl MemoryCache {
         event: Event,
         wish: Wish<'_>,
     ) -> Admission {
-        let (times, mut admission) = (Times { at, now: self.clock.now() }, Admission::Stale);
+        let times = Times { at, now: self.clock.now(), is_synced: self.clock.is_synced() };
+        let mut admission = Admission::Stale;
         self.entries.entry_by_ref(key).and_compute_with(|current| {
             let current = current.map(moka::Entry::into_value);
             let cached = match &current {
@@ -329,6 +346,7 @@ impl MemoryCache {
             QueueTrust::Newest => Queued::Newest(*version),
             QueueTrust::Superseded => Queued::Superseded(*version),
             QueueTrust::Unverified => Queued::Unverified(*version),
+            QueueTrust::Append => Queued::Append(*version),
         };
         self.keys.change(key, None, |_, _| (queued, None, ()));
     }
@@ -366,28 +384,16 @@ impl MemoryCache {
     }
 
     /// Admits a write that the outage file has committed to the queue (I3).
-    pub(super) fn enqueued(&self, write: Arc<Record>, call: &Call, is_provisional: bool) {
-        let key = write.key.clone();
-        let event = Event::Enqueued { write, is_provisional };
+    pub(super) fn enqueued(&self, write: &Write, call: &Call, has_appends: bool, is_provisional: bool) {
+        let record = Arc::clone(&write.record);
+        let key = record.key.clone();
+        let event = Event::Enqueued { write: record, has_appends, is_provisional };
         self.drive(&key, Some(&call.token), self.clock.moment(), event, Wish::Caller);
     }
 
     /// Changes a conversation without a call of its own.
     pub(super) fn tell(&self, key: &Key, event: Event) {
         self.drive(key, None, self.clock.moment(), event, Wish::Caller);
-    }
-}
-
-impl QueueObserver for MemoryCache {
-    fn settled(&self, key: &Key, version: Version, verdict: &Verdict, left: Option<Version>) {
-        self.tell(key, Event::Settled { version, verdict: verdict.clone(), left });
-    }
-
-    fn corrected(&self, changed: &[Corrected]) {
-        for Corrected { key, from, version, expires_at } in changed {
-            let (from, version, expires_at) = (*from, *version, *expires_at);
-            self.tell(key, Event::Corrected { from, version, expires_at });
-        }
     }
 }
 

@@ -5,9 +5,11 @@
 //! memory.
 
 mod active;
+mod append;
 pub(crate) mod conversation;
 mod copies;
 mod dead_letters;
+mod feed;
 mod gauges;
 pub(crate) mod health;
 mod key_lock;
@@ -42,10 +44,12 @@ use crate::resilience::breaker::BreakerState;
 use crate::resilience::tasks;
 use crate::store::Store;
 use copies::Copies;
+use feed::{Feed, FeedProgress};
 use memory::{Admission, MemoryCache};
 use single_flight::SingleFlight;
 use warmup::{Warmer, WarmupProgress, WarmupState};
 
+pub use append::AppendCall;
 pub use conversation::Conversation;
 pub use dead_letters::DeadLetters;
 pub use health::QueueHealth;
@@ -88,6 +92,8 @@ pub(crate) struct Limits {
     pub(crate) warmup_limit: usize,
     /// The wait of a read before the stale fallback answers, and of a write before the cache queues it.
     pub(crate) soft_timeout: Duration,
+    /// The interval of the change feed. Zero turns it off.
+    pub(crate) feed_interval: Duration,
     /// The interval of the maintenance.
     pub(crate) maintenance_interval: Duration,
     /// The treatment of a write during an outage.
@@ -111,11 +117,13 @@ struct Shared {
     writer: WriterId,
     limits: Limits,
     copies: Arc<Copies>,
-    /// Replay, clock sync and warm-up. They use the outage file, so they end before it is closed.
+    /// Replay, clock sync, warm-up and change feed. They use the outage file, so they end before it is closed.
     file_tasks: Vec<AbortHandle>,
     warmup: watch::Receiver<WarmupProgress>,
+    feed: watch::Receiver<Option<FeedProgress>>,
     single_flight: SingleFlight<Result<Admission>>,
     key_locks: key_lock::KeyLocks,
+    append_groups: append::AppendGroups,
     /// Admits one probe at a time that syncs the clock.
     clock_probe: tokio::sync::Mutex<()>,
     /// Permits for writes in flight, one for each KiB.
@@ -170,17 +178,26 @@ impl Cache {
             max_bytes: limits.memory_bytes / 2,
             progress,
         };
-        file_tasks.get_or_insert_default().push(tasks::spawn_for_good(warmer.run()).abort_handle());
+        let file_tasks = file_tasks.get_or_insert_default();
+        file_tasks.push(tasks::spawn_for_good(warmer.run()).abort_handle());
+        let (feed, feed_progress) = Feed::new(Arc::clone(&store), Arc::clone(&copies), metrics.feed.clone());
+        // If no entry is fresh for any time, each read asks the store, and the feed has no use.
+        if !limits.feed_interval.is_zero() && limits.fresh_for.is_some_and(|span| !span.is_zero()) {
+            file_tasks.push(tasks::spawn_for_good(feed.run(limits.feed_interval)).abort_handle());
+        }
+        let file_tasks = std::mem::take(file_tasks);
         let shared = Arc::new(Shared {
             backend,
             store,
             writer,
             copies,
-            file_tasks: file_tasks.unwrap_or_default(),
+            file_tasks,
             warmup,
+            feed: feed_progress,
             clock_probe: tokio::sync::Mutex::default(),
             single_flight: SingleFlight::default(),
             key_locks: key_lock::KeyLocks::default(),
+            append_groups: append::AppendGroups::default(),
             write_budget: Arc::new(Semaphore::new(limits.in_flight_bytes / write::KIB)),
             writing: watch::Sender::new(0),
             is_closed: AtomicBool::new(false),

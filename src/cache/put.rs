@@ -11,6 +11,7 @@ use tracing::Instrument;
 
 use crate::cache::{Cache, Shared};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::append::Append;
 use crate::model::json::{Json, PreservedDigits};
 use crate::model::key::{Key, user};
 use crate::model::outcome::WriteOutcome;
@@ -24,7 +25,7 @@ const MAX_TTL: Duration = Duration::from_secs(100 * 366 * 86_400);
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
 /// The options of a write.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Options {
     pub(super) ttl: Option<Duration>,
     pub(super) user: Option<Arc<str>>,
@@ -38,6 +39,8 @@ pub(super) struct PendingWrite {
     pub(super) value: Option<Json>,
     pub(super) options: Options,
     pub(super) base: Option<Base>,
+    /// The target, if the value has the items of an append.
+    pub(super) append: Option<Append>,
 }
 
 /// The value that an update goes on from.
@@ -218,7 +221,7 @@ impl Options {
 
 impl PendingWrite {
     fn new(key: Key, value: Option<Json>) -> Self {
-        Self { key, value, options: Options::default(), base: None }
+        Self { key, value, options: Options::default(), base: None, append: None }
     }
 
     /// Creates the record. The time to live starts at the call; a tombstone expires at once.

@@ -10,7 +10,7 @@ use tracing::Instrument;
 use super::conversation::Conversation;
 use super::copies::Call;
 use super::key_state::{Event, Origin, Queued};
-use super::memory::{Admission, CacheEntry, View, Wish};
+use super::memory::{Admission, CacheEntry, Validity, View, Wish};
 use super::single_flight::LoadHandle;
 use super::write::can_enqueue;
 use super::{Access, Cache, Shared, within};
@@ -21,13 +21,12 @@ use crate::model::outcome::Freshness;
 use crate::model::record::Record;
 use crate::model::version::Version;
 use crate::observe::metrics::ReadResult;
-use crate::outage::CopyRank;
 use crate::outage::file::OutageFile;
+use crate::outage::{CopyRank, Folded};
 use crate::store::{LoadRequest, Loaded};
 
-/// The limit on lookups of one call (I12). Each further lookup needs a change of the conversation during the last one.
+/// Limit the lookups of one call (I12). Each further lookup needs a change of the conversation during the last one.
 const MAX_LOOKUPS: usize = 64;
-/// The limit on the time of these lookups.
 const MAX_LOOKUP_TIME: Duration = Duration::from_secs(15);
 /// The limit on the wait until memory follows a change of the outage file.
 const MAX_FILE_LEAD: Duration = Duration::from_secs(5);
@@ -55,16 +54,18 @@ enum Lookup {
     Entry(Arc<CacheEntry>),
     /// The store had no live record at this moment.
     Absent(Version, Moment),
-    /// The newest queued write.
-    Queued(Found),
-    /// The newest queued write, whose time to live is over. Another daemon may have renewed the conversation since.
-    Expired(Version),
+    /// The value of the newest queued write, and the base of an update. `None` if an update has to wait for replay.
+    Queued(Option<Conversation>, Option<Version>),
+    /// As [`Queued`](Self::Queued), but the time to live is over. Another daemon may have renewed the conversation since.
+    Expired(Option<Version>),
+    /// Appends are queued, and nobody knows the value before them. Only replay tells it.
+    Unknown,
 }
 
 impl Cache {
     /// Returns the conversation with this thread id, or `None` if it does not exist.
     ///
-    /// Memory answers if the store validated the entry within `fresh_for`. Such a read does no I/O, takes no lock of
+    /// Memory answers if the store or the change feed validated the entry within `fresh_for`. Such a read does no I/O, takes no lock of
     /// threadkeep, and does not allocate, parse or copy. If a write of this daemon waits in the queue, that write is the
     /// answer. Otherwise one load serves all callers.
     ///
@@ -124,11 +125,19 @@ impl Cache {
 impl Shared {
     /// Reads a conversation. Each round costs one load, and repeats only if the conversation changed during that load (I12).
     pub(super) async fn read(self: &Arc<Self>, key: &Key, policy: ReadPolicy) -> Result<Found> {
-        let (began, start) = (Moment::now(), Instant::now());
+        let (began, start, mut is_unknown) = (Moment::now(), Instant::now(), false);
         for _ in (0..MAX_LOOKUPS).take_while(|_| start.elapsed() < MAX_LOOKUP_TIME) {
-            match self.lookup(key).await? {
-                Lookup::Queued(found) => return Ok(found),
-                Lookup::Entry(entry) if self.may_answer(&entry, policy, began) => return Ok(fresh(entry)),
+            let validity = self.copies.memory.validity();
+            match self.lookup(key, policy).await? {
+                Lookup::Queued(found, base) => return queued(key, policy, found, base),
+                Lookup::Unknown if std::mem::replace(&mut is_unknown, true) => {
+                    return Err(waits_for_replay(key));
+                }
+                // Then a load tells at least the copy that the appends follow.
+                Lookup::Unknown => self.wait_for_queue(key).await,
+                Lookup::Entry(entry) if self.may_answer(&entry, validity, policy, began) => {
+                    return Ok(fresh(entry));
+                }
                 Lookup::Absent(version, at) if policy != ReadPolicy::UpdateAgain || at >= began => {
                     return Ok((None, version));
                 }
@@ -138,20 +147,20 @@ impl Shared {
                 return Ok(found);
             }
         }
-        let fallback = if policy == ReadPolicy::Get { self.stale_fallback(key).await } else { None };
+        let fallback = if policy == ReadPolicy::Get { self.stale_fallback(key, policy).await } else { None };
         fallback.ok_or_else(|| unsettled(key, "it changed during each lookup"))
     }
 
     /// Looks a conversation up in memory, and reads a queued write that memory has evicted from the disk.
-    async fn lookup(&self, key: &Key) -> Result<Lookup> {
+    async fn lookup(&self, key: &Key, policy: ReadPolicy) -> Result<Lookup> {
         let deadline = Instant::now() + MAX_FILE_LEAD;
         let mut changes = self.copies.file.as_ref().map(|file| file.queue());
         for _ in 0..MAX_LOOKUPS {
             // Noted before the view of memory, so that no change after it is missed.
             changes.iter_mut().for_each(|changes| _ = changes.borrow_and_update());
             let View { entry, absent, queued } = self.copies.memory.view(key);
-            let (Queued::Newest(version), Some(file), Some(changes)) =
-                (queued, &self.copies.file, &mut changes)
+            let (Some(version), Some(file), Some(changes)) =
+                (queued.answer(), &self.copies.file, &mut changes)
             else {
                 return Ok(match (entry, absent) {
                     (Some(entry), _) if entry.origin() != Origin::Queue => Lookup::Entry(entry),
@@ -159,8 +168,10 @@ impl Shared {
                     _ => Lookup::Nothing,
                 });
             };
-            if let Some(entry) = entry.filter(|entry| entry.origin() == Origin::Queue) {
-                return Ok(self.queued_entry(entry));
+            // Only the file knows the base of an update (C3).
+            let is_enough = policy == ReadPolicy::Get && queued == Queued::Newest(version);
+            if let Some(entry) = entry.filter(|entry| is_enough && entry.origin() == Origin::Queue) {
+                return Ok(self.queued_entry(entry, Some(version)));
             }
             match self.read_queued(file, key, version).await? {
                 Some(found) => return Ok(found),
@@ -180,34 +191,38 @@ impl Shared {
         Err(error)
     }
 
-    /// Reads a queued write from the outage file. Returns `None` if the file has another one by now.
+    /// Reads the value of the newest queued write from the outage file. Returns `None` if the file has another one by now.
     async fn read_queued(&self, file: &OutageFile, key: &Key, version: Version) -> Result<Option<Lookup>> {
-        let row = file.newest_queued(key).await?.filter(|row| row.version() == version);
-        let Some(write) = row.map(|row| row.write.record) else { return Ok(None) };
-        if write.value.is_none() {
-            return Ok(Some(Lookup::Queued((None, version))));
+        let (record, base) = match file.fold(key).await? {
+            Folded::Known { record, base } if record.version == version => (record, base),
+            Folded::Unknown { newest } if newest == version => return Ok(Some(Lookup::Unknown)),
+            _ => return Ok(None),
+        };
+        if record.value.is_none() {
+            return Ok(Some(Lookup::Queued(None, base)));
         }
-        let event = Event::QueuedRead(write);
+        let event = Event::QueuedRead(record);
         let now = self.copies.clock.moment();
         Ok(match self.copies.memory.drive(key, None, now, event, Wish::Caller) {
-            Admission::Cached(entry) if entry.record().version == version => Some(self.queued_entry(entry)),
+            Admission::Cached(entry) if entry.record().version == version => {
+                Some(self.queued_entry(entry, base))
+            }
             // Replay completed the write during the read.
             _ => Some(Lookup::Nothing),
         })
     }
 
-    fn queued_entry(&self, entry: Arc<CacheEntry>) -> Lookup {
-        let version = entry.record().version;
+    fn queued_entry(&self, entry: Arc<CacheEntry>, base: Option<Version>) -> Lookup {
         match self.is_live(&entry) {
-            true => Lookup::Queued((Some(Conversation::new(entry.touched(), Freshness::Queued)), version)),
-            false => Lookup::Expired(version),
+            true => Lookup::Queued(Some(Conversation::new(entry.touched(), Freshness::Queued)), base),
+            false => Lookup::Expired(base),
         }
     }
 
     /// Returns true if an entry answers without a load: it is fresh, or was validated during this call.
-    fn may_answer(&self, entry: &CacheEntry, policy: ReadPolicy, began: Moment) -> bool {
+    fn may_answer(&self, entry: &CacheEntry, validity: Validity, policy: ReadPolicy, began: Moment) -> bool {
         let is_fresh = policy != ReadPolicy::UpdateAgain
-            && self.copies.memory.is_fresh(entry, self.copies.clock.moment());
+            && self.copies.memory.is_fresh(entry, validity, self.copies.clock.moment());
         let is_new = entry.origin() == Origin::Store && entry.validated_at() >= began;
         (is_fresh || is_new) && self.is_live(entry)
     }
@@ -219,14 +234,14 @@ impl Shared {
             Ok(mut load) => tokio::select! {
                 biased;
                 loaded = load.wait() => (loaded.and_then(|loaded| loaded), load.call.at),
-                Some(found) = self.stale_fallback_after_soft_timeout(key), if can_fall_back => return Ok(Some(found)),
+                Some(found) = self.stale_fallback_after_soft_timeout(key, policy), if can_fall_back => return Ok(Some(found)),
             },
             Err(e) => (Err(e), began),
         };
         match loaded {
             // No error says that the conversation is absent, so a copy is a correct answer (I14).
             Err(e) if policy == ReadPolicy::Get || can_fall_back && can_enqueue(&e) => {
-                self.stale_fallback(key).await.map(Some).ok_or(e)
+                self.stale_fallback(key, policy).await.map(Some).ok_or(e)
             }
             loaded => self.judge(key, policy, loaded?, [began, started_at]).await,
         }
@@ -255,9 +270,9 @@ impl Shared {
             }
             Admission::Stale => None,
             // If the queued write has expired, the stored record that it replaces counts as absent, too.
-            Admission::QueuedIsNewer => match self.lookup(key).await? {
-                Lookup::Expired(version) => Some((None, version)),
-                Lookup::Queued(found) => Some(found),
+            Admission::QueuedIsNewer => match self.lookup(key, policy).await? {
+                Lookup::Expired(base) => Some(queued(key, policy, None, base)?),
+                Lookup::Queued(found, base) => Some(queued(key, policy, found, base)?),
                 _ => None,
             },
         })
@@ -266,15 +281,16 @@ impl Shared {
     /// Reads the stale fallback, in this order: queued write, memory, replica. Expired entries are skipped.
     ///
     /// The lookup runs at return time. So the result is never older than a write that was acknowledged meanwhile (I16).
-    async fn stale_fallback(&self, key: &Key) -> Option<Found> {
-        let in_memory = |entry: Arc<CacheEntry>| {
-            let version = entry.record().version;
-            self.is_live(&entry).then(|| (Some(self.to_conversation(entry)), version))
-        };
+    async fn stale_fallback(&self, key: &Key, policy: ReadPolicy) -> Option<Found> {
         for _ in 0..MAX_LOOKUPS {
-            match self.lookup(key).await.ok()? {
-                Lookup::Queued(found) => return Some(found),
-                Lookup::Expired(_) => return None,
+            let validity = self.copies.memory.validity();
+            let in_memory = |entry: Arc<CacheEntry>| {
+                let version = entry.record().version;
+                self.is_live(&entry).then(|| (Some(self.to_conversation(entry, validity)), version))
+            };
+            match self.lookup(key, policy).await.ok()? {
+                Lookup::Queued(found, base) => return queued(key, policy, found, base).ok(),
+                Lookup::Expired(_) | Lookup::Unknown => return None,
                 Lookup::Entry(entry) => {
                     if let Some(found) = in_memory(entry) {
                         return Some(found);
@@ -293,16 +309,18 @@ impl Shared {
         None
     }
 
-    async fn stale_fallback_after_soft_timeout(&self, key: &Key) -> Option<Found> {
+    async fn stale_fallback_after_soft_timeout(&self, key: &Key, policy: ReadPolicy) -> Option<Found> {
         tokio::time::sleep(self.limits.soft_timeout).await;
-        self.stale_fallback(key).await
+        self.stale_fallback(key, policy).await
     }
 
     /// Turns an entry of the stale fallback into a conversation. The entry may be fresh by now.
-    fn to_conversation(&self, entry: Arc<CacheEntry>) -> Conversation {
+    fn to_conversation(&self, entry: Arc<CacheEntry>, validity: Validity) -> Conversation {
         let now = self.copies.clock.moment();
-        let is_fresh = self.copies.memory.is_fresh(&entry, now);
-        let freshness = if is_fresh { Freshness::Fresh } else { Freshness::stale(entry.validated_at(), now) };
+        let freshness = match self.copies.memory.is_fresh(&entry, validity, now) {
+            true => Freshness::Fresh,
+            false => Freshness::stale(validity.validated_at(&entry), now),
+        };
         Conversation::new(entry.touched(), freshness)
     }
 
@@ -353,6 +371,25 @@ impl Shared {
 fn fresh(entry: Arc<CacheEntry>) -> Found {
     let version = entry.record().version;
     (Some(Conversation::new(entry.touched(), Freshness::Fresh)), version)
+}
+
+/// Returns the value of a queued write. An update needs its base, too.
+fn queued(
+    key: &Key,
+    policy: ReadPolicy,
+    found: Option<Conversation>,
+    base: Option<Version>,
+) -> Result<Found> {
+    let base = base.or((policy == ReadPolicy::Get).then_some(Version::NONE));
+    Ok((found, base.ok_or_else(|| waits_for_replay(key))?))
+}
+
+/// Creates the error of a call that needs the result of queued appends.
+fn waits_for_replay(key: &Key) -> Error {
+    let message =
+        format!("the queued appends of conversation {key} wait for the store, and their result is unknown");
+    let error = Error::new(ErrorKind::Unavailable, message);
+    error.with_key(key.as_str()).with_retry_after(RETRY_AFTER)
 }
 
 /// Creates the error of a call that reached its limit of lookups.

@@ -155,12 +155,18 @@ async fn update(
         policy = ReadPolicy::UpdateAgain;
         let value = change(found.as_ref())?;
         if value.is_none() && found.is_none() {
-            return Ok(shared.acknowledged(WriteOutcome::Stored));
+            // The absence may be the one of a queued remove, which the store does not have yet.
+            let is_queued = shared.copies.memory.is_queued(key);
+            return Ok(if is_queued {
+                WriteOutcome::Queued
+            } else {
+                shared.acknowledged(WriteOutcome::Stored)
+            });
         }
         // A tombstone keeps neither user nor metadata.
         let options = options.or_from(found.as_ref().filter(|_| value.is_some()));
         let base = Some(Base { version, syncs });
-        let pending_write = PendingWrite { key: key.clone(), value, options, base };
+        let pending_write = PendingWrite { key: key.clone(), value, options, base, append: None };
         match shared.write(pending_write, Some(Arc::clone(&key_lock))).await {
             // `Superseded` also means that the store did not take the change.
             Ok(WriteOutcome::Superseded) => {}
@@ -176,7 +182,7 @@ async fn update(
 
 impl Shared {
     /// Waits until the queue has no write of a conversation, at most for the soft timeout. In an outage, the wait is pointless.
-    async fn wait_for_queue(&self, key: &Key) {
+    pub(super) async fn wait_for_queue(&self, key: &Key) {
         let Some(file) = self.copies.file.as_ref().filter(|_| self.is_breaker_closed()) else { return };
         // Subscribed before the first look, so that no change in between is missed.
         let mut changes = file.queue();

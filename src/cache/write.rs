@@ -2,25 +2,29 @@
 //!
 //! A [`WriteTask`] owns a write from its first attempt to the acknowledgement. After the soft timeout, or in an outage, the
 //! task queues the write on the local disk and answers `Queued`. A request in flight continues, and its late answer settles the
-//! queued write. A write keeps its version for ever, so the store recognises it.
+//! queued write. A write keeps its version for ever.
 //!
 //! The meaning of each verdict (`WriteTask::conclude`):
 //!
 //! | verdict | outage file and memory | a write that is queued by now | caller |
 //! |---|---|---|---|
 //! | `Stored` | hold the value | is settled | `Stored` |
+//! | `Appended` | hold the value if they held the one before, else drop everything older | is settled | `Stored` |
+//! | `AppendedBefore(v)` | drop everything older than `v` | is settled | `Stored` |
 //! | `Superseded(v)` | drop everything older than `v` | is settled | `Superseded` |
 //! | `Conflict(v)` | drop everything older than `v` | is settled | `Conflict`; an update runs again |
 //! | `VersionInFuture` | | replay sends it again | the task waits, then as an outage |
-//! | `TooOld` | | is settled | `Rejected` |
+//! | `Absent` | | is settled | `Absent` |
+//! | `NotAnArray`, `TooLarge`, `TooOld` | | is settled | `Rejected` |
 //! | an outage | drop older values if the outcome is unknown (I6) | stays | `Queued`, else the error |
 //! | another error | drop older values if the outcome is unknown (I6) | stays | the error |
 
+mod admission;
 mod attempt;
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tracing::Instrument;
 
@@ -31,18 +35,17 @@ use super::put::PendingWrite;
 use super::{Access, OnOutage, Shared, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::clock::IssuedVersion;
-use crate::model::json::Json;
 use crate::model::key::Key;
 use crate::model::moment::Moment;
-use crate::model::outcome::WriteOutcome;
-use crate::observe::metrics::WriteResult;
+use crate::model::outcome::{Appended, WriteOutcome};
+use crate::model::record::Record;
+use crate::model::version::Version;
 use crate::outage::Enqueued;
 use crate::outage::file::OutageFile;
 use crate::resilience::tasks;
-use crate::store::{Applied, Condition, Write};
+use crate::store::{Applied, Write};
 
-/// The unit of the write budget.
-pub(super) const KIB: usize = 1024;
+pub(super) use admission::{AdmittedWrite, KIB};
 
 impl Shared {
     /// Writes in a task, so that the write completes even if the caller goes. Counts the result.
@@ -54,22 +57,14 @@ impl Shared {
         key_lock: Option<Arc<KeyLockGuard>>,
     ) -> Result<WriteOutcome> {
         let written = async {
-            // The write is counted before the check. So a shutdown sees this write, or this write sees the shutdown.
-            let counter = WriteCounter::begin(&self.writing);
-            self.check_not_shut_down()?;
-            if let Some(metadata) = &pending.options.metadata {
-                self.check_size("the metadata", metadata)?;
-            }
-            if self.queue_if_enabled().is_none() {
-                self.check_breaker()?;
-            }
-            let budget = self.acquire_budget(&pending).await?;
+            let admitted =
+                self.admit_write(pending.value.as_ref(), pending.options.metadata.as_ref()).await?;
             let (key, called_at) = (pending.key.clone(), self.copies.clock.moment());
             let (sender, receiver) = oneshot::channel();
             let task = WriteTask { shared: Arc::clone(self), pending, called_at };
             let task = async move {
                 task.run(key_lock, sender).await;
-                drop((budget, counter));
+                drop(admitted);
             };
             let task = tasks::spawn(task.in_current_span());
             match receiver.await {
@@ -77,19 +72,13 @@ impl Shared {
                 Err(_) => Err(self.task_ended(&key, task.await.err())),
             }
         };
-        let result = written.await.map(|outcome| self.acknowledged(outcome));
-        self.metrics.wrote(match &result {
-            Ok(WriteOutcome::Stored) => WriteResult::Stored,
-            Ok(WriteOutcome::Superseded) => WriteResult::Superseded,
-            Ok(WriteOutcome::Queued) => WriteResult::Queued,
-            Ok(WriteOutcome::Volatile) => WriteResult::Volatile,
-            Err(_) => WriteResult::Failed,
-        });
+        let result = written.await.map(|appended: Appended| appended.outcome);
+        self.count_write(result.as_ref().ok());
         result
     }
 
     /// Creates the error of a task that panicked, or that the end of the runtime stopped.
-    fn task_ended(&self, key: &Key, cause: Option<JoinError>) -> Error {
+    pub(super) fn task_ended(&self, key: &Key, cause: Option<JoinError>) -> Error {
         // The store may hold the write (I6).
         self.copies.memory.tell(key, Event::Unknown(self.copies.clock.issue().version));
         let message = format!("the task that wrote conversation {key} ended early");
@@ -102,21 +91,6 @@ impl Shared {
         match outcome {
             WriteOutcome::Stored if self.backend == "memory" => WriteOutcome::Volatile,
             other => other,
-        }
-    }
-
-    /// Takes a share of the write budget. An abandoned write keeps its share until it ends.
-    async fn acquire_budget(&self, pending: &PendingWrite) -> Result<OwnedSemaphorePermit> {
-        let value = pending.value.as_ref().map_or(0, Json::len);
-        let metadata = pending.options.metadata.as_ref().map_or(0, Json::len);
-        let max_kib = self.limits.in_flight_bytes / KIB;
-        let kib = u32::try_from((1 + (value + metadata) / KIB).min(max_kib)).unwrap_or(u32::MAX);
-        tokio::select! {
-            budget = Arc::clone(&self.write_budget).acquire_many_owned(kib) => budget.map_err(|_| super::closed()),
-            () = tokio::time::sleep(self.limits.soft_timeout) => {
-                let message = format!("{max_kib} KiB of writes are in flight");
-                Err(Error::new(ErrorKind::Overloaded, message).with_retry_after(self.limits.soft_timeout))
-            }
         }
     }
 
@@ -136,32 +110,26 @@ impl Shared {
         let clock = &self.copies.clock;
         let sync = async {
             let _probe = self.clock_probe.lock().await;
-            if clock.is_synced() {
-                return Ok(());
-            }
             // Another call may have got the answer that the outage file still works on.
-            if clock.pending().is_none() {
+            if !clock.is_synced() && clock.pending().is_none() {
                 // Taken before the probe, because a jump during the probe makes the answer worthless.
                 let asked = clock.moment();
                 self.note(Access::Probe, self.store.probe().await)?;
                 clock.trust(asked);
             }
             // The outage file corrects the provisional writes first.
-            clock.synced().await;
-            Ok(())
+            if clock.settled().await { Ok(()) } else { Err(clock_unknown()) }
         };
-        let message = "the store's clock is unknown: the store does not answer";
-        let is_late = || Error::new(ErrorKind::Unavailable, message);
-        within(self.limits.soft_timeout, sync).await.ok_or_else(is_late)?
+        within(self.limits.soft_timeout, sync).await.unwrap_or_else(|| Err(clock_unknown()))
     }
 }
 
 /// A write on its way to the store or to the queue.
-struct WriteTask {
-    shared: Arc<Shared>,
-    pending: PendingWrite,
+pub(super) struct WriteTask {
+    pub(super) shared: Arc<Shared>,
+    pub(super) pending: PendingWrite,
     /// The time of the call. The time to live starts here.
-    called_at: Moment,
+    pub(super) called_at: Moment,
 }
 
 /// A write with its version.
@@ -174,19 +142,23 @@ struct IssuedWrite {
 
 /// The way to the caller. It holds the key lock until the answer (C1).
 struct Reply {
-    sender: oneshot::Sender<Result<WriteOutcome>>,
+    sender: oneshot::Sender<Result<Appended>>,
     _key_lock: Arc<KeyLockGuard>,
 }
 
 impl Reply {
-    fn send(self, result: Result<WriteOutcome>) {
+    fn send(self, result: Result<Appended>) {
         self.sender.send(result).ok();
     }
 }
 
 impl WriteTask {
     /// Holds the key lock, and decides between store and queue.
-    async fn run(self, key_lock: Option<Arc<KeyLockGuard>>, sender: oneshot::Sender<Result<WriteOutcome>>) {
+    pub(super) async fn run(
+        self,
+        key_lock: Option<Arc<KeyLockGuard>>,
+        sender: oneshot::Sender<Result<Appended>>,
+    ) {
         let (shared, key) = (&self.shared, &self.pending.key);
         let key_lock = match key_lock {
             Some(held) => held,
@@ -196,52 +168,65 @@ impl WriteTask {
             },
         };
         let reply = Reply { sender, _key_lock: key_lock };
-        let Some(file) = shared.queue_if_enabled() else { return reply.send(self.store().await) };
-        let can_send = self.can_send().await;
+        let checked = self.check_can_send().await;
         let write = self.issue();
+        // This machine's clock may have jumped since the check.
+        let can_send = if write.issued.is_provisional { checked.and(Err(clock_unknown())) } else { checked };
         let read_after = self.pending.base.map(|base| base.syncs);
-        if !can_send || write.issued.is_provisional {
-            let queued = self.enqueue(file, &write, read_after).await;
-            reply.send(match queued {
-                Err(refused) if self.may_pass_the_queue(file, &write, &refused) => {
-                    file.raise_mark(write.issued.version).await;
-                    self.store_refused(&write, refused, self.attempt(&write)).await
-                }
-                queued => queued,
-            });
-        } else if read_after.is_some_and(|syncs| syncs != file.syncs()) {
+        match (can_send, shared.queue_if_enabled()) {
             // Replay may have sent the queued base meanwhile, with another version.
-            reply.send(Err(conflict(key)));
-        } else {
-            self.store_or_queue(file, &write, reply).await;
+            (Ok(()), _) if read_after.is_some_and(|syncs| syncs != shared.clock_syncs()) => {
+                reply.send(Err(conflict(key)));
+            }
+            (Ok(()), queue) => self.store_or_queue(queue, &write, reply).await,
+            (Err(refused), None) => reply.send(Err(refused)),
+            (Err(_), Some(file)) => {
+                let queued = self.enqueue(file, &write, read_after).await;
+                reply.send(match queued {
+                    Err(refused) if self.may_pass_the_queue(file, &write, &refused).await => {
+                        file.raise_mark(write.issued.version).await;
+                        self.store_refused(&write, refused, self.attempt(&write)).await
+                    }
+                    queued => queued,
+                });
+            }
         }
     }
 
-    /// Returns true if the write may go to the store: its key has no queued writes (C2), and the clock is synced (I8).
-    async fn can_send(&self) -> bool {
-        let shared = &self.shared;
-        !shared.copies.memory.is_queued(&self.pending.key)
-            && shared.is_breaker_closed()
-            && (shared.copies.clock.is_synced() || shared.sync_clock().await.is_ok())
+    /// Checks that the write may go to the store: the breaker is closed, the key has no queued writes (C2), and the clock is synced
+    /// (I8). A write that may not be queued waits for the end of the queued ones.
+    async fn check_can_send(&self) -> Result<()> {
+        let (shared, key) = (&self.shared, &self.pending.key);
+        shared.check_breaker()?;
+        if shared.queue_if_enabled().is_none() {
+            shared.wait_for_queue(key).await;
+        }
+        if shared.copies.memory.is_queued(key) {
+            let message = format!("earlier writes of conversation {key} wait in the queue");
+            let error = Error::new(ErrorKind::Unavailable, message).with_key(key.as_str());
+            return Err(error.with_retry_after(shared.limits.soft_timeout));
+        }
+        if shared.copies.clock.is_synced() { Ok(()) } else { shared.sync_clock().await }
     }
 
     /// Whether a write that the queue refused may go to the store past the queued writes of its conversation. The store then takes
-    /// those for covered, if they are of one own run. An update may not: it goes on from them.
-    fn may_pass_the_queue(&self, file: &OutageFile, write: &IssuedWrite, refused: &Error) -> bool {
-        let is_refused = matches!(refused.kind(), ErrorKind::LocalStorage | ErrorKind::QueueFull);
-        is_refused
-            && self.pending.base.is_none()
+    /// those for covered, if they are of one own run. An update or append may not: it goes on from them. A put before an
+    /// append is not covered by it.
+    async fn may_pass_the_queue(&self, file: &OutageFile, write: &IssuedWrite, refused: &Error) -> bool {
+        matches!(refused.kind(), ErrorKind::LocalStorage | ErrorKind::QueueFull)
+            && write.write.head().is_plain()
             && !write.issued.is_provisional
-            && self.shared.is_breaker_closed()
-            && self.shared.copies.clock.is_synced()
-            && !file.has_rows_of_an_earlier_part()
+            && file.has_own_rows_only(&self.pending.key).await
     }
 
     /// Writes to the store or, in an outage and after the soft timeout, to the queue.
-    async fn store_or_queue(&self, file: &OutageFile, write: &IssuedWrite, reply: Reply) {
-        // An opening of the file after a crash starts above every version that was sent (C8).
-        file.raise_mark(write.issued.version).await;
+    async fn store_or_queue(&self, queue: Option<&Arc<OutageFile>>, write: &IssuedWrite, reply: Reply) {
+        if let Some(file) = &self.shared.copies.file {
+            // An opening of the file after a crash starts above every version that was sent (C8).
+            file.raise_mark(write.issued.version).await;
+        }
         let mut attempt = std::pin::pin!(self.attempt(write));
+        let Some(file) = queue else { return reply.send(self.conclude(write, attempt.await, None).await) };
         match within(self.shared.limits.soft_timeout, &mut attempt).await {
             Some(Err(outage)) if can_enqueue(&outage) => {
                 let queued = self.enqueue(file, write, None).await;
@@ -265,20 +250,11 @@ impl WriteTask {
         write: &IssuedWrite,
         refused: Error,
         attempt: impl Future<Output = Result<Observed<Applied>>>,
-    ) -> Result<WriteOutcome> {
+    ) -> Result<Appended> {
         match attempt.await {
             Err(outage) if can_enqueue(&outage) => Err(enqueue_failed(refused, &outage)),
             applied => self.conclude(write, applied, None).await,
         }
-    }
-
-    /// Writes to a store without a queue.
-    async fn store(&self) -> Result<WriteOutcome> {
-        if !self.shared.copies.clock.is_synced() {
-            self.shared.sync_clock().await?;
-        }
-        let write = self.issue();
-        self.conclude(&write, self.attempt(&write).await, None).await
     }
 
     fn issue(&self) -> IssuedWrite {
@@ -288,45 +264,72 @@ impl WriteTask {
         let issued = shared.copies.clock.issue_after(shared.copies.memory.view(&pending.key).newest());
         let record = pending.record(issued.version, issued.shown_at(self.called_at), shared.limits.ttl);
         let mut write = Write::new(record).with_writer(shared.writer);
-        write.condition = pending.base.map_or(Condition::Any, |base| Condition::IfVersion(base.version));
+        if let Some(base) = pending.base {
+            write = write.with_if_version(base.version);
+        }
+        if let Some(append) = &pending.append {
+            write = write.with_append(append.clone());
+        }
         IssuedWrite { write, issued, call }
     }
 
     /// Applies a verdict as the table at the head of this file says. `queue` holds the write if the caller got `Queued` before.
     async fn conclude(
         &self,
-        IssuedWrite { write: Write { record, .. }, .. }: &IssuedWrite,
+        IssuedWrite { write, .. }: &IssuedWrite,
         applied: Result<Observed<Applied>>,
         queue: Option<&OutageFile>,
-    ) -> Result<WriteOutcome> {
-        let (applied, copies, key) = (applied?, &self.shared.copies, &record.key);
+    ) -> Result<Appended> {
+        let (applied, copies, record) = (applied?, &self.shared.copies, &write.record);
+        let key = &record.key;
         if let Some(file) = queue
             && let Err(error) = file.settle(vec![(key.clone(), record.version, applied.value)]).await
         {
             tracing::debug!(%error, "the late answer to a queued write was lost; replay sends the write again");
         }
         match (applied.value, queue) {
-            (Applied::Stored, None) => {
-                let stored = copies.persist_own(applied.map(|_| Arc::clone(record))).await?;
-                copies.admit(stored);
-                Ok(WriteOutcome::Stored)
+            (Applied::Stored | Applied::Appended { .. } | Applied::AppendedBefore(_), Some(_)) => {
+                Ok(WriteOutcome::Queued.into())
             }
-            (Applied::Stored, Some(_)) => Ok(WriteOutcome::Queued),
+            (Applied::Stored, None) => self.acknowledge(applied.map(|_| Arc::clone(record)), None).await,
+            (Applied::AppendedBefore(version), None) => {
+                copies.supersede(key, version).await?;
+                Ok(self.stored(None, None))
+            }
+            (Applied::Appended { version, length, .. }, None) => {
+                match copies.follow(write, &applied.value).await {
+                    Some(record) => self.acknowledge(applied.map(|_| record), Some(length)).await,
+                    None => {
+                        copies.supersede(key, version).await?;
+                        Ok(self.stored(Some(version), Some(length)))
+                    }
+                }
+            }
             (Applied::Superseded(newer), _) => {
-                copies.supersede(key, newer).await;
-                Ok(WriteOutcome::Superseded)
+                copies.supersede(key, newer).await?;
+                Ok(WriteOutcome::Superseded.into())
             }
             (Applied::Conflict(newer), _) => {
-                copies.supersede(key, newer).await;
+                copies.supersede(key, newer).await?;
                 Err(conflict(key))
             }
-            (Applied::TooOld | Applied::VersionInFuture, _) => {
-                let reason = "the store does not accept a version of this clock";
-                let error =
-                    Error::new(ErrorKind::Rejected, format!("conversation {key} was not written: {reason}"));
-                Err(error.with_key(key.as_str()).with_remedy("synchronise this machine's clock"))
-            }
+            (Applied::Absent, _) => Ok(WriteOutcome::Absent.into()),
+            (refused, _) => Err(rejected(write, refused)),
         }
+    }
+
+    /// Hands a write that the store has taken to the replica and to memory, and answers the caller.
+    async fn acknowledge(&self, stored: Observed<Arc<Record>>, length: Option<u64>) -> Result<Appended> {
+        let version = length.map(|_| stored.value.version);
+        let persisted = self.shared.copies.persist_own(stored).await?;
+        self.shared.copies.admit(persisted);
+        Ok(self.stored(version, length))
+    }
+
+    /// The backend `memory` stores nothing beyond the process.
+    fn stored(&self, version: Option<Version>, length: Option<u64>) -> Appended {
+        let outcome = self.shared.acknowledged(WriteOutcome::Stored);
+        Appended { outcome, version, length }
     }
 
     /// Queues the write. `Queued` means that the outage file has synced it to the local disk (I4).
@@ -336,43 +339,29 @@ impl WriteTask {
         file: &OutageFile,
         issued: &IssuedWrite,
         read_after: Option<u64>,
-    ) -> Result<WriteOutcome> {
+    ) -> Result<Appended> {
         let IssuedWrite { write, issued, call } = issued;
-        let (is_provisional, record) = (issued.is_provisional, Arc::clone(&write.record));
+        let (is_provisional, queued) = (issued.is_provisional, write.clone());
         let (memory, call) = (Arc::clone(&self.shared.copies.memory), Arc::clone(call));
         // Memory learns of the commit before any caller does (I3).
         let on_commit = move |enqueued: &Enqueued| match enqueued {
-            Enqueued::Queued { .. } => memory.enqueued(record, &call, is_provisional),
+            Enqueued::Queued { has_appends, .. } => {
+                memory.enqueued(&queued, &call, *has_appends, is_provisional)
+            }
             Enqueued::Superseded(version) | Enqueued::Conflict { newer: Some(version) } => {
-                memory.tell(&record.key, Event::Newer(*version));
+                memory.tell(&queued.record.key, Event::Newer(*version));
             }
             Enqueued::Covered | Enqueued::Conflict { newer: None } => {}
         };
         let enqueued = file.enqueue(write.clone(), is_provisional, issued.shown, read_after, on_commit).await;
         *self.shared.last_enqueue_error() = enqueued.as_ref().err().cloned();
         match enqueued? {
-            Enqueued::Queued { .. } | Enqueued::Covered => Ok(WriteOutcome::Queued),
+            Enqueued::Queued { .. } | Enqueued::Covered => Ok(WriteOutcome::Queued.into()),
             // A load found this very write in the store.
-            Enqueued::Superseded(held) if held == issued.version => Ok(WriteOutcome::Stored),
-            Enqueued::Superseded(_) => Ok(WriteOutcome::Superseded),
+            Enqueued::Superseded(held) if held == issued.version => Ok(self.stored(None, None)),
+            Enqueued::Superseded(_) => Ok(WriteOutcome::Superseded.into()),
             Enqueued::Conflict { .. } => Err(conflict(&write.record.key)),
         }
-    }
-}
-
-/// Counts a write in flight until the drop.
-struct WriteCounter(watch::Sender<usize>);
-
-impl WriteCounter {
-    fn begin(count: &watch::Sender<usize>) -> Self {
-        count.send_modify(|count| *count += 1);
-        Self(count.clone())
-    }
-}
-
-impl Drop for WriteCounter {
-    fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
     }
 }
 
@@ -392,7 +381,32 @@ fn enqueue_failed(enqueue_error: Error, failure: &Error) -> Error {
     enqueue_error.with_message(message).with_outcome_unknown()
 }
 
+fn clock_unknown() -> Error {
+    let message =
+        "the store's clock is unknown: the store does not answer, or the outage file cannot be written";
+    Error::new(ErrorKind::Unavailable, message)
+}
+
 fn conflict(key: &Key) -> Error {
     let message = format!("another writer changed conversation {key} meanwhile");
     Error::new(ErrorKind::Conflict, message).with_key(key.as_str())
+}
+
+/// Creates the error of a write that the store has refused for good.
+fn rejected(write: &Write, refused: Applied) -> Error {
+    let (key, append) = (&write.record.key, write.append.as_ref());
+    let place = append.map_or(String::new(), |append| append.at.to_string());
+    let (reason, remedy) = match refused {
+        Applied::NotAnArray if place.is_empty() => {
+            ("the conversation is not an array".into(), "name an array inside it")
+        }
+        Applied::NotAnArray => (format!("it has no array at {place}"), "name another array"),
+        Applied::TooLarge => {
+            let limit = append.map_or(0, |append| append.max_bytes);
+            (format!("the conversation would exceed {limit} bytes"), "raise CONVERSATION_MAX_VALUE_BYTES")
+        }
+        _ => ("the store does not accept a version of this clock".into(), "synchronise this machine's clock"),
+    };
+    let error = Error::new(ErrorKind::Rejected, format!("conversation {key} was not written: {reason}"));
+    error.with_key(key.as_str()).with_remedy(remedy)
 }

@@ -24,7 +24,6 @@ pub(super) fn read(path: &Path) -> (Vec<(String, String)>, Vec<Error>) {
     (Vec::new(), vec![error])
 }
 
-/// Reads at most `limit` bytes from the beginning of a file.
 pub(super) fn read_prefix(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(limit).read_to_end(&mut bytes)?;

@@ -9,9 +9,7 @@ mod environment;
 mod key;
 mod open;
 pub(crate) mod resolved;
-mod setters;
 mod settings;
-mod validate;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -70,7 +68,6 @@ fn invalid(message: impl Into<String>, remedy: impl Into<Cow<'static, str>>) -> 
     Error::new(ErrorKind::Config, message).with_remedy(remedy)
 }
 
-/// Returns the error for a value of a wrong form.
 fn malformed(remedy: impl Into<Cow<'static, str>>) -> Error {
     invalid("has an invalid value", remedy)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::builder::{Builder, QueueMode};
-use super::validate::error_of;
+use super::resolved::error_of;
 use super::{Backend, SettingProblem};
 use crate::cache::{Cache, Limits};
 use crate::error::{Error, ErrorKind, Result};
@@ -47,7 +47,8 @@ impl Builder {
         }
         warn_queued_writes(&self.config.queue_path);
         // No other process can write, so each entry in memory stays fresh.
-        let limits = Limits { fresh_for: None, warmup_limit: 0, ..self.limits };
+        let limits =
+            Limits { fresh_for: None, feed_interval: Duration::ZERO, warmup_limit: 0, ..self.limits };
         if backend == Backend::Memory {
             tracing::warn!("conversations are kept in memory only: they are lost on restart");
             return Ok(Cache::new(Arc::new(Memory::new()), "memory", limits, None));
@@ -59,6 +60,7 @@ impl Builder {
 
     async fn open_custom(mut self, store: Arc<dyn Store>) -> Result<Cache> {
         self.limits.warmup_limit = self.custom_warmup_limit;
+        self.limits.feed_interval = self.custom_feed_interval;
         let file = match self.queue_mode {
             QueueMode::On => Some(self.open_outage_file("custom", store.clock()).await?),
             QueueMode::Auto | QueueMode::Off => None,
@@ -120,8 +122,10 @@ impl Builder {
     ///
     /// ```
     /// # async fn example() -> threadkeep::Result<()> {
-    /// let admin = threadkeep::Builder::from_env().open_queue().await?;
-    /// println!("{} writes are queued", admin.status().await?.queued.records);
+    /// use threadkeep::Builder;
+    ///
+    /// let admin = Builder::from_env().open_queue().await?; // or `open_queue_of_project`
+    /// println!("{} writes are queued for {:?}", admin.status().await?.queued.records, admin.project());
     /// # Ok(())
     /// # }
     /// ```
@@ -139,15 +143,7 @@ impl Builder {
     ///
     /// # Errors
     /// [`ErrorKind::Config`] with all problems of the settings together, or if the backend is not `supabase`. Otherwise as
-    /// for [`QueueAdmin::open_for`].
-    ///
-    /// ```
-    /// # async fn example() -> threadkeep::Result<()> {
-    /// let admin = threadkeep::Builder::from_env().open_queue_of_project().await?;
-    /// println!("{:?}", admin.project());
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// for [`QueueAdmin::open_for`]. See [`open_queue`](Self::open_queue) for an example.
     pub async fn open_queue_of_project(mut self) -> Result<QueueAdmin> {
         self.config.is_strict = true;
         if self.validate()? != Backend::Supabase {

@@ -31,6 +31,7 @@ pub(super) const TTL_RANGE: RangeInclusive<Duration> =
 pub(super) const TIMEOUT_RANGE: RangeInclusive<Duration> =
     Duration::from_millis(50)..=Duration::from_secs(300);
 pub(super) const FRESH_FOR_RANGE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
+pub(super) const FEED_INTERVAL_RANGE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 pub(super) const SOFT_TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
 pub(super) const VALUE_BYTES_RANGE: RangeInclusive<usize> = 1..=LARGEST;
 const ANY_BYTES: RangeInclusive<usize> = 0..=usize::MAX;
@@ -219,6 +220,13 @@ pub const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        name: "CONVERSATION_FEED_INTERVAL_SECONDS",
+        default: "2",
+        description: "interval of the change feed, which keeps unchanged conversations in memory fresh; 0 turns it off",
+        backend: Some(Backend::Supabase),
+        set: |builder, text| put(&mut builder.limits.feed_interval, seconds(text, &FEED_INTERVAL_RANGE)),
+    },
+    Setting {
         name: "CONVERSATION_SOFT_TIMEOUT_SECONDS",
         default: "1",
         description: "wait for Supabase before a read returns its stale copy, and before a write is queued",
@@ -261,7 +269,6 @@ fn bytes<T: TryFrom<usize>>(text: &str, range: &RangeInclusive<usize>) -> Result
     bytes.ok_or_else(|| malformed(bytes_remedy(range)))
 }
 
-/// Returns the remedy for a number of bytes outside the range.
 pub(super) fn bytes_remedy(range: &RangeInclusive<usize>) -> String {
     let (min, max) = (range.start(), range.end());
     let max = if *max == usize::MAX { String::new() } else { format!(", at most {max}") };

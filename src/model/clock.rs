@@ -8,8 +8,8 @@ mod sync;
 use std::fmt;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::moment::{ClockReading, Moment, read_clocks, system_millis};
@@ -130,7 +130,7 @@ impl Clock {
             is_authoritative: false,
             seen_jumps: moment.jumps().into(),
             synced_at: UNSYNCED.into(),
-            sync: Mutex::new(SyncState::new(missed)),
+            sync: Mutex::new(SyncState { missed, ..SyncState::default() }),
             jump_noticed: Notify::new(),
             sync_changed: Notify::new(),
         }
@@ -148,12 +148,10 @@ impl Clock {
         self.at(self.moment())
     }
 
-    /// Returns the time of this clock at a moment.
     pub(crate) fn at(&self, moment: impl Into<Moment>) -> Timestamp {
         Timestamp(self.time_at_zero.load(Relaxed).saturating_add(moment.into().millis()))
     }
 
-    /// Returns the present time if the clock is synced.
     pub(crate) fn known_now(&self) -> Option<Timestamp> {
         let reading = self.reading();
         (!reading.is_provisional).then_some(reading.shown)
@@ -176,7 +174,7 @@ impl Clock {
             return synced;
         }
         // Under the lock, no answer and no jump comes between the values.
-        let mut sync = self.sync();
+        let mut sync = self.sync.lock();
         let now = read_clocks();
         self.on_jump(&mut sync, now);
         reading(now.moment, self.synced_at.load(Relaxed) != u64::from(now.moment.jumps()))
@@ -220,7 +218,6 @@ impl Clock {
         self.last_version.fetch_max(seen.0, Relaxed);
     }
 
-    /// Returns the last version issued or observed.
     pub(crate) fn last_version(&self) -> Version {
         Version(self.last_version.load(Relaxed))
     }
@@ -247,10 +244,6 @@ impl Clock {
 
     fn min_version_time(&self, moment: Moment) -> Timestamp {
         Timestamp(self.version_time_at_zero.load(Relaxed).saturating_add(moment.millis()))
-    }
-
-    fn sync(&self) -> MutexGuard<'_, SyncState> {
-        self.sync.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Pure values: thread ids, JSON, records, versions and clocks.
 
+pub(crate) mod append;
 pub(crate) mod clock;
 pub(crate) mod json;
 pub(crate) mod key;

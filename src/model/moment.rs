@@ -7,12 +7,17 @@
 //! A step in either direction is a *jump*. A moment carries the number of jumps before it. Two moments with one number can be
 //! compared: the time between them is known.
 
+mod atomic;
+
+use std::sync::LazyLock;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicI64, AtomicU32};
-use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
+
 use super::version::{MAX_CLOCK_SKEW, millis};
+pub(crate) use atomic::AtomicMoment;
 
 const NANOS_PER_MILLI: i64 = 1_000_000;
 
@@ -25,7 +30,6 @@ pub(crate) struct Moment {
 }
 
 impl Moment {
-    /// Returns the present moment.
     pub(crate) fn now() -> Self {
         read_clocks().moment
     }
@@ -35,10 +39,14 @@ impl Moment {
         Duration::from_nanos(u64::try_from(self.nanos.saturating_sub(earlier.nanos)).unwrap_or(0))
     }
 
-    /// Returns the moment `span` earlier.
     pub(crate) fn minus(self, span: Duration) -> Self {
         let span = i64::try_from(span.as_nanos()).unwrap_or(i64::MAX);
         Self { nanos: self.nanos.saturating_sub(span), ..self }
+    }
+
+    /// Whether this moment is later by a millisecond or more.
+    pub(crate) fn is_after(self, other: Self) -> bool {
+        self.millis() > other.millis()
     }
 
     /// Whether no jump lies between the two moments, so that the time between them is known.
@@ -258,7 +266,7 @@ impl Ticker {
     /// been suspended between its readings of the two clocks; then there is no jump.
     #[cold]
     fn count_jump(&self, read_raw: impl Fn() -> RawReading) {
-        let mut last_jump = self.last_jump.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last_jump = self.last_jump.lock();
         let (shown, after) = (read_raw(), read_raw());
         let ahead = self.ahead.load(Relaxed);
         // The system clock was read between the two readings of the monotonic clock. They bound the step from both sides.
@@ -292,7 +300,7 @@ impl Ticker {
     /// Returns the moment of a reading of the monotonic clock, which may be older than the last jump.
     fn moment_of(&self, mono: i64) -> Moment {
         // The lock keeps a new jump out until both values are read.
-        let last_jump = self.last_jump.lock().unwrap_or_else(PoisonError::into_inner);
+        let last_jump = self.last_jump.lock();
         let moment = self.moment_at(mono);
         if mono > last_jump.noticed_at {
             return moment;
@@ -305,106 +313,56 @@ impl Ticker {
 mod tests {
     use std::cell::Cell;
 
+    use super::test_clock::step;
     use super::*;
 
-    const SECOND: i64 = 1_000;
-    const HOUR: i64 = 3_600 * SECOND;
-
-    /// A machine whose two clocks a test moves.
-    struct Machine {
-        mono: Cell<i64>,
-        wall: Cell<i64>,
-        ticker: Ticker,
-    }
-
-    impl Machine {
-        fn new() -> Self {
-            let (mono, wall) = (Cell::new(0), Cell::new(1_000 * HOUR));
-            let ticker = Ticker::new(RawReading { mono: 0, wall: wall.get() });
-            Self { mono, wall, ticker }
-        }
-
-        fn runs(&self, millis: i64) {
-            self.mono.set(self.mono.get() + millis * NANOS_PER_MILLI);
-            self.wall.set(self.wall.get() + millis);
-        }
-
-        /// Steps the system clock alone, as a sleep, a pause or an operator does.
-        fn steps(&self, millis: i64) {
-            self.wall.set(self.wall.get() + millis);
-        }
-
-        fn now(&self) -> Moment {
-            self.ticker.read(|| RawReading { mono: self.mono.get(), wall: self.wall.get() }).moment
-        }
-    }
-
-    fn between(later: Moment, earlier: Moment) -> i64 {
-        later.millis() - earlier.millis()
-    }
+    const HOUR: i64 = 3_600_000;
 
     #[test]
-    fn moment_counts_the_sleep_of_the_machine() {
-        let machine = Machine::new();
-        let before = machine.now();
-        machine.runs(SECOND);
-        assert!(machine.now().is_within(Duration::from_secs(2), before));
-        machine.steps(63 * HOUR);
-        let after = machine.now();
-        assert_eq!(between(after, before), SECOND + 63 * HOUR);
-        assert!(!after.is_comparable_to(before) && after.jumps() == 1);
-        assert!(!after.is_within(Duration::MAX, before), "the time between the moments is unknown");
-        assert_eq!(machine.now(), after, "the ticker counts a jump once");
-    }
-
-    #[test]
-    fn moment_ignores_a_backward_step() {
-        let machine = Machine::new();
-        let mut last = machine.now();
-        for (jumps, step) in [(1, -HOUR), (2, 8 * HOUR), (3, -8 * HOUR), (4, HOUR)] {
-            machine.steps(step);
-            let now = machine.now();
-            assert_eq!(between(now, last), step.max(0), "{step}");
-            assert_eq!(now.jumps(), jumps);
+    fn moment_counts_forward_steps_of_the_system_clock_only() {
+        let mut last = Moment::now();
+        for by in [63 * HOUR, -HOUR, 8 * HOUR, -8 * HOUR] {
+            step(by);
+            let now = Moment::now();
+            assert!((0..1_000).contains(&(now.millis() - last.millis() - by.max(0))), "{by}");
+            assert_eq!(now.jumps(), last.jumps() + 1);
+            assert!(!now.is_within(Duration::MAX, last), "the time between the moments is unknown");
             last = now;
         }
+        assert!(Moment::now().is_within(Duration::from_secs(1), last), "the ticker counts a jump once");
     }
 
     #[test]
     fn moment_adds_small_steps_up_to_a_jump() {
-        let machine = Machine::new();
-        let before = machine.now();
+        let before = Moment::now();
         for _ in 0..3 {
-            machine.steps(900);
-            machine.runs(100);
-            machine.now();
+            step(900);
+            Moment::now();
         }
-        assert_eq!((between(machine.now(), before), machine.now().jumps()), (300 + 2_700, 1));
+        let now = Moment::now();
+        assert_eq!(now.jumps(), before.jumps() + 1);
+        assert!((2_600..3_700).contains(&(now.millis() - before.millis())));
     }
 
+    /// The OS thread is suspended for a minute between its first readings of the two clocks.
     #[test]
     fn ticker_counts_no_jump_for_a_torn_reading() {
-        let machine = Machine::new();
-        let calls = Cell::new(0);
-        let reading = machine.ticker.read(|| {
-            let mono = machine.mono.get();
-            // Only the first reading is torn. The reading under the lock finds no jump.
-            machine.runs(if calls.replace(calls.get() + 1) == 0 { 60 * SECOND } else { 0 });
-            RawReading { mono, wall: machine.wall.get() }
+        let ticker = Ticker::new(RawReading { mono: 0, wall: 0 });
+        let (minute, calls) = (60_000, Cell::new(0));
+        let reading = ticker.read(|| {
+            let mono = if calls.replace(calls.get() + 1) == 0 { 0 } else { minute * NANOS_PER_MILLI };
+            RawReading { mono, wall: minute }
         });
-        assert_eq!((reading.moment.jumps(), machine.now().jumps()), (0, 0));
+        assert_eq!((reading.moment.jumps(), reading.moment.millis(), calls.get()), (0, minute, 4));
     }
 
     #[test]
     fn moment_of_old_instant_lies_before_the_jump() {
-        let machine = Machine::new();
-        machine.runs(SECOND);
-        let (early, mono) = (machine.now(), machine.mono.get());
-        machine.runs(SECOND);
-        machine.steps(8 * HOUR);
-        machine.now();
-        machine.runs(SECOND);
-        assert_eq!(machine.ticker.moment_of(mono), early);
-        assert_eq!(machine.ticker.moment_of(machine.mono.get()), machine.now());
+        let instant = Instant::now();
+        let early = Moment::from(instant);
+        step(8 * HOUR);
+        let late = Moment::now();
+        assert_eq!((Moment::from(instant), late.jumps()), (early, early.jumps() + 1));
+        assert!(Moment::from(Instant::now()).is_comparable_to(late));
     }
 }

@@ -21,7 +21,6 @@ pub enum Freshness {
 }
 
 impl Freshness {
-    /// Returns the freshness of a value that the store last validated at `validated_at`.
     pub(crate) fn stale(validated_at: Moment, now: Moment) -> Self {
         Self::Stale { age: now.since(validated_at) }
     }
@@ -40,6 +39,27 @@ pub enum WriteOutcome {
     Queued,
     /// The write is only in the memory of this process. The backend `memory` answers so.
     Volatile,
+    /// The conversation is absent, and the append was only for a present one. Nothing has changed.
+    Absent,
+}
+
+/// The result of an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Appended {
+    /// The durability.
+    pub outcome: WriteOutcome,
+    /// The version of the conversation after the append. `None` if only the queue has the append, if the first answer was lost, or
+    /// if the conversation is absent.
+    pub version: Option<Version>,
+    /// The number of items in the array after the append. `None` as for the version.
+    pub length: Option<u64>,
+}
+
+impl From<WriteOutcome> for Appended {
+    fn from(outcome: WriteOutcome) -> Self {
+        Self { outcome, version: None, length: None }
+    }
 }
 
 /// The result of one write.
@@ -51,6 +71,23 @@ pub enum Applied {
     Superseded(Version),
     /// The condition does not hold: the store has this version.
     Conflict(Version),
+    /// The store appended the items now. Memory needs no load if it holds the version before.
+    Appended {
+        /// The version of the conversation now.
+        version: Version,
+        /// The version of the conversation before.
+        over: Version,
+        /// The number of items in the array now.
+        length: u64,
+    },
+    /// The store applied the append in an earlier attempt. The conversation has this version now.
+    AppendedBefore(Version),
+    /// The append was only for a present conversation, and the conversation is absent.
+    Absent,
+    /// The target of the append is not an array, or its path leads through something that is not an object.
+    NotAnArray,
+    /// The conversation would be too large after the append.
+    TooLarge,
     /// The version is ahead of the store's clock. The response has corrected the caller's clock.
     VersionInFuture,
     /// The version is more than 7 days old.

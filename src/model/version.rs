@@ -21,44 +21,31 @@ pub const MAX_WRITE_AGE: Duration = Duration::from_secs(7 * 86_400);
 /// The life of a tombstone. It outlives every write that the store still accepts, so no late write undoes a delete (I13).
 pub const TOMBSTONE_TTL: Duration = Duration::from_secs(8 * 86_400);
 
-/// A time by the store's clock, in milliseconds since the Unix epoch.
+/// A time by the store's clock, in milliseconds since the Unix epoch. Sums and differences saturate.
+///
+/// ```
+/// use std::time::Duration;
+/// use threadkeep::store::Timestamp;
+///
+/// let (early, late) = (Timestamp(1_000), Timestamp(3_000));
+/// assert_eq!((early.plus(Duration::from_secs(2)), late.minus(Duration::from_secs(2))), (late, early));
+/// assert_eq!((late.since(early), early.since(late)), (Duration::from_secs(2), Duration::ZERO));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// Returns the time `span` later, or the greatest time if the sum overflows.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use threadkeep::store::Timestamp;
-    ///
-    /// assert_eq!(Timestamp(1_000).plus(Duration::from_secs(2)), Timestamp(3_000));
-    /// ```
+    /// Returns the time `span` later. See [`Timestamp`] for an example.
     pub fn plus(self, span: Duration) -> Self {
         Self(self.0.saturating_add(millis(span)))
     }
 
-    /// Returns the time `span` earlier, or the least time if the difference overflows.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use threadkeep::store::Timestamp;
-    ///
-    /// assert_eq!(Timestamp(3_000).minus(Duration::from_secs(2)), Timestamp(1_000));
-    /// ```
+    /// Returns the time `span` earlier. See [`Timestamp`] for an example.
     pub fn minus(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(millis(span)))
     }
 
-    /// Returns the time that passed since `earlier`, or zero if `earlier` is later than `self`.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use threadkeep::store::Timestamp;
-    ///
-    /// assert_eq!(Timestamp(3_000).since(Timestamp(1_000)), Duration::from_secs(2));
-    /// assert_eq!(Timestamp(1_000).since(Timestamp(3_000)), Duration::ZERO);
-    /// ```
+    /// Returns the time that passed since `earlier`, or zero if `earlier` is later than `self`. See [`Timestamp`] for an example.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -75,6 +62,13 @@ pub(crate) fn millis(span: Duration) -> i64 {
 }
 
 /// The version of a record. The record with the greater version is newer (I9).
+///
+/// ```
+/// use threadkeep::store::{Timestamp, Version};
+///
+/// assert!(Version::from_raw(7) > Version::NONE && Version::from_raw(7).raw() == 7);
+/// assert_eq!(Version::min_at(Timestamp(60_000)).at(), Timestamp(60_000));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Version(pub(super) i64);
 
@@ -82,49 +76,26 @@ impl Version {
     /// The version of a conversation that never existed.
     pub const NONE: Self = Self(0);
 
-    /// Creates the version from the number that stores keep.
-    ///
-    /// ```
-    /// use threadkeep::Version;
-    ///
-    /// assert!(Version::from_raw(7) > Version::NONE);
-    /// ```
+    /// Creates the version from the number that stores keep. See [`Version`] for an example.
     pub const fn from_raw(raw: i64) -> Self {
         Self(raw)
     }
 
-    /// Returns the number that stores keep.
-    ///
-    /// ```
-    /// assert_eq!(threadkeep::Version::from_raw(7).raw(), 7);
-    /// ```
+    /// Returns the number that stores keep. See [`Version`] for an example.
     pub const fn raw(self) -> i64 {
         self.0
     }
 
-    /// Returns the time at which a clock issued this version.
-    ///
-    /// ```
-    /// use threadkeep::store::{Timestamp, Version};
-    ///
-    /// assert_eq!(Version::min_at(Timestamp(60_000)).at(), Timestamp(60_000));
-    /// ```
+    /// Returns the time at which a clock issued this version. See [`Version`] for an example.
     pub const fn at(self) -> Timestamp {
         Timestamp(self.0 >> LOW_BITS)
     }
 
-    /// Returns the lowest version that a clock can issue at this time.
-    ///
-    /// ```
-    /// use threadkeep::store::{Timestamp, Version};
-    ///
-    /// assert!(Version::min_at(Timestamp(1)) < Version::min_at(Timestamp(2)));
-    /// ```
+    /// Returns the lowest version that a clock can issue at this time. See [`Version`] for an example.
     pub const fn min_at(at: Timestamp) -> Self {
         Self(at.0 << LOW_BITS)
     }
 
-    /// Returns the version `millis` milliseconds later.
     pub(crate) const fn shifted(self, millis: i64) -> Self {
         Self(self.0.saturating_add(millis.saturating_mul(1 << LOW_BITS)))
     }

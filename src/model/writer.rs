@@ -11,6 +11,13 @@ const DAEMON_BITS: u32 = 39;
 ///
 /// The upper part is the same for all openings of the file on one boot of one machine. The lower part is random for each
 /// opening, so that versions rise within one writer.
+///
+/// ```
+/// use threadkeep::store::WriterId;
+///
+/// assert!(WriterId::random().daemon() > 0 && WriterId::NONE.daemon() == 0);
+/// assert_eq!(WriterId::from_raw(7).raw(), 7);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct WriterId(i64);
 
@@ -18,13 +25,7 @@ impl WriterId {
     /// The writer of plain SQL statements.
     pub const NONE: Self = Self(0);
 
-    /// Draws the id of a daemon without an outage file, or with a new one.
-    ///
-    /// ```
-    /// use threadkeep::store::WriterId;
-    ///
-    /// assert_ne!(WriterId::random(), WriterId::NONE);
-    /// ```
+    /// Draws the id of a daemon without an outage file, or with a new one. See [`WriterId`] for an example.
     pub fn random() -> Self {
         Self(random(DAEMON_BITS) << OPENING_BITS | random(OPENING_BITS))
     }
@@ -34,29 +35,17 @@ impl WriterId {
         Self(self.daemon() << OPENING_BITS | random(OPENING_BITS))
     }
 
-    /// Creates the id from the number that stores keep.
-    ///
-    /// ```
-    /// use threadkeep::store::WriterId;
-    ///
-    /// assert_eq!(WriterId::from_raw(7).raw(), 7);
-    /// ```
+    /// Creates the id from the number that stores keep. See [`WriterId`] for an example.
     pub const fn from_raw(raw: i64) -> Self {
         Self(raw)
     }
 
-    /// Returns the number that stores keep. See [`from_raw`](Self::from_raw) for an example.
+    /// Returns the number that stores keep. See [`WriterId`] for an example.
     pub const fn raw(self) -> i64 {
         self.0
     }
 
-    /// Returns the daemon's part. It is zero for plain SQL.
-    ///
-    /// ```
-    /// use threadkeep::store::WriterId;
-    ///
-    /// assert_eq!(WriterId::NONE.daemon(), 0);
-    /// ```
+    /// Returns the daemon's part. It is zero for plain SQL. See [`WriterId`] for an example.
     pub const fn daemon(self) -> i64 {
         self.0 >> OPENING_BITS
     }
@@ -70,7 +59,5 @@ impl fmt::Display for WriterId {
 
 /// Returns a random number above zero with at most `bits` bits.
 fn random(bits: u32) -> i64 {
-    use std::hash::{BuildHasher, Hasher};
-    let raw = std::hash::RandomState::new().build_hasher().finish();
-    i64::try_from(raw >> (64 - bits)).unwrap_or(0).max(1)
+    fastrand::i64(1..1 << bits)
 }

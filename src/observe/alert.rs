@@ -7,9 +7,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
@@ -86,19 +86,6 @@ impl FailureStreak {
     }
 }
 
-impl AlertState {
-    /// Ends each alert for which `is_over` holds. Returns whether an alert ended.
-    fn end_if(&mut self, is_over: impl Fn(Witness, &Error) -> bool) -> bool {
-        let raised = self.alerts.len();
-        self.alerts.retain(|witness, alert| !is_over(*witness, alert));
-        let has_ended = self.alerts.len() < raised;
-        if has_ended && self.alerts.is_empty() {
-            tracing::info!("operator alert ended: the store works again");
-        }
-        has_ended
-    }
-}
-
 impl OperatorAlert {
     /// Updates the alerts with the result of a call. A successful read does not show that writes work.
     pub(crate) fn note<T>(&self, call: Access, result: &Result<T>) {
@@ -106,10 +93,10 @@ impl OperatorAlert {
             Ok(_) => match call {
                 Access::Write => self.write_works(),
                 Access::Probe => {
-                    let is_long_ago = self.lock().streak.is_long_ago();
-                    self.end_if(|witness, _| witness != Witness::Several || is_long_ago);
+                    let is_long_ago = self.state.lock().streak.is_long_ago();
+                    self.end_if(false, |witness, _| witness != Witness::Several || is_long_ago);
                 }
-                Access::Read => self.end_if(|witness, alert| match witness {
+                Access::Read => self.end_if(false, |witness, alert| match witness {
                     Witness::Read => true,
                     Witness::Write => is_seen_by_reads(alert),
                     Witness::Several => false,
@@ -125,7 +112,7 @@ impl OperatorAlert {
     /// Updates the alerts with the results of writes. Only a stored write shows that writes work.
     pub(crate) fn wrote(&self, result: Result<&[Applied], &Error>) {
         match result {
-            Ok(applied) if applied.contains(&Applied::Stored) => self.write_works(),
+            Ok(applied) if applied.iter().any(is_accepted) => self.write_works(),
             Ok(_) => {}
             Err(error) => self.note::<()>(Access::Write, &Err(error.clone())),
         }
@@ -136,7 +123,7 @@ impl OperatorAlert {
     /// If several conversations in a row met the same failure, the store is at fault. The function then raises the alert
     /// and returns the failure as an outage of all writes.
     pub(crate) fn note_record_failure(&self, key: &Key, error: &Error) -> Option<Error> {
-        let is_common = self.lock().streak.note(key, error);
+        let is_common = self.state.lock().streak.note(key, error);
         let outage = is_common.then(|| error.clone().into_write_outage());
         outage.inspect(|error| self.raise(Witness::Several, error))
     }
@@ -154,34 +141,35 @@ impl OperatorAlert {
     }
 
     pub(crate) fn get(&self) -> Option<Error> {
-        self.lock().alerts.values().next().cloned()
+        self.state.lock().alerts.values().next().cloned()
     }
 
     fn write_works(&self) {
         self.accepted.fetch_add(1, SeqCst);
-        let mut state = self.lock();
-        let had_failed = !std::mem::take(&mut state.streak).keys.is_empty();
-        if state.end_if(|_, _| true) || had_failed {
-            self.mended.notify_waiters();
-        }
+        let streak = std::mem::take(&mut self.state.lock().streak);
+        self.end_if(!streak.keys.is_empty(), |_, _| true);
     }
 
-    fn end_if(&self, is_over: impl Fn(Witness, &Error) -> bool) {
-        if self.lock().end_if(is_over) {
+    /// Ends each alert for which `is_over` holds. Wakes replay if an alert ended, or if writes `had_failed`.
+    fn end_if(&self, had_failed: bool, is_over: impl Fn(Witness, &Error) -> bool) {
+        let mut state = self.state.lock();
+        let raised = state.alerts.len();
+        state.alerts.retain(|witness, alert| !is_over(*witness, alert));
+        let has_ended = state.alerts.len() < raised;
+        if has_ended && state.alerts.is_empty() {
+            tracing::info!("operator alert ended: the store works again");
+        }
+        if has_ended || had_failed {
             self.mended.notify_waiters();
         }
     }
 
     fn raise(&self, witness: Witness, error: &Error) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.alerts.is_empty() {
             tracing::error!(%error, "operator alert: the store does not work until an operator acts");
         }
         state.alerts.insert(witness, error.clone());
-    }
-
-    fn lock(&self) -> MutexGuard<'_, AlertState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -196,6 +184,10 @@ fn is_seen_by_reads(error: &Error) -> bool {
 /// The failure of one write is weak evidence, because the record may be at fault. Replay decides that.
 fn is_alert(call: Access, error: &Error) -> bool {
     error.needs_operator() && (call != Access::Write || error.scope() != Scope::Request)
+}
+
+fn is_accepted(applied: &Applied) -> bool {
+    matches!(applied, Applied::Stored | Applied::Appended { .. } | Applied::AppendedBefore(_))
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::error::Error;
 
 /// Operations that are batched; a prefix of [`OPERATIONS`], so that one index serves both.
 pub(super) const BATCHED_OPERATIONS: &[&str] = &["load", "apply"];
-pub(super) const STATES: &[&str] = &["closed", "open", "half_open"];
+pub(crate) const STATES: &[&str] = &["closed", "open", "half_open"];
 /// Kinds of error; the last one stands for all other kinds.
 pub(super) const ERROR_KINDS: &[&str] =
     &["unavailable", "unauthorized", "overloaded", "rejected", "schema_outdated", "other"];
@@ -49,7 +49,7 @@ labels! {
 }
 labels! {
     /// The outcome of a write.
-    WriteResult, WRITES: Stored = "stored", Superseded = "superseded", Queued = "queued", Volatile = "volatile",
+    WriteResult, WRITES: Stored = "stored", Superseded = "superseded", Queued = "queued", Volatile = "volatile", Absent = "absent",
     Failed = "failed",
 }
 labels! {
@@ -58,7 +58,7 @@ labels! {
 }
 labels! {
     /// A call of the store, as in the label `operation`.
-    StoreOperation, OPERATIONS: Load = "load", Apply = "apply", List = "list", Touch = "touch", Purge = "purge",
+    StoreOperation, OPERATIONS: Load = "load", Apply = "apply", List = "list", Changes = "changes", Touch = "touch", Purge = "purge",
     Probe = "probe",
 }
 
@@ -82,6 +82,22 @@ pub(crate) struct Metrics {
     transitions: Vec<Counter>,
     pub(crate) evictions: Counter,
     pub(crate) stale_loads: Counter,
+    pub(crate) feed: FeedMetrics,
+}
+
+/// Holds the counters of the change feed.
+#[derive(Clone)]
+pub(crate) struct FeedMetrics {
+    pub(crate) changes: Counter,
+    pub(crate) invalidations: Counter,
+    pub(crate) reloads: Counter,
+    pub(crate) restores: Counter,
+}
+
+impl fmt::Debug for FeedMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FeedMetrics")
+    }
 }
 
 impl fmt::Debug for Metrics {
@@ -109,6 +125,12 @@ impl Metrics {
             transitions: counters("threadkeep_breaker_transitions_total", "to", STATES),
             evictions: counter!("threadkeep_cache_evictions_total"),
             stale_loads: counter!("threadkeep_stale_loads_discarded_total"),
+            feed: FeedMetrics {
+                changes: counter!("threadkeep_feed_changes_total"),
+                invalidations: counter!("threadkeep_feed_invalidations_total"),
+                reloads: counter!("threadkeep_feed_reloads_total"),
+                restores: counter!("threadkeep_feed_restores_total"),
+            },
         }
     }
 

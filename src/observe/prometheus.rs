@@ -18,7 +18,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tokio::runtime::Handle;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -55,15 +55,13 @@ impl Exporter {
 /// [`ErrorKind::Config`] if the address is not free, if the process already has a recorder, or outside a tokio runtime.
 pub fn install(listen_on: SocketAddr) -> Result<()> {
     let runtime = runtime()?;
-    let (recorder, server) =
-        builder()?.with_http_listener(listen_on).upkeep_timeout(MAINTENANCE_INTERVAL).build().map_err(
-            |error| {
-                let message = format!("cannot serve metrics on {listen_on}: {error}");
-                Error::new(ErrorKind::Config, message).with_remedy("choose a free address").with_source(error)
-            },
-        )?;
-    metrics::set_global_recorder(recorder).map_err(|_| already_installed())?;
-    describe();
+    let cannot_serve = |error| {
+        let message = format!("cannot serve metrics on {listen_on}: {error}");
+        Error::new(ErrorKind::Config, message).with_remedy("choose a free address").with_source(error)
+    };
+    let builder = builder()?.with_http_listener(listen_on).upkeep_timeout(MAINTENANCE_INTERVAL);
+    let (recorder, server) = builder.build().map_err(cannot_serve)?;
+    set_global(recorder)?;
     runtime.spawn(async move {
         if server.await.is_err() {
             tracing::error!(%listen_on, "metrics exporter: the HTTP listener ended; metrics are no longer served");
@@ -89,8 +87,7 @@ pub fn install_recorder() -> Result<Exporter> {
     let runtime = runtime()?;
     let recorder = builder()?.build_recorder();
     let exporter = Exporter(recorder.handle());
-    metrics::set_global_recorder(recorder).map_err(|_| already_installed())?;
-    describe();
+    set_global(recorder)?;
     let handle = exporter.0.clone();
     runtime.spawn(async move {
         loop {
@@ -113,20 +110,22 @@ fn runtime() -> Result<Handle> {
 ///
 /// The builder has no idle timeout. A timeout would drop series whose handles a cache still holds.
 fn builder() -> Result<PrometheusBuilder> {
-    let misconfigured = |error: BuildError| {
-        Error::new(ErrorKind::Config, "the metrics exporter is misconfigured").with_source(error)
-    };
-    SERIES.iter().filter(|series| !series.buckets.is_empty()).try_fold(
-        PrometheusBuilder::new(),
-        |builder, series| {
-            builder
-                .set_buckets_for_metric(Matcher::Full(series.name.into()), series.buckets)
-                .map_err(misconfigured)
-        },
-    )
+    let mut builder = PrometheusBuilder::new();
+    for series in SERIES.iter().filter(|series| !series.buckets.is_empty()) {
+        let set = builder.set_buckets_for_metric(Matcher::Full(series.name.into()), series.buckets);
+        builder = set.map_err(|error| {
+            Error::new(ErrorKind::Config, "the metrics exporter is misconfigured").with_source(error)
+        })?;
+    }
+    Ok(builder)
 }
 
-fn describe() {
+/// Makes the recorder the one of the process, and describes all series to it.
+fn set_global(recorder: PrometheusRecorder) -> Result<()> {
+    metrics::set_global_recorder(recorder).map_err(|_| {
+        Error::new(ErrorKind::Config, "the process already has a metrics recorder")
+            .with_remedy("install one recorder only")
+    })?;
     for series in SERIES {
         let description = format!("{} [{}]", series.help, series.unit);
         match series.kind {
@@ -135,9 +134,5 @@ fn describe() {
             _ => metrics::describe_histogram!(series.name, description),
         }
     }
-}
-
-fn already_installed() -> Error {
-    Error::new(ErrorKind::Config, "the process already has a metrics recorder")
-        .with_remedy("install one recorder only")
+    Ok(())
 }

@@ -67,7 +67,7 @@ const RECORDS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0];
 /// ```
 pub const SERIES: &[Series] = &[
     counter("threadkeep_reads_total", "reads", "calls of get by the source of the answer; the reads of an update are not counted").by(("outcome", READS)),
-    counter("threadkeep_writes_total", "writes", "calls of put, remove and update by outcome; calls with invalid input are not counted")
+    counter("threadkeep_writes_total", "writes", "calls of put, append, update and remove by outcome; calls with invalid input are not counted")
         .by(("outcome", WRITES)),
     Series {
         buckets: LATENCY,
@@ -118,6 +118,11 @@ pub const SERIES: &[Series] = &[
     gauge("threadkeep_warmup_conversations", "conversations", "conversations that the warm-up has loaded since the start"),
     counter("threadkeep_cache_evictions_total", "conversations", "conversations that were evicted from memory to make room for others"),
     counter("threadkeep_stale_loads_discarded_total", "loads", "loads whose result was stale because of a newer write"),
+    gauge("threadkeep_feed_lag_seconds", "seconds", "time since the last complete poll of the change feed; 0 without a feed"),
+    counter("threadkeep_feed_changes_total", "conversations", "conversations that the change feed named as changed, own writes included"),
+    counter("threadkeep_feed_invalidations_total", "conversations", "conversations that left memory because the change feed named a newer version"),
+    counter("threadkeep_feed_reloads_total", "conversations", "conversations that the change feed loaded again, because callers read them lately"),
+    counter("threadkeep_feed_restores_total", "restores", "times that the change feed found a restored database, and memory and replica were dropped"),
     gauge(
         "threadkeep_clock_offset_seconds",
         "seconds",

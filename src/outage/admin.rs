@@ -19,7 +19,8 @@ const MAX_BYTES: usize = 8 << 20;
 ///
 /// Nothing is sent. A [`Cache`](crate::Cache) that opens the file later does that. The file is locked while this value
 /// lives, so no daemon can use it. Imports are not held to the limit on queued bytes. A queue beyond the limit takes no more
-/// writes in an outage until replay has shortened it.
+/// writes in an outage until replay has shortened it. Each call fails with [`ErrorKind::LocalStorage`] if a file cannot be read
+/// or written.
 ///
 /// ```
 /// use threadkeep::tools::{ImportItem, QueueAdmin};
@@ -60,8 +61,8 @@ impl QueueAdmin {
     }
 
     /// Opens the file of a project, and creates it if it does not exist. `project` is the host of the Supabase project, with
-    /// the
-    /// port if the URL has one.
+    /// the port
+    /// if the URL has one.
     ///
     /// # Errors
     /// As for [`open`](Self::open). [`ErrorKind::LocalStorage`] also if the file holds the writes of another project. See
@@ -86,48 +87,32 @@ impl QueueAdmin {
         self.project.as_deref()
     }
 
-    /// Returns the contents of the file in figures.
-    ///
-    /// # Errors
-    /// [`ErrorKind::LocalStorage`] if the file cannot be read. See [`QueueAdmin`] for an example.
+    /// Returns the contents of the file in figures. See [`QueueAdmin`] for an example.
     pub async fn status(&self) -> Result<FileSummary> {
         self.file.database.read(summarize).await
     }
 
     /// Returns a page of queued writes in their order, after `after`, the last write of the previous page. An empty page is the
-    /// end.
-    ///
-    /// # Errors
-    /// As for [`status`](Self::status). See [`QueueAdmin`] for an example.
+    /// end. See [`QueueAdmin`] for an example.
     pub async fn queued(&self, after: Option<&QueuedWrite>) -> Result<Vec<QueuedWrite>> {
         self.file.page(after.map_or(0, |write| write.seq), MAX_RECORDS, MAX_BYTES).await
     }
 
     /// Returns a page of dead letters, oldest first, after `after`, the last letter of the previous page. An empty page is the
-    /// end.
-    ///
-    /// # Errors
-    /// As for [`status`](Self::status). See [`QueueAdmin`] for an example.
+    /// end. See [`QueueAdmin`] for an example.
     pub async fn dead_letters(&self, after: Option<&DeadLetter>) -> Result<Vec<DeadLetter>> {
         self.file.dead_letters(after.map_or(0, |letter| letter.id), MAX_RECORDS).await
     }
 
     /// Deletes the dead letters up to and including `last`, and returns their number.
-    ///
-    /// # Errors
-    /// As for [`status`](Self::status). See [`QueueAdmin`] for an example.
+    /// See [`QueueAdmin`] for an example.
     pub async fn delete_dead_letters(&self, last: &DeadLetter) -> Result<usize> {
         self.file.delete_dead_letters(last.id).await
     }
 
-    /// Queues a dead letter again, as a put or a remove of this moment. It wins over whatever the store holds, and lives as
-    /// long
-    /// as it was meant to live. Returns false, and changes nothing, if a newer write of the conversation is queued or the
-    /// letter
-    /// is gone.
-    ///
-    /// # Errors
-    /// As for [`status`](Self::status). See [`QueueAdmin`] for an example.
+    /// Queues a dead letter again, as a write of this moment. It lives as long as it was meant to live. A put or remove wins
+    /// over whatever the store holds. An append adds its items once more. Returns false, and changes nothing, if the letter
+    /// is gone, or if a newer write of the conversation is queued that a put would replace. See [`QueueAdmin`] for an example.
     pub async fn requeue(&self, letter: &DeadLetter) -> Result<bool> {
         self.file.requeue(letter).await
     }
@@ -135,9 +120,7 @@ impl QueueAdmin {
     /// Imports writes of another file; they are synced to disk when this returns. Versions are kept, and newer writes in this
     /// file stay, so the same items can be imported again. Invalid items come back with their index and the error; the others
     /// are imported.
-    ///
-    /// # Errors
-    /// [`ErrorKind::LocalStorage`] if the file cannot be written. Nothing was imported then. See [`QueueAdmin`] for an example.
+    /// After an error nothing is imported. See [`QueueAdmin`] for an example.
     pub async fn import(&self, items: Vec<ImportItem>) -> Result<(ImportReport, Vec<(usize, Error)>)> {
         let (valid, invalid) = import::validate(items);
         // One transaction, so that an error imports nothing.
@@ -149,14 +132,12 @@ impl QueueAdmin {
     /// # Errors
     /// [`ErrorKind::Invalid`] if `project` is known and is not the project of this file. See [`QueueAdmin`] for an example.
     pub fn check_project(&self, project: Option<&str>) -> Result<()> {
-        match (project, self.project()) {
-            (Some(other), Some(own)) if other != own => {
-                let error =
-                    Error::new(ErrorKind::Invalid, format!("it was queued for {other}, not for {own}"));
-                Err(error.with_remedy("allow writes of other projects if they belong here"))
-            }
-            _ => Ok(()),
+        let (Some(other), Some(own)) = (project, self.project()) else { return Ok(()) };
+        if other == own {
+            return Ok(());
         }
+        let error = Error::new(ErrorKind::Invalid, format!("it was queued for {other}, not for {own}"));
+        Err(error.with_remedy("allow writes of other projects if they belong here"))
     }
 
     /// Imports queued writes and dead letters of another outage file, such as one that `sqlite3 FILE .recover` has rebuilt. The
@@ -164,8 +145,7 @@ impl QueueAdmin {
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] if a process has the other file open. [`ErrorKind::Invalid`] if it belongs to another project,
-    /// unless `allow_other_project`, or is this file. [`ErrorKind::LocalStorage`] if a file cannot be read or written. See
-    /// [`QueueAdmin`] for an example.
+    /// unless `allow_other_project`, or is this file. See [`QueueAdmin`] for an example.
     pub async fn import_file(
         &self,
         path: impl AsRef<Path>,
@@ -178,8 +158,8 @@ impl QueueAdmin {
         }
         let (valid, invalid) = import::validate(contents.items);
         let unreadable = contents.unreadable + invalid.len();
-        let (mut valid, mut sum) =
-            (valid.into_iter().peekable(), ImportReport { unreadable, ..Default::default() });
+        let mut sum = ImportReport { unreadable, ..ImportReport::default() };
+        let mut valid = valid.into_iter().peekable();
         while valid.peek().is_some() {
             // Each page is one transaction. After an error a repeat finds the earlier pages as duplicates.
             sum += self.file.import(valid.by_ref().take(MAX_RECORDS).collect()).await?;
@@ -207,9 +187,8 @@ impl QueueAdmin {
     /// The other file stays as it is; see [`retire`](Self::retire).
     ///
     /// # Errors
-    /// [`ErrorKind::Locked`] if a process has the other file open. [`ErrorKind::Invalid`] if it is this file.
-    /// [`ErrorKind::LocalStorage`] if a file cannot be read or written. Earlier imports stay, and can be repeated without
-    /// harm. See [`QueueAdmin`] for an example.
+    /// [`ErrorKind::Locked`] if a process has the other file open. [`ErrorKind::Invalid`] if it is this file. Earlier imports
+    /// stay, and can be repeated without harm. See [`QueueAdmin`] for an example.
     pub async fn migrate_from(
         &self,
         path: impl AsRef<Path>,
@@ -217,17 +196,30 @@ impl QueueAdmin {
     ) -> Result<ImportReport> {
         let path = path.as_ref();
         self.check_is_other(path)?;
-        let mut source = Source::open(path).await?;
         let (mut sum, mut records) = (ImportReport::default(), 0);
-        loop {
-            let page = source.next_page().await?;
-            if page.is_empty() {
-                return Ok(sum);
-            }
+        let mut add = async |page: Vec<ImportItem>| {
             records += page.len();
             sum += self.file.import(page).await?;
             on_progress(records);
+            Result::Ok(())
+        };
+        if offline::is_local_store(path).await? {
+            read_local(path, add).await?;
+            return Ok(sum);
         }
+        let from = Self::open(path).await?;
+        let mut page = from.queued(None).await?;
+        while let Some(last) = page.last().cloned() {
+            add(page.into_iter().map(ImportItem::Queued).collect()).await?;
+            page = from.queued(Some(&last)).await?;
+        }
+        let mut page = from.dead_letters(None).await?;
+        while let Some(last) = page.last().cloned() {
+            add(page.into_iter().map(ImportItem::DeadLetter).collect()).await?;
+            page = from.dead_letters(Some(&last)).await?;
+        }
+        from.close().await?;
+        Ok(sum)
     }
 
     /// Renames a migrated file to `FILE.moved`, so that nobody continues with it by mistake, and returns the new name.
@@ -240,56 +232,21 @@ impl QueueAdmin {
     }
 
     /// Completes the submitted writes, and lets others open the file. Dropping the value does the same.
-    ///
-    /// # Errors
-    /// [`ErrorKind::LocalStorage`] if a write failed. See [`QueueAdmin`] for an example.
+    /// See [`QueueAdmin`] for an example.
     pub async fn close(&self) -> Result<()> {
         self.file.close().await
     }
 }
 
-/// The file that a migration reads.
-enum Source {
-    /// A file of the backend `local`, and the position in it. No request is left at its end.
-    Local(Local, Option<ListRequest>),
-    /// An outage file, with the numbers of the last write and the last dead letter that were read.
-    Queue { from: Box<QueueAdmin>, seq: i64, id: i64 },
-}
-
-impl Source {
-    async fn open(path: &Path) -> Result<Self> {
-        Ok(match offline::is_local_store(path).await? {
-            true => Self::Local(Local::open(path).await?, Some(ListRequest::new(MAX_RECORDS))),
-            false => Self::Queue { from: QueueAdmin::open(path).await?.into(), seq: 0, id: 0 },
-        })
-    }
-
-    /// Reads the next page. An empty page is the end.
-    async fn next_page(&mut self) -> Result<Vec<ImportItem>> {
-        match self {
-            Self::Local(from, position) => {
-                let Some(request) = position.as_mut() else { return Ok(Vec::new()) };
-                let page = from.list(request).await?;
-                request.after = page.records.last().map(|record| (record.version, record.key.clone()));
-                if page.is_last {
-                    *position = None;
-                }
-                Ok(page.records.into_iter().map(ImportItem::LocalRecord).collect())
-            }
-            Self::Queue { from, seq, id } => {
-                let writes = from.file.page(*seq, MAX_RECORDS, MAX_BYTES).await?;
-                if let Some(last) = writes.last() {
-                    *seq = last.seq;
-                    return Ok(writes.into_iter().map(ImportItem::Queued).collect());
-                }
-                let letters = from.file.dead_letters(*id, MAX_RECORDS).await?;
-                match letters.last() {
-                    Some(last) => *id = last.id,
-                    // A drop of the file would block this thread until its writer has ended.
-                    None => from.close().await?,
-                }
-                Ok(letters.into_iter().map(ImportItem::DeadLetter).collect())
-            }
+/// Hands the conversations of a file of the backend `local` to `add`, page by page.
+async fn read_local(path: &Path, mut add: impl AsyncFnMut(Vec<ImportItem>) -> Result<()>) -> Result<()> {
+    let (from, mut request) = (Local::open(path).await?, ListRequest::new(MAX_RECORDS));
+    loop {
+        let page = from.list(&request).await?;
+        request.after = page.records.last().map(|record| (record.version, record.key.clone()));
+        add(page.records.into_iter().map(ImportItem::LocalRecord).collect()).await?;
+        if page.is_last {
+            return Ok(());
         }
     }
 }

@@ -6,37 +6,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
-use std::time::Duration;
 
 use rusqlite::{Connection, Row, params};
 
 use super::Corrected;
 use super::clock_checkpoint::{lead_over_provisional, save_provisional};
-use super::file::{OutageFile, lock};
+use super::file::OutageFile;
 use super::rows::{copy_version, heads};
 use super::rules::{self, QueuedHead};
 use super::state::WriterState;
 use crate::error::Result;
 use crate::model::clock::{Clock, Correction};
 use crate::model::key::Key;
-use crate::model::version::{Timestamp, Version};
+use crate::model::version::{MAX_CLOCK_SKEW, Timestamp, Version};
 use crate::sqlite;
 use crate::sqlite::writer::CommitLevel;
 use crate::store::Condition;
-
-/// The pause before the next try, if the outage file cannot be written.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// The milliseconds above the mark that late rows may get. The clock goes on above them.
-const LATE_SPAN_MS: i64 = 100;
-
-/// A sync whose rows wait for a working disk.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct LateSync {
-    pub(super) correction: Correction,
-    /// The mark at the sync. Later writes of this process have higher versions, and must not fall below the late rows.
-    pub(super) floor: Version,
-}
 
 impl OutageFile {
     /// Returns the number of clock syncs that changed queued writes. A version that was read before the next one may be outdated.
@@ -45,57 +30,66 @@ impl OutageFile {
     }
 
     /// Ends each unsynced period of the clock, until the task is aborted.
+    ///
+    /// The period goes on while the file cannot take the correction. So the rows of a file have the time of one clock at most.
     pub(crate) async fn run_clock_sync(self: Arc<Self>) {
+        let mut has_failed = false;
         loop {
-            let late = *lock(&self.late);
-            tokio::select! {
-                _ = self.clock.answered() => {}
-                () = tokio::time::sleep(RETRY_AFTER), if late.is_some() => {}
-            }
+            self.clock.answered().await;
             let _gate = self.sync_gate.write().await;
-            let pending = self.clock.pending();
-            let sync = match (pending, late) {
-                (Some(Correction(millis)), late) => {
-                    let before = late.map_or(0, |late| late.correction.0);
-                    LateSync { correction: Correction(before.saturating_add(millis)), floor: self.mark() }
+            // A jump during the wait makes the answer worthless, and the clock ignores it.
+            let Some(correction) = self.clock.pending() else { continue };
+            let corrected = self.correct_provisional(correction).await;
+            let had_failed = std::mem::replace(&mut has_failed, corrected.is_err());
+            match corrected {
+                Ok(newest) => {
+                    if newest > Version::NONE {
+                        // After memory has the new versions, so a read from now on finds them. Before the end of the sync, so
+                        // no write goes to the store with an older base.
+                        self.syncs.fetch_add(1, Release);
+                    }
+                    // Versions of this process must be above the queued ones and above the floor.
+                    self.clock.finish_sync(
+                        correction,
+                        newest.max(self.final_floor(self.corrected_now(correction))),
+                    );
                 }
-                (None, Some(late)) if self.clock.is_synced() => late,
-                // A jump during the wait makes the answer worthless, and the clock ignores it.
-                (None, _) => continue,
-            };
-            let corrected = self.correct_provisional(sync).await;
-            // Versions of this process must be above the queued ones and above the mark.
-            let above_late = sync.floor.shifted(LATE_SPAN_MS);
-            let newest = corrected.as_ref().map_or(above_late, |newest| sync.floor.max(*newest));
-            *lock(&self.late) = corrected.as_ref().err().map(|_| sync);
-            if corrected.as_ref().is_ok_and(|newest| *newest > Version::NONE) {
-                // After memory has the new versions, so a read from now on finds them. Before the end of the sync, so no write goes
-                // to the store with an older base.
-                self.syncs.fetch_add(1, Release);
-            }
-            // Also after a failure: a full disk must not keep writes from a store that works.
-            if let Some(pending) = pending {
-                self.clock.finish_sync(pending, newest);
-            }
-            if let (Err(error), None) = (&corrected, late) {
-                tracing::warn!(%error, "the outage file cannot correct its provisional writes; they wait for a working disk");
+                Err(error) => {
+                    self.clock.discard_answer();
+                    if !had_failed {
+                        tracing::warn!(%error, "the outage file cannot correct its provisional writes; writes wait for a working disk");
+                    }
+                }
             }
         }
     }
 
     /// Corrects all provisional rows, and returns the newest of the final versions.
-    async fn correct_provisional(&self, LateSync { correction, floor }: LateSync) -> Result<Version> {
+    async fn correct_provisional(&self, correction: Correction) -> Result<Version> {
+        let sql = "select exists (select 1 from records where is_provisional = 1)";
+        let has_rows = self.database.read(move |connection| connection.query_row(sql, [], |row| row.get(0)));
+        // Without such rows, a failing disk does not hold up the writes to a store that works.
+        if !has_rows.await? {
+            return Ok(Version::NONE);
+        }
         let now = self.corrected_now(correction);
+        let floor = self.final_floor(now);
         let work = move |connection: &Connection, state: &mut WriterState| {
             correct_all(connection, state, correction, floor, now)
         };
         self.write(CommitLevel::PowerCut, work).await
     }
 
-    /// Returns the present time by the corrected clock.
-    pub(super) fn corrected_now(&self, Correction(millis): Correction) -> Timestamp {
-        let now = self.clock.now();
-        if self.clock.is_synced() { now } else { Timestamp(now.0.saturating_add(millis)) }
+    /// Returns the version above which corrected rows get theirs. Neither the mark nor a final version of this clock is above it.
+    pub(super) fn final_floor(&self, now: Timestamp) -> Version {
+        // As for an issue: a version beyond the horizon came from a wrong clock.
+        let horizon = Version::min_at(now.plus(2 * MAX_CLOCK_SKEW));
+        let last = Some(self.clock.last_final()).filter(|last| *last < horizon);
+        self.mark().max(last.unwrap_or_default())
+    }
+
+    fn corrected_now(&self, Correction(millis): Correction) -> Timestamp {
+        Timestamp(self.clock.now().0.saturating_add(millis))
     }
 }
 
@@ -113,22 +107,7 @@ pub(super) fn correct_all(
     for key in keys {
         correct_key(connection, state, &key?, correction, floor, now)?;
     }
-    Ok(state.change.corrected.iter().map(|corrected| corrected.version).max().unwrap_or(Version::NONE))
-}
-
-/// Corrects the provisional writes of a conversation that a clock sync could not correct. Returns whether there were any.
-pub(super) fn correct_late(
-    connection: &Connection,
-    state: &mut WriterState,
-    key: &Key,
-    LateSync { correction, floor }: LateSync,
-    now: Timestamp,
-) -> rusqlite::Result<bool> {
-    let is_late = heads(connection, key)?.iter().any(|row| row.is_provisional);
-    if is_late {
-        correct_key(connection, state, key, correction, floor, now)?;
-    }
-    Ok(is_late)
+    Ok(state.newest_corrected())
 }
 
 /// Gives the provisional writes of a conversation their final versions and times.
@@ -205,8 +184,12 @@ pub(super) fn shift_provisional(connection: &Connection, clock: &Clock) -> rusql
     if connection.execute(sql, [lead])? > 0 {
         save_provisional(connection, clock)?;
     }
-    let newest = "select max(version) from records where is_queued = 1";
-    let newest: Option<i64> = connection.query_row(newest, [], |row| row.get(0))?;
-    clock.observe(Version::from_raw(newest.unwrap_or(0)));
+    let newest = |is_provisional: bool| {
+        let sql = "select max(version) from records where is_queued = 1 and is_provisional = ?1";
+        let newest = connection.query_row(sql, [is_provisional], |row| row.get::<_, Option<i64>>(0))?;
+        Ok::<_, rusqlite::Error>(Version::from_raw(newest.unwrap_or(0)))
+    };
+    clock.continue_above(newest(false)?);
+    clock.observe(newest(true)?);
     Ok(())
 }

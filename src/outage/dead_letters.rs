@@ -9,7 +9,7 @@ use super::state::WriterState;
 use crate::error::Result;
 use crate::model::key::Key;
 use crate::model::version::{Timestamp, Version};
-use crate::sqlite::rows::{COLUMNS, record};
+use crate::sqlite::rows::{COLUMNS, append, record};
 use crate::sqlite::writer::CommitLevel;
 
 impl OutageFile {
@@ -35,17 +35,18 @@ impl OutageFile {
     }
 }
 
-/// Selects the columns of [`read_dead_letter`].
 pub(super) fn select() -> String {
-    format!("select {COLUMNS}, id, queued_at, died_at, reason, newer, if_version from dead_letters")
+    format!("select {COLUMNS}, id, queued_at, died_at, reason, newer, if_version, append from dead_letters")
 }
 
 /// Reads a row of [`select`].
 pub(super) fn read_dead_letter(row: &Row<'_>) -> rusqlite::Result<DeadLetter> {
+    let append = append(row, 12)?;
     Ok(DeadLetter {
         id: row.get(6)?,
         record: record(row)?,
-        condition: condition(row.get(11)?),
+        condition: condition(row.get(11)?, append.as_ref()),
+        append,
         queued_at: Timestamp(row.get(7)?),
         died_at: Timestamp(row.get(8)?),
         reason: row.get(9)?,
@@ -64,8 +65,8 @@ pub(super) fn add_dead_letter(
 ) -> rusqlite::Result<u64> {
     // SQLite copies the row, so the value is neither read nor bound again.
     let sql = "insert into dead_letters
-                   (key, version, value, expires_at, user, metadata, bytes, if_version, queued_at, died_at, reason, newer)
-               select key, version, value, expires_at, user, metadata, bytes, if_version, at, ?3, ?4, ?5
+                   (key, version, value, expires_at, user, metadata, bytes, if_version, queued_at, died_at, reason, newer, append)
+               select key, version, value, expires_at, user, metadata, bytes, if_version, at, ?3, ?4, ?5, append
                from records where key = ?1 and is_queued = 1 and version = ?2 returning bytes";
     let values = params![key.as_str(), version.raw(), now.0, reason, newer.map(Version::raw)];
     connection.prepare_cached(sql)?.query_row(values, |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)

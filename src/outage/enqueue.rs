@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
-use super::clock_sync::{correct_key, correct_late};
-use super::file::{OutageFile, lock, queue_full};
+use super::clock_sync::correct_key;
+use super::file::{OutageFile, queue_full};
 use super::rows::{copy_version, heads, replace_queued, row_bytes};
-use super::rules::{self, Placement};
+use super::rules::{self, Placement, QueuedHead};
 use super::state::WriterState;
 use super::{Enqueued, QueuedWrite};
 use crate::error::Result;
@@ -46,20 +46,14 @@ impl OutageFile {
         }
         let is_stray = is_provisional && self.clock.is_synced();
         let (limit, correction) = (self.limits.queue, self.clock.last_correction());
-        let (floor, now, clock) = (self.mark(), self.corrected_now(correction), Arc::clone(&self.clock));
+        let (floor, clock) = (self.final_floor(self.clock.now()), Arc::clone(&self.clock));
         let queued = QueuedWrite { seq: 0, write, queued_at, is_provisional };
-        let (late, is_unsent_update) = (*lock(&self.late), read_after.is_some());
         let work = move |connection: &Connection, state: &mut WriterState| {
-            // A provisional row passes for newer than any final one, so a late one must not meet a final write.
-            if let Some(late) = late.filter(|_| !is_provisional)
-                && correct_late(connection, state, queued.key(), late, now)?
-                && is_unsent_update
-            {
-                return Ok(Some(Enqueued::Conflict { newer: None }));
-            }
-            let enqueued = enqueue(connection, state, queued.clone(), limit, is_unsent_update)?;
+            let enqueued = enqueue(connection, state, queued.clone(), limit, read_after.is_some())?;
             if is_stray {
-                correct_key(connection, state, queued.key(), correction, floor, now)?;
+                correct_key(connection, state, queued.key(), correction, floor, clock.now())?;
+                // As after a clock sync: the next write of this process must be above.
+                clock.observe(state.newest_corrected());
             } else if is_provisional {
                 state.checkpoint.save_provisional(connection, &clock)?;
             }
@@ -93,7 +87,20 @@ fn enqueue(
     let (key, version) = (&queued.write.record.key, queued.version());
     let stored = copy_version(connection, key)?;
     let rows = heads(connection, key)?;
-    // An update of a queued write gets that write as its base, or the base of that write (C3).
+    // An update must not go on from a value without the queued appends.
+    let is_incomplete = || {
+        rows.iter().any(|row| row.is_append())
+            && (rules::must_update_wait(&rows, queued.write.writer)
+                || rules::fold_start(&rows, stored, true).is_none())
+    };
+    if is_unsent_update && is_incomplete() {
+        return Ok(Some(Enqueued::Conflict { newer: None }));
+    }
+    // The value is that of a queued update, with the base of that one (C3).
+    let is_behind_update = |row: &QueuedHead| {
+        row.write.condition == queued.write.condition && (row.is_provisional || row.write.version > stored)
+    };
+    let is_inherited = rows.iter().any(is_behind_update);
     if let Condition::IfVersion(base) = queued.write.condition {
         if let Some(at) = rows.iter().position(|row| row.write.version == base) {
             // The value is that row's, and not the newer one of the store.
@@ -102,7 +109,7 @@ fn enqueue(
             }
             let base = rules::base_for_update(&rows[..=at], stored, queued.write.writer);
             queued.write.condition = Condition::IfVersion(base);
-        } else if is_unsent_update && stored > base {
+        } else if is_unsent_update && stored > base && !is_inherited {
             return Ok(Some(Enqueued::Conflict { newer: Some(stored) }));
         }
     }
@@ -122,7 +129,9 @@ fn enqueue(
         return Ok(None);
     }
     replace_queued(connection, state, &replaced, &queued)?;
-    Ok(Some(Enqueued::Queued { version }))
+    let stays = |row: &&QueuedHead| !replaced.contains(&row.write.version);
+    let has_appends = queued.write.append.is_some() || rows.iter().filter(stays).any(QueuedHead::is_append);
+    Ok(Some(Enqueued::Queued { version, has_appends }))
 }
 
 /// Returns the bytes of the rows that a write replaces.

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use rusqlite::Connection;
 use tokio::sync::{RwLock, oneshot, watch};
 
-use super::clock_sync::LateSync;
 use super::replica::{InFlightBytes, ReplicaValidity};
 use super::state::{QueueChange, WriterState};
 use super::{
@@ -19,7 +18,7 @@ use crate::model::clock::{Clock, Correction};
 use crate::model::key::Key;
 use crate::model::version::Version;
 use crate::model::writer::WriterId;
-use crate::resilience::blocking::unblock;
+use crate::resilience::tasks::unblock;
 use crate::sqlite::database::{Database, LockedDatabase};
 use crate::sqlite::error;
 use crate::sqlite::file::{self, FileKind};
@@ -38,6 +37,7 @@ pub(crate) const KIND: FileKind = FileKind {
         include_str!("schema.sql"),
         include_str!("conversion.sql"),
     ),
+    addition: "alter table records add column append text; alter table dead_letters add column append text;",
     // Its binary can export the queue, and this one imports the lines.
     first_building: None,
 };
@@ -64,8 +64,6 @@ pub(crate) struct OutageFile {
     pub(super) sync_gate: RwLock<()>,
     /// The number of clock syncs that gave queued writes other versions.
     pub(super) syncs: AtomicU64,
-    /// What the provisional rows still need that the last clock sync could not correct.
-    pub(super) late: Arc<Mutex<Option<LateSync>>>,
     pub(super) hooks: Arc<Hooks>,
 }
 
@@ -84,7 +82,7 @@ impl Hooks {
         let QueueChange { settled, corrected, moved, figures } = change;
         for settled in &settled {
             if let Some(observer) = self.observer.get() {
-                observer.settled(&settled.key, settled.version, &settled.verdict, settled.newest_left);
+                observer.settled(&settled.key, settled.version, &settled.verdict, settled.left);
             }
         }
         // A write that came to the queue must be known before its correction.
@@ -92,7 +90,7 @@ impl Hooks {
         if let Some(observer) = self.observer.get().filter(|_| !corrected.is_empty()) {
             observer.corrected(&corrected);
         }
-        let left = settled.into_iter().filter(|settled| settled.newest_left.is_some());
+        let left = settled.into_iter().filter(|settled| settled.left.is_some());
         let left = left.map(|settled| settled.key);
         let unblocked: Vec<Key> = left.chain(corrected.into_iter().map(|corrected| corrected.key)).collect();
         // A row of the same size may have replaced another one. A reader waits for that, although the figures are the same.
@@ -156,7 +154,6 @@ impl OutageFile {
         Self::start(opened, limits, clock)
     }
 
-    /// Starts the writer of a file that was opened and checked.
     pub(super) fn start(mut opened: LockedDatabase, limits: FileLimits, clock: Arc<Clock>) -> Result<Self> {
         clock.sync_by_file();
         let prepared = prepare(&mut opened, &clock);
@@ -173,7 +170,7 @@ impl OutageFile {
             move || lock(&state).is_known = false
         };
         let database = Arc::new(Database::start(opened, on_rollback)?);
-        let validity = Arc::new(ReplicaValidity::new(database.shared_lock()));
+        let validity = Arc::new(ReplicaValidity::new(database.lock.clone()));
         Ok(Self {
             database,
             state,
@@ -187,7 +184,6 @@ impl OutageFile {
             mark: AtomicI64::new(mark.raw()),
             sync_gate: RwLock::new(()),
             syncs: AtomicU64::new(0),
-            late: Arc::default(),
             hooks,
         })
     }
@@ -210,11 +206,6 @@ impl OutageFile {
 
     pub(crate) fn usage(&self) -> FileUsage {
         lock(&self.state).usage
-    }
-
-    /// Whether the queue began with rows of an earlier daemon part. No own run of this part covers those.
-    pub(crate) fn has_rows_of_an_earlier_part(&self) -> bool {
-        self.settle_level != CommitLevel::ProcessCrash
     }
 
     pub(crate) fn limits(&self) -> FileLimits {
@@ -271,7 +262,7 @@ impl OutageFile {
             Ok(_) => hooks.publish(std::mem::take(&mut lock(&changed)), || on_commit(result)),
             Err(_) => on_commit(result),
         };
-        self.database.submit(level, work, on_commit).await
+        self.database.writer.submit(level, work, on_commit).await
     }
 
     /// Returns free pages to the file system, and empties the log, which may still have deleted text.
@@ -279,7 +270,6 @@ impl OutageFile {
         self.database.vacuum().await
     }
 
-    /// Returns the known fault of the file, without I/O.
     pub(crate) fn fault(&self) -> Option<Error> {
         self.database.fault()
     }
@@ -301,7 +291,6 @@ pub(super) fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Prepares the contents of the file for this process.
 fn prepare(
     opened: &mut LockedDatabase,
     clock: &Arc<Clock>,
@@ -340,7 +329,6 @@ pub(super) fn check_project(opened: &LockedDatabase, project: &str) -> Result<()
     Err(error.with_remedy(remedy))
 }
 
-/// Returns the error of a write that does not fit into the queue.
 pub(super) fn queue_full(path: &Path, limits: FileLimits, usage: FileUsage) -> Error {
     let FileUsage { queue, dead_letters, .. } = usage;
     let message = format!(

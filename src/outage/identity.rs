@@ -12,7 +12,7 @@ use super::clock_checkpoint::MachineTime;
 use super::file::OutageFile;
 use super::state::WriterState;
 use crate::model::clock::Clock;
-use crate::model::version::Version;
+use crate::model::version::{Timestamp, Version};
 use crate::model::writer::WriterId;
 use crate::sqlite::database::LockedDatabase;
 use crate::sqlite::file;
@@ -29,21 +29,23 @@ const MARK: &str = "mark";
 /// Returns the writer of a new opening of the file, and the mark. The clock issues versions above the mark.
 pub(super) fn open(opened: &mut LockedDatabase, clock: &Clock) -> rusqlite::Result<(WriterId, Version)> {
     let mark = read_mark(&opened.connection)?;
-    clock.observe(mark);
+    clock.continue_above(mark);
     let boot = MachineTime::now().map(|machine| machine.boot);
     let identity = identity(&opened.path);
     // Both the file and its lock file know the session. A restored copy of the file knows another one.
     let origin = |session: &str| format!("{boot:?} {identity:?} {session:?}");
     let saved = file::meta(&opened.connection, WRITER)?;
     let saved = saved.as_deref().and_then(|saved| saved.rsplit_once(' '));
+    let last = saved.and_then(|(last, _)| opened.sessions().find(|session| last == origin(session)));
     // Without a boot id nothing tells a power cut from another end.
-    let is_same = boot.is_some() && saved.is_some_and(|(last, _)| last == origin(opened.session()));
-    let daemon = saved.filter(|_| is_same).and_then(|(_, raw)| raw.parse().ok()).map(WriterId::from_raw);
-    let writer = daemon.map_or_else(WriterId::random, WriterId::next_opening);
-    let session = fastrand::u64(..).to_string();
+    let last = last.filter(|_| boot.is_some()).unwrap_or_default().to_owned();
+    let daemon = saved.filter(|_| !last.is_empty()).and_then(|(_, raw)| raw.parse().ok());
+    let writer = daemon.map(WriterId::from_raw).map_or_else(WriterId::random, WriterId::next_opening);
+    let session = fastrand::u32(..).to_string();
+    // Both, until the commit has ended: a kill leaves the file with either of them.
+    opened.set_sessions(format!("{last} {session}"));
     match file::set_meta(&opened.connection, WRITER, &format!("{} {writer}", origin(&session))) {
-        Ok(()) => opened.set_session(session),
-        // On a full disk, both keep the last session.
+        Ok(()) => opened.set_sessions(session),
         Err(error) => tracing::debug!(%error, "the outage file cannot keep the writer id of this start"),
     }
     Ok((writer, mark))
@@ -71,8 +73,9 @@ impl OutageFile {
         if version <= self.mark() {
             return;
         }
-        let at = self.clock.now().plus(MARK_LEAD).max(version.at().plus(MARK_STEP));
-        let mark = Version::min_at(at);
+        // The clock may have jumped since the issue. A mark by a wrong clock would hold up later versions.
+        let ahead = self.clock.known_now().map_or(Timestamp(0), |now| now.plus(MARK_LEAD));
+        let mark = Version::min_at(ahead.max(version.at().plus(MARK_STEP)));
         let work = move |connection: &Connection, _: &mut WriterState| {
             // Two writes may come in the other order.
             if read_mark(connection)? < mark {
@@ -97,6 +100,48 @@ impl OutageFile {
                 file::set_meta(connection, MARK, &last.to_string())
             };
             self.write(CommitLevel::ProcessCrash, work).await.ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::outage::file::KIND;
+
+    fn daemon_of_an_opening(path: &Path, before: impl Fn(&mut Connection)) -> i64 {
+        let mut opened = LockedDatabase::new(path, KIND).unwrap();
+        before(&mut opened.connection);
+        open(&mut opened, &Clock::new()).unwrap().0.daemon()
+    }
+
+    #[test]
+    fn opening_killed_around_its_commit_keeps_the_daemon_part() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, lock) = (dir.path().join("q.db"), dir.path().join("q.db.lock"));
+        let daemon = daemon_of_an_opening(&path, |_| {});
+        let older = fs::read(&path).unwrap();
+        assert_eq!(daemon_of_an_opening(&path, |_| {}), daemon);
+        let uncommitted = fs::read(&path).unwrap();
+        let at_commit = Arc::new(Mutex::new(Vec::new()));
+        let read_lock = |connection: &mut Connection| {
+            let (at_commit, lock) = (Arc::clone(&at_commit), lock.clone());
+            let read = move || {
+                *at_commit.lock().unwrap() = fs::read(&lock).unwrap();
+                false
+            };
+            connection.commit_hook(Some(read)).unwrap();
+        };
+        assert_eq!(daemon_of_an_opening(&path, read_lock), daemon);
+        let committed = fs::read(&path).unwrap();
+        for (contents, is_same) in [(&uncommitted, true), (&committed, true), (&older, false)] {
+            fs::write(&path, contents).unwrap();
+            fs::write(&lock, &*at_commit.lock().unwrap()).unwrap();
+            assert_eq!(daemon_of_an_opening(&path, |_| {}) == daemon, is_same);
         }
     }
 }

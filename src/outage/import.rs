@@ -13,19 +13,18 @@ use super::offline::read_kind;
 use super::rows::{
     self, copy_version, heads, insert_queued, queued_write, replace_queued, row_bytes, to_i64, value_text,
 };
-use super::rules::{self, Placement, QueuedHead};
-use super::settle::is_too_old;
+use super::rules::{self, Placement, QueuedHead, is_too_old};
 use super::state::WriterState;
 use super::{DeadLetter, ImportItem, ImportReport, QueuedWrite};
 use crate::error::Result;
 use crate::model::clock::Clock;
 use crate::model::record::Record;
 use crate::model::version::Version;
-use crate::resilience::blocking::unblock;
+use crate::resilience::tasks::unblock;
 use crate::sqlite::error::{file_error, unusable};
 use crate::sqlite::file;
 use crate::sqlite::lock::Lock;
-use crate::sqlite::rows::COLUMNS;
+use crate::sqlite::rows::{COLUMNS, append_text};
 use crate::sqlite::writer::CommitLevel;
 use crate::store::Condition;
 use crate::store::local::KIND as LOCAL;
@@ -47,8 +46,8 @@ impl OutageFile {
         self.write(CommitLevel::Acknowledged, work).await
     }
 
-    /// Queues a dead letter again, as a put of this moment with the same time to live. Returns false if a newer write of the
-    /// conversation is queued, or if the dead letter is gone.
+    /// Queues a dead letter again, as a write of this moment with the same time to live. Returns false if the dead letter is gone,
+    /// or if a newer write of the conversation is queued, which a put would replace.
     pub(super) async fn requeue(&self, letter: &DeadLetter) -> Result<bool> {
         let (letter, clock) = (letter.clone(), Arc::clone(&self.clock));
         let work = move |connection: &Connection, state: &mut WriterState| {
@@ -56,8 +55,9 @@ impl OutageFile {
             // SQLite may have given the number of a deleted letter to a later one, so key and version are compared.
             let delete = "delete from dead_letters where id = ?1 and key = ?2 and version = ?3";
             let values = params![letter.id, key.as_str(), letter.record.version.raw()];
-            // The requeued write would get the newest version, and so replace the later write.
-            if !heads(connection, key)?.is_empty() || connection.execute(delete, values)? == 0 {
+            // The requeued write would get the newest version, and so replace the later write. An append replaces nothing.
+            let may_follow = letter.append.is_some() || heads(connection, key)?.is_empty();
+            if !may_follow || connection.execute(delete, values)? == 0 {
                 return Ok(false);
             }
             state.usage.dead_letters.sub(row_bytes(&letter.record));
@@ -65,7 +65,11 @@ impl OutageFile {
             let (version, now) = (issued.version, issued.shown);
             let ttl = letter.record.expires_at.since(letter.record.version.at());
             let record = Record { version, expires_at: now.plus(ttl), ..letter.record.clone() };
-            let queued = QueuedWrite { is_provisional: true, ..QueuedWrite::new(record, now) };
+            // Its writer is new, too. So the store does not take it for the write that died.
+            let mut queued = QueuedWrite { is_provisional: true, ..QueuedWrite::new(record, now) };
+            if let Some(append) = letter.append.clone() {
+                queued.write = queued.write.with_append(append);
+            }
             insert_queued(connection, state, &queued)?;
             state.checkpoint.save_provisional(connection, &clock)?;
             Ok(true)
@@ -81,7 +85,11 @@ fn import_item(
     clock: &Clock,
 ) -> rusqlite::Result<ImportReport> {
     match item {
-        ImportItem::Queued(queued) => import_write(connection, state, queued, queued.version()),
+        // Clock sync lifts a provisional version above newer ones. Another file's versions are compared as they are.
+        ImportItem::Queued(queued) => {
+            let queued = QueuedWrite { is_provisional: false, ..queued.clone() };
+            import_write(connection, state, &queued, queued.version())
+        }
         ImportItem::LocalRecord(record) => {
             import_write(connection, state, &from_local_record(record, clock), record.version)
         }
@@ -145,8 +153,8 @@ fn insert_dead_letter(
 ) -> rusqlite::Result<bool> {
     let record = &letter.record;
     let sql = format!(
-        "insert into dead_letters ({COLUMNS}, bytes, queued_at, died_at, reason, newer, if_version)
-         select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12
+        "insert into dead_letters ({COLUMNS}, bytes, queued_at, died_at, reason, newer, if_version, append)
+         select ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13
          where not exists (select 1 from dead_letters where key = ?1 and version = ?2)"
     );
     let added = connection.prepare_cached(&sql)?.execute(params![
@@ -162,6 +170,7 @@ fn insert_dead_letter(
         letter.reason,
         letter.newer.map(Version::raw),
         rows::if_version(letter.condition),
+        append_text(letter.append.as_ref())?,
     ])?;
     if added == 1 {
         state.usage.dead_letters.add(row_bytes(record));
@@ -192,6 +201,7 @@ pub(super) async fn read_file(path: &Path) -> Result<FileContents> {
             let remedy = "copy it to the path of an outage file, open that with `threadkeep queue status`, which converts it, and import that";
             return Err(unusable(&path, "has the format of an earlier threadkeep").with_remedy(remedy));
         }
+        add_missing_columns(&connection).map_err(file_error(&path))?;
         read_rows(&connection).map_err(file_error(&path))
     })
     .await?
@@ -201,6 +211,18 @@ pub(super) async fn read_file(path: &Path) -> Result<FileContents> {
 fn is_former(connection: &Connection) -> rusqlite::Result<bool> {
     let sql = "select exists (select 1 from pragma_table_info('records') where name = 'sent_versions')";
     connection.query_row(sql, [], |row| row.get(0))
+}
+
+/// Lets a file of format 2, which has no appends, look like one of the present format. The file itself stays as it is.
+fn add_missing_columns(connection: &Connection) -> rusqlite::Result<()> {
+    let sql = "select exists (select 1 from pragma_table_info('records') where name = 'append')";
+    if connection.query_row(sql, [], |row| row.get(0))? {
+        return Ok(());
+    }
+    connection.execute_batch(
+        "create temp view records as select *, null as append from main.records;
+         create temp view dead_letters as select *, null as append from main.dead_letters;",
+    )
 }
 
 fn read_rows(connection: &Connection) -> rusqlite::Result<FileContents> {

@@ -55,15 +55,13 @@ pub struct FileSummary {
     pub unread_log: u64,
 }
 
-/// How SQLite opens the file so that it writes nothing.
-enum OpenMode {
-    /// There is no log.
-    Immutable,
-    /// A killed process left its log and an index of the log. SQLite rebuilds the index in memory.
-    StaleIndex,
-    /// A process has the file open and maintains the index.
-    Shared,
-}
+// How SQLite opens the file so that it writes nothing.
+/// There is no log.
+const IMMUTABLE: &str = "?immutable=1";
+/// A killed process left its log and an index of the log. SQLite rebuilds the index in memory.
+const STALE_INDEX: &str = "?readonly_shm=1";
+/// A process has the file open and maintains the index.
+const SHARED: &str = "";
 
 /// Inspects the file of the backend `local`.
 ///
@@ -97,7 +95,7 @@ fn inspect(path: &Path, kind: FileKind) -> Inspection {
         }
     };
     if let Some(holder) = Lock::holder(path) {
-        let summary = open(path, &OpenMode::Shared).and_then(|connection| read(&connection, kind));
+        let summary = open(path, SHARED).and_then(|connection| read(&connection, kind));
         return Inspection::Locked { holder, summary: summary.ok() };
     }
     let inspected = inspect_unlocked(path, kind);
@@ -128,12 +126,12 @@ fn inspect_unlocked(path: &Path, kind: FileKind) -> Result<FileSummary, Error> {
         return Ok(FileSummary::default()); // an empty file holds nothing
     }
     let mode = match (log, has_index) {
-        (0, _) => OpenMode::Immutable,
-        (_, true) => OpenMode::StaleIndex,
+        (0, _) => IMMUTABLE,
+        (_, true) => STALE_INDEX,
         // Without its log the file is incomplete, and reading both would create an index.
         (unread_log, false) => return Ok(FileSummary { unread_log, ..FileSummary::default() }),
     };
-    let connection = open(path, &mode).map_err(error::file_error(path))?;
+    let connection = open(path, mode).map_err(error::file_error(path))?;
     file::check_format(&connection, path)?;
     file::check_kind(&connection, path, kind)?;
     file::check_pages(&connection, path)?;
@@ -143,19 +141,13 @@ fn inspect_unlocked(path: &Path, kind: FileKind) -> Result<FileSummary, Error> {
     read(&connection, kind).map_err(error::file_error(path))
 }
 
-fn open(path: &Path, mode: &OpenMode) -> rusqlite::Result<Connection> {
-    let parameter = match mode {
-        OpenMode::Immutable => "?immutable=1",
-        OpenMode::StaleIndex => "?readonly_shm=1",
-        OpenMode::Shared => "",
-    };
+fn open(path: &Path, mode: &str) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-    let connection = Connection::open_with_flags(format!("file:{}{parameter}", uri_path(path)), flags)?;
+    let connection = Connection::open_with_flags(format!("file:{}{mode}", uri_path(path)), flags)?;
     file::checkpoint_on_close(&connection, false)?;
     Ok(connection)
 }
 
-/// Escapes a path for a URI.
 fn uri_path(path: &Path) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
     let escape =
@@ -171,7 +163,6 @@ fn read(connection: &Connection, kind: FileKind) -> rusqlite::Result<FileSummary
     Ok(FileSummary { conversations, ..FileSummary::default() })
 }
 
-/// Reads the contents of an outage file.
 pub(super) fn summarize(connection: &Connection) -> rusqlite::Result<FileSummary> {
     let oldest = "select min(at) from records where is_queued = 1";
     let oldest = connection.query_row(oldest, [], |row| row.get::<_, Option<i64>>(0))?;

@@ -10,6 +10,7 @@ mod clock_sync;
 mod dead_letters;
 mod enqueue;
 pub(crate) mod file;
+mod fold;
 mod identity;
 mod import;
 pub(crate) mod inspect;
@@ -33,7 +34,7 @@ use crate::model::key::Key;
 use crate::model::record::Record;
 use crate::model::version::{Timestamp, Version};
 use crate::model::writer::WriterId;
-use crate::store::{Condition, Write};
+use crate::store::{Append, Condition, Write};
 use rules::QueuedHead;
 
 /// A write in the queue: of a cache, of replay, and of the tools.
@@ -78,6 +79,8 @@ pub(crate) enum Enqueued {
     Queued {
         /// The version as it was issued.
         version: Version,
+        /// Whether appends are queued. Only [`Folded`] tells the value then.
+        has_appends: bool,
     },
     /// A queued write makes this one unnecessary. It is synced to disk.
     Covered,
@@ -95,6 +98,8 @@ pub(crate) enum Enqueued {
 pub(crate) enum Verdict {
     /// The store holds the write, or a newer write of this daemon that replaces it.
     Stored,
+    /// The store holds the items of the append. The conversation has this version, or a newer one.
+    Appended(Version),
     /// The store will never hold the write.
     Dead {
         reason: String,
@@ -103,10 +108,36 @@ pub(crate) enum Verdict {
     },
 }
 
+/// The newest queued write of a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tail {
+    pub(crate) version: Version,
+    /// Whether appends are queued. Only [`Folded`] tells the value then.
+    pub(crate) has_appends: bool,
+}
+
+/// The value of a conversation with queued writes.
+#[derive(Debug)]
+pub(crate) enum Folded {
+    /// No write is queued.
+    Nothing,
+    /// The value, at the version of the newest queued write. A record without a value is an absence.
+    Known {
+        record: Arc<Record>,
+        /// The base of an update that goes on from this value. `None` if the update has to wait for replay.
+        base: Option<Version>,
+    },
+    /// Appends are queued, and nobody knows the value before the queued appends.
+    Unknown {
+        /// The version of the newest queued write.
+        newest: Version,
+    },
+}
+
 /// The part of the cache that learns of changes in the queue: after the commit, and before any caller learns of it.
 pub(crate) trait QueueObserver: std::fmt::Debug + Send + Sync {
-    /// The queued write has found its end. `newest_left` is the newest queued version of the conversation.
-    fn settled(&self, key: &Key, version: Version, verdict: &Verdict, newest_left: Option<Version>);
+    /// The queued write has found its end. `left` is the newest write of the conversation that is still queued.
+    fn settled(&self, key: &Key, version: Version, verdict: &Verdict, left: Option<Tail>);
     /// Clock sync has given queued writes their final versions and times.
     fn corrected(&self, changed: &[Corrected]);
 }
@@ -136,6 +167,8 @@ pub(crate) enum QueueTrust {
     Newest,
     /// The store holds a newer version.
     Superseded,
+    /// It is an append, or an update behind appends. Only [`Folded`] tells whether its value is known.
+    Append,
     /// The store may hold a newer version that the file does not know. Reads skip the write until the store has been asked
     /// (I16).
     Unverified,
@@ -230,6 +263,8 @@ pub struct DeadLetter {
     pub record: Record,
     /// The condition: the version that an update changed.
     pub condition: Condition,
+    /// The target of an append. The value of the record has the items.
+    pub append: Option<Append>,
     /// The time of queueing, by the store's clock.
     pub queued_at: Timestamp,
     /// The time at which the write became a dead letter.
@@ -243,8 +278,8 @@ pub struct DeadLetter {
 impl DeadLetter {
     /// Creates a dead letter for an import. See [`ImportItem`](crate::tools::ImportItem) for an example.
     pub fn new(record: Record, queued_at: Timestamp, died_at: Timestamp, reason: impl Into<String>) -> Self {
-        let condition = Condition::Any;
-        Self { id: 0, record, condition, queued_at, died_at, reason: reason.into(), newer: None }
+        let (condition, reason) = (Condition::Any, reason.into());
+        Self { id: 0, record, condition, append: None, queued_at, died_at, reason, newer: None }
     }
 }
 

@@ -3,15 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rusqlite::Connection;
-
+use super::FileLimits;
 use super::file::{KIND, OutageFile, check_project};
-use super::queue::read_page;
-use super::{FileLimits, QueuedWrite, rows};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::clock::Clock;
 use crate::model::version::Version;
-use crate::resilience::blocking::unblock;
+use crate::resilience::tasks::unblock;
 use crate::sqlite::database::LockedDatabase;
 use crate::sqlite::error::{describe, file_error, is_unwritable, unusable};
 use crate::sqlite::file;
@@ -53,21 +50,6 @@ impl OutageFile {
             },
         )
     }
-
-    /// Reads the queued writes after the one numbered `after`, in their order. The page has at most `max_records`, and at most
-    /// `max_bytes` unless its first write is larger.
-    pub(super) async fn page(
-        &self,
-        after: i64,
-        max_records: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<QueuedWrite>> {
-        let read = move |connection: &Connection| {
-            let sql = format!("{} where is_queued = 1 and seq > ?1 order by seq limit ?2", rows::select());
-            read_page(connection, &sql, after, max_records, max_bytes)
-        };
-        self.database.read(read).await
-    }
 }
 
 fn unreadable(path: &Path, error: Error) -> Error {
@@ -86,7 +68,6 @@ pub(super) async fn is_local_store(path: &Path) -> Result<bool> {
     unblock(move || Ok(read_kind(&path)?.as_deref() == Some(LOCAL.name))).await?
 }
 
-/// Reads the kind of a file of threadkeep.
 pub(super) fn read_kind(path: &Path) -> Result<Option<String>> {
     if let Err(error) = std::fs::metadata(path) {
         let remedy = "name the path of the file, or set CONVERSATION_QUEUE_PATH to it; a daemon creates the file when it starts";
@@ -111,8 +92,9 @@ pub(super) async fn retire(path: &Path) -> Result<PathBuf> {
             let error = Error::new(ErrorKind::LocalStorage, describe(&path, &problem));
             return Err(error.with_remedy("move that file away"));
         }
-        let _lock = Lock::acquire(&path)?;
+        let lock = Lock::acquire(&path)?;
         file::rename(&path, &moved).map_err(cannot_rename)?;
+        lock.delete(&path);
         Ok(moved)
     })
     .await?

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row};
 use tokio::sync::watch;
 
 use super::file::{OutageFile, lock};
-use super::rows::{self, first_queued, queued_write, select};
-use super::rules::next_to_send;
+use super::rows::{self, first_queued, queued_write};
+use super::rules::{QueuedHead, next_to_send};
 use super::{QueueFigures, QueueTrust, QueuedKey, QueuedWrite};
 use crate::error::Result;
 use crate::model::key::Key;
@@ -35,10 +35,14 @@ impl OutageFile {
         std::mem::take(&mut lock(&self.hooks.unblocked))
     }
 
-    /// Reads the newest queued write of a conversation.
-    pub(crate) async fn newest_queued(&self, key: &Key) -> Result<Option<QueuedWrite>> {
-        let key = key.clone();
-        self.database.read(move |connection| rows::newest_queued(connection, &key)).await
+    /// Whether all queued writes of a conversation are of the present daemon part. No own run covers others. If the file cannot be
+    /// read, nobody knows.
+    pub(crate) async fn has_own_rows_only(&self, key: &Key) -> bool {
+        let (key, daemon) = (key.clone(), self.writer().daemon());
+        let is_own = move |row: &QueuedHead| row.write.writer.daemon() == daemon;
+        let read =
+            self.database.read(move |connection| Ok(rows::heads(connection, &key)?.iter().all(is_own)));
+        read.await.unwrap_or(false)
     }
 
     /// Reads the conversations with queued writes, when the file is opened.
@@ -47,12 +51,13 @@ impl OutageFile {
         let unverified = if self.validity.is_invalid() { i64::MAX } else { lock(&self.state).unverified };
         let read = move |connection: &Connection| {
             let sql = "select key, version, seq, is_provisional, coalesce((
-                           select version from records as copy where copy.key = queued.key and copy.is_queued = 0), 0)
+                           select version from records as copy where copy.key = queued.key and copy.is_queued = 0), 0), append is not null
                        from records as queued where is_queued = 1 order by is_provisional, version";
             let queued_key = |row: &Row<'_>| {
                 let version = Version::from_raw(row.get(1)?);
                 let (seq, is_provisional, stored): (i64, bool, i64) = (row.get(2)?, row.get(3)?, row.get(4)?);
                 let trust = match () {
+                    () if row.get(5)? => QueueTrust::Append,
                     () if !is_provisional && Version::from_raw(stored) > version => QueueTrust::Superseded,
                     () if seq <= unverified => QueueTrust::Unverified,
                     () => QueueTrust::Newest,
@@ -62,7 +67,13 @@ impl OutageFile {
             let mut newest = HashMap::new();
             // The newest write of a conversation comes last.
             for queued in connection.prepare(sql)?.query_map([], queued_key)? {
-                let queued = queued?;
+                let mut queued = queued?;
+                if newest
+                    .get(&queued.key)
+                    .is_some_and(|before: &QueuedKey| before.trust == QueueTrust::Append)
+                {
+                    queued.trust = QueueTrust::Append;
+                }
                 newest.insert(queued.key.clone(), queued);
             }
             Ok(newest.into_values().collect())
@@ -80,16 +91,49 @@ impl OutageFile {
         max_records: usize,
         max_bytes: usize,
     ) -> Result<Vec<QueuedWrite>> {
+        let is_first = "and is_provisional = 0 and not exists (
+            select 1 from records as earlier
+            where earlier.is_queued = 1 and earlier.key = row.key and earlier.version < row.version
+                and earlier.is_provisional = 0)";
+        self.read_queue(is_first, after, max_records, max_bytes).await
+    }
+
+    /// Reads the queued writes after the one numbered `after`, in their order. The page is as large as a
+    /// [batch](Self::next_batch).
+    pub(super) async fn page(
+        &self,
+        after: i64,
+        max_records: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<QueuedWrite>> {
+        self.read_queue("", after, max_records, max_bytes).await
+    }
+
+    async fn read_queue(
+        &self,
+        filter: &'static str,
+        after: i64,
+        max_records: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<QueuedWrite>> {
+        let max_records = i64::try_from(max_records).unwrap_or(i64::MAX);
         let read = move |connection: &Connection| {
             let sql = format!(
-                "{} as row where is_queued = 1 and is_provisional = 0 and seq > ?1 and not exists (
-                     select 1 from records as earlier
-                     where earlier.is_queued = 1 and earlier.key = row.key and earlier.version < row.version
-                         and earlier.is_provisional = 0)
-                 order by seq limit ?2",
-                select()
+                "{} as row where is_queued = 1 and seq > ?1 {filter} order by seq limit ?2",
+                rows::select()
             );
-            read_page(connection, &sql, after, max_records, max_bytes)
+            let mut find = connection.prepare_cached(&sql)?;
+            let (mut page, mut bytes) = (Vec::new(), 0);
+            for queued in find.query_map([after, max_records], queued_write)? {
+                let queued = queued?;
+                bytes += queued.write.record.bytes();
+                // A record above the limit goes alone. Otherwise it would never be sent.
+                if bytes > max_bytes && !page.is_empty() {
+                    break;
+                }
+                page.push(queued);
+            }
+            Ok(page)
         };
         self.database.read(read).await
     }
@@ -103,27 +147,4 @@ impl OutageFile {
         };
         self.database.read(read).await
     }
-}
-
-/// Reads a page of queued writes by a query with the parameters `after` and `max_records`.
-pub(super) fn read_page(
-    connection: &Connection,
-    sql: &str,
-    after: i64,
-    max_records: usize,
-    max_bytes: usize,
-) -> rusqlite::Result<Vec<QueuedWrite>> {
-    let mut find = connection.prepare_cached(sql)?;
-    let max_records = i64::try_from(max_records).unwrap_or(i64::MAX);
-    let (mut page, mut bytes) = (Vec::new(), 0);
-    for queued in find.query_map(params![after, max_records], queued_write)? {
-        let queued = queued?;
-        bytes += queued.write.record.bytes();
-        // A record above the limit goes alone. Otherwise it would never be sent.
-        if bytes > max_bytes && !page.is_empty() {
-            break;
-        }
-        page.push(queued);
-    }
-    Ok(page)
 }

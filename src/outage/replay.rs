@@ -75,14 +75,7 @@ impl Replayer {
                 && let Some(error) = state.unavailable.take()
             {
                 let accepted = self.alert.accepted();
-                let pause = pauses.next().max(error.retry_after()).unwrap_or(MAX_PAUSE).min(MAX_RETRY_AFTER);
-                tracing::debug!(%error, ?pause, "replay pauses: the store takes no writes");
-                // An accepted live write ends the pause, after the first pause at the earliest.
-                tokio::time::sleep(pause.min(FIRST_PAUSE)).await;
-                tokio::select! {
-                    () = tokio::time::sleep(pause.saturating_sub(FIRST_PAUSE)) => {}
-                    () = mended => {}
-                }
+                pause(&error, pauses.next(), mended).await;
                 state.resume(accepted);
                 continue;
             }
@@ -118,11 +111,7 @@ impl Replayer {
         self.alert.note(Access::Probe, &probed);
         probed?;
         clock.trust(asked);
-        // The clock ignores the answer after such a jump.
-        tokio::select! {
-            () = clock.synced() => {}
-            () = tokio::time::sleep(MAX_PAUSE) => {}
-        }
+        clock.settled().await;
         self.known_now().map(drop)
     }
 
@@ -208,6 +197,17 @@ impl Replayer {
                 true
             }
         }
+    }
+}
+
+/// Pauses after an error of the store. An accepted live write ends the pause, after the first pause at the earliest.
+async fn pause(error: &Error, next: Option<Duration>, mended: impl Future<Output = ()>) {
+    let pause = next.max(error.retry_after()).unwrap_or(MAX_PAUSE).min(MAX_RETRY_AFTER);
+    tracing::debug!(%error, ?pause, "replay pauses: the store takes no writes");
+    tokio::time::sleep(pause.min(FIRST_PAUSE)).await;
+    tokio::select! {
+        () = tokio::time::sleep(pause.saturating_sub(FIRST_PAUSE)) => {}
+        () = mended => {}
     }
 }
 

@@ -1,22 +1,20 @@
 //! The replica: last known copies of the store's records, for the time when the store cannot answer.
 
 mod save;
-#[cfg(test)]
-mod tests;
 mod validity;
 
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, Params, Row};
 use tokio::sync::oneshot;
 
 use super::ReplicaRecord;
 use super::file::OutageFile;
 use super::state::WriterState;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::model::key::Key;
 use crate::model::record::Record;
-use crate::model::version::{Timestamp, Version};
+use crate::model::version::Timestamp;
 use crate::sqlite::rows::{COLUMNS, record};
 use crate::sqlite::writer::CommitLevel;
 
@@ -26,6 +24,9 @@ pub(super) use validity::{InFlightBytes, ReplicaValidity};
 
 /// The bytes of uncommitted copies up to which a caller does not wait for the commit of its copies.
 const MAX_ASYNC_BYTES: usize = 8 << 20;
+
+/// The number of a copy, the copy, and the time at which the store confirmed it.
+pub(crate) type ReplicaCopy = (i64, Arc<Record>, Timestamp);
 
 impl OutageFile {
     /// Saves copies of records that the store returned. A tombstone tells that the conversation is absent, so that no older copy
@@ -42,7 +43,7 @@ impl OutageFile {
         }
         // A caller that has read these records must not learn later that an older write was queued before. So the copies wait
         // for the writes on their way into the queue (I16).
-        if let Ok(Some(saved)) = self.submit_copies(copies).await
+        if let Ok(saved) = self.submit_copies(copies).await
             && (self.copies_in_flight.bytes() > MAX_ASYNC_BYTES || self.writes_in_flight.is_any())
         {
             saved.await.ok();
@@ -53,24 +54,19 @@ impl OutageFile {
     /// that starts after a crash knows this write.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed) if the file is closed. The next process may not find the write then.
+    /// [`Closed`](crate::ErrorKind::Closed) if the file is closed. The next process may not find the write then.
     pub(crate) async fn save_own_copy(&self, copy: ReplicaRecord) -> Result<()> {
-        if let Some(saved) = self.submit_copies(vec![copy]).await? {
-            saved.await.ok();
-        }
+        self.submit_copies(vec![copy]).await?.await.ok();
         Ok(())
     }
 
-    /// Submits copies to the writer. Any failure but a closed file makes all copies invalid.
+    /// Submits copies to the writer. A failed commit makes all copies invalid.
     ///
     /// # Errors
-    /// [`Closed`](ErrorKind::Closed).
-    async fn submit_copies(
-        &self,
-        copies: Vec<ReplicaRecord>,
-    ) -> Result<Option<oneshot::Receiver<Result<u64>>>> {
+    /// [`Closed`](crate::ErrorKind::Closed).
+    async fn submit_copies(&self, copies: Vec<ReplicaRecord>) -> Result<oneshot::Receiver<Result<u64>>> {
         let (limit, clock) = (self.limits.replica, Arc::clone(&self.clock));
-        // Counted before the submission, so that `flush_copies` cannot miss these copies.
+        // Counted before the submission, so that `read_copies` cannot miss these copies.
         let in_flight = self.copies_in_flight.begin(copies.iter().map(|copy| copy.record.bytes()).sum());
         let validity = Arc::clone(&self.validity);
         let work = move |connection: &Connection, state: &mut WriterState| {
@@ -96,88 +92,79 @@ impl OutageFile {
             // After the validity, because a reader that no longer waits must see the failure (I16).
             drop(in_flight);
         };
-        match self.submit(CommitLevel::ProcessCrash, work, on_commit).await {
-            Ok(saved) => return Ok(Some(saved)),
-            Err(error) if error.kind() == ErrorKind::Closed => return Err(error),
-            Err(error) => self.validity.record_failure(&error),
-        }
-        Ok(None)
+        self.submit(CommitLevel::ProcessCrash, work, on_commit).await
     }
 
     /// Waits until the writer has committed the submitted copies.
-    async fn flush_copies(&self) -> Result<()> {
-        if self.copies_in_flight.is_any() {
-            // The writer runs jobs in order, so an empty job ends after all submitted copies.
-            self.write(CommitLevel::ProcessCrash, |_, _| Ok(())).await
-        } else {
-            Ok(())
+    pub(super) async fn flush_copies(&self) -> Result<()> {
+        if !self.copies_in_flight.is_any() {
+            return Ok(());
         }
+        // The writer runs jobs in order, so an empty job ends after all submitted copies.
+        self.write(CommitLevel::ProcessCrash, |_, _| Ok(())).await
     }
 
-    /// Records that the store confirmed this version at `at`.
-    pub(crate) async fn confirm(&self, key: &Key, version: Version, at: Timestamp) {
-        let key = key.clone();
+    /// Records that the store still holds a record of memory. A failure makes no copy invalid: at most, the copy looks older.
+    pub(crate) async fn confirm(&self, copy: ReplicaRecord) {
+        let (limit, clock) = (self.limits.replica, Arc::clone(&self.clock));
         let work = move |connection: &Connection, state: &mut WriterState| {
-            let sql = "update records set at = ?3, seq = case when seq < 0 then ?4 else seq end
-                       where key = ?1 and version = ?2 and is_queued = 0";
-            let seq = state.next_seq();
-            connection.prepare_cached(sql)?.execute(params![key.as_str(), version.raw(), at.0, seq])
+            save(connection, state, &copy, clock.now())?;
+            evict(connection, state, limit)
         };
         if let Err(error) = self.write(CommitLevel::ProcessCrash, work).await {
             tracing::debug!(%error, "the replica cannot record that a copy was confirmed; the copy looks older");
         }
     }
 
-    /// Returns the last known copy of a conversation, and the time at which the store confirmed it.
+    /// Returns the last known copy of a conversation.
     pub(crate) async fn lookup_replica(&self, key: &Key) -> Result<Option<(Arc<Record>, Timestamp)>> {
-        if self.validity.is_invalid() {
-            return Ok(None);
-        }
-        self.flush_copies().await?;
-        let key = key.clone();
-        let read = move |connection: &Connection| {
-            let sql = format!(
-                "select {COLUMNS}, at from records where key = ?1 and is_queued = 0 and value is not null"
-            );
-            let mut find = connection.prepare_cached(&sql)?;
-            let copy = |row: &Row<'_>| Ok((Arc::new(record(row)?), Timestamp(row.get(6)?)));
-            find.query_row([key.as_str()], copy).optional()
-        };
-        let copy = self.database.read(read).await?;
-        // A copy may have failed during the read.
-        Ok(copy.filter(|_| !self.validity.is_invalid()))
+        let mut found = self.read_copies("key = ?1", [key.as_str().to_owned()]).await?;
+        Ok(found.pop().map(|(_, record, confirmed_at)| (record, confirmed_at)))
     }
 
-    /// Returns up to `limit` copies before the number `before`, newest first. Each comes with its number and the time at
-    /// which the store confirmed it.
-    pub(crate) async fn copies(
+    /// Returns up to `limit` copies before the number `before`, newest first.
+    pub(crate) async fn copies(&self, before: i64, limit: usize) -> Result<Vec<ReplicaCopy>> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read_copies("seq < ?1 order by seq desc limit ?2", [before, limit]).await
+    }
+
+    /// Reads copies with a value, after all copies that were submitted before.
+    async fn read_copies(
         &self,
-        before: i64,
-        limit: usize,
-    ) -> Result<Vec<(i64, Arc<Record>, Timestamp)>> {
+        filter: &'static str,
+        values: impl Params + Send + 'static,
+    ) -> Result<Vec<ReplicaCopy>> {
         if self.validity.is_invalid() {
             return Ok(Vec::new());
         }
-        self.flush_copies().await?;
+        if self.copies_in_flight.is_any() {
+            // The writer runs jobs in order, so an empty job ends after all submitted copies.
+            self.write(CommitLevel::ProcessCrash, |_, _| Ok(())).await?;
+        }
         let read = move |connection: &Connection| {
             let sql = format!(
-                "select {COLUMNS}, seq, at from records where is_queued = 0 and value is not null and seq < ?1
-                 order by seq desc limit ?2"
+                "select {COLUMNS}, seq, at from records where is_queued = 0 and value is not null and {filter}"
             );
             let copy = |row: &Row<'_>| Ok((row.get(6)?, Arc::new(record(row)?), Timestamp(row.get(7)?)));
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            connection.prepare_cached(&sql)?.query_map(params![before, limit], copy)?.collect()
+            connection.prepare_cached(&sql)?.query_map(values, copy)?.collect()
         };
         let copies = self.database.read(read).await?;
+        // A copy may have failed during the read.
         Ok(if self.validity.is_invalid() { Vec::new() } else { copies })
     }
 
-    /// Drops all copies.
     pub(super) async fn drop_copies(&self) -> Result<()> {
         // Read before the drop, because a later failure must keep the copies invalid.
         let failures = self.validity.failures();
         self.write(CommitLevel::PowerCut, drop_copies).await?;
         self.validity.restore(failures);
         Ok(())
+    }
+
+    /// Drops all copies, because the store was restored. If the file cannot be written, the replica hands out no copy.
+    pub(crate) async fn forget_copies(&self) {
+        if let Err(error) = self.drop_copies().await {
+            self.validity.record_failure(&error);
+        }
     }
 }

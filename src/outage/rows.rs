@@ -10,8 +10,8 @@ use crate::model::key::Key;
 use crate::model::record::Record;
 use crate::model::version::{Timestamp, Version};
 use crate::model::writer::WriterId;
-use crate::sqlite::rows::{COLUMNS, record};
-use crate::store::{Condition, Write, WriteHead, WriteKind};
+use crate::sqlite::rows::{COLUMNS, append, append_text, record};
+use crate::store::{Append, Condition, Write, WriteHead, WriteKind};
 
 /// The bytes that a row and its index entries cost beside the record.
 const ROW_OVERHEAD: usize = 200;
@@ -29,8 +29,9 @@ pub(super) fn insert(
     queued: Option<&QueuedWrite>,
 ) -> rusqlite::Result<()> {
     let sql = "insert into records (seq, key, is_queued, version, expires_at, at, bytes, writer, if_version, is_provisional,
-                                    user, metadata, value)
-               values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+                                    user, metadata, value, append)
+               values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
+    let append = append_text(queued.and_then(|queued| queued.write.append.as_ref()))?;
     let values = params![
         seq,
         record.key.as_str(),
@@ -45,6 +46,7 @@ pub(super) fn insert(
         record.user,
         record.metadata.as_str(),
         value_text(record),
+        append,
     ];
     connection.prepare_cached(sql)?.execute(values).map(drop)
 }
@@ -76,16 +78,14 @@ pub(super) fn replace_queued(
 
 /// Selects the columns of [`queued_write`].
 pub(super) fn select() -> String {
-    format!("select {COLUMNS}, seq, writer, if_version, at, is_provisional from records")
+    format!("select {COLUMNS}, seq, writer, if_version, at, is_provisional, append from records")
 }
 
 /// Reads a row of [`select`].
 pub(super) fn queued_write(row: &Row<'_>) -> rusqlite::Result<QueuedWrite> {
-    let write = Write::new(record(row)?).with_writer(WriterId::from_raw(row.get(7)?));
-    let write = match row.get::<_, Option<i64>>(8)? {
-        Some(base) => write.with_if_version(Version::from_raw(base)),
-        None => write,
-    };
+    let mut write = Write::new(record(row)?).with_writer(WriterId::from_raw(row.get(7)?));
+    write.append = append(row, 11)?;
+    write.condition = condition(row.get(8)?, write.append.as_ref());
     let (queued_at, is_provisional) = (Timestamp(row.get(9)?), row.get(10)?);
     Ok(QueuedWrite { seq: row.get(6)?, write, queued_at, is_provisional })
 }
@@ -93,15 +93,20 @@ pub(super) fn queued_write(row: &Row<'_>) -> rusqlite::Result<QueuedWrite> {
 /// Reads the queued writes of a conversation without their values, in order.
 pub(super) fn heads(connection: &Connection, key: &Key) -> rusqlite::Result<Vec<QueuedHead>> {
     let sql = format!(
-        "select version, writer, if_version, is_provisional, value is null, expires_at from records
+        "select version, writer, if_version, is_provisional, value is null, expires_at, append from records
          where key = ?1 and is_queued = 1 {KEY_ORDER}"
     );
     let head = |row: &Row<'_>| {
+        let (append, is_tombstone) = (append(row, 6)?, row.get(4)?);
         let write = WriteHead {
-            kind: if row.get(4)? { WriteKind::Remove } else { WriteKind::Put },
+            condition: condition(row.get(2)?, append.as_ref()),
+            kind: match append {
+                Some(_) => WriteKind::Append,
+                None if is_tombstone => WriteKind::Remove,
+                None => WriteKind::Put,
+            },
             version: Version::from_raw(row.get(0)?),
             writer: WriterId::from_raw(row.get(1)?),
-            condition: condition(row.get(2)?),
             expires_at: Timestamp(row.get(5)?),
         };
         Ok(QueuedHead { write, is_provisional: row.get(3)? })
@@ -111,17 +116,29 @@ pub(super) fn heads(connection: &Connection, key: &Key) -> rusqlite::Result<Vec<
 
 /// Reads the first queued write of a conversation.
 pub(super) fn first_queued(connection: &Connection, key: &Key) -> rusqlite::Result<Option<QueuedWrite>> {
-    find(connection, key, &format!("{KEY_ORDER} limit 1"))
-}
-
-/// Reads the newest queued write of a conversation.
-pub(super) fn newest_queued(connection: &Connection, key: &Key) -> rusqlite::Result<Option<QueuedWrite>> {
-    find(connection, key, "order by is_provisional desc, version desc limit 1")
-}
-
-fn find(connection: &Connection, key: &Key, order: &str) -> rusqlite::Result<Option<QueuedWrite>> {
-    let sql = format!("{} where key = ?1 and is_queued = 1 {order}", select());
+    let sql = format!("{} where key = ?1 and is_queued = 1 {KEY_ORDER} limit 1", select());
     connection.prepare_cached(&sql)?.query_row([key.as_str()], queued_write).optional()
+}
+
+/// Reads the queued writes of a conversation from the one at this place on, in order.
+pub(super) fn queued_from(
+    connection: &Connection,
+    key: &Key,
+    place: usize,
+) -> rusqlite::Result<Vec<QueuedWrite>> {
+    let sql = format!("{} where key = ?1 and is_queued = 1 {KEY_ORDER} limit -1 offset ?2", select());
+    let place = i64::try_from(place).unwrap_or(i64::MAX);
+    connection.prepare_cached(&sql)?.query_map(params![key.as_str(), place], queued_write)?.collect()
+}
+
+/// Reads the queued write with this version.
+pub(super) fn queued_write_of(
+    connection: &Connection,
+    key: &Key,
+    version: Version,
+) -> rusqlite::Result<QueuedWrite> {
+    let sql = format!("{} where key = ?1 and is_queued = 1 and version = ?2", select());
+    connection.prepare_cached(&sql)?.query_row(params![key.as_str(), version.raw()], queued_write)
 }
 
 /// Deletes a queued write.
@@ -156,6 +173,12 @@ pub(super) fn delete_copy(
     Ok(())
 }
 
+/// Reads the copy of a conversation.
+pub(super) fn copy(connection: &Connection, key: &Key) -> rusqlite::Result<Option<Record>> {
+    let sql = format!("select {COLUMNS} from records where key = ?1 and is_queued = 0");
+    connection.prepare_cached(&sql)?.query_row([key.as_str()], record).optional()
+}
+
 /// Returns the version of the copy of a conversation, or [`Version::NONE`].
 pub(super) fn copy_version(connection: &Connection, key: &Key) -> rusqlite::Result<Version> {
     let sql = "select version from records where key = ?1 and is_queued = 0";
@@ -167,13 +190,17 @@ pub(super) fn copy_version(connection: &Connection, key: &Key) -> rusqlite::Resu
 pub(super) fn if_version(condition: Condition) -> Option<i64> {
     match condition {
         Condition::IfVersion(base) => Some(base.raw()),
-        Condition::Any => None,
+        Condition::Any | Condition::IfPresent => None,
     }
 }
 
-/// Reads a condition from its column.
-pub(super) fn condition(if_version: Option<i64>) -> Condition {
-    if_version.map_or(Condition::Any, |base| Condition::IfVersion(Version::from_raw(base)))
+/// Returns the condition of a write with this base, or of an append.
+pub(super) fn condition(if_version: Option<i64>, append: Option<&Append>) -> Condition {
+    match (if_version, append) {
+        (_, Some(append)) if append.only_if_present => Condition::IfPresent,
+        (Some(base), None) => Condition::IfVersion(Version::from_raw(base)),
+        _ => Condition::Any,
+    }
 }
 
 /// The bytes that a record counts against the limits.

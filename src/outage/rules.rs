@@ -1,11 +1,17 @@
-//! The rules for the queued writes of one conversation (C2 to C5, C7). Pure functions: no I/O, no clock, no lock.
+//! The rules for the queued writes of one conversation (C2 to C5, C7, C9). Pure functions: no I/O, no clock, no lock.
 //!
 //! `rows` are the queued writes of the conversation, in the order of their versions. `stored` is the newest version that the
 //! store told, as the copy in the outage file has it. `tests/simulator` runs random schedules over these functions and `decide`.
 
-use crate::model::version::{Timestamp, Version};
+use std::time::Duration;
+
+use super::Tail;
+use crate::model::version::{MAX_WRITE_AGE, Timestamp, Version};
 use crate::model::writer::WriterId;
 use crate::store::{Applied, Condition, WriteHead, WriteKind};
+
+/// The time that an imported write may wait in the queue before the database rejects it as too old. See [`MAX_WRITE_AGE`].
+const AGE_MARGIN: Duration = Duration::from_secs(86_400);
 
 /// The part of a queued write that decides about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +26,10 @@ impl QueuedHead {
     /// say, because its process has seen no answer since.
     fn order(&self) -> (bool, Version) {
         (self.is_provisional, self.write.version)
+    }
+
+    pub(crate) fn is_append(&self) -> bool {
+        self.write.kind == WriteKind::Append
     }
 }
 
@@ -39,10 +49,14 @@ pub(crate) enum Placement {
 pub(crate) enum Settlement {
     /// The store accepted the write. The row becomes a copy.
     Stored,
+    /// The store has the items of the append. A copy of the version before follows, and an older one goes.
+    Appended,
     /// The store will never accept the write. The row becomes a dead letter, synced before the next row of the key is sent.
     DeadLetter,
     /// The store accepts the write later. The row stays, with its version.
     Stays,
+    /// The row stays, with this base, and is sent again.
+    Rebased(Version),
 }
 
 /// Decides about a write that comes to the queue (C2, C4).
@@ -91,27 +105,79 @@ pub(crate) fn base_for_update(rows: &[QueuedHead], stored: Version, writer: Writ
     })
 }
 
+/// The place where the value of a conversation begins. The queued appends after it follow in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FoldStart {
+    /// The copy. All queued appends follow.
+    Copy,
+    /// The queued put, remove or update at this place.
+    Row(usize),
+}
+
+/// Returns the place where the value of a conversation with queued appends begins, or `None` if nobody knows the value (C9).
+///
+/// `has_value` tells whether the copy has a live value. A copy that is as new as a queued append may have its items already, and no
+/// reader may see them twice. A put, remove or update that is older than the copy has no part in the value.
+pub(crate) fn fold_start(rows: &[QueuedHead], stored: Version, has_value: bool) -> Option<FoldStart> {
+    let is_above = |row: &QueuedHead| row.is_provisional || row.write.version > stored;
+    if let Some(place) = rows.iter().rposition(|row| !row.is_append() && is_above(row)) {
+        return Some(FoldStart::Row(place));
+    }
+    let may_be_doubled = rows.iter().any(|row| row.is_append() && !is_above(row));
+    (has_value && !may_be_doubled).then_some(FoldStart::Copy)
+}
+
+/// Whether an update has to wait until replay has sent queued writes of an earlier daemon part (C9).
+///
+/// Nobody knows the version of the row after an append of that part. And an append of this part over another daemon's row would
+/// lend it its own run.
+pub(crate) fn must_update_wait(rows: &[QueuedHead], writer: WriterId) -> bool {
+    rows.iter().any(QueuedHead::is_append)
+        && rows.iter().any(|row| row.write.writer.daemon() != writer.daemon())
+}
+
+/// Returns the newest of the rows except the one with this version.
+pub(super) fn tail_without(rows: &[QueuedHead], version: Version) -> Option<Tail> {
+    let left = || rows.iter().filter(|row| row.write.version != version);
+    let has_appends = left().any(QueuedHead::is_append);
+    left().next_back().map(|row| Tail { version: row.write.version, has_appends })
+}
+
 /// Returns the row to send (C5). Replay sends no other row of the conversation before the verdict is in the file.
 pub(crate) fn next_to_send(rows: &[QueuedHead]) -> Option<&QueuedHead> {
     rows.first().filter(|row| !row.is_provisional)
 }
 
-/// Decides about the row with this version after a verdict, also one of a late live attempt.
+/// Decides about a row after a verdict, also one of a late live attempt.
 ///
-/// Returns `None` if the row has left the queue. The answer then has no meaning for the queue.
-pub(crate) fn settle(rows: &[QueuedHead], version: Version, applied: &Applied) -> Option<Settlement> {
-    rows.iter().find(|row| row.write.version == version)?;
-    Some(match applied {
-        Applied::Stored => Settlement::Stored,
-        Applied::VersionInFuture => Settlement::Stays,
+/// A conversation of a local file that was last written long ago is queued as an update of its own version. It replaces
+/// anything older, as a put does. So it gets the older version of the store as its base. A second answer to the first request
+/// names that base again.
+pub(crate) fn settle(row: &WriteHead, applied: Applied, now: Timestamp) -> Settlement {
+    match (applied, row.condition) {
+        (Applied::Appended { .. } | Applied::AppendedBefore(_), _) => Settlement::Appended,
+        // A copy of this very version came by a load.
+        (Applied::Stored, _) if row.kind == WriteKind::Append => Settlement::Appended,
+        (Applied::Stored, _) => Settlement::Stored,
+        // The store has this very write, from another writer id.
+        (Applied::Superseded(held) | Applied::Conflict(held), _) if held == row.version => Settlement::Stored,
+        (Applied::VersionInFuture, _) => Settlement::Stays,
+        (Applied::Conflict(held), Condition::IfVersion(base)) if held <= base && is_too_old(base, now) => {
+            Settlement::Rebased(held)
+        }
         _ => Settlement::DeadLetter,
-    })
+    }
+}
+
+/// Whether a version is so old that the database rejects it, or soon will.
+pub(crate) fn is_too_old(version: Version, now: Timestamp) -> bool {
+    version < Version::min_at(now.minus(MAX_WRITE_AGE - AGE_MARGIN))
 }
 
 /// Returns the rows after the correction of the clock by `millis` (C7).
 ///
 /// A provisional version moves with the clock, but not beyond `now`, which rows of an earlier period with another clock need. It
-/// stays above the row before it and above `floor`, the newest of the copy and the mark. It keeps its random low bits, so two
+/// stays above the row before it and above `floor`, the newest of the copy, the mark and the final versions of this process. It keeps its random low bits, so two
 /// daemons that correct over one copy do not meet. A base that is the version of a provisional row follows that row.
 pub(crate) fn corrected(rows: &[QueuedHead], millis: i64, floor: Version, now: Timestamp) -> Vec<WriteHead> {
     let mut done: Vec<WriteHead> = Vec::with_capacity(rows.len());

@@ -12,7 +12,8 @@ create table records (
     is_provisional integer not null,  -- 1: clock sync gives the queued write its final version and times
     user           text,
     metadata       text    not null,
-    value          text               -- null: a tombstone
+    value          text,              -- null: a tombstone
+    append         text               -- of an append: its target, as JSON; the value has the new items
 ) strict;
 create unique index copy_of_key on records (key) where is_queued = 0;
 create index queue_of_key on records (key, version) where is_queued = 1;
@@ -32,5 +33,6 @@ create table dead_letters (
     queued_at  integer not null,
     died_at    integer not null,
     reason     text    not null,
-    newer      integer               -- the version that superseded it
+    newer      integer,              -- the version that superseded it
+    append     text                  -- of an append: its target
 ) strict;

@@ -1,7 +1,6 @@
 //! The end of queued writes: what the store's answers mean for the queue.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use rusqlite::{Connection, params};
 
@@ -9,18 +8,17 @@ use super::Verdict;
 use super::dead_letters::add_dead_letter;
 use super::file::OutageFile;
 use super::replica;
-use super::rows::{copy_version, delete_copy, delete_queued, heads, insert, row_bytes};
+use super::rows::{
+    copy, copy_version, delete_copy, delete_queued, heads, insert, queued_write_of, row_bytes,
+};
 use super::rules::{self, Settlement};
 use super::state::{Settled, WriterState};
 use crate::error::Result;
 use crate::model::key::Key;
 use crate::model::record::Record;
-use crate::model::version::{MAX_WRITE_AGE, Timestamp, Version};
+use crate::model::version::{Timestamp, Version};
 use crate::sqlite::writer::CommitLevel;
-use crate::store::{Applied, Condition, WriteHead};
-
-/// The time that an imported write may wait in the queue before the database rejects it as too old. See [`MAX_WRITE_AGE`].
-const AGE_MARGIN: Duration = Duration::from_secs(86_400);
+use crate::store::{Applied, Condition, WriteHead, WriteKind};
 
 /// The answer about one queued write: of the store, or the reason of its rejection.
 pub(super) type Answer = (Key, Version, Result<Applied, String>);
@@ -35,8 +33,15 @@ impl OutageFile {
 
     pub(super) async fn settle_all(&self, answers: Vec<Answer>) -> Result<Vec<Option<Verdict>>> {
         let (clock, limit) = (Arc::clone(&self.clock), self.limits.replica);
-        let is_harmless =
-            |(.., answer): &Answer| matches!(answer, Ok(Applied::Stored | Applied::VersionInFuture));
+        let is_harmless = |(.., answer): &Answer| {
+            matches!(
+                answer,
+                Ok(Applied::Stored
+                    | Applied::Appended { .. }
+                    | Applied::AppendedBefore(_)
+                    | Applied::VersionInFuture)
+            )
+        };
         // A dead letter is synced before replay sends the next write of its conversation (C5).
         let level = match answers.iter().all(is_harmless) {
             true => self.settle_level,
@@ -67,21 +72,19 @@ pub(super) fn settle_row(
     let rows = heads(connection, key)?;
     let Some(row) = rows.iter().find(|row| row.write.version == version) else { return Ok(None) };
     let settlement = match answer {
-        Err(_) => Some(Settlement::DeadLetter),
-        // The store has this very write, from another writer id.
-        Ok(Applied::Superseded(held) | Applied::Conflict(held)) if *held == version => {
-            Some(Settlement::Stored)
-        }
-        Ok(applied) if rebase(connection, key, &row.write, *applied, now)? => return Ok(None),
-        Ok(applied) => rules::settle(&rows, version, applied),
+        Err(_) => Settlement::DeadLetter,
+        Ok(applied) => rules::settle(&row.write, *applied, now),
     };
     let verdict = match settlement {
-        Some(Settlement::Stored) => {
+        Settlement::Stored => {
             turn_into_copy(connection, state, key, version, now)?;
             Verdict::Stored
         }
-        Some(Settlement::DeadLetter) => {
-            let (reason, newer) = reason(row.write.condition, answer);
+        Settlement::Appended => {
+            Verdict::Appended(append_to_copy(connection, state, key, version, answer, now)?)
+        }
+        Settlement::DeadLetter => {
+            let (reason, newer) = reason(&row.write, answer);
             // The dead letter comes first, because it copies the value from the row.
             let bytes = add_dead_letter(connection, key, version, &reason, newer, now)?;
             state.usage.dead_letters.add(bytes);
@@ -91,10 +94,15 @@ pub(super) fn settle_row(
             }
             Verdict::Dead { reason, newer }
         }
-        Some(Settlement::Stays) | None => return Ok(None),
+        Settlement::Rebased(base) => {
+            let sql = "update records set if_version = ?3 where key = ?1 and is_queued = 1 and version = ?2";
+            connection.execute(sql, params![key.as_str(), version.raw(), base.raw()])?;
+            return Ok(None);
+        }
+        Settlement::Stays => return Ok(None),
     };
-    let newest_left = rows.iter().rev().map(|row| row.write.version).find(|left| *left != version);
-    let settled = Settled { key: key.clone(), version, verdict: verdict.clone(), newest_left };
+    let left = rules::tail_without(&rows, version);
+    let settled = Settled { key: key.clone(), version, verdict: verdict.clone(), left };
     state.change.settled.push(settled);
     Ok(Some(verdict))
 }
@@ -126,6 +134,44 @@ fn turn_into_copy(
     Ok(())
 }
 
+/// Removes a queued append whose items the store has. Returns the version that the conversation has at least.
+///
+/// A copy of the version before gets the items. Any other copy lacks them, or may lack them.
+fn append_to_copy(
+    connection: &Connection,
+    state: &mut WriterState,
+    key: &Key,
+    version: Version,
+    answer: &Result<Applied, String>,
+    now: Timestamp,
+) -> rusqlite::Result<Version> {
+    let &Ok(Applied::Appended { version: after, over, .. }) = answer else {
+        // It was applied before, and perhaps others after it. A load may have saved the copy just before. This version has them all.
+        let after =
+            if let Ok(Applied::AppendedBefore(after)) = *answer { after.max(version) } else { version };
+        delete_queued(connection, state, key, version)?;
+        drop_older_copy(connection, state, key, after, now)?;
+        return Ok(after);
+    };
+    let (held, queued) = (copy(connection, key)?, queued_write_of(connection, key, version)?);
+    let follows = match &held {
+        Some(held) => held.value.is_some() && held.version == over,
+        // The copy may be lost.
+        None => over == Version::NONE && queued.seq > state.unverified,
+    };
+    let merged = queued.write.over(held.as_ref(), after).ok().filter(|_| follows);
+    delete_queued(connection, state, key, version)?;
+    match merged {
+        Some((record, _)) => {
+            delete_copy(connection, state, key)?;
+            state.usage.replica.add(row_bytes(&record));
+            insert(connection, state.next_seq(), &record, now, None)?;
+        }
+        None => drop_older_copy(connection, state, key, after, now)?,
+    }
+    Ok(after)
+}
+
 /// Replaces a copy that is older than a version of the store by a tombstone of that version (I16).
 fn drop_older_copy(
     connection: &Connection,
@@ -143,45 +189,27 @@ fn drop_older_copy(
     insert(connection, state.next_seq(), &tombstone, now, None)
 }
 
-/// Whether a version is so old that the database rejects it, or soon will.
-pub(super) fn is_too_old(version: Version, now: Timestamp) -> bool {
-    version < Version::min_at(now.minus(MAX_WRITE_AGE - AGE_MARGIN))
-}
-
-/// Gives an imported update another base, if the store holds something older than its base. Returns whether it did.
-///
-/// A conversation of a local file that was last written long ago is queued as an update of its own version. It replaces
-/// anything older, as a put does.
-fn rebase(
-    connection: &Connection,
-    key: &Key,
-    write: &WriteHead,
-    applied: Applied,
-    now: Timestamp,
-) -> rusqlite::Result<bool> {
-    let (Condition::IfVersion(base), Applied::Conflict(held)) = (write.condition, applied) else {
-        return Ok(false);
-    };
-    if held >= base || !is_too_old(base, now) {
-        return Ok(false);
-    }
-    let sql = "update records set if_version = ?3 where key = ?1 and is_queued = 1 and version = ?2";
-    Ok(connection.execute(sql, params![key.as_str(), write.version.raw(), held.raw()])? == 1)
-}
-
 /// Returns the reason of a dead letter, and the version that superseded it.
-fn reason(condition: Condition, answer: &Result<Applied, String>) -> (String, Option<Version>) {
-    match answer {
-        Err(reason) => (format!("rejected: {reason}"), None),
-        Ok(Applied::TooOld) => ("older than 7 days".into(), None),
-        Ok(Applied::Superseded(newer) | Applied::Conflict(newer)) => match condition {
-            Condition::Any => ("superseded".into(), Some(*newer)),
-            Condition::IfVersion(_) => {
-                let text =
-                    "superseded: another writer changed the conversation after this update had read it";
-                (text.into(), Some(*newer))
-            }
-        },
-        Ok(other) => (format!("the store answered {other:?}"), None),
-    }
+fn reason(write: &WriteHead, answer: &Result<Applied, String>) -> (String, Option<Version>) {
+    let text = match answer {
+        Err(reason) => return (format!("rejected: {reason}"), None),
+        Ok(Applied::Superseded(newer) | Applied::Conflict(newer)) => {
+            let text = match (write.kind, write.condition) {
+                (WriteKind::Append, _) => {
+                    "superseded: a newer put or remove took the place of the conversation"
+                }
+                (_, Condition::IfVersion(_)) => {
+                    "superseded: another writer changed the conversation after this update had read it"
+                }
+                _ => "superseded",
+            };
+            return (text.into(), Some(*newer));
+        }
+        Ok(Applied::TooOld) => "older than 7 days",
+        Ok(Applied::Absent) => "rejected: the append was for a present conversation only, and it is absent",
+        Ok(Applied::NotAnArray) => "rejected: the target of the append is not an array of the conversation",
+        Ok(Applied::TooLarge) => "rejected: the conversation would be too large after the append",
+        Ok(other) => return (format!("the store answered {other:?}"), None),
+    };
+    (text.into(), None)
 }

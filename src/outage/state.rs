@@ -4,7 +4,7 @@ use rusqlite::Connection;
 
 use super::clock_checkpoint::ClockCheckpoint;
 use super::inspect::{FileSummary, summarize};
-use super::{Corrected, FileUsage, QueueFigures, Usage, Verdict};
+use super::{Corrected, FileUsage, QueueFigures, Tail, Usage, Verdict};
 use crate::model::key::Key;
 use crate::model::version::{Timestamp, Version};
 use crate::sqlite::file;
@@ -12,7 +12,7 @@ use crate::sqlite::file;
 /// The first `seq` of copies that no caller has used. These numbers stay negative, so such copies sort before all others.
 const FIRST_LISTED_SEQ: i64 = i64::MIN / 2;
 /// The name in `meta` of [`WriterState::unverified`].
-const UNVERIFIED: &str = "unverified";
+pub(super) const UNVERIFIED: &str = "unverified";
 
 /// The figures of the file that the writer keeps in memory. The writer reads them again after a transaction that failed.
 #[derive(Debug, Default)]
@@ -51,7 +51,7 @@ pub(super) struct Settled {
     pub(super) key: Key,
     pub(super) version: Version,
     pub(super) verdict: Verdict,
-    pub(super) newest_left: Option<Version>,
+    pub(super) left: Option<Tail>,
 }
 
 impl WriterState {
@@ -83,7 +83,6 @@ impl WriterState {
         self.listed_seq
     }
 
-    /// Counts a row that has come to the queue.
     pub(super) fn joined_queue(&mut self, seq: i64, queued_at: Timestamp, bytes: u64) {
         self.change.moved += 1;
         if self.usage.queue.records == 0 {
@@ -92,11 +91,15 @@ impl WriterState {
         self.usage.queue.add(bytes);
     }
 
-    /// Counts a row that has left the queue.
     pub(super) fn left_queue(&mut self, seq: i64, bytes: u64) {
         self.change.moved += 1;
         self.usage.queue.sub(bytes);
         self.oldest.take_if(|(oldest, _)| *oldest == seq);
+    }
+
+    /// Returns the newest version that the present job has corrected.
+    pub(super) fn newest_corrected(&self) -> Version {
+        self.change.corrected.iter().map(|corrected| corrected.version).max().unwrap_or(Version::NONE)
     }
 
     /// Records that copies are lost.

@@ -1,13 +1,16 @@
+mod appends;
+mod clocks;
+
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::clock_sync::LateSync;
 use super::file::{OutageFile, lock};
 use super::replay::Replayer;
 use super::*;
-use crate::model::clock::{Clock, Correction, IssuedVersion};
+use crate::model::clock::{Clock, IssuedVersion};
 use crate::model::json::Json;
+use crate::model::moment::test_clock;
 use crate::observe::alert::OperatorAlert;
 use crate::store::{Applied, LoadRequest, Loaded, Memory, Store};
 
@@ -33,9 +36,13 @@ impl Seen {
 }
 
 impl QueueObserver for Seen {
-    fn settled(&self, key: &Key, _: Version, verdict: &Verdict, newest_left: Option<Version>) {
-        let verdict = if *verdict == Verdict::Stored { "stored" } else { "dead" };
-        lock(&self.0).push(format!("{} {verdict}, more {}", key.as_str(), newest_left.is_some()));
+    fn settled(&self, key: &Key, _: Version, verdict: &Verdict, left: Option<Tail>) {
+        let verdict = match verdict {
+            Verdict::Stored => "stored",
+            Verdict::Appended(_) => "appended",
+            Verdict::Dead { .. } => "dead",
+        };
+        lock(&self.0).push(format!("{} {verdict}, more {}", key.as_str(), left.is_some()));
     }
     fn corrected(&self, changed: &[Corrected]) {
         lock(&self.0).extend(changed.iter().map(|corrected| format!("{} corrected", corrected.key.as_str())));
@@ -54,22 +61,27 @@ impl World {
 
     /// Answers for a store with the correct clock.
     async fn sync(&self) {
+        self.sync_to(Clock::authoritative().now()).await;
+    }
+
+    async fn sync_to(&self, shown: Timestamp) {
+        // The clock notices a jump here, and ignores an answer from before.
+        self.clock.now();
         let now = Instant::now();
-        self.clock.correct(now, now, Clock::authoritative().now());
-        self.clock.synced().await;
+        self.clock.correct(now, now, shown);
+        assert!(self.clock.settled().await);
     }
 
     /// Queues a put, or an update of `base`.
     async fn queue(&self, key: &str, json: &str, base: Option<Version>) -> Version {
-        let newest = self.file.newest_queued(&name(key)).await.unwrap();
-        let issued = self.clock.issue_after(newest.map_or(Version::NONE, |newest| newest.version()));
+        let issued = self.clock.issue();
         let value = Json::new(json).unwrap();
         let record = Record::put(name(key), issued.version, value, issued.shown.plus(HOUR));
         let mut write = Write::new(record).with_writer(self.file.writer());
         write.condition = base.map_or(Condition::Any, Condition::IfVersion);
         let enqueued =
             self.file.enqueue(write, issued.is_provisional, issued.shown, None, |_| {}).await.unwrap();
-        assert_eq!(enqueued, Enqueued::Queued { version: issued.version });
+        assert_eq!(enqueued, Enqueued::Queued { version: issued.version, has_appends: false });
         issued.version
     }
 
@@ -115,7 +127,8 @@ async fn rows_of_a_key_follow_each_other_and_a_put_replaces_them() {
     assert_eq!(world.rows().await.iter().map(QueuedWrite::version).collect::<Vec<_>>(), [put, update]);
     let later = world.queue("k", "3", Some(put)).await;
     assert_eq!(world.rows().await.len(), 2, "the later update replaces the earlier one");
-    assert_eq!(world.file.newest_queued(&name("k")).await.unwrap().unwrap().version(), later);
+    let Folded::Known { record, base } = world.file.fold(&name("k")).await.unwrap() else { panic!() };
+    assert_eq!((record.version, base), (later, Some(put)), "an update takes over the base of the one before");
     world.queue("k", "4", None).await;
     assert_eq!((world.rows().await.len(), world.file.usage().queue.records), (1, 1));
 }
@@ -217,66 +230,6 @@ async fn copy_beside_a_queued_write_stays_and_wins_reads() {
 }
 
 #[tokio::test]
-async fn clock_sync_corrects_all_rows_in_one_step() {
-    for skew in [-300_000, 300_000] {
-        let dir = tempfile::tempdir().unwrap();
-        let world = World::open(&dir.path().join("q.db"), Clock::skewed(skew)).await;
-        let put = world.queue("k", "1", None).await;
-        let update = world.queue("k", "2", Some(put)).await;
-        assert!(world.rows().await.iter().all(|row| row.is_provisional));
-        world.sync().await;
-        let (rows, now) = (world.rows().await, Clock::authoritative().now());
-        assert_eq!(rows[1].write.condition, Condition::IfVersion(rows[0].version()), "{skew}");
-        assert!(rows[0].version() < rows[1].version() && rows[1].version() < world.clock.issue_version());
-        for (row, issued) in rows.iter().zip([put, update]) {
-            assert!(!row.is_provisional && row.version() != issued);
-            assert!(
-                now.since(row.version().at()) < Duration::from_secs(5) && row.version().at() <= now,
-                "{skew}"
-            );
-            let left = row.write.record.expires_at.since(now);
-            assert!(left <= HOUR && left > HOUR - Duration::from_secs(5), "{skew}: {left:?}");
-        }
-        assert_eq!(world.seen.take(), ["k corrected", "k corrected"]);
-        let store = Arc::new(Memory::new());
-        world.replay(&store).await;
-        assert_eq!(stored(&store, "k").await.as_deref(), Some("2"));
-    }
-}
-
-/// The second process has another wrong clock, and no checkpoint of a synced clock.
-#[tokio::test]
-async fn provisional_rows_of_an_earlier_process_get_the_right_time() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("q.db");
-    let world = World::open(&path, Clock::skewed(-300_000)).await;
-    world.queue("k", "1", None).await;
-    world.file.close().await.unwrap();
-    let world = World::open(&path, Clock::skewed(120_000)).await;
-    let first = world.rows().await.remove(0);
-    world.queue("k", "2", Some(first.version())).await;
-    world.sync().await;
-    let (rows, now) = (world.rows().await, Clock::authoritative().now());
-    assert_eq!(rows[1].write.condition, Condition::IfVersion(rows[0].version()));
-    assert!(
-        rows.iter()
-            .all(|row| now.since(row.version().at()) < Duration::from_secs(5) && row.version().at() <= now)
-    );
-}
-
-#[tokio::test]
-async fn provisional_write_behind_the_sync_is_corrected_at_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let world = World::open(&dir.path().join("q.db"), Clock::skewed(300_000)).await;
-    let issued = world.clock.issue();
-    world.sync().await;
-    let record = Record::tombstone(name("k"), issued.version);
-    world.file.enqueue(Write::new(record), issued.is_provisional, issued.shown, None, |_| {}).await.unwrap();
-    let row = world.rows().await.remove(0);
-    assert!(!row.is_provisional && row.version() < issued.version && world.seen.take() == ["k corrected"]);
-}
-
-#[tokio::test]
 async fn daemon_part_of_the_writer_changes_with_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let (path, backup) = (dir.path().join("q.db"), dir.path().join("backup.db"));
@@ -366,22 +319,6 @@ async fn update_that_read_before_the_sync_runs_again() {
     assert_eq!(world.rows().await[1].write.condition, Condition::IfVersion(base));
 }
 
-/// The disk was full during the clock sync, so a provisional row is left when the next put comes.
-#[tokio::test]
-async fn put_after_a_failed_correction_replaces_the_late_row() {
-    let dir = tempfile::tempdir().unwrap();
-    let world = World::open(&dir.path().join("q.db"), Clock::skewed(300_000)).await;
-    world.queue("k", "1", None).await;
-    let late = LateSync { correction: Correction(-300_000), floor: Version::NONE };
-    *lock(&world.file.late) = Some(late);
-    tokio::time::sleep(Duration::from_millis(5)).await;
-    let issued = Clock::authoritative().issue();
-    let put = Write::new(Record::tombstone(name("k"), issued.version)).with_writer(world.file.writer());
-    let queued = world.file.enqueue(put, false, issued.shown, None, |_| {}).await.unwrap();
-    assert_eq!(queued, Enqueued::Queued { version: issued.version });
-    assert_eq!(world.rows().await.iter().map(QueuedWrite::version).collect::<Vec<_>>(), [issued.version]);
-}
-
 #[tokio::test]
 async fn unsent_update_below_a_known_version_runs_again() {
     let dir = tempfile::tempdir().unwrap();
@@ -392,6 +329,24 @@ async fn unsent_update_below_a_known_version_runs_again() {
     world.file.save_own_copy(copy).await.unwrap();
     let outcome = world.update(world.clock.issue(), base, world.file.syncs()).await;
     assert_eq!((outcome, world.rows().await.len()), (Enqueued::Conflict { newer: Some(newer) }, 0));
+}
+
+/// The store has lost the newer version, so the file forgets it, too. Within a minute, a late answer would look the same.
+#[tokio::test]
+async fn update_after_the_store_lost_its_rows_is_queued() {
+    for (age, is_restored) in [(Duration::ZERO, false), (HOUR, false), (HOUR, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::open(&dir.path().join("q.db"), Clock::authoritative()).await;
+        let (older, newer, now) =
+            (world.clock.issue_version(), world.clock.issue_version(), world.clock.now());
+        let restored = if is_restored { older } else { Version::NONE };
+        for (version, confirmed_at) in [(newer, now.minus(age)), (restored, now)] {
+            let record = Record::tombstone(name("k"), version).into();
+            world.file.save_copies(vec![ReplicaRecord { record, confirmed_at, rank: CopyRank::Used }]).await;
+        }
+        let outcome = world.update(world.clock.issue(), restored, world.file.syncs()).await;
+        assert_eq!(matches!(outcome, Enqueued::Queued { .. }), age == HOUR, "{outcome:?}");
+    }
 }
 
 /// A reader that found memory and file apart waits for this.
@@ -405,4 +360,35 @@ async fn row_of_the_same_size_wakes_the_waiters() {
     let before = *queue.borrow_and_update();
     world.queue("k", "2", None).await;
     assert!(queue.has_changed().unwrap() && *queue.borrow() == before);
+}
+
+#[tokio::test]
+async fn save_copies_waits_for_writes_queued_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::open(&dir.path().join("q.db"), Clock::authoritative()).await;
+    let record = || {
+        let issued = world.clock.issue();
+        Record::put(name("k"), issued.version, Json::trusted("1"), issued.shown.plus(HOUR))
+    };
+    let (stored, write) = (record(), Write::new(record()).with_writer(world.file.writer()));
+    let (committed, on_committed) = tokio::sync::oneshot::channel();
+    let (release, hold) = std::sync::mpsc::channel::<()>();
+    let on_commit = move |_: &Enqueued| {
+        committed.send(()).unwrap();
+        hold.recv().ok();
+    };
+    let now = world.clock.now();
+    let enqueue = async { world.file.enqueue(write, false, now, None, on_commit).await.unwrap() };
+    let save = async {
+        on_committed.await.unwrap();
+        let copy = ReplicaRecord { record: stored.into(), confirmed_at: now, rank: CopyRank::Used };
+        let mut save = std::pin::pin!(world.file.save_copies(vec![copy]));
+        tokio::select! {
+            () = &mut save => panic!("the copies returned before the index had the queued write"),
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+        }
+        release.send(()).unwrap();
+        save.await;
+    };
+    tokio::join!(enqueue, save);
 }

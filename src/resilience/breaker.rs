@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::observe::metrics::Metrics;
+use crate::observe::metrics::{Metrics, STATES};
 use crate::resilience::backoff::Backoff;
 
 /// The breaker opens after this many failures in a row, or when this many calls hang …
@@ -55,15 +55,18 @@ impl BreakerState {
     /// assert_eq!(threadkeep::BreakerState::HalfOpen.as_str(), "half_open");
     /// ```
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Open => "open",
-            Self::HalfOpen => "half_open",
-        }
+        STATES[self as usize]
     }
 }
 
 /// Stands between callers and the store. It stops the calls to a store that fails or hangs.
+///
+/// ```
+/// # fn example(breaker: &threadkeep::store::Breaker) {
+/// assert_eq!(breaker.state(), threadkeep::BreakerState::Closed);
+/// assert!(breaker.check().is_ok() && breaker.cause().is_none());
+/// # }
+/// ```
 pub struct Breaker {
     shared: watch::Sender<BreakerCore>,
     /// The state as failsafe announces it. A read takes no lock, because each read of the cache in an outage asks.
@@ -104,18 +107,11 @@ impl Breaker {
         Self { shared: watch::Sender::new(shared), state, probe_requested: Notify::new(), metrics }
     }
 
-    /// Changes the time after which a call counts as slow.
     pub(crate) fn set_soft_timeout(&self, soft_timeout: Duration) {
         self.change(|shared| shared.soft_timeout = soft_timeout);
     }
 
-    /// Returns the present state.
-    ///
-    /// ```
-    /// # fn example(breaker: &threadkeep::store::Breaker) {
-    /// assert_eq!(breaker.state(), threadkeep::BreakerState::Closed);
-    /// # }
-    /// ```
+    /// Returns the present state. See [`Breaker`] for an example.
     pub fn state(&self) -> BreakerState {
         match self.state.load(SeqCst) {
             0 => BreakerState::Closed,
@@ -128,24 +124,12 @@ impl Breaker {
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] while the breaker is open or half open. The error names the cause of the opening and
-    /// carries the pause that the store asked for by `Retry-After`.
-    ///
-    /// ```
-    /// # fn example(breaker: &threadkeep::store::Breaker) {
-    /// assert!(breaker.check().is_ok());
-    /// # }
-    /// ```
+    /// carries the pause that the store asked for by `Retry-After`. See [`Breaker`] for an example.
     pub fn check(&self) -> Result<()> {
         if self.state() == BreakerState::Closed { Ok(()) } else { self.shared.borrow().check() }
     }
 
-    /// Returns the cause of the present outage. The closed breaker has none.
-    ///
-    /// ```
-    /// # fn example(breaker: &threadkeep::store::Breaker) {
-    /// assert!(breaker.cause().is_none());
-    /// # }
-    /// ```
+    /// Returns the cause of the present outage. The closed breaker has none. See [`Breaker`] for an example.
     pub fn cause(&self) -> Option<Error> {
         self.shared.borrow().outage.as_ref().map(|outage| outage.cause.clone())
     }
@@ -209,12 +193,10 @@ impl Breaker {
         self.change(|shared| shared.fail(MAX_FAILURES, error));
     }
 
-    /// Waits until it is closed.
     pub(crate) async fn wait_closed(&self) {
         self.shared.subscribe().wait_for(|_| self.state() == BreakerState::Closed).await.ok();
     }
 
-    /// Waits until it is open or half open.
     pub(crate) async fn wait_open(&self) {
         self.shared.subscribe().wait_for(|_| self.state() != BreakerState::Closed).await.ok();
     }

@@ -12,6 +12,7 @@ use std::future::Future;
 use std::sync::LazyLock;
 
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 use tracing::instrument::WithSubscriber;
@@ -30,8 +31,13 @@ const WORKERS: usize = 2;
 pub(crate) fn spawn_for_good<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> JoinHandle<T> {
-    let runtime = if stays() { None } else { background_runtime() };
-    spawn_on(&runtime.unwrap_or_else(Handle::current), work)
+    let runtime = if stays() { None } else { background_runtime() }.unwrap_or_else(Handle::current);
+    // Tests set a log subscriber for each OS thread.
+    if tracing::dispatcher::has_been_set() {
+        runtime.spawn(work.with_current_subscriber())
+    } else {
+        runtime.spawn(work)
+    }
 }
 
 /// Spawns work of a call: on the caller's runtime if that runtime has workers, else on the background runtime.
@@ -57,6 +63,25 @@ pub(crate) async fn run<T: Send + 'static>(work: impl Future<Output = T> + Send 
     let panicked =
         |e| Error::new(ErrorKind::Unavailable, "a store call panicked in a background task").with_source(e);
     (&mut task.0).await.map_err(panicked)
+}
+
+/// Runs work that blocks on a new OS thread. Callers use it rarely: to open or close a file, and to ask for a key.
+///
+/// Why not tokio's blocking pool? The application shares that pool. If the application fills the pool, a caller of
+/// threadkeep would wait for the application's work, without a deadline.
+///
+/// # Errors
+/// [`ErrorKind::LocalStorage`] if the system gives no thread, or if `work` panics.
+pub(crate) async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let (answer, answered) = oneshot::channel();
+    let run = move || drop(answer.send(work()));
+    let no_thread = |e| {
+        Error::new(ErrorKind::LocalStorage, "the system gives no thread for blocking work").with_source(e)
+    };
+    std::thread::Builder::new().name("threadkeep-block".into()).spawn(run).map_err(no_thread)?;
+    answered
+        .await
+        .map_err(|e| Error::new(ErrorKind::LocalStorage, "blocking work was given up").with_source(e))
 }
 
 /// Returns the current runtime if it runs tasks without a `block_on`.
@@ -107,18 +132,6 @@ fn stays() -> bool {
 #[cfg(not(feature = "testing"))]
 fn stays() -> bool {
     false
-}
-
-/// Spawns work with the log subscriber of the current OS thread, because tests set a subscriber for each OS thread.
-fn spawn_on<T: Send + 'static>(
-    runtime: &Handle,
-    work: impl Future<Output = T> + Send + 'static,
-) -> JoinHandle<T> {
-    if tracing::dispatcher::has_been_set() {
-        runtime.spawn(work.with_current_subscriber())
-    } else {
-        runtime.spawn(work)
-    }
 }
 
 struct AbortOnDrop<T>(JoinHandle<T>);

@@ -1,13 +1,13 @@
 //! An open file with its writer, its readers and its lock.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rusqlite::Connection;
-use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
-use crate::resilience::blocking::unblock;
+use crate::resilience::tasks::unblock;
 use crate::sqlite::error;
 use crate::sqlite::file::{self, FileKind};
 use crate::sqlite::health::FileHealth;
@@ -19,9 +19,9 @@ use crate::sqlite::writer::{CommitLevel, Writer};
 pub(crate) struct Database {
     health: Arc<FileHealth>,
     readers: Readers,
-    writer: Writer,
+    pub(crate) writer: Writer,
     // Declared last, so dropped last: no other process may open the file before the writer ends.
-    lock: SharedLock,
+    pub(crate) lock: SharedLock,
 }
 
 /// Holds the lock until the file is closed.
@@ -29,15 +29,11 @@ pub(crate) struct Database {
 pub(crate) struct SharedLock(Arc<Mutex<Option<Lock>>>);
 
 impl SharedLock {
-    fn lock(&self) -> MutexGuard<'_, Option<Lock>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Records in the lock file whether copies may be invalid.
     ///
     /// The closure runs under the mutex, so that the last call writes the newest state.
     pub(crate) fn note(&self, copies_are_invalid: impl FnOnce() -> bool) {
-        if let Some(lock) = self.lock().as_mut() {
+        if let Some(lock) = self.0.lock().as_mut() {
             lock.state.copies_are_invalid = copies_are_invalid();
             lock.save();
         }
@@ -50,7 +46,7 @@ pub(crate) struct LockedDatabase {
     /// The path that the caller named, perhaps a link.
     given: PathBuf,
     pub(crate) connection: Connection,
-    lock: Lock,
+    pub(crate) lock: Lock,
 }
 
 impl LockedDatabase {
@@ -80,13 +76,13 @@ impl LockedDatabase {
         }
     }
 
-    /// Returns the session that the last process noted in the lock file. Empty if it noted none.
-    pub(crate) fn session(&self) -> &str {
-        &self.lock.state.session
+    /// Returns the sessions that the lock file names: none, the last one, or two after a kill during an opening.
+    pub(crate) fn sessions(&self) -> impl Iterator<Item = &str> {
+        self.lock.state.sessions.split_whitespace()
     }
 
-    pub(crate) fn set_session(&mut self, session: String) {
-        self.lock.state.session = session;
+    pub(crate) fn set_sessions(&mut self, sessions: String) {
+        self.lock.state.sessions = sessions;
         self.lock.save();
     }
 
@@ -122,10 +118,9 @@ impl Database {
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.health.path()
+        &self.health.path
     }
 
-    /// Returns the known fault of the file, without a look at the file.
     pub(crate) fn fault(&self) -> Option<Error> {
         self.health.fault()
     }
@@ -144,19 +139,7 @@ impl Database {
         level: CommitLevel,
         work: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.submit(level, work, |_| {}).await?.await.map_err(|_| closed())?
-    }
-
-    /// As [`write`](Self::write), but returns as soon as the writer has the job. The receiver gets the result.
-    ///
-    /// The writer calls `on_commit` before any caller gets the result of this job or of a later job.
-    pub(crate) async fn submit<T: Send + 'static>(
-        &self,
-        level: CommitLevel,
-        work: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
-        on_commit: impl FnOnce(&Result<T>) + Send + 'static,
-    ) -> Result<oneshot::Receiver<Result<T>>> {
-        self.writer.submit(level, work, on_commit).await
+        self.writer.submit(level, work, |_| {}).await?.await.map_err(|_| closed())?
     }
 
     /// Returns some free pages to the file system, and requests that the writer truncates the write-ahead log.
@@ -189,16 +172,12 @@ impl Database {
             // The writer ends last: as the last connection it checkpoints the log, and leaves one file.
             this.readers.close();
             this.writer.close();
-            drop(this.lock.lock().take());
+            drop(this.lock.0.lock().take());
         })
         .await
     }
 
-    pub(crate) fn shared_lock(&self) -> SharedLock {
-        self.lock.clone()
-    }
-
     pub(crate) fn had_invalid_copies(&self) -> bool {
-        self.lock.lock().as_ref().is_some_and(|lock| lock.state.copies_are_invalid)
+        self.lock.0.lock().as_ref().is_some_and(|lock| lock.state.copies_are_invalid)
     }
 }

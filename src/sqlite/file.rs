@@ -11,15 +11,18 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 use super::error::{cannot_open, corrupt, file_error, not_a_database, of_another_program, unusable};
 use super::lock::Lock;
+use super::rows::append;
 use crate::error::Result;
 
 /// The time that a process waits for another process to end.
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// "thkp": marks the file as threadkeep's.
 const APPLICATION_ID: i64 = 0x7468_6b70;
-const FORMAT: i64 = 2;
-/// The format before. The first building used it too, with other names.
-const FORMER_FORMAT: i64 = 1;
+const FORMAT: i64 = 3;
+/// The format without appends. Only an outage file differs from the present one.
+const FORMAT_WITHOUT_APPENDS: i64 = 2;
+/// The format before that. The first building used it too, with other names.
+const FIRST_FORMAT: i64 = 1;
 const SQLITE_HEADER_BYTES: u64 = 100;
 const META: &str = "create table meta (name text not null primary key, value text not null) strict;";
 /// The suffixes of the file and of the files that belong to it.
@@ -33,9 +36,11 @@ pub(crate) struct FileKind {
     pub(crate) schema: &'static str,
     /// The problem and the remedy, if a file of the other kind is found.
     pub(crate) mismatch: (&'static str, &'static str),
-    /// The SQL that converts a file of the former format.
+    /// The SQL that converts a file of format 1.
     pub(crate) conversion: &'static str,
-    /// The SQL that gives a file of the first building the names of the former format. Without it, such a file is rejected.
+    /// The SQL that converts a file of format 2.
+    pub(crate) addition: &'static str,
+    /// The SQL that gives a file of the first building the names of format 1. Without it, such a file is rejected.
     pub(crate) first_building: Option<&'static str>,
 }
 
@@ -81,7 +86,6 @@ pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Opens the one connection that writes.
 pub(crate) fn open_to_write(path: &Path, kind: FileKind) -> Result<Connection> {
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(file_error(path))?;
@@ -94,14 +98,15 @@ pub(crate) fn open_to_write(path: &Path, kind: FileKind) -> Result<Connection> {
     configure(&connection, format.is_none()).map_err(file_error(path))?;
     match format {
         None => create_schema(&connection, kind).map_err(file_error(path))?,
-        Some(FORMER_FORMAT) => convert(&connection, path, kind)?,
-        Some(_) => {}
+        Some(FORMAT) => {}
+        Some(FORMAT_WITHOUT_APPENDS) => convert(&connection, path, kind.addition)?,
+        Some(_) => convert(&connection, path, &conversion(&connection, path, kind)?)?,
     }
     Ok(connection)
 }
 
-/// Converts a file of the former format, in one transaction. After a failure the file is as it was.
-fn convert(connection: &Connection, path: &Path, kind: FileKind) -> Result<()> {
+/// Returns the SQL that converts a file of format 1.
+fn conversion(connection: &Connection, path: &Path, kind: FileKind) -> Result<String> {
     let names = match (is_of_first_building(connection).map_err(file_error(path))?, kind.first_building) {
         (false, _) => "",
         (true, Some(names)) => names,
@@ -112,15 +117,19 @@ fn convert(connection: &Connection, path: &Path, kind: FileKind) -> Result<()> {
             return Err(error.with_remedy(remedy));
         }
     };
-    tracing::info!(file = %path.display(), "the local file has the former format and is converted");
-    let conversion = kind.conversion;
-    let all = format!("begin immediate; {names} {conversion} pragma user_version = {FORMAT}; commit;");
+    Ok([names, kind.conversion].concat())
+}
+
+/// Converts a file of an earlier format, in one transaction. After a failure the file is as it was.
+fn convert(connection: &Connection, path: &Path, conversion: &str) -> Result<()> {
+    tracing::info!(file = %path.display(), "the local file has an earlier format and is converted");
+    let all = format!("begin immediate; {conversion} pragma user_version = {FORMAT}; commit;");
     connection.execute_batch(&all).map_err(file_error(path))
 }
 
-/// Rejects a file of the former format, for a reader that cannot convert it.
+/// Rejects a file of an earlier format, for a reader that cannot convert it.
 pub(crate) fn check_format(connection: &Connection, path: &Path) -> Result<()> {
-    if format(connection, path)? == Some(FORMER_FORMAT) {
+    if format(connection, path)?.is_some_and(|format| format < FORMAT) {
         let error = unusable(path, "has the format of an earlier threadkeep");
         return Err(error.with_remedy("start the daemon, which converts the file"));
     }
@@ -136,7 +145,7 @@ fn format(connection: &Connection, path: &Path) -> Result<Option<i64>> {
     let id = pragma("application_id").map_err(file_error(path))?;
     match (tables, id, pragma("user_version").map_err(file_error(path))?) {
         (0, 0, 0) => Ok(None),
-        (_, APPLICATION_ID, known @ (FORMAT | FORMER_FORMAT)) => Ok(Some(known)),
+        (_, APPLICATION_ID, known @ FIRST_FORMAT..=FORMAT) => Ok(Some(known)),
         (_, APPLICATION_ID, newer) => {
             let problem = format!("has format {newer}; this threadkeep knows only {FORMAT}");
             Err(unusable(path, &problem).with_remedy("use the threadkeep that wrote it"))
@@ -145,7 +154,6 @@ fn format(connection: &Connection, path: &Path) -> Result<Option<i64>> {
     }
 }
 
-/// Rejects a file of the other kind.
 pub(crate) fn check_kind(connection: &Connection, path: &Path, kind: FileKind) -> Result<()> {
     let found = role(connection).map_err(file_error(path))?;
     if found.as_deref() == Some(kind.name) {
@@ -155,7 +163,6 @@ pub(crate) fn check_kind(connection: &Connection, path: &Path, kind: FileKind) -
     Err(unusable(path, problem).with_remedy(remedy))
 }
 
-/// Reads the name of the file's kind.
 pub(crate) fn role(connection: &Connection) -> rusqlite::Result<Option<String>> {
     if !is_of_first_building(connection)? {
         return meta(connection, "role");
@@ -170,19 +177,16 @@ fn is_of_first_building(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row(find, [], |row| row.get(0))
 }
 
-/// Whether the file is marked as threadkeep's.
 pub(crate) fn is_marked(connection: &Connection) -> rusqlite::Result<bool> {
     let mark = connection.pragma_query_value(None, "application_id", |row| row.get::<_, i64>(0));
     Ok(mark? == APPLICATION_ID)
 }
 
-/// Reads a value of the table `meta`.
 pub(crate) fn meta(connection: &Connection, name: &str) -> rusqlite::Result<Option<String>> {
     let find = "select value from meta where name = ?1";
     connection.query_row(find, [name], |row| row.get(0)).optional()
 }
 
-/// Writes a value of the table `meta`.
 pub(crate) fn set_meta(connection: &Connection, name: &str, value: &str) -> rusqlite::Result<()> {
     let upsert = "insert into meta values (?1, ?2) on conflict (name) do update set value = ?2";
     connection.prepare_cached(upsert)?.execute([name, value]).map(drop)
@@ -209,19 +213,17 @@ pub(crate) fn check_pages(connection: &Connection, path: &Path) -> Result<()> {
 /// Checks the texts of the queue: one invalid text would block the replay of all other writes.
 pub(crate) fn check_queued(connection: &Connection, path: &Path) -> Result<()> {
     let mut queued = connection
-        .prepare("select key, value, user, metadata from records where is_queued = 1")
+        .prepare("select key, value, user, metadata, append from records where is_queued = 1")
         .map_err(file_error(path))?;
     let mut rows = queued.query([]).map_err(file_error(path))?;
     while let Some(row) = rows.next().map_err(file_error(path))? {
-        for column in 0..4 {
-            row.get::<_, Option<String>>(column)
-                .map_err(|error| corrupt(path, format!("a queued write: {error}")))?;
-        }
+        let texts = (0..4).try_for_each(|column| row.get::<_, Option<String>>(column).map(drop));
+        let texts = texts.and_then(|()| append(row, 4).map(drop));
+        texts.map_err(|error| corrupt(path, format!("a queued write: {error}")))?;
     }
     Ok(())
 }
 
-/// Restricts the file and its companions to their owner.
 pub(crate) fn restrict_permissions(path: &Path) {
     #[cfg(unix)]
     for suffix in SUFFIXES {
@@ -248,7 +250,6 @@ pub fn quarantine_path(path: &Path) -> PathBuf {
     (1..).map(numbered).find(|name| !name.exists()).unwrap_or_else(|| numbered(0))
 }
 
-/// Renames a corrupt file and its companions.
 pub(crate) fn quarantine(path: &Path) -> Result<PathBuf> {
     let quarantined = quarantine_path(path);
     let failed = |e| {
@@ -271,7 +272,6 @@ pub(crate) fn rename(from: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Opens a connection that reads.
 pub(crate) fn open_to_read(path: &Path) -> Result<Connection> {
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(file_error(path))?;
@@ -280,7 +280,6 @@ pub(crate) fn open_to_read(path: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Opens a connection that copies the write-ahead log into the file.
 pub(crate) fn open_to_checkpoint(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     connection.pragma_update(None, "synchronous", "full")?;
@@ -288,8 +287,8 @@ pub(crate) fn open_to_checkpoint(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Limits each of the six connections to 400 KiB of pages. SQLite's default is 2,000 KiB, and the system caches the file
-/// anyway.
+/// Limits the connections that do not write, five of six, to 400 KiB of pages. The system caches the file anyway. The writer
+/// has SQLite's default of 2,000 KiB. With 400 KiB, a profile showed that it wrote pages of a group to the log early.
 fn limit_page_cache(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "cache_size", -400)
 }
@@ -305,7 +304,6 @@ pub(crate) fn create_private(path: &Path) -> std::io::Result<File> {
 
 fn configure(connection: &Connection, is_new: bool) -> rusqlite::Result<()> {
     connection.busy_timeout(LOCK_TIMEOUT)?;
-    limit_page_cache(connection)?;
     connection.pragma_update(None, "secure_delete", "on")?;
     if is_new {
         // Has no effect after the first table exists, but would write each time.

@@ -4,7 +4,8 @@
 //! module compares device and inode of each name with those of the opened file.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::sqlite::error::{self, unusable};
@@ -12,7 +13,7 @@ use crate::sqlite::file::{SUFFIXES, with_suffix};
 
 #[derive(Debug)]
 pub(crate) struct FileHealth {
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     names: Vec<WatchedName>,
     faults: Mutex<FileFaults>,
 }
@@ -43,10 +44,6 @@ impl FileHealth {
         Self { path: path.to_owned(), names, faults: Mutex::default() }
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Checks that each name still leads to the open file. The writer checks before each acknowledged commit, and the
     /// checkpoint thread several times a second.
     ///
@@ -57,7 +54,7 @@ impl FileHealth {
         let is_emptied = |name: &&WatchedName| name.is_emptied();
         // Only the main file counts as emptied, because SQLite itself truncates the log.
         let lost = self.names.iter().find(is_lost).or_else(|| self.names.first().filter(is_emptied));
-        let mut faults = self.faults();
+        let mut faults = self.faults.lock();
         match (lost, &faults.name) {
             (None, None) => Ok(()),
             (None, Some(_)) => {
@@ -81,23 +78,18 @@ impl FileHealth {
         self.names.iter().take(2).all(WatchedName::is_there)
     }
 
-    /// Records the result of a write that reached the file.
     pub(crate) fn note_write(&self, error: Option<&Error>) {
-        note(&mut self.faults().write, error);
+        note(&mut self.faults.lock().write, error);
     }
 
     pub(crate) fn note_read(&self, error: Option<&Error>) {
-        note(&mut self.faults().read, error);
+        note(&mut self.faults.lock().read, error);
     }
 
     /// Returns the current fault, if any. A lost name comes first, because it loses the most.
     pub(crate) fn fault(&self) -> Option<Error> {
-        let faults = self.faults();
+        let faults = self.faults.lock();
         faults.name.as_ref().or(faults.write.as_ref()).or(faults.read.as_ref()).cloned()
-    }
-
-    fn faults(&self) -> MutexGuard<'_, FileFaults> {
-        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -29,17 +29,19 @@ pub(crate) struct LockState {
     pub(crate) copies_are_invalid: bool,
     /// Whether threadkeep has opened the file before.
     pub(crate) has_opened: bool,
-    /// The last opening of the file. Empty if none was noted.
-    pub(crate) session: String,
+    /// The last opening of the file, and the next one while that begins. Empty if none was noted.
+    pub(crate) sessions: String,
 }
 
 impl Lock {
     /// Locks the file. Waits up to [`LOCK_TIMEOUT`] for another process to end (I12).
     pub(crate) fn acquire(path: &Path) -> Result<Self> {
-        let mut file = create_private(&lock_path(path)).map_err(|e| cannot_open(path).with_source(e))?;
-        let start = Instant::now();
+        let open = || create_private(&lock_path(path)).map_err(|e| cannot_open(path).with_source(e));
+        let (mut file, start) = (open()?, Instant::now());
         loop {
             match file.try_lock() {
+                // A migration deleted it meanwhile. The next process would lock another file.
+                Ok(()) if is_deleted(&file) => file = open()?,
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_TIMEOUT => {
                     std::thread::sleep(Duration::from_millis(20));
@@ -59,6 +61,12 @@ impl Lock {
         Ok(lock)
     }
 
+    /// Deletes the lock file of a file that has lost its name. Processes that wait for the lock open a new one.
+    pub(crate) fn delete(self, path: &Path) {
+        // A lock file that stays does no harm.
+        std::fs::remove_file(lock_path(path)).ok();
+    }
+
     /// Returns the process that holds the lock. Does not wait, and does not keep another process from locking.
     pub(crate) fn holder(path: &Path) -> Option<String> {
         let mut file = File::open(lock_path(path)).ok()?;
@@ -73,7 +81,6 @@ impl Lock {
         File::open(lock_path(path)).is_ok_and(|mut file| LockState::read(&mut file).has_opened)
     }
 
-    /// Whether threadkeep has locked the file before.
     pub(crate) fn exists(path: &Path) -> bool {
         lock_path(path).exists()
     }
@@ -94,7 +101,7 @@ impl Lock {
         let holder = format!("process {}", std::process::id());
         let copies = if self.state.copies_are_invalid { COPIES_INVALID } else { "" };
         let opened = if self.state.has_opened { OPENED } else { "" };
-        let text = format!("{holder:<30}\n{copies:<30}\n{opened:<30}\n{:<30}\n", self.state.session);
+        let text = format!("{holder:<30}\n{copies:<30}\n{opened:<30}\n{:<30}\n", self.state.sessions);
         let written = self.file.rewind().and_then(|()| self.file.write_all(text.as_bytes()));
         if let Err(error) = written.and_then(|()| self.file.set_len(text.len() as u64)) {
             tracing::error!(%error, "cannot write the lock file; the next start may not know the state of the file");
@@ -112,9 +119,21 @@ impl LockState {
             holder: line().to_owned(),
             copies_are_invalid: line() == COPIES_INVALID,
             has_opened: line() == OPENED,
-            session: line().to_owned(),
+            sessions: line().to_owned(),
         }
     }
+}
+
+#[cfg(unix)]
+fn is_deleted(file: &File) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    file.metadata().is_ok_and(|data| data.nlink() == 0)
+}
+
+/// On other systems an open file cannot be deleted.
+#[cfg(not(unix))]
+fn is_deleted(_: &File) -> bool {
+    false
 }
 
 fn lock_path(path: &Path) -> PathBuf {

@@ -4,11 +4,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rusqlite::Connection;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sqlite::error::file_error;
@@ -24,14 +24,13 @@ type ReadJob = Box<dyn FnOnce(&mut Option<Connection>) + Send>;
 /// A handle on the threads. Dropping it ends the threads after the current reads.
 pub(crate) struct Readers {
     health: Arc<FileHealth>,
-    worker: Worker<Sender<ReadJob>>,
-    /// Callers wait here, not in the channel, so that a cancelled caller leaves no job behind.
-    permits: Arc<Semaphore>,
+    /// Holds one job. Further callers wait for its place, so cancelled callers leave one job behind at most.
+    worker: Worker<mpsc::Sender<ReadJob>>,
 }
 
 impl Readers {
     pub(crate) fn start(health: &Arc<FileHealth>) -> Result<Self> {
-        let (jobs, waiting) = channel();
+        let (jobs, waiting) = mpsc::channel(1);
         let waiting = Arc::new(Mutex::new(waiting));
         let serve_one = |_| {
             let (waiting, health) = (Arc::clone(&waiting), Arc::clone(health));
@@ -40,42 +39,35 @@ impl Readers {
         Ok(Self {
             health: Arc::clone(health),
             worker: Worker::start("threadkeep-read", jobs, (0..MAX_READERS).map(serve_one))?,
-            permits: Arc::new(Semaphore::new(MAX_READERS)),
         })
     }
 
-    /// Runs a query on one of the threads.
     pub(crate) async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| closed())?;
         let (answer, answered) = oneshot::channel();
         let health = Arc::clone(&self.health);
         let job = move |slot: &mut Option<Connection>| {
-            let result = run(slot, &health, query);
-            // Before the answer, so that the caller's next read finds a free permit.
-            drop(permit);
-            answer.send(result).ok();
+            answer.send(run(slot, &health, query)).ok();
         };
-        self.worker.sender()?.send(Box::new(job)).map_err(|_| closed())?;
+        self.worker.sender()?.send(Box::new(job)).await.map_err(|_| closed())?;
         let panicked =
             |e| Error::new(ErrorKind::LocalStorage, "a read of the local file panicked").with_source(e);
         answered.await.map_err(panicked)?
     }
 
-    /// Ends the threads after the current reads. Blocks.
+    /// Ends the threads after the waiting reads. Blocks.
     pub(crate) fn close(&self) {
-        self.permits.close();
         self.worker.close();
     }
 }
 
-fn serve(waiting: &Mutex<Receiver<ReadJob>>, health: &FileHealth) {
+fn serve(waiting: &Mutex<mpsc::Receiver<ReadJob>>, health: &FileHealth) {
     // Opened while the name is right, so that a file that is deleted later stays readable.
-    let mut slot = file::open_to_read(health.path()).ok();
-    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
-    while let Ok(job) = next() {
+    let mut slot = file::open_to_read(&health.path).ok();
+    let next = || waiting.lock().blocking_recv();
+    while let Some(job) = next() {
         // A query that panics costs its connection, not the thread.
         if catch_unwind(AssertUnwindSafe(|| job(&mut slot))).is_err() {
             slot = None;
@@ -88,7 +80,7 @@ fn run<T>(
     health: &FileHealth,
     query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
 ) -> Result<T> {
-    let path = health.path();
+    let path = &health.path;
     let connection = match slot.take() {
         Some(connection) => connection,
         None => open(path, health)?,

@@ -1,7 +1,9 @@
 //! The columns that the tables of conversations, queue and dead letters share.
 
 use rusqlite::Row;
+use rusqlite::types::Type;
 
+use crate::model::append::Append;
 use crate::model::json::Json;
 use crate::model::key::Key;
 use crate::model::record::Record;
@@ -22,8 +24,20 @@ pub(crate) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     })
 }
 
-/// Reads the key from the first column of a row.
 pub(crate) fn key(row: &Row<'_>) -> rusqlite::Result<Key> {
     Key::new(row.get_ref(0)?.as_str()?)
-        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(e)))
+}
+
+/// Reads the target of an append from a column. A write that is no append has none.
+pub(crate) fn append(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Append>> {
+    let parse = |text: String| serde_json::from_str(&text);
+    let append = row.get::<_, Option<String>>(column)?.map(parse).transpose();
+    append.map_err(|e| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(e)))
+}
+
+/// Writes the target of an append for its column.
+pub(crate) fn append_text(append: Option<&Append>) -> rusqlite::Result<Option<String>> {
+    let text = append.map(serde_json::to_string).transpose();
+    text.map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
 }

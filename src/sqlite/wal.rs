@@ -62,14 +62,12 @@ impl WalCheckpointer {
         Ok(Self { pages, has_grown, checkpointed: Cell::new(0), fsync_failed, worker })
     }
 
-    /// Records the result of a group in the file's health.
     pub(super) fn note_result(&self, error: Option<&Error>, health: &FileHealth) {
         if error.is_some() || self.has_grown.swap(false, Relaxed) {
             health.note_write(error);
         }
     }
 
-    /// Notices a failed fsync.
     pub(super) fn observe_error(&self, error: &rusqlite::Error) {
         note_fsync(error, &self.fsync_failed);
     }
@@ -119,7 +117,7 @@ impl WalCheckpointer {
 /// Copies the log on request, and checks the file's names at a fixed interval. Ends with the writer.
 fn run_checkpoints(requested: &Receiver<()>, health: &FileHealth, fsync_failed: &AtomicBool) {
     // Opened now, while the names still lead to the file.
-    let (mut own, mut is_named) = (file::open_to_checkpoint(health.path()).ok(), true);
+    let (mut own, mut is_named) = (file::open_to_checkpoint(&health.path).ok(), true);
     loop {
         match requested.recv_timeout(NAME_CHECK_INTERVAL) {
             Ok(()) => checkpoint_or_reopen(&mut own, health, fsync_failed),
@@ -141,7 +139,7 @@ fn checkpoint_or_reopen(own: &mut Option<Connection>, health: &FileHealth, fsync
     };
     // The path may lead to another file by now, so the names come first.
     if own.is_none() && health.check_names().is_ok() {
-        *own = file::open_to_checkpoint(health.path()).inspect_err(failed).ok();
+        *own = file::open_to_checkpoint(&health.path).inspect_err(failed).ok();
     }
     if let Some(own) = own {
         checkpoint_passive(own).unwrap_or_else(|error| failed(&error));

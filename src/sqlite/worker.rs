@@ -1,7 +1,8 @@
 //! OS threads that serve a channel until it closes.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
+
+use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -9,7 +10,6 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) struct Worker<S>(Mutex<(Option<S>, Vec<JoinHandle<()>>)>);
 
 impl<S: Clone> Worker<S> {
-    /// Starts a thread for each function.
     pub(super) fn start<F: FnOnce() + Send + 'static>(
         name: &str,
         sender: S,
@@ -24,22 +24,18 @@ impl<S: Clone> Worker<S> {
 
     /// Returns the sender. The threads do not end before the caller drops it.
     pub(super) fn sender(&self) -> Result<S> {
-        self.lock().0.clone().ok_or_else(closed)
+        self.0.lock().0.clone().ok_or_else(closed)
     }
 }
 
 impl<S> Worker<S> {
     /// Ends the threads after the waiting work. Blocks.
     pub(super) fn close(&self) {
-        let (sender, threads) = std::mem::take(&mut *self.lock());
+        let (sender, threads) = std::mem::take(&mut *self.0.lock());
         drop(sender);
         for thread in threads {
             thread.join().ok();
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (Option<S>, Vec<JoinHandle<()>>)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -49,7 +45,6 @@ impl<S> Drop for Worker<S> {
     }
 }
 
-/// Returns the error for a call after the file was closed.
 pub(crate) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the local file is closed")
 }

@@ -3,10 +3,12 @@
 //! Why group commit? Each commit costs one fsync, so jobs that wait together share one transaction. Two more threads keep
 //! that path short: one answers a group while the writer commits the next one, and one copies the log ([`wal`](super::wal)).
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{SendError, SyncSender, sync_channel};
 
+use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
@@ -38,54 +40,23 @@ pub(crate) enum CommitLevel {
     Acknowledged,
 }
 
-/// Work inside a group's transaction. The writer answers it when the result of the commit is known.
-trait Job: Send {
-    fn level(&self) -> CommitLevel;
-    /// Runs the work. The writer may run it again after a rollback.
-    fn run(&mut self, connection: &Connection) -> rusqlite::Result<()>;
-    fn answer(self: Box<Self>, committed: Result<()>);
-}
+/// Work inside a group's transaction. The writer may run it again after a rollback.
+type Work = Box<dyn FnMut(&Connection) -> rusqlite::Result<()> + Send>;
 
-type Group = Vec<Box<dyn Job>>;
-
-struct QueuedJob<F, T, A> {
+struct Job {
     level: CommitLevel,
-    work: F,
-    /// The value that the last run returned.
-    value: Option<T>,
-    on_commit: A,
-    answer: oneshot::Sender<Result<T>>,
+    run: Work,
+    /// Called when the result of the commit is known.
+    answer: Box<dyn FnOnce(Result<()>) + Send>,
 }
 
-impl<F, T: Send, A> Job for QueuedJob<F, T, A>
-where
-    F: FnMut(&Connection) -> rusqlite::Result<T> + Send,
-    A: FnOnce(&Result<T>) + Send,
-{
-    fn level(&self) -> CommitLevel {
-        self.level
-    }
-
-    fn run(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        self.value = Some((self.work)(connection)?);
-        Ok(())
-    }
-
-    fn answer(self: Box<Self>, committed: Result<()>) {
-        let never_ran = || Error::new(ErrorKind::LocalStorage, "the writer of the local file skipped a job");
-        let Self { value, on_commit, answer, .. } = *self;
-        let result = committed.and_then(|()| value.ok_or_else(never_ran));
-        on_commit(&result);
-        // A cancelled caller does not undo the work.
-        answer.send(result).ok();
-    }
-}
+type Group = Vec<Job>;
 
 /// A handle on the writer's thread. Dropping it ends the thread after the waiting jobs.
 pub(crate) struct Writer {
     /// Whether the writer truncates the log after the next group.
     truncate_requested: Arc<AtomicBool>,
-    worker: Worker<mpsc::Sender<Box<dyn Job>>>,
+    worker: Worker<mpsc::Sender<Job>>,
 }
 
 impl Writer {
@@ -99,7 +70,8 @@ impl Writer {
         let truncate_requested = Arc::new(AtomicBool::new(false));
         let wal = WalCheckpointer::watch(&mut connection, &health)?;
         let completion = CompletionThread::start()?;
-        let group_writer = GroupWriter { completion, wal, connection, health, on_rollback };
+        let group_writer =
+            GroupWriter { completion, wal, connection, health, is_synced: Cell::new(None), on_rollback };
         let requested = Arc::clone(&truncate_requested);
         let serve = move || group_writer.serve(waiting, &requested);
         Ok(Self { truncate_requested, worker: Worker::start("threadkeep-local", jobs, [serve])? })
@@ -112,12 +84,28 @@ impl Writer {
     pub(crate) async fn submit<T: Send + 'static>(
         &self,
         level: CommitLevel,
-        work: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
+        mut work: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
         on_commit: impl FnOnce(&Result<T>) + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T>>> {
-        let (answer, answered) = oneshot::channel();
-        let job = QueuedJob { level, work, value: None, on_commit, answer };
-        self.worker.sender()?.send(Box::new(job)).await.map_err(|_| closed())?;
+        let (sender, answered) = oneshot::channel();
+        // The value that the last run returned.
+        let returned = Arc::new(Mutex::new(None));
+        let value = Arc::clone(&returned);
+        let run = move |connection: &Connection| {
+            *value.lock() = Some(work(connection)?);
+            Ok(())
+        };
+        let answer = move |committed: Result<()>| {
+            let never_ran =
+                || Error::new(ErrorKind::LocalStorage, "the writer of the local file skipped a job");
+            let value = returned.lock().take();
+            let result = committed.and_then(|()| value.ok_or_else(never_ran));
+            on_commit(&result);
+            // A cancelled caller does not undo the work.
+            sender.send(result).ok();
+        };
+        let job = Job { level, run: Box::new(run), answer: Box::new(answer) };
+        self.worker.sender()?.send(job).await.map_err(|_| closed())?;
         Ok(answered)
     }
 
@@ -127,7 +115,6 @@ impl Writer {
         self.truncate_requested.store(true, SeqCst);
     }
 
-    /// Ends the thread after the waiting jobs. Blocks.
     pub(crate) fn close(&self) {
         self.worker.close();
     }
@@ -149,12 +136,14 @@ struct GroupWriter<R> {
     wal: WalCheckpointer,
     connection: Connection,
     health: Arc<FileHealth>,
+    /// Whether SQLite syncs the commits of this connection now.
+    is_synced: Cell<Option<bool>>,
     on_rollback: R,
 }
 
 impl<R: Fn()> GroupWriter<R> {
     /// Serves groups until the last handle is gone.
-    fn serve(self, mut waiting: mpsc::Receiver<Box<dyn Job>>, truncate_requested: &AtomicBool) {
+    fn serve(self, mut waiting: mpsc::Receiver<Job>, truncate_requested: &AtomicBool) {
         while let Some(first) = waiting.blocking_recv() {
             let more = std::iter::from_fn(|| waiting.try_recv().ok());
             let group = std::iter::once(first).chain(more).take(MAX_GROUP).collect();
@@ -174,11 +163,11 @@ impl<R: Fn()> GroupWriter<R> {
 
     /// Commits the jobs. Refuses the acknowledged ones if the file has lost its name.
     fn commit_if_named(&self, group: Group) -> Vec<(Group, Result<()>)> {
-        let needs_name = group.iter().any(|job| job.level() == CommitLevel::Acknowledged);
+        let needs_name = group.iter().any(|job| job.level == CommitLevel::Acknowledged);
         let checked = if needs_name { self.health.check_names() } else { Ok(()) };
         let Err(name_lost) = checked else { return self.commit_or_split(group) };
         let (refused, group): (Group, Group) =
-            group.into_iter().partition(|job| job.level() == CommitLevel::Acknowledged);
+            group.into_iter().partition(|job| job.level == CommitLevel::Acknowledged);
         let committed = if group.is_empty() { Vec::new() } else { self.commit_or_split(group) };
         std::iter::once((refused, Err(name_lost))).chain(committed).collect()
     }
@@ -197,7 +186,7 @@ impl<R: Fn()> GroupWriter<R> {
             return group.into_iter().flat_map(|job| self.commit_or_split(vec![job])).collect();
         }
         self.wal.observe_error(&error);
-        let mut error = file_error(self.health.path())(error);
+        let mut error = file_error(&self.health.path)(error);
         if step != CommitStep::Work {
             tracing::error!(%error, jobs = group.len(), "a commit into the local file failed; its callers get errors");
         }
@@ -208,20 +197,30 @@ impl<R: Fn()> GroupWriter<R> {
     }
 
     /// Runs the jobs in one transaction. The strictest job decides whether the commit is synced.
-    fn commit(&self, group: &mut [Box<dyn Job>]) -> Result<(), (CommitStep, rusqlite::Error)> {
+    fn commit(&self, group: &mut [Job]) -> Result<(), (CommitStep, rusqlite::Error)> {
         let connection = &self.connection;
         let failed_at = |step| move |error| (step, error);
-        let level = group.iter().map(|job| job.level()).max().unwrap_or(CommitLevel::PowerCut);
-        let synchronous = if level == CommitLevel::ProcessCrash { "normal" } else { "full" };
+        let level = group.iter().map(|job| job.level).max().unwrap_or(CommitLevel::PowerCut);
+        let is_synced = level > CommitLevel::ProcessCrash;
+        let execute = |sql| connection.prepare_cached(sql)?.execute([]).map(drop);
         // Before the transaction, so that no commit builds on pages that the disk lost (I15).
         self.wal
             .recover_after_fsync_failure(connection)
-            // SQLite refuses to change this pragma inside a transaction.
-            .and_then(|()| connection.pragma_update(None, "synchronous", synchronous))
-            .and_then(|()| connection.execute_batch("begin immediate"))
+            // Before the transaction, because SQLite refuses to change this pragma inside one.
+            .and_then(|()| self.sync_commits(is_synced))
+            .and_then(|()| execute("begin immediate"))
             .map_err(failed_at(CommitStep::Begin))?;
-        group.iter_mut().try_for_each(|job| job.run(connection)).map_err(failed_at(CommitStep::Work))?;
-        connection.execute_batch("commit").map_err(failed_at(CommitStep::Commit))
+        group.iter_mut().try_for_each(|job| (job.run)(connection)).map_err(failed_at(CommitStep::Work))?;
+        execute("commit").map_err(failed_at(CommitStep::Commit))
+    }
+
+    /// Sets whether the next commits are synced, unless it is set so already.
+    fn sync_commits(&self, is_synced: bool) -> rusqlite::Result<()> {
+        if self.is_synced.get() != Some(is_synced) {
+            self.connection.pragma_update(None, "synchronous", if is_synced { "full" } else { "normal" })?;
+            self.is_synced.set(Some(is_synced));
+        }
+        Ok(())
     }
 }
 
@@ -266,5 +265,5 @@ impl CompletionThread {
 }
 
 fn answer(group: Group, committed: &Result<()>) {
-    group.into_iter().for_each(|job| job.answer(committed.clone()));
+    group.into_iter().for_each(|job| (job.answer)(committed.clone()));
 }

@@ -28,7 +28,7 @@ use crate::model::key::Key;
 use crate::observe::metrics::{Metrics, StoreOperation};
 use crate::resilience::breaker::Breaker;
 use crate::resilience::tasks;
-use crate::store::{Applied, ListPage, ListRequest, LoadRequest, Loaded, Store, Write};
+use crate::store::{Applied, Changes, Cursor, ListPage, ListRequest, LoadRequest, Loaded, Store, Write};
 
 /// Limits the concurrent calls of one kind. PostgREST's pool has 10 connections, and other clients use it too.
 const MAX_CONCURRENT_CALLS: usize = 4;
@@ -372,6 +372,9 @@ impl<S: Store> Store for BatchingStore<S> {
     }
     async fn purge(&self, limit: usize) -> Result<usize> {
         self.store.purge(limit).await
+    }
+    async fn changes(&self, since: Option<&Cursor>) -> Result<Option<Changes>> {
+        self.store.changes(since).await
     }
     async fn probe(&self) -> Result<()> {
         self.store.probe().await

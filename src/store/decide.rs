@@ -35,6 +35,8 @@ pub enum Condition {
     ///
     /// [`Version::NONE`] means that no row exists.
     IfVersion(Version),
+    /// The conversation exists, and had not expired when the write was made.
+    IfPresent,
 }
 
 /// The part of a write that decides about it. [`Write::head`](crate::store::Write::head) returns it.
@@ -165,15 +167,19 @@ pub fn decide(write: &WriteHead, row: Option<&RowState>, last: Version, now: Tim
 /// Recognises a write that the store has applied before. A write is also `Stored` if a later put or remove of the same daemon
 /// took its place.
 fn repeated(write: &WriteHead, held: &RowState, last: Version) -> Option<Applied> {
+    let stored = match write.kind {
+        WriteKind::Append => Applied::AppendedBefore(held.version),
+        WriteKind::Put | WriteKind::Remove => Applied::Stored,
+    };
     if write.is_counted() && write.version <= last {
-        return Some(Applied::Stored);
+        return Some(stored);
     }
     if write.version > held.base_version {
         return None;
     }
     let is_own = held.run_of(write.writer).is_some_and(|began| began < write.version);
     if is_own || write.is_plain() && write.version == held.base_version {
-        return Some(Applied::Stored);
+        return Some(stored);
     }
     write.is_plain().then_some(Applied::Superseded(held.version))
 }
@@ -186,12 +192,17 @@ fn outside_limits(version: Version, now: Timestamp) -> Option<Applied> {
 }
 
 fn conflict(write: &WriteHead, row: Option<&RowState>, now: Timestamp) -> Option<Applied> {
-    let Condition::IfVersion(base) = write.condition else { return None };
     let held = row.unwrap_or(&RowState::MISSING);
+    let base = match write.condition {
+        Condition::Any => return None,
+        Condition::IfPresent => return (held.expires_at <= write.version.at()).then_some(Applied::Absent),
+        Condition::IfVersion(base) => base,
+    };
     // The purge removed the row that the caller had read, and no row came after it.
     let is_purged = row.is_none() && base < Version::min_at(now.minus(TOMBSTONE_TTL));
-    let is_own_run =
-        held.run_of(write.writer).is_some_and(|began| began <= base) && held.version < write.version;
+    // A base above the row never came into the store. Then the run does not tell what the update has read.
+    let is_own_run = held.run_of(write.writer).is_some_and(|began| (began..=held.version).contains(&base))
+        && held.version < write.version;
     let holds = held.version == base || is_purged || is_own_run;
     (!holds).then_some(Applied::Conflict(held.version))
 }
@@ -276,7 +287,7 @@ mod tests {
         let answer = decide(&head(Append, 2, OURS), Some(&row()), Version::NONE, NOW);
         assert_eq!(answer, Decision::Answer(Applied::Superseded(version(4))));
         let answer = decide(&head(Append, 6, OURS), Some(&late), version(6), NOW);
-        assert_eq!(answer, Decision::Answer(Applied::Stored));
+        assert_eq!(answer, Decision::Answer(Applied::AppendedBefore(version(9))));
     }
 
     #[test]
@@ -317,14 +328,25 @@ mod tests {
     }
 
     #[test]
+    fn base_that_the_store_never_had_conflicts_with_an_own_run() {
+        let own = after(&head(Append, 10, OURS), &row());
+        let over = |base| WriteHead { condition: Condition::IfVersion(version(base)), ..head(Put, 20, OURS) };
+        let decided = |base| decide(&over(base), Some(&own), Version::NONE, NOW);
+        assert!(matches!((decided(8), decided(10)), (Decision::Apply(_), Decision::Apply(_))));
+        for base in [6, 12] {
+            assert_eq!(decided(base), Decision::Answer(Applied::Conflict(version(10))));
+        }
+    }
+
+    #[test]
     fn limits_apply_to_new_writes_only() {
         let late = Version::min_at(NOW.minus(MAX_WRITE_AGE).minus(MAX_CLOCK_SKEW));
         let ahead = Version::min_at(NOW.plus(MAX_CLOCK_SKEW * 2));
         let update = |version| WriteHead { version, ..head(Append, 0, OURS) };
         let decided = |version, last| decide(&update(version), None, last, NOW);
         assert_eq!(decided(late, Version::NONE), Decision::Answer(Applied::TooOld));
-        assert_eq!(decided(late, late), Decision::Answer(Applied::Stored));
+        assert_eq!(decided(late, late), Decision::Answer(Applied::AppendedBefore(Version::NONE)));
         assert_eq!(decided(ahead, Version::NONE), Decision::Answer(Applied::VersionInFuture));
-        assert_eq!(decided(ahead, ahead), Decision::Answer(Applied::Stored));
+        assert_eq!(decided(ahead, ahead), Decision::Answer(Applied::AppendedBefore(Version::NONE)));
     }
 }

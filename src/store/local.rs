@@ -14,9 +14,10 @@ use crate::error::{Error, Result};
 use crate::model::clock::Clock;
 use crate::model::json::Json;
 use crate::model::key::Key;
+use crate::model::record::Record;
 use crate::model::version::{TOMBSTONE_TTL, Timestamp, Version};
 use crate::model::writer::WriterId;
-use crate::resilience::blocking::unblock;
+use crate::resilience::tasks::unblock;
 use crate::store::{
     Applied, Decision, ListPage, ListRequest, LoadRequest, Loaded, RowState, Store, Write, WriteHead, decide,
 };
@@ -39,6 +40,7 @@ pub(crate) const KIND: FileKind = FileKind {
         include_str!("local.sql"),
         include_str!("local/copy_former.sql")
     ),
+    addition: "",
     first_building: Some(include_str!("local/first_building.sql")),
 };
 
@@ -131,10 +133,14 @@ fn load_one(reader: &Connection, request: &LoadRequest, now: Timestamp) -> rusql
 }
 
 fn apply_one(connection: &Connection, write: &Write, clock: &Clock) -> rusqlite::Result<Applied> {
-    let (record, head) = (&write.record, write.head());
-    let state = match decide_one(connection, &record.key, &head, clock)? {
+    let head = write.head();
+    let state = match decide_one(connection, &write.record.key, &head, clock)? {
         Decision::Answer(answer) => return Ok(answer),
         Decision::Apply(state) => state,
+    };
+    let (record, applied) = match over(connection, write, &state)? {
+        Ok(changed) => changed,
+        Err(unsuitable) => return Ok(unsuitable),
     };
     let sql = format!(
         "insert into conversations ({COLUMNS}, base_version, last_writer, run_began, created_at, accessed_at)
@@ -159,7 +165,21 @@ fn apply_one(connection: &Connection, write: &Write, clock: &Clock) -> rusqlite:
         let noted = params![record.key.as_str(), head.writer.raw(), head.version.raw()];
         connection.prepare_cached(sql)?.execute(noted)?;
     }
-    Ok(Applied::Stored)
+    Ok(applied)
+}
+
+/// Returns the record after the write. Only an append needs the record before.
+fn over(
+    connection: &Connection,
+    write: &Write,
+    state: &RowState,
+) -> rusqlite::Result<Result<(Arc<Record>, Applied), Applied>> {
+    let mut held = None;
+    if write.append.is_some() {
+        let sql = format!("select {COLUMNS} from conversations where key = ?1");
+        held = connection.prepare_cached(&sql)?.query_row([write.record.key.as_str()], record).optional()?;
+    }
+    Ok(write.over(held.as_ref(), state.version))
 }
 
 fn decide_one(

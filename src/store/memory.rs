@@ -72,13 +72,16 @@ impl Memory {
             Decision::Answer(answer) => return answer,
             Decision::Apply(state) => state,
         };
+        let (record, applied) = match write.over(held.as_ref().map(|held| &*held.record), state.version) {
+            Ok(changed) => changed,
+            Err(unsuitable) => return unsuitable,
+        };
         let mut writers = held.map(|held| std::mem::take(&mut held.writers)).unwrap_or_default();
         if head.is_counted() {
             writers.insert(write.writer, head.version);
         }
-        let record = Arc::clone(&write.record);
         conversations.insert(key.clone(), StoredConversation { record, state, writers });
-        Applied::Stored
+        applied
     }
 }
 

@@ -18,6 +18,7 @@ use async_trait::async_trait;
 
 use crate::error::{Error, Result};
 
+pub use crate::model::append::{Append, ArrayPath};
 pub use crate::model::clock::Clock;
 pub use crate::model::json::Json;
 pub use crate::model::key::Key;
@@ -30,7 +31,7 @@ pub use batching::BatchingStore;
 pub use decide::{Condition, Decision, RowState, WriteHead, WriteKind, decide};
 pub use local::Local;
 pub use memory::Memory;
-pub use requests::{ListPage, ListRequest, LoadRequest, Loaded, Write};
+pub use requests::{Changes, Continuity, Cursor, ListPage, ListRequest, LoadRequest, Loaded, Write};
 pub use resilient::ResilientStore;
 pub use supabase::Supabase;
 
@@ -62,6 +63,7 @@ pub use supabase::Supabase;
 /// let page = store.list(&ListRequest::new(100)).await?;
 /// assert!(page.records.is_empty() && page.is_last);
 /// store.touch(&[key]).await?;
+/// assert!(store.changes(None).await?.is_none());
 /// assert_eq!(store.purge(100).await?, 0);
 /// assert!(store.fault().is_none() && store.apply_once(&[]).await?.is_empty());
 /// # Ok(())
@@ -149,6 +151,18 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// As [`load`](Self::load).
     async fn purge(&self, limit: usize) -> Result<usize>;
 
+    /// Names the conversations that changed since a cursor. Without a cursor, returns the present one.
+    ///
+    /// A write that was committed after the request that returned `since` is in a page. A change may be named twice. Returns `None`
+    /// if the store has no history, for example because only one process uses it. See [`Store`] for an example.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    async fn changes(&self, since: Option<&Cursor>) -> Result<Option<Changes>> {
+        let _ = since;
+        Ok(None)
+    }
+
     /// Checks that the store answers and takes writes, as cheaply as possible.
     ///
     /// Some stores can answer reads while they take no writes. The probe of such a store has to write, and may roll that
@@ -188,6 +202,9 @@ impl<S: Store + ?Sized> Store for Arc<S> {
     }
     async fn purge(&self, limit: usize) -> Result<usize> {
         (**self).purge(limit).await
+    }
+    async fn changes(&self, since: Option<&Cursor>) -> Result<Option<Changes>> {
+        (**self).changes(since).await
     }
     async fn probe(&self) -> Result<()> {
         (**self).probe().await

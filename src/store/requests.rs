@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::model::append::{Append, Unsuitable, appended};
 use crate::model::key::Key;
+use crate::model::outcome::Applied;
 use crate::model::record::Record;
 use crate::model::version::Version;
 use crate::model::writer::WriterId;
@@ -43,6 +45,35 @@ pub struct ListPage {
     pub is_last: bool,
 }
 
+/// A place in the history of a store. Only the store that made it can read it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor(Arc<str>);
+
+/// The relation of a page of changes to the cursor of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Continuity {
+    /// The page has each conversation that changed since the cursor.
+    Unbroken,
+    /// The page begins the history: the request had no cursor, or the store cannot name each change since that cursor.
+    Begun,
+    /// The store was restored, or is another one. Each copy may be of a history that never was.
+    Restored,
+}
+
+/// The changes of a store since a cursor.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Changes {
+    /// The place of the next request.
+    pub cursor: Cursor,
+    /// The changed conversations with their present versions, in any order. Deleted ones have the version of their tombstone.
+    pub changed: Vec<(Key, Version)>,
+    /// The relation to the cursor of the request.
+    pub continuity: Continuity,
+    /// Whether the store has no further change now. Otherwise the next request follows at once.
+    pub is_last: bool,
+}
+
 /// A record to write.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -53,6 +84,8 @@ pub struct Write {
     pub writer: WriterId,
     /// The condition.
     pub condition: Condition,
+    /// The target, if the value of the record is an array of items that follow those of the conversation.
+    pub append: Option<Append>,
 }
 
 impl From<Record> for Write {
@@ -105,6 +138,32 @@ impl ListPage {
     }
 }
 
+impl Cursor {
+    /// Wraps the text of a store's own cursor.
+    ///
+    /// ```
+    /// use threadkeep::store::{Changes, Continuity, Cursor};
+    ///
+    /// let changes = Changes::new(Cursor::new("7"), Vec::new(), Continuity::Begun, true);
+    /// assert_eq!(changes.cursor.as_str(), "7");
+    /// ```
+    pub fn new(text: impl Into<Arc<str>>) -> Self {
+        Self(text.into())
+    }
+
+    /// Returns the text. See [`new`](Self::new) for an example.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Changes {
+    /// Creates a page of changes. See [`Cursor::new`] for an example.
+    pub fn new(cursor: Cursor, changed: Vec<(Key, Version)>, continuity: Continuity, is_last: bool) -> Self {
+        Self { cursor, changed, continuity, is_last }
+    }
+}
+
 impl Write {
     /// Creates a write without a condition, by no daemon.
     ///
@@ -119,7 +178,7 @@ impl Write {
     /// # }
     /// ```
     pub fn new(record: impl Into<Arc<Record>>) -> Self {
-        Self { record: record.into(), writer: WriterId::NONE, condition: Condition::Any }
+        Self { record: record.into(), writer: WriterId::NONE, condition: Condition::Any, append: None }
     }
 
     /// Makes the write conditional: it replaces this version, or later writes of the same daemon over it.
@@ -128,6 +187,25 @@ impl Write {
     #[must_use]
     pub fn with_if_version(self, version: Version) -> Self {
         Self { condition: Condition::IfVersion(version), ..self }
+    }
+
+    /// Makes the write an append. The value of its record is the array of new items. The version is not the version of the conversation
+    /// afterwards, because another daemon may append at once.
+    ///
+    /// ```
+    /// use threadkeep::store::{Append, ArrayPath, Json, Key, Record, Timestamp, Version, Write, WriteKind};
+    ///
+    /// # fn main() -> threadkeep::Result<()> {
+    /// let items = Record::put(Key::new("thread-1")?, Version::from_raw(8), Json::new("[1]")?, Timestamp(60_000));
+    /// let write = Write::new(items).with_append(Append::new(ArrayPath::default(), 8 << 20));
+    /// assert_eq!(write.head().kind, WriteKind::Append);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_append(self, append: Append) -> Self {
+        let condition = if append.only_if_present { Condition::IfPresent } else { Condition::Any };
+        Self { condition, append: Some(append), ..self }
     }
 
     /// Names the writer, so that the store recognises the write if it comes again. See [`new`](Self::new) for an example.
@@ -139,11 +217,47 @@ impl Write {
     /// Returns the part that decides about the write. See [`decide`](crate::store::decide) for an example.
     pub fn head(&self) -> WriteHead {
         WriteHead {
-            kind: if self.record.value.is_some() { WriteKind::Put } else { WriteKind::Remove },
+            kind: match (&self.append, &self.record.value) {
+                (Some(_), _) => WriteKind::Append,
+                (None, Some(_)) => WriteKind::Put,
+                (None, None) => WriteKind::Remove,
+            },
             version: self.record.version,
             writer: self.writer,
             condition: self.condition,
             expires_at: self.record.expires_at,
+        }
+    }
+}
+
+impl Write {
+    /// Returns the record after this write over `held`, and the answer to the writer. [`decide`](crate::store::decide) has decided that
+    /// the row gets `version`.
+    ///
+    /// # Errors
+    /// [`Applied::NotAnArray`] or [`Applied::TooLarge`]: the conversation cannot take the append, and stays as it is.
+    ///
+    /// ```
+    /// use threadkeep::store::{Append, Applied, ArrayPath, Json, Key, Record, Timestamp, Version, Write};
+    ///
+    /// # fn main() -> threadkeep::Result<()> {
+    /// let (old, new) = (Version::from_raw(6), Version::from_raw(8));
+    /// let record = |version, json| Ok::<_, threadkeep::Error>(Record::put(Key::new("thread-1")?, version, Json::new(json)?, Timestamp(60_000)));
+    /// let write = Write::new(record(new, "[2]")?).with_append(Append::new(ArrayPath::default(), 8 << 20));
+    /// let (after, applied) = write.over(Some(&record(old, "[1]")?), new).unwrap();
+    /// assert_eq!(after.value, Some(Json::new("[1,2]")?));
+    /// assert_eq!(applied, Applied::Appended { version: new, over: old, length: 2 });
+    /// assert_eq!(write.over(Some(&record(old, "{}")?), new), Err(Applied::NotAnArray));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn over(&self, held: Option<&Record>, version: Version) -> Result<(Arc<Record>, Applied), Applied> {
+        let Some(append) = &self.append else { return Ok((Arc::clone(&self.record), Applied::Stored)) };
+        let over = held.map_or(Version::NONE, |held| held.version);
+        match appended(held, &self.record, append, version) {
+            Ok((record, length)) => Ok((record.into(), Applied::Appended { version, over, length })),
+            Err(Unsuitable::NotAnArray) => Err(Applied::NotAnArray),
+            Err(Unsuitable::TooLarge) => Err(Applied::TooLarge),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::observe::metrics::{Metrics, StoreOperation};
 use crate::resilience::backoff::Backoff;
 use crate::resilience::breaker::Breaker;
 use crate::resilience::tasks;
-use crate::store::{Applied, ListPage, ListRequest, LoadRequest, Loaded, Store, Write};
+use crate::store::{Applied, Changes, Cursor, ListPage, ListRequest, LoadRequest, Loaded, Store, Write};
 
 /// Limits the calls in progress. PostgREST's pool has 10 connections, and other clients use it too.
 const MAX_CONCURRENT_CALLS: usize = 8;
@@ -317,6 +317,10 @@ impl<S: Store> Store for ResilientStore<S> {
 
     async fn list(&self, page: &ListRequest) -> Result<ListPage> {
         self.read(StoreOperation::List, || self.shared.store.list(page)).await
+    }
+
+    async fn changes(&self, since: Option<&Cursor>) -> Result<Option<Changes>> {
+        self.read(StoreOperation::Changes, || self.shared.store.changes(since)).await
     }
 
     async fn touch(&self, keys: &[Key]) -> Result<()> {

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::clock::Clock;
 use crate::model::key::Key;
 use crate::resilience::breaker::Breaker;
-use crate::store::{Applied, ListPage, ListRequest, LoadRequest, Loaded, Store, Write};
+use crate::store::{Applied, Changes, Cursor, ListPage, ListRequest, LoadRequest, Loaded, Store, Write};
 
 pub use faults::Faults;
 
@@ -85,7 +85,7 @@ impl<S: Store> FaultStore<S> {
                 result
             }
             Fault::Hang => {
-                self.faults.wait_for_clear().await;
+                self.faults.cleared.subscribe().changed().await.ok();
                 outage("planned fault: the call hung")
             }
         }
@@ -122,6 +122,10 @@ impl<S: Store> Store for FaultStore<S> {
     async fn list(&self, page: &ListRequest) -> Result<ListPage> {
         let fault = self.faults.next_for_page(page);
         self.apply_fault("list", fault, self.store.list(page)).await
+    }
+
+    async fn changes(&self, since: Option<&Cursor>) -> Result<Option<Changes>> {
+        self.call("changes", self.store.changes(since)).await
     }
 
     async fn touch(&self, keys: &[Key]) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The `Cache` handle over stores in this process with planned faults.
 #![allow(clippy::unwrap_used)]
 
+mod appends;
 mod calls;
 mod lifecycle;
 mod outage;

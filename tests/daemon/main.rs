@@ -107,17 +107,21 @@ async fn bad_request_returns_its_cause() {
     assert_eq!(daemon.get(&"x".repeat(600)).await.status, 400);
 }
 
+/// The messages of a turn stay together. A turn's answer counts the turns that its request saw, so concurrent turns make it a lower bound.
 #[tokio::test]
-async fn concurrent_turns_are_all_stored() {
+async fn concurrent_turns_are_all_stored_with_their_answers() {
     let daemon = Daemon::start(&[]).await;
     let id = daemon.chat("0", None).await.id();
     let turns: Vec<String> = (1..30).map(|turn| turn.to_string()).collect();
     let answers = futures::future::join_all(turns.iter().map(|turn| daemon.chat(turn, Some(&id)))).await;
-    assert!(answers.iter().all(|answer| answer.status == 200));
-    let mut texts: Vec<u32> =
-        contents(&daemon.get(&id).await).iter().step_by(2).map(|turn| turn.parse().unwrap()).collect();
-    texts.sort_unstable();
-    assert_eq!(texts, (0..30).collect::<Vec<_>>());
+    let stored = contents(&daemon.get(&id).await);
+    assert_eq!(stored.len(), 60);
+    for (turn, answer) in turns.iter().zip(answers) {
+        let at = stored.iter().position(|text| text == turn).unwrap();
+        assert_eq!((answer.status, &answer.body["reply"]), (200, &json!(stored[at + 1])));
+        let number = stored[at + 1].strip_prefix("This is turn ").and_then(|rest| rest.split('.').next());
+        assert!((2..=at / 2 + 1).contains(&number.unwrap().parse().unwrap()), "{stored:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,12 +140,15 @@ async fn unknown_conversation_in_outage_returns_503_not_404() {
         }
         let begun = daemon.chat("new", None).await;
         assert_eq!((begun.status, &begun.body["durability"]), (200, &json!("queued")), "{begun:?}");
+        let next = daemon.chat("next", Some(&begun.id())).await;
+        assert_eq!((next.status, &next.body["durability"]), (200, &json!("queued")), "{next:?}");
         let begun = daemon.get(&begun.id()).await;
         assert_eq!((begun.status, &begun.body["freshness"]), (200, &json!("queued")), "{begun:?}");
+        assert_eq!(contents(&begun).into_iter().step_by(2).collect::<Vec<_>>(), ["new", "next"]);
     }
     let health = daemon.request("GET", "/healthz", None).await;
     assert_eq!((health.status, &health.body["available"]), (200, &json!(false)));
-    assert_eq!(health.body["queue"]["records"], json!(10));
+    assert_eq!(health.body["queue"]["records"], json!(20));
     gateway.clear();
     for _ in 0..500 {
         let health = daemon.request("GET", "/healthz", None).await;

@@ -357,3 +357,32 @@ async fn put_in_outage_waits_for_two_syncs_even_in_a_checkpoint() {
     let syncs = disk.syncs() - before;
     assert!(syncs <= 40, "{syncs} syncs for 200 concurrent puts");
 }
+
+/// The commit of a queued update fails after its last write, so the update is in the file although its caller got an error. The
+/// next process replays the update below the newer put, and no reader sees the update after the put.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn update_whose_commit_failed_stays_below_a_newer_put() {
+    let dir = directory();
+    let disk = Disk::watch(dir.path());
+    let mut world = World::new(dir.path());
+    let cache = world.open().await.unwrap();
+    assert_eq!(cache.put("k", "1").await.unwrap(), WriteOutcome::Stored);
+    // No commit overwrites the row of the failed one, because each recovery needs a sync.
+    disk.fail(Fault { calls: &[Call::Sync], from: 0, times: usize::MAX, code: ffi::SQLITE_IOERR_FSYNC });
+    let refused = |_: Option<String>| {
+        world.faults.script([StoreFault::Fail(ErrorKind::Unauthorized)]);
+        Ok(Some("2".to_owned()))
+    };
+    let error = cache.update("k", refused).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::LocalStorage && error.outcome_unknown(), "{error:?}");
+    assert_eq!(cache.put("k", "3").await.unwrap(), WriteOutcome::Stored);
+    cache.shutdown(Duration::ZERO).await.unwrap();
+    disk.end_fault();
+    assert_eq!(contents(&world.path())["k"], (Some("\"2\"".to_owned()), true), "the update is in the file");
+    let cache = world.open_in_outage().await.unwrap();
+    assert!(cache.get("k").await.unwrap_err().is_outage(), "the put is not in the file");
+    world.end_outage(&cache).await;
+    wait_until_drained(&cache).await;
+    assert_eq!(cache.get("k").await.unwrap().unwrap().json(), "\"3\"");
+    assert_eq!(cache.health().queue.unwrap().dead_letters, 0);
+}

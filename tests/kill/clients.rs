@@ -100,7 +100,7 @@ impl World {
     /// Checks a lost response. A kill cuts connections, but a running daemon answers every request.
     fn check_lost<T>(&self, method: &str, id: &str, error: &reqwest::Error) -> Option<T> {
         if error.is_timeout() {
-            self.report(format!("{method} {id} got no response"));
+            self.report(format!("{method} {id} got no response: {error:?}"));
         }
         None
     }
@@ -196,7 +196,9 @@ impl Client {
         let known = id.map(|id| self.world.ledger().known(id)).unwrap_or_default();
         let name = id.unwrap_or("a new conversation");
         match self.world.daemon.try_chat(&text, id).await {
-            Ok(answer) if answer.status == 200 => return Some(self.acknowledge(text, &answer)),
+            Ok(answer) if answer.status == 200 => {
+                return Some(self.acknowledge(text, known.turns.len(), &answer));
+            }
             Ok(answer) if answer.status < 500 => {
                 match answer.status {
                     404 => self.world.check_absence(name, &known, &answer),
@@ -217,12 +219,12 @@ impl Client {
         None
     }
 
-    fn acknowledge(&mut self, text: String, answer: &Answer) -> String {
+    fn acknowledge(&mut self, text: String, earlier: usize, answer: &Answer) -> String {
         let id = answer.id();
         let turn = AcknowledgedTurn {
-            client: self.number,
             text,
-            number: turn_number(answer).unwrap_or_default(),
+            answer: answer.body["reply"].as_str().unwrap_or_default().to_owned(),
+            earlier,
             durability: answer.body["durability"].as_str().unwrap_or_default().to_owned(),
             kills: self.world.kills.load(SeqCst),
         };
@@ -257,10 +259,4 @@ impl Client {
         self.world.ledger().counts.deleted += usize::from(deletion == Deletion::Acknowledged);
         self.world.ledger().set_deletion(id, deletion);
     }
-}
-
-/// Parses the turn's number from the daemon's reply.
-fn turn_number(answer: &Answer) -> Option<usize> {
-    let reply = answer.body["reply"].as_str()?.strip_prefix("This is turn ")?;
-    reply.split('.').next()?.parse().ok()
 }

@@ -24,10 +24,11 @@ pub struct Conversation {
 /// An acknowledged turn.
 #[derive(Debug, Clone)]
 pub struct AcknowledgedTurn {
-    pub client: usize,
     pub text: String,
-    /// The number of the turn in its conversation by the daemon's response, from 1.
-    pub number: usize,
+    /// The answer in the daemon's response. The conversation holds it after the text.
+    pub answer: String,
+    /// The number of turns of its conversation that the daemon had acknowledged before the request. They stand before this one.
+    pub earlier: usize,
     /// `stored` or `queued`.
     pub durability: String,
     /// The number of kills before the acknowledgement.
@@ -60,8 +61,8 @@ pub struct Counts {
 impl Ledger {
     pub fn acknowledge(&mut self, conversation: &str, turn: AcknowledgedTurn) {
         match turn.durability.as_str() {
-            "stored" if turn.number > 0 => self.counts.stored += 1,
-            "queued" if turn.number > 0 => self.counts.queued += 1,
+            "stored" => self.counts.stored += 1,
+            "queued" => self.counts.queued += 1,
             _ => self.violations.push(format!("{conversation}: malformed acknowledgement: {turn}")),
         }
         self.conversations.entry(conversation.to_owned()).or_default().turns.push(turn);
@@ -84,8 +85,8 @@ impl Ledger {
 
 impl fmt::Display for AcknowledgedTurn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { text, number, durability, kills, .. } = self;
-        write!(f, "{text:?} (turn {number}, {durability} after {kills} kills)")
+        let Self { text, earlier, durability, kills, .. } = self;
+        write!(f, "{text:?} (after {earlier} others, {durability} after {kills} kills)")
     }
 }
 

@@ -9,6 +9,7 @@
 mod chaos;
 mod clients;
 mod ledger;
+mod network;
 mod oracle;
 #[path = "../daemon/process.rs"]
 mod process;
@@ -17,9 +18,10 @@ mod stack;
 
 use std::time::{Duration, Instant};
 
-use chaos::{Chaos, NetworkState};
+use chaos::Chaos;
 use clients::World;
 use ledger::Counts;
+use network::NetworkState;
 use oracle::{Message, Rows, judge};
 use process::Daemon;
 use serde_json::Value;

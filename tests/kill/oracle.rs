@@ -1,6 +1,6 @@
 //! Compares the conversations with the acknowledged turns and lists the faults.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
@@ -46,44 +46,79 @@ pub fn judge_read(known: &Conversation, messages: &[Message]) -> Vec<String> {
     faults
 }
 
-/// Checks that each acknowledged turn exists at its acknowledged number, and in its client's order.
+/// Checks that each acknowledged turn exists with its answer, and after the turns that were acknowledged before its request.
 fn missing(known: &Conversation, messages: &[Message]) -> Vec<String> {
     let mut faults = Vec::new();
-    let mut last: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut last_of_earlier = vec![None];
     for turn in &known.turns {
-        let Some(position) = user_texts(messages).position(|text| text == turn.text) else {
+        let position = user_texts(messages).position(|text| text == turn.text);
+        let last = last_of_earlier.last().copied().flatten();
+        last_of_earlier.push(last.max(position));
+        let Some(position) = position else {
             faults.push(format!("has lost {turn} among {} turns", messages.len() / 2));
             continue;
         };
-        if position + 1 != turn.number {
-            faults.push(format!("has {turn} as turn {}", position + 1));
+        let answer = messages.get(2 * position + 1).map(|message| message.content.as_str());
+        if answer != Some(&turn.answer) {
+            faults.push(format!("has {turn} with the answer {answer:?} instead of {:?}", turn.answer));
         }
-        if last.insert(turn.client, position).is_some_and(|before| before >= position) {
-            faults.push(format!("has {turn} before an earlier turn of client {}", turn.client));
+        if Answer::of(&turn.answer).is_none_or(|answer| answer.number <= turn.earlier) {
+            faults.push(format!("has {turn}, whose answer {:?} ignores an earlier turn", turn.answer));
+        }
+        if last_of_earlier[turn.earlier].is_some_and(|earlier| earlier >= position) {
+            faults.push(format!("has {turn} before an earlier turn"));
         }
     }
     faults
 }
 
-/// Checks that user and assistant alternate, each reply quotes its turn, and no text occurs twice.
+/// Checks that user and assistant alternate, each reply fits its turn, and no text occurs twice.
 fn malformed(messages: &[Message]) -> Vec<String> {
     let mut faults = Vec::new();
+    let mut places = BTreeMap::new();
     for (at, turn) in messages.chunks(2).enumerate() {
         let [user, assistant] = turn else {
             faults.push(format!("ends without a reply: {turn:?}"));
             continue;
         };
-        let answer = format!("This is turn {}. You said: {}", at + 1, user.content);
-        let is_answered = assistant.content == answer
-            || assistant.content.strip_prefix(&answer).is_some_and(|rest| rest.starts_with(" (before that"));
+        let is_answered = Answer::of(&assistant.content).is_some_and(|answer| answer.fits(user, at, &places));
         if (user.role.as_str(), assistant.role.as_str()) != ("user", "assistant") || !is_answered {
             faults.push(format!("has a malformed turn {}: {turn:?}", at + 1));
         }
+        if places.insert(user.content.as_str(), at).is_some() {
+            faults.push(format!("has {:?} twice", user.content));
+        }
     }
-    let mut seen = BTreeSet::new();
-    let twice = user_texts(messages).filter(|text| !seen.insert(*text));
-    faults.extend(twice.map(|text| format!("has {text:?} twice")));
     faults
+}
+
+/// The parts of a reply of the daemon: "This is turn 2. You said: b (before that: a)".
+struct Answer<'a> {
+    /// One more than the turns that the daemon had read. Others may append between the read and the append.
+    number: usize,
+    text: &'a str,
+    before: Option<&'a str>,
+}
+
+impl<'a> Answer<'a> {
+    fn of(reply: &'a str) -> Option<Self> {
+        let (number, text) = reply.strip_prefix("This is turn ")?.split_once(". You said: ")?;
+        let number = number.parse().ok()?;
+        Some(match text.split_once(" (before that: ") {
+            Some((text, before)) => Self { number, text, before: Some(before.strip_suffix(')')?) },
+            None => Self { number, text, before: None },
+        })
+    }
+
+    /// Checks the reply to the turn at this place. `places` has the turns before it.
+    fn fits(&self, user: &Message, at: usize, places: &BTreeMap<&str, usize>) -> bool {
+        let is_quote_before = match self.before {
+            // The last turn that the daemon had read. A late turn of another request may come before it.
+            Some(before) => places.get(before).is_some_and(|place| place + 2 >= self.number),
+            None => self.number == 1,
+        };
+        self.text == user.content && self.number <= at + 1 && is_quote_before
+    }
 }
 
 /// Checks that no text is in two conversations, and no refused text is in any.
@@ -115,20 +150,30 @@ mod tests {
     fn conversation(texts: &[&str]) -> Vec<Message> {
         let message = |role: &str, content: String| Message { role: role.into(), content };
         let turn = |(at, text): (usize, &&str)| {
-            let answer = format!("This is turn {}. You said: {text}", at + 1);
-            [message("user", (*text).into()), message("assistant", answer)]
+            let before = at.checked_sub(1).map(|before| texts[before]);
+            [message("user", (*text).into()), message("assistant", answer(at + 1, text, before))]
         };
         texts.iter().enumerate().flat_map(turn).collect()
     }
 
-    /// Returns a ledger in which client 1 has the acknowledged turns `a`, `b` and `c` of conversation `x`.
+    fn answer(number: usize, text: &str, before: Option<&str>) -> String {
+        let quote = before.map(|before| format!(" (before that: {before})")).unwrap_or_default();
+        format!("This is turn {number}. You said: {text}{quote}")
+    }
+
+    /// Returns a ledger in which one client has the acknowledged turns `a`, `b` and `c` of conversation `x`.
     fn ledger() -> Ledger {
+        ledger_of(&[("a", 1, None, 0), ("b", 2, Some("a"), 1), ("c", 3, Some("b"), 2)])
+    }
+
+    /// Returns a ledger of acknowledged turns: text, number and quote of the answer, and turns acknowledged before the request.
+    fn ledger_of(turns: &[(&str, usize, Option<&str>, usize)]) -> Ledger {
         let mut ledger = Ledger::default();
-        for (at, text) in ["a", "b", "c"].into_iter().enumerate() {
+        for (text, number, before, earlier) in turns {
+            let (text, answer) = ((*text).to_owned(), answer(*number, text, *before));
             let durability = "stored".to_owned();
-            let turn =
-                AcknowledgedTurn { client: 1, text: text.into(), number: at + 1, durability, kills: 0 };
-            ledger.acknowledge("x", turn);
+            ledger
+                .acknowledge("x", AcknowledgedTurn { text, answer, earlier: *earlier, durability, kills: 0 });
         }
         ledger
     }
@@ -165,14 +210,44 @@ mod tests {
         assert_finds(&ledger(), &elsewhere, "both x and y");
     }
 
+    /// `b` and `c` ran at once: both had read `a` alone.
     #[test]
-    fn judge_turns_in_other_order_or_position_finds_fault() {
-        assert_finds(&ledger(), &rows(&["a", "c", "b"]), "before an earlier turn of client 1");
-        assert_finds(
-            &ledger(),
-            &rows(&["other", "a", "b", "c"]),
-            "\"a\" (turn 1, stored after 0 kills) as turn 2",
-        );
+    fn judge_concurrent_turns_accepts_each_order() {
+        let ledger = ledger_of(&[("a", 1, None, 0), ("b", 2, Some("a"), 1), ("c", 2, Some("a"), 1)]);
+        let mut rows = rows(&["a", "b", "c"]);
+        let messages = rows.get_mut("x").unwrap();
+        messages[5].content = answer(2, "c", Some("a"));
+        assert_eq!(judge(&ledger, &rows), [""; 0]);
+        let messages = rows.get_mut("x").unwrap();
+        messages[2..].rotate_left(2);
+        assert_eq!(judge(&ledger, &rows), [""; 0]);
+    }
+
+    #[test]
+    fn judge_turns_in_other_order_finds_fault() {
+        let mut rows = rows(&["a", "b", "c"]);
+        rows.get_mut("x").unwrap()[2..].rotate_left(2);
+        assert_finds(&ledger(), &rows, "\"c\" (after 2 others, stored after 0 kills) before an earlier turn");
+        assert_finds(&ledger(), &rows, "malformed turn 2");
+    }
+
+    #[test]
+    fn judge_answer_that_ignores_an_acknowledged_turn_finds_fault() {
+        let ledger = ledger_of(&[("a", 1, None, 0), ("b", 2, Some("a"), 1), ("c", 2, Some("a"), 2)]);
+        let mut rows = rows(&["a", "b", "c"]);
+        rows.get_mut("x").unwrap()[5].content = answer(2, "c", Some("a"));
+        assert_finds(&ledger, &rows, "ignores an earlier turn");
+    }
+
+    #[test]
+    fn judge_answer_other_than_acknowledged_or_too_high_finds_fault() {
+        let mut rows = rows(&["a", "b", "c"]);
+        rows.get_mut("x").unwrap()[5].content = answer(2, "c", Some("a"));
+        assert_finds(&ledger(), &rows, "with the answer");
+        for (number, before) in [(4, Some("b")), (3, Some("d")), (3, Some("a")), (3, None)] {
+            rows.get_mut("x").unwrap()[5].content = answer(number, "c", before);
+            assert_finds(&Ledger::default(), &rows, "malformed turn 3");
+        }
     }
 
     #[test]

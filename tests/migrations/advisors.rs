@@ -212,6 +212,7 @@ fn library_calls_use_every_index() {
          select threadkeep_touch('[\"t1999\"]');
          select threadkeep_apply(jsonb_build_array(jsonb_build_object('key', 'new', 'writer', '16777217', 'if_version', '0', 'value', 1,
              'version', (threadkeep_now() << 21)::text, 'expires_at', 4000000000000)));
+         select threadkeep_changes(jsonb_build_object('cursor', threadkeep_changes('{}') ->> 'cursor'));
          select threadkeep_purge(10000)",
     );
     let select_unused = "select string_agg(indexrelname, ', ') from pg_stat_user_indexes where schemaname = 'public' and idx_scan = 0";

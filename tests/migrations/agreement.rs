@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 use threadkeep::Version;
 use threadkeep::store::{
-    Applied, Condition, Decision, RowState, Timestamp, WriteHead, WriteKind, WriterId, decide,
+    Append, Applied, Condition, Decision, RowState, Timestamp, WriteHead, WriteKind, WriterId, decide,
 };
 use tokio_postgres::{Client, Row};
 
+use crate::content::{Content, PATHS, appended, random_document};
 use crate::database::Database;
 
 /// The number of random cases of the test with one session.
@@ -19,6 +20,7 @@ const DAY: i64 = 86_400_000;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Held {
     row: Option<RowState>,
+    content: Content,
     is_in_table: bool,
     noted: HashMap<i64, Version>,
 }
@@ -29,6 +31,7 @@ pub struct Given {
     pub key: String,
     pub head: WriteHead,
     pub value: Value,
+    pub append: Option<Append>,
 }
 
 impl Given {
@@ -37,30 +40,62 @@ impl Given {
         let mut json = json!({
             "key": self.key, "version": version.to_string(), "writer": writer.to_string(), "expires_at": expires_at.0,
         });
-        if kind == WriteKind::Put {
+        if kind != WriteKind::Remove {
             json["value"] = self.value.clone();
+            json["user"] = self.user().into();
+        }
+        if let Some(append) = &self.append {
+            json["append"] = serde_json::to_value(append).unwrap();
         }
         if let Condition::IfVersion(base) = condition {
             json["if_version"] = base.to_string().into();
         }
         json
     }
+
+    fn user(&self) -> String {
+        self.head.version.to_string()
+    }
+
+    /// Returns the content of the row after a put or a remove.
+    fn content(&self) -> Content {
+        match self.head.kind {
+            WriteKind::Remove => Content::default(),
+            _ => Content { value: Some(self.value.clone()), user: Some(self.user()) },
+        }
+    }
 }
 
 /// Draws a write. Its condition names one of `bases`.
 pub fn draw(rng: &mut fastrand::Rng, key: &str, version: i64, writer: i64, bases: &[i64]) -> Given {
     let version = Version::from_raw(version);
-    let kind = if rng.u8(..4) == 0 { WriteKind::Remove } else { WriteKind::Put };
+    let kind = match rng.u8(..8) {
+        0 | 1 => WriteKind::Remove,
+        // Only a batch without bases is plain.
+        2..5 if !bases.is_empty() => WriteKind::Append,
+        _ => WriteKind::Put,
+    };
     let expires_at = match kind {
-        WriteKind::Put => Timestamp(version.at().0 + *rng.choice(&[-3, -1, 0, 1, 3, DAY]).unwrap()),
+        WriteKind::Put | WriteKind::Append => {
+            Timestamp(version.at().0 + *rng.choice(&[-3, -1, 0, 1, 3, DAY]).unwrap())
+        }
         _ => version.at(),
     };
-    let condition = match rng.choice(bases).filter(|_| rng.bool()) {
+    let mut condition = match rng.choice(bases).filter(|_| rng.bool()) {
         Some(base) => Condition::IfVersion(Version::from_raw(*base)),
         None => Condition::Any,
     };
+    let (mut append, mut value) = (None, random_document(rng));
+    if kind == WriteKind::Append {
+        let path = rng.choice(PATHS).unwrap().iter().copied().collect();
+        let mut target = Append::new(path, if rng.u8(..8) == 0 { 1 } else { 1 << 20 });
+        target.only_if_present = rng.u8(..4) == 0;
+        condition = if target.only_if_present { Condition::IfPresent } else { Condition::Any };
+        append = Some(target);
+        value = (0..rng.u32(..4)).map(|_| Value::from(rng.u64(1 << 60..1 << 63))).collect();
+    }
     let head = WriteHead { kind, version, writer: WriterId::from_raw(writer), condition, expires_at };
-    Given { key: key.to_owned(), head, value: rng.u32(..).into() }
+    Given { key: key.to_owned(), head, value, append }
 }
 
 /// How a call that was compared with `decide` ended.
@@ -87,17 +122,19 @@ pub async fn apply_and_compare(client: &Client, writes: &[Given]) -> Vec<Compare
     let rows = answers["rows"].as_array().unwrap();
     assert_eq!(rows.len(), writes.len(), "{answers}");
 
-    let compare = |key: &String| {
+    let mut all = Vec::new();
+    for key in &keys {
         let of_key: Vec<(&Given, Applied)> = writes
             .iter()
             .zip(rows)
             .filter(|(given, _)| given.key == *key)
-            .map(|(given, row)| (given, applied(row)))
+            .map(|(given, row)| (given, applied(given, row)))
             .collect();
         let actual = (of_key.iter().map(|(_, answer)| *answer).collect::<Vec<_>>(), after[key].clone());
-        let expected = expect(&of_key, before[key].clone(), now);
+        let expected = expect(&of_key, before[key].clone(), now).await;
         if expected == actual {
-            return Compared::Agrees;
+            all.push(Compared::Agrees);
+            continue;
         }
         assert!(
             !before[key].is_in_table,
@@ -106,36 +143,64 @@ pub async fn apply_and_compare(client: &Client, writes: &[Given]) -> Vec<Compare
         );
         // The row that this transaction created is locked, so its tombstone no longer changes.
         let over = Held { row: graves.get(key).copied(), ..before[key].clone() };
-        if expect(&of_key, over, now) == actual { Compared::Agrees } else { Compared::Raced }
-    };
-    keys.iter().map(compare).collect()
+        let agrees = expect(&of_key, over, now).await == actual;
+        all.push(if agrees { Compared::Agrees } else { Compared::Raced });
+    }
+    all
 }
 
 /// Decides about the writes of one conversation in turn. Returns the answers, and what the database then holds.
-fn expect(writes: &[(&Given, Applied)], mut held: Held, now: Timestamp) -> (Vec<Applied>, Held) {
+async fn expect(writes: &[(&Given, Applied)], mut held: Held, now: Timestamp) -> (Vec<Applied>, Held) {
     let mut answers = Vec::new();
-    for (Given { head, .. }, _) in writes {
+    for (given, _) in writes {
+        let head = &given.head;
         let writer = head.writer.raw();
         let last = held.noted.get(&writer).copied().unwrap_or_default();
         answers.push(match decide(head, held.row.as_ref(), last, now) {
             Decision::Answer(answer) => answer,
             Decision::Apply(state) => {
+                let over = held.row.map(|row| row.version).unwrap_or_default();
+                let is_live = held.row.is_some_and(|row| row.expires_at > head.version.at());
+                let (content, answer) = match &given.append {
+                    None => (given.content(), Applied::Stored),
+                    Some(target) => {
+                        let live = held.content.clone().filter(is_live);
+                        match appended(live, given.content(), target).await {
+                            Err(unsuitable) => {
+                                answers.push(unsuitable);
+                                continue;
+                            }
+                            Ok((content, length)) => {
+                                (content, Applied::Appended { version: state.version, over, length })
+                            }
+                        }
+                    }
+                };
                 if head.is_counted() {
                     held.noted.insert(writer, head.version);
                 }
-                held.row = Some(without_daemon(state));
-                held.is_in_table = true;
-                Applied::Stored
+                held = Held { row: Some(without_daemon(state)), content, is_in_table: true, ..held };
+                answer
             }
         });
     }
     (answers, held)
 }
 
-fn applied(row: &Value) -> Applied {
+fn applied(given: &Given, row: &Value) -> Applied {
     let version = || Version::from_raw(row["version"].as_str().unwrap().parse().unwrap());
     match row["state"].as_str().unwrap() {
-        "stored" => Applied::Stored,
+        "stored" => match row["length"].as_u64() {
+            Some(length) => {
+                let over = Version::from_raw(row["over"].as_str().unwrap().parse().unwrap());
+                Applied::Appended { version: version(), over, length }
+            }
+            None if given.append.is_some() => Applied::AppendedBefore(version()),
+            None => Applied::Stored,
+        },
+        "absent" => Applied::Absent,
+        "not_an_array" => Applied::NotAnArray,
+        "too_large" => Applied::TooLarge,
         "superseded" => Applied::Superseded(version()),
         "conflict" => Applied::Conflict(version()),
         "version_in_future" => Applied::VersionInFuture,
@@ -150,7 +215,8 @@ async fn read(client: &Client, keys: &[String]) -> HashMap<String, Held> {
     let rows = client
         .query(
             "select thread_id, version, coalesce(base_version, version), last_writer, run_began,
-                    floor(extract(epoch from expires_at) * 1000)::bigint
+                    floor(extract(epoch from expires_at) * 1000)::bigint, conversation_data::text, user_id,
+                    conversation_data = 'null' and expires_at <= clock_timestamp()
              from conversation_threads where thread_id = any ($1) order by thread_id collate \"C\" for update",
             &[&keys],
         )
@@ -159,6 +225,9 @@ async fn read(client: &Client, keys: &[String]) -> HashMap<String, Held> {
     for row in &rows {
         let held = all.get_mut(row.get::<_, &str>(0)).unwrap();
         (held.row, held.is_in_table) = (Some(state(row)), true);
+        let is_tombstone: bool = row.get(8);
+        let value = serde_json::from_str(row.get(6)).ok().filter(|_| !is_tombstone);
+        held.content = Content { value, user: row.get(7) };
     }
     for (key, grave) in tombstones(client, keys).await {
         let held = all.get_mut(&key).unwrap();
@@ -271,14 +340,15 @@ async fn plant(
     if has_row {
         sql += &format!(
             "insert into conversation_threads (thread_id, version, base_version, last_writer, run_began, conversation_data, expires_at)
-             values ('{key}', {version}, {base}, {last_writer}, {run_began}, '0', to_timestamp({expiry} / 1000.0));"
+             values ('{key}', {version}, {base}, {last_writer}, {run_began}, '{}', to_timestamp({expiry} / 1000.0));",
+            random_document(rng)
         );
     }
     if !has_row || rng.u8(..5) == 0 {
         // A row lies above its tombstone.
         let version = if has_row { pool[0] - 2 } else { version };
         sql += &format!(
-            "insert into threadkeep_tombstones values ('{key}', {version}, to_timestamp({expiry} / 1000.0));"
+            "insert into threadkeep_tombstones values ('{key}', {version}, least(to_timestamp({expiry} / 1000.0), now()));"
         );
     }
     for writer in writers.iter().filter(|writer| **writer >> 24 > 0) {

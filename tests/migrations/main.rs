@@ -3,6 +3,8 @@
 
 mod advisors;
 mod agreement;
+mod changes;
+mod content;
 mod database;
 mod locks;
 mod races;

@@ -223,6 +223,7 @@ fn migration_drops_redundant_indexes_and_keeps_foreign_ones() {
         [
             "by_user_and_time",
             "by_value",
+            "conversation_threads_changed",
             "conversation_threads_newest",
             "conversation_threads_newest_of_user",
             "conversation_threads_pkey",
@@ -247,6 +248,7 @@ fn migration_keeps_the_last_index_that_serves_a_column() {
     database.try_sql(&sql).unwrap();
     database.apply("migrations").unwrap();
     let expected = [
+        "conversation_threads_changed",
         "conversation_threads_newest",
         "conversation_threads_newest_of_user",
         "conversation_threads_pkey",
@@ -286,7 +288,7 @@ fn database_without_supabase_roles_is_accepted() {
     }
     let policies = "select count(*) from pg_policies where tablename in ('conversation_threads', 'threadkeep_tombstones', 'threadkeep_writers')";
     assert_eq!(database.sql(policies), "0");
-    assert_eq!(database.sql("select threadkeep_probe() ->> 'revision'"), "3");
+    assert_eq!(database.sql("select threadkeep_probe() ->> 'revision'"), "4");
 }
 
 /// The upgrade keeps old versions and fills missing columns.
@@ -363,6 +365,32 @@ fn upgrade_from_revision_2_keeps_rows_and_versions() {
     assert_eq!(database.sql("select conversation_data from conversation_threads where thread_id in ('put', 'updated') order by thread_id"), "1\n3");
 }
 
+/// What revision 4 adds is taken away again, because nothing else differs in the tables of revision 3.
+#[test]
+fn upgrade_from_revision_3_keeps_rows_and_tombstones() {
+    let database = Database::migrated();
+    for key in ["kept", "deleted"] {
+        database.sql(&format!("select threadkeep_apply({})", write(key, 9_000, ", 'value', '[1]'::jsonb")));
+    }
+    database.sql("delete from conversation_threads where thread_id = 'deleted'");
+    let triggers = "select format('comment on trigger %I on conversation_threads is %L;', tgname, replace(obj_description(oid, 'pg_trigger'), '4', '3'))
+                    from pg_trigger where tgrelid = 'conversation_threads'::regclass and tgname like 'threadkeep%'";
+    database.sql(&database.sql(triggers));
+    database.sql(
+        "drop index conversation_threads_changed;
+         alter table threadkeep_tombstones drop column changed_xid;
+         drop function threadkeep_changes, threadkeep_apply_appends, threadkeep_appended",
+    );
+    let tombstones = "select thread_id, version, removed_at from threadkeep_tombstones";
+    let before = database.sql(tombstones);
+    assert!(before.starts_with("deleted|"), "{before}");
+    assert_upgraded(&database);
+    assert_eq!(database.sql(tombstones), before);
+    let append =
+        write("kept", 0, r#", 'value', '[2]'::jsonb, 'append', '{"at": [], "max_bytes": 100}'::jsonb"#);
+    assert_eq!(database.sql(&format!("select threadkeep_apply({append}) -> 'rows' -> 0 ->> 'length'")), "2");
+}
+
 /// All functions, including the probe, return the same revision.
 #[test]
 fn every_function_returns_the_revision() {
@@ -370,8 +398,9 @@ fn every_function_returns_the_revision() {
     let answers = database.sql(
         "select threadkeep_probe() ->> 'revision'; select threadkeep_load('[]') ->> 'revision'; select threadkeep_apply('[]') ->> 'revision';
          select threadkeep_list('{\"limit\": 0}') ->> 'revision'; select threadkeep_touch('[]') ->> 'revision';
-         select threadkeep_purge(0) ->> 'revision'",
+         select threadkeep_purge(0) ->> 'revision'; select threadkeep_apply_appends('[]') ->> 'revision';
+         select threadkeep_changes('{}') ->> 'revision'",
     );
-    assert_eq!(answers, ["3"; 6].join("\n"));
+    assert_eq!(answers, ["4"; 8].join("\n"));
     assert_eq!(database.sql("select attcompression from pg_attribute where attrelid = 'conversation_threads'::regclass and attname = 'conversation_data'"), "l");
 }

@@ -23,21 +23,21 @@ pub fn true_time() -> Timestamp {
     Timestamp(system + i64::try_from(start.elapsed().as_millis()).unwrap())
 }
 
-/// Lets the system clock jump every few seconds until the process ends, if `MODEL_JUMPS=1` asks for it.
+/// Lets the system clock jump every few seconds until the process ends.
 pub fn start_jumps() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
-        if std::env::var("MODEL_JUMPS").as_deref() != Ok("1") {
-            return;
-        }
         std::thread::spawn(|| {
             let mut error_ms = 0;
             loop {
                 std::thread::sleep(Duration::from_millis(fastrand::u64(300..4_000)));
                 let next = if fastrand::bool() { 0 } else { ERRORS_MS[fastrand::usize(..ERRORS_MS.len())] };
                 if next != error_ms {
-                    JUMPS.lock().unwrap().push((Instant::now(), next - error_ms));
+                    // The lock makes the list and the clock change at one moment.
+                    let mut jumps = JUMPS.lock().unwrap();
+                    jumps.push((Instant::now(), next - error_ms));
                     threadkeep::testing::step_system_clock(next - error_ms);
+                    drop(jumps);
                     error_ms = next;
                 }
             }

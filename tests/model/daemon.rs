@@ -9,7 +9,9 @@ use tokio::sync::watch;
 
 use crate::clocks::jumps_since;
 use crate::files::Files;
-use crate::history::{Claim, Document, Moment, Op, OpKind, Outcome, Reading, Recorder, WriteKind, WriteOp};
+use crate::history::{
+    Claim, Document, Drift, Moment, Op, OpKind, Outcome, Reading, Recorder, WriteKind, WriteOp,
+};
 use crate::plan::{Action, REGISTERS, Restart, Settings, Step};
 use crate::queue;
 use crate::world::World;
@@ -206,6 +208,7 @@ impl<'a> RunningOp<'a> {
             Action::Remove => Some(write(WriteKind::Remove)),
             Action::Update if step.key < REGISTERS => Some(write(WriteKind::Replace)),
             Action::Update => Some(write(WriteKind::Append)),
+            Action::Append => Some(write(WriteKind::Add)),
             Action::Get => Some(OpKind::Read(Err(ErrorKind::Closed))),
             Action::Evict => None,
         };
@@ -217,6 +220,7 @@ impl<'a> RunningOp<'a> {
             begin: daemon.recorder.now(),
             end: None,
             off_ms,
+            drift: Drift::default(),
             kind,
         });
         Self { daemon, cache: cache.clone(), op, began }
@@ -285,6 +289,10 @@ async fn apply(cache: &Cache, key: &str, step: &Step, write: &WriteOp) -> Result
                 Ok(Some(next))
             };
             cache.update(key, append).ttl(step.ttl).await
+        }
+        WriteKind::Add => {
+            let appended = cache.append(key, &[id]).at("ids").ttl(step.ttl).await;
+            appended.map(|appended| appended.outcome)
         }
     }
 }

@@ -7,7 +7,10 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use threadkeep::ErrorKind;
 
-/// The stored document: the ids of the writes that made it. A register has one id, a log one id for each append.
+use crate::clocks::jumps_since;
+
+/// The stored document: the ids of the writes that made it. A register has one id, a log or chat one id for each write since the last
+/// put.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Document {
     pub ids: Vec<u64>,
@@ -36,7 +39,24 @@ pub struct Op {
     pub end: Option<Moment>,
     /// The error of the handle's clock in milliseconds.
     pub off_ms: i64,
+    /// The error of the final version and expiry, in milliseconds, because the clock jumped in an unsynced period.
+    pub drift: Drift,
     pub kind: OpKind,
+}
+
+/// The milliseconds by which the version of a queued write may be too early or too late.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drift {
+    pub early_ms: i64,
+    pub late_ms: i64,
+}
+
+/// A jump of the system clock.
+#[derive(Debug, Clone, Copy)]
+pub struct Jump {
+    /// The milliseconds since the world began.
+    pub at_ms: i64,
+    pub by_ms: i64,
 }
 
 #[derive(Debug, Clone)]
@@ -59,8 +79,10 @@ pub enum WriteKind {
     Remove,
     /// An update of a register. It replaces the document.
     Replace,
-    /// An update of a log.
+    /// An update that appends to a log or chat.
     Append,
+    /// An append of `Cache::append` to a log or chat.
+    Add,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +119,8 @@ pub struct DeadWrite {
     pub key: usize,
     /// Empty for a tombstone.
     pub ids: Vec<u64>,
+    /// True if the ids are those of appends.
+    pub is_add: bool,
 }
 
 /// An operator's act on the outage file of a handle that was down, or a boot of the machine. After a boot the file may be
@@ -122,14 +146,16 @@ pub struct FinalState {
 pub struct Rules {
     /// Two writes of different handles or lives that are closer than this may have either order.
     pub order_ms: i64,
-    /// The times at which a handle opened an outage file again. Its versions may be ahead for a while, because they begin above
-    /// the mark in the file. Other handles follow such versions.
-    pub openings_ms: Vec<i64>,
+    /// The times at which a handle opened an outage file again, or at which the clock jumped. Then the versions of a handle may
+    /// be ahead for a while, because they begin above the mark in the file. Other handles follow such versions.
+    pub mark_starts_ms: Vec<i64>,
     /// The largest error of a clock after its first clock sync.
     pub clock_ms: i64,
     pub fresh_ms: i64,
-    /// Keys below this number are registers (put, remove, replace). The others are logs (append only, no expiry).
+    /// Keys below this number are registers (put, remove, replace).
     pub registers: usize,
+    /// Keys from `registers` to this number are logs (append only, no expiry). The others are chats (all kinds, no expiry).
+    pub logs: usize,
     /// True if the replica has room for all records, so that a handle can serve each known conversation in an outage.
     pub replica_keeps_all: bool,
     /// True if the queue is so small that a write may fail because the queue is full.
@@ -145,6 +171,7 @@ pub struct History {
     pub finals: Vec<FinalState>,
     /// Faults and restarts. The oracle ignores them; its messages show them.
     pub notes: Vec<(Moment, String)>,
+    pub jumps: Vec<Jump>,
     pub rules: Rules,
 }
 
@@ -176,6 +203,12 @@ impl Recorder {
 
     pub fn id(&self) -> u64 {
         self.ids.fetch_add(1, SeqCst) + 1
+    }
+
+    /// Returns the jumps of the system clock since the world began.
+    pub fn jumps(&self) -> Vec<Jump> {
+        let at_ms = |at: Instant| i64::try_from(at.duration_since(self.start).as_millis()).unwrap();
+        jumps_since(self.start).into_iter().map(|(at, by_ms)| Jump { at_ms: at_ms(at), by_ms }).collect()
     }
 
     pub fn push(&self, op: Op) {
@@ -229,6 +262,9 @@ impl std::fmt::Display for Op {
         )?;
         if self.off_ms.abs() > 1 {
             write!(f, "(off {} ms) ", self.off_ms)?;
+        }
+        if self.drift != Drift::default() {
+            write!(f, "({:?}) ", self.drift)?;
         }
         match &self.kind {
             OpKind::Write(write) => {

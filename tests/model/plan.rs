@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-/// Keys below this number are registers. The keys from here to [`KEYS`] are logs.
+/// Keys below this number are registers. The keys from here to [`LOGS`] are logs.
 pub const REGISTERS: usize = 5;
-pub const KEYS: usize = 8;
+/// The keys from here to [`KEYS`] are chats: callers append to them, and put and remove them, too.
+pub const LOGS: usize = 8;
+pub const KEYS: usize = 10;
 pub const HANDLES: usize = 2;
 /// Tasks that use one handle concurrently.
 const WORKERS_PER_HANDLE: usize = 3;
@@ -59,9 +61,18 @@ pub enum UseOfKeys {
 pub struct Statement {
     pub pause: Duration,
     pub key: usize,
-    /// True for a delete, false for an upsert. A log is never deleted.
-    pub is_delete: bool,
+    pub kind: StatementKind,
     pub ttl: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatementKind {
+    /// An upsert of a register or chat.
+    Put,
+    /// An upsert that adds an id to a log or chat.
+    Append,
+    /// A delete of a register or chat.
+    Delete,
 }
 
 #[derive(Debug, Clone)]
@@ -81,6 +92,7 @@ pub enum Action {
     Put,
     Remove,
     Update,
+    Append,
     Evict,
 }
 
@@ -202,19 +214,23 @@ impl Settings {
 impl Statement {
     fn draw(rng: &mut Rng) -> Self {
         let key = rng.usize(..KEYS);
-        Self {
-            pause: ms(rng.u64(..80)),
-            key,
-            is_delete: key < REGISTERS && rng.u8(..3) == 0,
-            ttl: if rng.u8(..5) < 2 { ms(rng.u64(300..1_500)) } else { ms(3_600_000) },
-        }
+        let (is_delete, is_put) = (rng.u8(..3) == 0, rng.bool());
+        let kind = match key {
+            ..LOGS if key >= REGISTERS => StatementKind::Append,
+            _ if is_delete => StatementKind::Delete,
+            LOGS.. if !is_put => StatementKind::Append,
+            _ => StatementKind::Put,
+        };
+        let is_brief = key < REGISTERS && rng.u8(..5) < 2;
+        let ttl = if is_brief { ms(rng.u64(300..1_500)) } else { ms(3_600_000) };
+        Self { pause: ms(rng.u64(..80)), key, kind, ttl }
     }
 }
 
 impl Step {
     /// Moves the step to a key of the same kind that belongs to this handle alone.
     fn with_own_key(self, handle: usize) -> Self {
-        let is_last = self.key + 1 == REGISTERS || self.key + 1 == KEYS;
+        let is_last = [REGISTERS, LOGS, KEYS].contains(&(self.key + 1));
         let key = match self.key % HANDLES == handle {
             true => self.key,
             false if is_last => self.key - 1,
@@ -225,15 +241,21 @@ impl Step {
 
     fn draw(rng: &mut Rng) -> Self {
         let action = match rng.u8(..100) {
-            ..45 => Action::Get,
-            45..66 => Action::Put,
-            66..74 => Action::Remove,
-            74..93 => Action::Update,
+            ..42 => Action::Get,
+            42..58 => Action::Put,
+            58..65 => Action::Remove,
+            65..80 => Action::Update,
+            80..93 => Action::Append,
             93.. => Action::Evict,
         };
-        let is_for_log = action == Action::Update && rng.u8(..3) > 0
-            || matches!(action, Action::Get | Action::Evict) && rng.u8(..3) == 0;
-        let key = if is_for_log { rng.usize(REGISTERS..KEYS) } else { rng.usize(..REGISTERS) };
+        let is_for_log = match action {
+            Action::Append => true,
+            Action::Update => rng.u8(..3) > 0,
+            Action::Get | Action::Evict => rng.u8(..2) == 0,
+            Action::Put | Action::Remove => rng.u8(..5) == 0,
+        };
+        let first = if matches!(action, Action::Put | Action::Remove) { LOGS } else { REGISTERS };
+        let key = if is_for_log { rng.usize(first..KEYS) } else { rng.usize(..REGISTERS) };
         Self {
             pause: ms(rng.u64(..24)),
             key,

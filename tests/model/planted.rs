@@ -62,10 +62,12 @@ pub enum Bug {
     KeepsDaemonPartOfCopies,
     /// 4: a write gets a new version when it is sent again.
     RenewsSentVersions,
+    /// 1: the store does not note appends, so it applies a repeated append again.
+    ForgetsAppends,
 }
 
 impl Bug {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::LosesAcknowledgedWrites,
         Self::StoresRejectedWrites,
         Self::ReportsOutageAsAbsence,
@@ -88,6 +90,7 @@ impl Bug {
         Self::SharesOneDaemonPart,
         Self::KeepsDaemonPartOfCopies,
         Self::RenewsSentVersions,
+        Self::ForgetsAppends,
     ];
 
     /// Changes the settings of a world so that the bug soon does harm. An unknown bug needs more worlds.

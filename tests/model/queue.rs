@@ -11,6 +11,7 @@ use crate::plan::Settings;
 pub struct DeadLetterText {
     pub key: String,
     pub json: Option<String>,
+    pub is_append: bool,
 }
 
 pub fn with_queue(builder: Builder, path: &Path, settings: &Settings) -> Builder {
@@ -40,6 +41,7 @@ pub async fn dead_letters(cache: &Cache) -> Vec<DeadLetterText> {
     let text = |dead: threadkeep::DeadLetter| DeadLetterText {
         key: dead.record.key.as_str().to_owned(),
         json: dead.record.value.map(|json| json.as_str().to_owned()),
+        is_append: dead.append.is_some(),
     };
     dead_letters.into_iter().map(text).collect()
 }

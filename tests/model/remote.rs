@@ -62,9 +62,10 @@ pub struct Journal(Arc<Mutex<Vec<(Key, String)>>>);
 impl Journal {
     fn note(&self, handle: usize, write: &Write, result: &str) {
         let Write { record, writer, condition, .. } = write;
+        let verb = if write.append.is_some() { "appended" } else { "wrote" };
         let value = record.value.as_ref().map_or("nothing", |json| json.as_str());
         let line = format!(
-            "handle {handle}, writer {writer}, wrote {} {condition:?}: {value:.80} → {result}",
+            "handle {handle}, writer {writer}, {verb} {} {condition:?}: {value:.80} → {result}",
             record.version
         );
         self.0.lock().unwrap().push((record.key.clone(), line));
@@ -146,7 +147,10 @@ impl<S: Store> RemoteStore<S> {
     }
 
     async fn call<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
-        let (sent, jumps) = (Instant::now(), jump_count());
+        // The clock ignores an answer to a call from before it noticed a jump. So it looks first.
+        let jumps = jump_count();
+        self.meter.clock.now();
+        let sent = Instant::now();
         let timed_call = async { call.await.map(|answer| (answer, STORE_TIME.with(Cell::get))) };
         let (answer, shown) = STORE_TIME.scope(Cell::new(Timestamp(0)), timed_call).await?;
         let received = Instant::now();

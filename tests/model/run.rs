@@ -8,9 +8,13 @@ use tokio::task::JoinSet;
 use crate::daemon::Daemon;
 use crate::files::Files;
 use crate::history::{
-    DeadWrite, Document, FinalState, History, Op, OpKind, Outcome, Recorder, Rules, WriteKind, WriteOp,
+    DeadWrite, Document, Drift, FinalState, History, Jump, Op, OpKind, Outcome, Recorder, Rules, WriteKind,
+    WriteOp,
 };
-use crate::plan::{Action, Episode, FileAct, HANDLES, KEYS, Plan, REGISTERS, Restart, Step};
+use crate::oracle;
+use crate::plan::{
+    Action, Episode, FileAct, HANDLES, KEYS, LOGS, Plan, REGISTERS, Restart, StatementKind, Step,
+};
 use crate::queue;
 use crate::store::Plain;
 use crate::world::World;
@@ -46,11 +50,13 @@ pub async fn run(plan: &Plan, world: Arc<dyn World>) -> Result<History, String> 
         daemon.shut_down().await;
     }
     let finals = final_states(&*world, &recorder).await;
-    let rules = rules(plan, &daemons, &*world);
-    let (ops, notes, file_changes) = (recorder.take(), recorder.notes(), files.changes());
+    let jumps = recorder.jumps();
+    let rules = rules(plan, &daemons, &*world, &jumps);
+    let (mut ops, notes, file_changes) = (recorder.take(), recorder.notes(), files.changes());
+    oracle::note_drift(&mut ops, &jumps, &file_changes);
     match world.invalid_call() {
         Some(message) => Err(message),
-        None => Ok(History { ops, dead_letters, file_changes, finals, notes, rules }),
+        None => Ok(History { ops, dead_letters, file_changes, finals, notes, jumps, rules }),
     }
 }
 
@@ -59,10 +65,10 @@ async fn run_statements(plan: &Plan, world: &dyn World, recorder: &Recorder) {
     for statement in &plan.statements {
         tokio::time::sleep(statement.pause).await;
         let (key, id) = (statement.key, recorder.id());
-        let (kind, plain) = match statement.is_delete {
-            true => (WriteKind::Remove, Plain::Delete),
-            false if key >= REGISTERS => (WriteKind::Append, Plain::Append(id)),
-            false => {
+        let (kind, plain) = match statement.kind {
+            StatementKind::Delete => (WriteKind::Remove, Plain::Delete),
+            StatementKind::Append => (WriteKind::Append, Plain::Append(id)),
+            StatementKind::Put => {
                 let document = Document { ids: vec![id], ..Document::default() };
                 (WriteKind::Put, Plain::Put(document, statement.ttl))
             }
@@ -74,7 +80,16 @@ async fn run_statements(plan: &Plan, world: &dyn World, recorder: &Recorder) {
         let ttl_ms = i64::try_from(statement.ttl.as_millis()).unwrap();
         let write = WriteOp { id, kind, ttl_ms, outcome: Outcome::Stored };
         let (kind, end) = (OpKind::Write(write), Some(recorder.now()));
-        recorder.push(Op { handle: HANDLES, life: 0, key, begin, end, off_ms: 0, kind });
+        recorder.push(Op {
+            handle: HANDLES,
+            life: 0,
+            key,
+            begin,
+            end,
+            off_ms: 0,
+            drift: Drift::default(),
+            kind,
+        });
     }
 }
 
@@ -182,8 +197,12 @@ async fn collect_dead_letters(daemons: &[Daemon], world: &dyn World) -> Result<V
         let Some(cache) = daemon.cache()? else { continue };
         for dead in queue::dead_letters(&cache).await {
             let key = (0..KEYS).find(|key| world.thread_id(*key) == dead.key).unwrap();
-            let ids = dead.json.map_or_else(Vec::new, |json| ids(&json));
-            dead_letters.push(DeadWrite { handle, key, ids });
+            let is_add = dead.is_append;
+            let ids = match dead.json {
+                Some(items) if is_add => serde_json::from_str(&items).unwrap(),
+                document => document.map_or_else(Vec::new, |json| ids(&json)),
+            };
+            dead_letters.push(DeadWrite { handle, key, ids, is_add });
         }
     }
     Ok(dead_letters)
@@ -205,16 +224,18 @@ fn ids(json: &str) -> Vec<u64> {
     serde_json::from_str::<Document>(json).unwrap().ids
 }
 
-fn rules(plan: &Plan, daemons: &[Daemon], world: &dyn World) -> Rules {
+fn rules(plan: &Plan, daemons: &[Daemon], world: &dyn World, jumps: &[Jump]) -> Rules {
     const BETWEEN_DAEMONS_MS: i64 = 2_000;
     let clock_error_ms = world.max_clock_error_ms() + 1;
     let was_within_tolerance = daemons.iter().any(Daemon::was_within_tolerance);
+    let openings_ms = daemons.iter().flat_map(Daemon::openings_ms);
     Rules {
         order_ms: 2 * clock_error_ms + if was_within_tolerance { BETWEEN_DAEMONS_MS } else { 0 },
-        openings_ms: daemons.iter().flat_map(Daemon::openings_ms).collect(),
+        mark_starts_ms: openings_ms.chain(jumps.iter().map(|jump| jump.at_ms)).collect(),
         clock_ms: 2 * clock_error_ms,
         fresh_ms: i64::try_from(plan.settings.fresh_for.as_millis()).unwrap(),
         registers: REGISTERS,
+        logs: LOGS,
         replica_keeps_all: plan.settings.replica_bytes > 1 << 20 && plan.settings.has_file == [true; HANDLES],
         queue_may_be_full: plan.settings.queue_bytes < 1 << 20,
     }

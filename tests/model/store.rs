@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use threadkeep::store::{
     Applied, Clock, Decision, Json, ListPage, ListRequest, LoadRequest, Loaded, Record, RowState, Store,
-    Write, WriterId, decide,
+    Write, WriteHead, WriterId, decide,
 };
 use threadkeep::{Key, Result, Version};
 
@@ -130,20 +130,25 @@ impl ModelStore {
         let held = held.filter(|row| self.bug != Some(Bug::ForgetsTombstones) || row.record.value.is_some());
         let mut writers = held.as_ref().map(|row| row.writers.clone()).unwrap_or_default();
         let last = writers.get(&write.writer).copied().unwrap_or_default();
-        let held = held.map(|row| row.state);
-        let (state, last) = self.with_bug(held, last, !head.is_plain());
+        let held_state = held.as_ref().map(|row| row.state);
+        let (state, last) = self.with_bug(held_state, last, &head);
         let mut state = match decide(&head, state.as_ref(), last, true_time()) {
             Decision::Answer(answer) => return answer,
             Decision::Apply(state) => state,
         };
-        if let (Some(Bug::KeepsRunOverOthers), Some(held)) = (self.bug, held) {
+        if let (Some(Bug::KeepsRunOverOthers), Some(held)) = (self.bug, held_state) {
             (state.last_writer, state.run_began) = (held.last_writer, held.run_began);
         }
-        if head.is_counted() {
+        let before = held.as_ref().map(|row| &*row.record);
+        let (record, applied) = match write.over(before, state.version) {
+            Ok(changed) => changed,
+            Err(unsuitable) => return unsuitable,
+        };
+        if head.is_counted() && !(write.append.is_some() && self.bug == Some(Bug::ForgetsAppends)) {
             writers.insert(write.writer, head.version);
         }
-        rows.insert(write.record.key.clone(), Row { record: Arc::clone(&write.record), state, writers });
-        Applied::Stored
+        rows.insert(write.record.key.clone(), Row { record, state, writers });
+        applied
     }
 
     /// Returns the state that a store with the planted bug would remember.
@@ -151,10 +156,12 @@ impl ModelStore {
         &self,
         state: Option<RowState>,
         last: Version,
-        is_conditional: bool,
+        head: &WriteHead,
     ) -> (Option<RowState>, Version) {
         let change = |state: RowState| match self.bug {
-            Some(Bug::ForgetsOwnRuns) if is_conditional => RowState { last_writer: WriterId::NONE, ..state },
+            Some(Bug::ForgetsOwnRuns) if !head.is_plain() => {
+                RowState { last_writer: WriterId::NONE, ..state }
+            }
             Some(Bug::ForgetsBaseVersions) => RowState { base_version: Version::NONE, ..state },
             _ => state,
         };

@@ -66,6 +66,10 @@ impl fmt::Debug for Database {
 
 #[async_trait]
 impl World for Database {
+    fn takes_copied_files(&self) -> bool {
+        false
+    }
+
     async fn builder(&self, handle: usize, skew_ms: i64) -> Result<Builder> {
         let link = &self.links[handle];
         link.synced_at_jumps.store(UNSYNCED, SeqCst);

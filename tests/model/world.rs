@@ -51,6 +51,12 @@ pub trait World: Debug + Send + Sync {
         String::new()
     }
 
+    /// Whether a handle opens a copy of the other one's file. Each handle of a real project has an address of its own, and a file
+    /// belongs to one address.
+    fn takes_copied_files(&self) -> bool {
+        true
+    }
+
     /// Returns a description of the first invalid call, if any.
     fn invalid_call(&self) -> Option<String> {
         None

@@ -69,7 +69,7 @@ fn log_line_matches_by_its_fixed_parts() {
 
 /// Returns the variants of `ErrorKind` from the source.
 fn error_kinds() -> Vec<String> {
-    let code = read("src/error/mod.rs");
+    let code = read("src/error.rs");
     let names = code.split("Self::").skip(1).filter_map(|rest| rest.split_once(" => \""));
     names.filter(|(name, _)| name.chars().all(char::is_alphabetic)).map(|(name, _)| name.to_owned()).collect()
 }

@@ -121,8 +121,10 @@ async fn rejected_write_fires_dead_letters(daemon: &Daemon, gateway: &Gateway, a
 /// Checks that each alert has fired, that each panel shows data, and that all series are known.
 async fn assert_alerts_and_panels(api: &Api, start: f64) {
     let rules = api.rules().await;
-    let alerts: BTreeSet<String> =
-        rules.iter().map(|rule| rule["name"].as_str().unwrap().to_owned()).collect();
+    // These two need minutes without a feed, and a restored database. Their unit tests are in dashboards/alerts.test.yml.
+    let others = ["ThreadkeepFeedLags", "ThreadkeepDatabaseRestored"];
+    let names_of_rules = rules.iter().map(|rule| rule["name"].as_str().unwrap().to_owned());
+    let alerts: BTreeSet<String> = names_of_rules.filter(|name| !others.contains(&name.as_str())).collect();
     assert_eq!(api.fired(start).await, alerts, "every alert fired");
     for Expression { place, text } in of_panels() {
         assert!(names(&text).is_subset(&known()), "{place} names an unknown series: {text}");

@@ -10,7 +10,7 @@ use threadkeep::store::{
     Applied, Clock, ListPage, ListRequest, LoadRequest, Loaded, Memory, ResilientStore, Store, Write,
 };
 use threadkeep::testing::{Fault, FaultStore, Faults};
-use threadkeep::{Builder, Cache, Key, Result, WriteOutcome};
+use threadkeep::{Builder, Cache, ErrorKind, Key, OnOutage, Result, WriteOutcome};
 
 use crate::{World, append, dead_letters, found, queued};
 
@@ -287,5 +287,59 @@ fn update_that_lost_to_another_daemon_is_a_dead_letter() {
         let cache = open_with_warmup(&mut world, network).await;
         assert_eq!(cache.update("k", append(3)).await.unwrap(), WriteOutcome::Queued);
         assert_eq!(world.replay(&cache).await, (Some("[0,2,3]".into()), 1));
+    });
+}
+
+/// Makes the next opening of the file the first one after a reboot: no own run leads over it.
+fn reboot(world: &World) {
+    let file = rusqlite::Connection::open(world.dir.path().join("q.db")).unwrap();
+    assert_eq!(file.execute("delete from meta where name = 'writer'", []).unwrap(), 1);
+}
+
+/// The next process may not queue writes. A write that finds an update in the queue waits for it, and does not pass it (C2).
+#[test]
+fn rejecting_daemon_passes_no_queued_update() {
+    let mut world = World::new();
+    let network = &Network::to(&world.store);
+    world.run_and_kill(network, |cache, faults| async move {
+        assert_eq!(cache.put("k", &vec![0]).await.unwrap(), WriteOutcome::Stored);
+        queue_update(&faults, &cache, 1).await;
+    });
+    reboot(&world);
+    block_on(async {
+        let builder = world.builder_on(network).on_outage(OnOutage::Reject);
+        world.faults.fail_replays(true);
+        let cache = builder.soft_timeout(Duration::from_millis(50)).open().await.unwrap();
+        let put = cache.put("k", &vec![9]).await.map_err(|error| error.kind());
+        let update = cache.update("k", append(2)).await.map_err(|error| error.kind());
+        assert_eq!((put, update), (Err(ErrorKind::Unavailable), Err(ErrorKind::Unavailable)));
+        assert_eq!(world.replay(&cache).await, (Some("[0,1]".into()), 0));
+        assert_eq!(cache.put("k", &vec![9]).await.unwrap(), WriteOutcome::Stored);
+    });
+}
+
+/// The queue began with a row of the last boot, which replay has sent. A put that the full queue refuses goes to the store again.
+#[test]
+fn put_passes_a_full_queue_without_rows_of_the_last_boot() {
+    let mut world = World::new();
+    let network = &Network::to(&world.store);
+    world.run_and_kill(network, |cache, faults| async move {
+        assert_eq!(cache.put("k", &vec![0]).await.unwrap(), WriteOutcome::Stored);
+        queue_update(&faults, &cache, 1).await;
+    });
+    reboot(&world);
+    block_on(async {
+        let cache = world.builder_on(network).queue_max_bytes(3_000).open().await.unwrap();
+        assert_eq!(world.replay(&cache).await, (Some("[0,1]".into()), 0));
+        world.faults.fail_replays(true);
+        // Always, because a call of a background task could take a single fault.
+        world.faults.always(Fault::Fail(ErrorKind::Unauthorized));
+        for key in ["k", "other"] {
+            assert_eq!(cache.put(key, &"x".repeat(1_000)).await.unwrap(), WriteOutcome::Queued);
+        }
+        world.faults.always(Fault::Pass);
+        assert_eq!(cache.put("k", &"y".repeat(2_000)).await.unwrap(), WriteOutcome::Stored);
+        let (stored, letters) = world.replay(&cache).await;
+        assert_eq!((stored.map(|stored| stored.starts_with("\"y")), letters), (Some(true), 0));
     });
 }

@@ -61,7 +61,7 @@ impl Skewed {
 impl World {
     /// Opens a cache with a clock that is off by `by` milliseconds, on a machine that was rebooted. With
     /// `in_outage`, the store is unavailable.
-    async fn open_skewed(&mut self, by: i64, in_outage: bool) -> Cache {
+    pub async fn open_skewed(&mut self, by: i64, in_outage: bool) -> Cache {
         let skewed = Skewed(Arc::clone(&self.store), Arc::new(threadkeep::store::Clock::skewed(by)));
         self.open_after_reboot(skewed, in_outage).await
     }

@@ -66,3 +66,26 @@ async fn migrated_older_conversation_does_not_replace_a_queued_write() {
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].write.record.value, Some(value));
 }
+
+/// The line of an export is provisional. Its version alone decides, and the clock sync of the new file does not make it newer.
+#[tokio::test(flavor = "multi_thread")]
+async fn imported_provisional_write_does_not_replace_a_newer_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (memory, queue) = (Arc::new(Memory::new()), dir.path().join("queue.db"));
+    let cache = open(&memory, &dir.path().join("another.db")).await;
+    cache.put("k", "new").await.unwrap();
+    put_and_close(&memory, &queue, "another").await;
+    let clock = Clock::new();
+    let (at, expires_at) = (clock.now().minus(HOUR), clock.now().plus(HOUR));
+    let value = Json::new("\"old\"").unwrap();
+    let old = Record::put(Key::new("k").unwrap(), Version::min_at(at), value, expires_at);
+    let mut queued = QueuedWrite::new(old, at);
+    queued.is_provisional = true;
+    let admin = QueueAdmin::open(&queue).await.unwrap();
+    admin.import(vec![ImportItem::Queued(queued)]).await.unwrap();
+    admin.close().await.unwrap();
+    drop(admin);
+    super::wait_until_drained(&open(&memory, &queue).await).await;
+    cache.evict("k").unwrap();
+    assert_eq!(cache.get("k").await.unwrap().unwrap().json(), "\"new\"");
+}

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod alone;
+mod appends;
+mod clock_sync;
 mod clocks;
 mod imports;
 mod limits;
@@ -9,6 +11,7 @@ mod listings;
 mod outage;
 mod pace;
 mod races;
+mod restores;
 mod shutdown;
 mod traces;
 

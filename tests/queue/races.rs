@@ -297,7 +297,7 @@ async fn unverified_and_superseded_writes_are_not_read_before_their_replay() {
     cache.shutdown(Duration::ZERO).await.unwrap();
     // Copies were lost after the first write, and the store was seen with a newer version of the second one.
     let sql = "insert into meta select 'unverified', seq from records where key = 'unverified';
-               insert into records select 1000, key, 0, version + 2, expires_at, at, bytes, writer, if_version, 0, user, metadata, null
+               insert into records select 1000, key, 0, version + 2, expires_at, at, bytes, writer, if_version, 0, user, metadata, null, null
                    from records where key = 'superseded';";
     rusqlite::Connection::open(world.dir.path().join("q.db")).unwrap().execute_batch(sql).unwrap();
     let cache = world.open_in_outage().await;

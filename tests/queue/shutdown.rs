@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use threadkeep::store::{Json, Record, Store, Timestamp, Write};
 use threadkeep::testing::Fault;
-use threadkeep::{ErrorKind, WriteOutcome};
+use threadkeep::{ErrorKind, Key, Version, WriteOutcome};
 
 use crate::{DEADLINE, World, found};
 
@@ -38,6 +39,26 @@ async fn put_stored_after_shutdown_is_not_acknowledged() {
     assert_eq!((left.unfinished, world.stored("k").await.as_deref()), (1, Some("2")));
     let again = world.open_in_outage().await;
     assert_eq!(found(&again, "k").await.unwrap().0, "1", "the get returns the last acknowledged write");
+}
+
+/// After a restart in an outage, the cache would show a value that is older than the one that won.
+#[tokio::test]
+async fn put_that_lost_after_shutdown_is_not_acknowledged() {
+    let mut world = World::new();
+    let cache = world.builder().soft_timeout(10 * DEADLINE).open().await.unwrap();
+    assert_eq!(cache.put("k", &1).await.unwrap(), WriteOutcome::Stored);
+    let newer = Version::min_at(Timestamp(cache.get("k").await.unwrap().unwrap().version().at().0 + 1_000));
+    let expires_at = newer.at().plus(Duration::from_secs(3_600));
+    let record = Record::put(Key::new("k").unwrap(), newer, Json::of(&3).unwrap(), expires_at);
+    world.store.apply(&[Write::new(record)]).await.unwrap();
+    world.faults.script([Fault::DelayResponse(DEADLINE / 2)]);
+    let shutdown = async {
+        tokio::time::sleep(DEADLINE / 10).await;
+        cache.shutdown(Duration::ZERO).await.unwrap()
+    };
+    let (put, _) = tokio::join!(async { cache.put("k", &2).await }, shutdown);
+    let error = put.unwrap_err();
+    assert_eq!((error.kind(), error.outcome_unknown()), (ErrorKind::Closed, true), "{error}");
 }
 
 #[tokio::test]

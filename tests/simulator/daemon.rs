@@ -4,7 +4,7 @@ use super::oracle::{Oracle, START, Seen};
 use super::rule::Rule;
 use crate::model::version::{Timestamp, Version};
 use crate::model::writer::WriterId;
-use crate::outage::rules::{Placement, QueuedHead, base_for_update, place};
+use crate::outage::rules::{Placement, QueuedHead, base_for_update, fold_start, must_update_wait, place};
 use crate::store::{Condition, WriteKind};
 
 /// What the store told about the conversation.
@@ -38,6 +38,8 @@ pub struct Reading {
     pub base: Version,
     pub seen: Seen,
     pub is_excused: bool,
+    /// A queued append whose items the value has twice.
+    pub doubled: Option<usize>,
 }
 
 #[derive(Debug, Clone)]
@@ -155,25 +157,26 @@ impl Daemon {
     /// Reads the value for an update from queue and copy. `None` if there is no value at hand.
     pub fn read(&self, oracle: &Oracle, now: Timestamp, off: &[Rule]) -> Option<Reading> {
         let heads = self.heads();
-        let is_whole = |row: &QueuedHead| row.write.kind != WriteKind::Append;
+        let is_whole = |row: &QueuedHead| !row.is_append();
         let copy = self.copy();
         if copy.is_none() && !heads.iter().any(is_whole) {
             return None;
         }
-        // With appends, an update waits until replay has sent the rows of an earlier part. Nobody knows the version of the row
-        // after an append of that part. And an append of this part over another daemon's row would lend it its own run.
-        let is_old = |row: &QueuedHead| row.write.writer.daemon() != self.part;
-        if heads.iter().any(is_old) && !heads.iter().all(is_whole) && !off.contains(&Rule::AppendsWait) {
+        let stored = copy.map_or(Version::NONE, |copy| copy.version);
+        let has_value = copy.is_some_and(|copy| copy.has_value);
+        let is_unknown = !heads.iter().all(is_whole) && fold_start(&heads, stored, has_value).is_none();
+        let must_wait = must_update_wait(&heads, self.writer(off));
+        if is_unknown && !off.contains(&Rule::AppendInCopy) || must_wait && !off.contains(&Rule::AppendsWait)
+        {
             return None;
         }
         let at = Timestamp(now.0 + self.clock_error);
-        let stored = copy.map_or(Version::NONE, |copy| copy.version);
         let mut seen = Seen {
             entries: copy.map_or(0, |copy| copy.entries),
             is_absent: copy.is_none_or(|copy| !copy.has_value || copy.expires_at <= at),
             ..Seen::default()
         };
-        let mut is_excused = self.is_doubtful;
+        let (mut is_excused, mut doubled) = (self.is_doubtful, None);
         for row in &self.file.rows {
             let op = &oracle.ops[row.op];
             is_excused |= op.is_excused;
@@ -186,12 +189,15 @@ impl Daemon {
                 seen.entries = op.seen.entries;
                 seen.ops = op.seen.ops.clone();
                 seen.is_absent = row.head.write.kind == WriteKind::Remove || op.expires_at <= at;
+                doubled = None;
             } else {
+                let is_in_copy = oracle.history[..seen.entries].iter().any(|entry| entry.op == row.op);
+                doubled = doubled.or(is_in_copy.then_some(row.op));
                 seen.is_absent = false;
             }
             seen.ops.insert(row.op);
         }
-        Some(Reading { base: self.base(&heads, stored, off), seen, is_excused })
+        Some(Reading { base: self.base(&heads, stored, off), seen, is_excused, doubled })
     }
 
     /// The base of an update, with the switches of the mutants.

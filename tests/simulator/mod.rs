@@ -18,7 +18,7 @@ use schedule::{Found, first, search};
 
 const STEPS: usize = 24;
 
-const ENVIRONMENTS: [&str; 18] = [
+const ENVIRONMENTS: [&str; 20] = [
     "1",
     "1 crash",
     "1 crash full",
@@ -30,12 +30,14 @@ const ENVIRONMENTS: [&str; 18] = [
     "1 power crash",
     "1 power crash skew full",
     "1 crash purge",
+    "1 crash import jump no-append",
     "2",
     "2 crash sql full",
     "2 crash sql skew",
     "2 crash sql expiry skew",
     "2 power crash sql",
     "2 power crash sql skew jump full expiry clone purge",
+    "2 crash sql import no-append",
     "3 crash sql skew",
 ];
 
@@ -80,6 +82,7 @@ const MUTANTS: &[(&[Rule], &str)] = &[
     (&[Rule::DaemonPart], "1 crash"),
     (&[Rule::NewestWins], "2"),
     (&[Rule::AppendAboveBase], "2"),
+    (&[Rule::OnlyIfPresent], "1"),
     (&[Rule::RemoveRaisesBase], "2"),
     (&[Rule::ExpiryAtVersion], "1 crash expiry"),
     (&[Rule::ExpiryRaisesBase], "2 crash sql expiry skew"),
@@ -99,9 +102,11 @@ const MUTANTS: &[(&[Rule], &str)] = &[
     (&[Rule::CopyOverRow], "1 crash full"),
     (&[Rule::ExactBehindOldPart], "1 power"),
     (&[Rule::AppendsWait], "1 power"),
+    (&[Rule::AppendInCopy], "1"),
     (&[Rule::CorrectedAboveRow], "1 crash jump"),
     (&[Rule::CorrectedBase], "1 crash jump"),
     (&[Rule::CorrectedToNow], "1 crash jump"),
+    (&[Rule::Rebase], "1 import no-append"),
     (&[Rule::KeyLock], "1"),
     (&[Rule::QueueFirst], "1"),
     (&[Rule::SortedRows, Rule::Covered], "1"),

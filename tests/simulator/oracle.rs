@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use super::daemon::Reading;
 use super::rule::Environment;
 use super::store::StoredRow;
 use crate::model::version::{Timestamp, Version};
-use crate::store::{WriteHead, WriteKind};
+use crate::store::{Condition, WriteHead, WriteKind};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -14,6 +15,8 @@ pub enum Kind {
     Update,
     UpdateRemove,
     Append,
+    /// An update of its own old version: it replaces anything older than that.
+    Import,
     SqlPut,
     SqlUpdate,
     SqlDelete,
@@ -104,6 +107,14 @@ impl Oracle {
         self.history.iter().position(|entry| entry.op == op)
     }
 
+    /// Checks a value that the daemon shows to its caller.
+    pub fn check_read(&self, reading: &Reading) -> Result<(), Violation> {
+        match reading.doubled {
+            Some(op) => broken("an append twice in a value", self.name(op)),
+            None => Ok(()),
+        }
+    }
+
     /// Checks a write that the store has just applied over `before`.
     pub fn on_applied(
         &mut self,
@@ -124,8 +135,15 @@ impl Oracle {
             return broken("the row has another version than the write", name);
         }
         self.check_order(op, version)?;
+        if self.ops[op].kind == Kind::Import && self.history.iter().any(|entry| entry.version > IMPORTED) {
+            return broken("an import over a newer write", name);
+        }
         if self.ops[op].kind == Kind::Append && self.ended_lives.iter().any(|end| at < *end) {
             return broken("an append to an expired life", name);
+        }
+        let is_present = before.is_some_and(|row| !row.is_gone(at));
+        if self.ops[op].head.condition == Condition::IfPresent && !is_present {
+            return broken("an append to an absent conversation", name);
         }
         if before.is_some_and(|row| row.has_value && row.state.expires_at <= at) {
             self.ended_lives.extend(before.map(|row| row.state.expires_at));
@@ -228,10 +246,17 @@ impl Oracle {
         if op.is_dead && is_alone && !op.is_excused {
             return broken("a dead letter alone", self.name(op.id));
         }
+        if op.is_dead && op.kind == Kind::Import && self.history.is_empty() {
+            return broken("a dead letter of an import over nothing", self.name(op.id));
+        }
         if op.is_dead && op.is_outdated && op.kind.is_plain() {
             return broken("a dead letter of a write that was known to be outdated", self.name(op.id));
         }
-        if op.is_dead && self.is_still_held(op.id) && !environment.purge && !environment.expiry {
+        // A delayed request finds the conversation that its first copy found absent. The answer cannot be noted, because a noted
+        // write is `Stored` when it comes again.
+        let may_come_late = op.head.condition == Condition::IfPresent;
+        let is_held = self.is_still_held(op.id) && !may_come_late;
+        if op.is_dead && is_held && !environment.purge && !environment.expiry {
             return broken("a dead letter of a write that the store holds", self.name(op.id));
         }
         let mut at = op;
@@ -272,6 +297,9 @@ impl Oracle {
 
 /// The beginning of the simulated time.
 pub const START: Timestamp = Timestamp(10_000_000_000);
+
+/// The version of an imported conversation, seven days before the start.
+pub const IMPORTED: Version = Version::min_at(Timestamp(START.0 - 7 * 86_400_000));
 
 /// A version as a trace shows it: steps of 100 ms since the start, then the low bits.
 pub fn shown(version: Version) -> String {

@@ -11,9 +11,11 @@ pub enum Rule {
     CoveredUpdate,
     OwnRun,
     RunBegan,
+    BaseWasRow,
     DaemonPart,
     NewestWins,
     AppendAboveBase,
+    OnlyIfPresent,
     RemoveRaisesBase,
     ExpiryAtVersion,
     ExpiryRaisesBase,
@@ -34,9 +36,11 @@ pub enum Rule {
     CopyOverRow,
     ExactBehindOldPart,
     AppendsWait,
+    AppendInCopy,
     CorrectedAboveRow,
     CorrectedBase,
     CorrectedToNow,
+    Rebase,
     // The daemon.
     KeyLock,
     QueueFirst,
@@ -68,6 +72,8 @@ pub struct Environment {
     pub full: bool,
     pub clone: bool,
     pub purge: bool,
+    /// An old conversation of another file is imported.
+    pub import: bool,
     /// No appends, as in the API of this build.
     pub no_append: bool,
 }
@@ -89,6 +95,7 @@ impl Environment {
                 "full" => &mut found.full,
                 "clone" => &mut found.clone,
                 "purge" => &mut found.purge,
+                "import" => &mut found.import,
                 "no-append" => &mut found.no_append,
                 other => panic!("{other} is no environment"),
             };

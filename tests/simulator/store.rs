@@ -54,8 +54,13 @@ impl SimStore {
             let last = self.writers.entry(write.writer).or_default();
             *last = write.version.max(*last);
         }
+        let over = self.version();
         self.row = Some(StoredRow { state: next, has_value: write.kind != WriteKind::Remove });
-        (Applied::Stored, true)
+        let applied = match write.kind {
+            WriteKind::Append => Applied::Appended { version: next.version, over, length: 0 },
+            _ => Applied::Stored,
+        };
+        (applied, true)
     }
 
     /// A statement of another client. Its trigger gives the row a version, ends the run and raises the base.
@@ -124,12 +129,16 @@ fn decide_without(
     let version = write.version;
     let is_same_daemon = held.last_writer.daemon() == write.writer.daemon() && write.writer.daemon() != 0;
     let is_own_run = is_same_daemon && (on(Rule::DaemonPart) || held.last_writer == write.writer);
+    let stored = match write.kind {
+        WriteKind::Append => Applied::AppendedBefore(held.version),
+        _ => Applied::Stored,
+    };
     if on(Rule::AppliesOnce) && write.is_counted() && version <= last {
-        return answer(Applied::Stored);
+        return answer(stored);
     }
     let is_covered = is_own_run && held.run_began < version && version <= held.base_version;
     if on(Rule::CoveredUpdate) && write.is_counted() && is_covered {
-        return answer(Applied::Stored);
+        return answer(stored);
     }
     let plain_base = if on(Rule::BaseForPlain) { held.base_version } else { held.version };
     if on(Rule::PlainByBase) && write.is_plain() && version <= plain_base {
@@ -143,12 +152,17 @@ fn decide_without(
     if on(Rule::TooOld) && version < Version::min_at(now.minus(MAX_WRITE_AGE)) {
         return answer(Applied::TooOld);
     }
+    let is_absent = held.expires_at <= write.version.at();
+    if on(Rule::OnlyIfPresent) && write.condition == Condition::IfPresent && is_absent {
+        return answer(Applied::Absent);
+    }
     if let Condition::IfVersion(base) = write.condition {
         let is_purged =
             on(Rule::PurgedBase) && row.is_none() && base < Version::min_at(now.minus(TOMBSTONE_TTL));
         let is_over_own_run = on(Rule::OwnRun)
             && is_own_run
             && (off.contains(&Rule::RunBegan) || held.run_began <= base)
+            && (off.contains(&Rule::BaseWasRow) || base <= held.version)
             && held.version < version;
         if !(held.version == base || is_purged || is_over_own_run) {
             return answer(Applied::Conflict(held.version));

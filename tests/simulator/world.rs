@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::daemon::{Copy, Daemon, QueueRow, Reading};
-use super::oracle::{Acknowledged, Entry, Kind, Op, Oracle, START, Seen, Violation, shown};
+use super::oracle::{Acknowledged, Entry, IMPORTED, Kind, Op, Oracle, START, Seen, Violation, shown};
 use super::rule::{Environment, Rule};
 use super::store::SimStore;
 use crate::model::version::{Timestamp, Version};
@@ -45,6 +45,7 @@ struct Message {
 enum Action {
     Plain(usize, Kind),
     Append(usize),
+    Import(usize),
     Read { daemon: usize, asks_store: bool },
     Update(usize, Kind),
     Abandon(usize),
@@ -235,6 +236,15 @@ impl<'a> World<'a> {
         if environment.power {
             actions.extend([Action::PowerCut(at), Action::SyncFile(at)]);
         }
+        let is_import = |op: &Op| op.kind == Kind::Import;
+        let is_known = daemon.file.copy.is_some_and(|copy| copy.version > IMPORTED);
+        if environment.import
+            && !is_known
+            && daemon.file.rows.is_empty()
+            && !self.oracle.ops.iter().any(is_import)
+        {
+            actions.push(Action::Import(at));
+        }
         if environment.jump {
             actions.push(if daemon.is_synced { Action::Jump(at) } else { Action::SyncClock(at) });
         }
@@ -244,7 +254,8 @@ impl<'a> World<'a> {
         match action {
             Action::Plain(at, kind) => self.write(at, kind, None),
             Action::Append(at) => self.write(at, Kind::Append, None),
-            Action::Read { daemon, asks_store } => self.read(daemon, asks_store),
+            Action::Import(at) => self.import(at),
+            Action::Read { daemon, asks_store } => self.read(daemon, asks_store)?,
             Action::Update(at, kind) => {
                 let reading = self.daemons[at].reading.take();
                 self.write(at, kind, reading);
@@ -290,7 +301,7 @@ impl<'a> World<'a> {
 
     // --- calls of callers
 
-    fn read(&mut self, at: usize, asks_store: bool) {
+    fn read(&mut self, at: usize, asks_store: bool) -> Result<(), Violation> {
         if asks_store && self.daemons[at].is_synced {
             self.load(at, false);
         }
@@ -300,8 +311,10 @@ impl<'a> World<'a> {
             reading.is_excused |= has_old_attempt;
             self.daemons[at].observe(reading.base);
             say!(self, "d{at} reads {} under the key lock", shown(reading.base));
+            self.oracle.check_read(reading)?;
         }
         self.daemons[at].reading = reading;
+        Ok(())
     }
 
     /// Whether an attempt from before a power cut is under way. It is not an own one any more.
@@ -312,6 +325,7 @@ impl<'a> World<'a> {
 
     fn write(&mut self, at: usize, kind: Kind, reading: Option<Reading>) {
         let (off, now) = (self.off, self.now);
+        let is_only_if_present = kind == Kind::Append && self.pick(4) == 0;
         let daemon = &mut self.daemons[at];
         let version = daemon.issue(now, off);
         let mut is_excused = false;
@@ -319,6 +333,10 @@ impl<'a> World<'a> {
         if let Some(reading) = &reading {
             condition = Condition::IfVersion(reading.base);
             is_excused |= reading.is_excused;
+        } else if is_only_if_present {
+            condition = Condition::IfPresent;
+            // It asks for a conversation that may be absent.
+            is_excused = true;
         }
         let write_kind = match kind {
             Kind::Append => WriteKind::Append,
@@ -342,6 +360,20 @@ impl<'a> World<'a> {
         } else {
             self.enqueue(at, op, is_provisional);
         }
+    }
+
+    /// Queues an old conversation of another file, while no process has the queue open. It may die: the store can hold something
+    /// newer.
+    fn import(&mut self, at: usize) {
+        self.crash(at);
+        let (off, now) = (self.off, self.now);
+        let daemon = &mut self.daemons[at];
+        let (version, is_provisional) = (daemon.issue(now, off), !daemon.is_synced);
+        let (writer, condition) = (WriterId::from_raw(9_999 << 24), Condition::IfVersion(IMPORTED));
+        let head = WriteHead { kind: WriteKind::Put, version, writer, condition, expires_at: START };
+        let op = self.new_op(Kind::Import, Some(at), head, Seen::default());
+        self.oracle.ops[op].is_excused = true;
+        self.enqueue(at, op, is_provisional);
     }
 
     /// Whether the queue refuses a put or remove, which then goes to the store past the queued rows.
@@ -531,9 +563,9 @@ impl<'a> World<'a> {
         if message.route == Route::Live && is_live {
             self.daemons[at].live.retain(|live| *live != op);
             match applied {
-                Applied::Stored => {
+                Applied::Stored | Applied::Appended { .. } | Applied::AppendedBefore(_) => {
                     self.oracle.ops[op].acknowledged = Acknowledged::Stored;
-                    self.on_stored(at, op, &message.head);
+                    self.on_stored(at, op, &message.head, applied);
                 }
                 Applied::VersionInFuture => self.enqueue(at, op, false),
                 _ => {}
@@ -544,20 +576,28 @@ impl<'a> World<'a> {
     }
 
     fn settle(&mut self, at: usize, head: &WriteHead, applied: Applied) {
-        let settlement = settle(&self.daemons[at].heads(), head.version, &applied);
-        let Some(settlement) = settlement.filter(|settlement| *settlement != Settlement::Stays) else {
-            return;
-        };
+        let is_of_head = |row: &QueueRow| row.head.write.version == head.version;
+        let Some(index) = self.daemons[at].file.rows.iter().position(is_of_head) else { return };
         let rows = &mut self.daemons[at].file.rows;
-        let row =
-            rows.iter().position(|row| row.head.write.version == head.version).map(|row| rows.remove(row));
-        let Some(QueueRow { op, .. }) = row else { return };
+        let mut settlement = settle(&rows[index].head.write, applied, self.now);
+        if matches!(settlement, Settlement::Rebased(_)) && self.off.contains(&Rule::Rebase) {
+            settlement = Settlement::DeadLetter;
+        }
+        match settlement {
+            Settlement::Stays => return,
+            Settlement::Rebased(base) => {
+                rows[index].head.write.condition = Condition::IfVersion(base);
+                return;
+            }
+            Settlement::Stored | Settlement::Appended | Settlement::DeadLetter => {}
+        }
+        let QueueRow { op, .. } = rows.remove(index);
         // The next part does not know writes of this part as own ones. So a row must not come back after them.
         if head.writer.daemon() != self.daemons[at].part && self.is_on(Rule::OldPartSynced) {
             self.daemons[at].sync();
         }
-        if settlement == Settlement::Stored {
-            return self.on_stored(at, op, head);
+        if matches!(settlement, Settlement::Stored | Settlement::Appended) {
+            return self.on_stored(at, op, head, applied);
         }
         say!(self, "dead letter of {}", self.oracle.name(op));
         if self.has_too_old {
@@ -571,13 +611,10 @@ impl<'a> World<'a> {
         }
     }
 
-    /// The store has the write. The copy is known, unless the write was an append.
-    fn on_stored(&mut self, at: usize, op: usize, head: &WriteHead) {
+    /// The store has the write. The copy is known. After an append it is known only if the daemon had the copy before.
+    fn on_stored(&mut self, at: usize, op: usize, head: &WriteHead, applied: Applied) {
         if head.kind == WriteKind::Append {
-            if self.is_on(Rule::AppendDropsCopy) {
-                self.daemons[at].drop_copies_below(Version::from_raw(i64::MAX));
-            }
-            return;
+            return self.on_appended(at, op, head, applied);
         }
         if !self.is_on(Rule::CopyBeforeAnswer) {
             return;
@@ -594,6 +631,26 @@ impl<'a> World<'a> {
         let is_old = has_old_attempt || head.writer.daemon() != daemon.part;
         daemon.save_copy(copy, true);
         daemon.is_doubtful &= is_old;
+    }
+
+    fn on_appended(&mut self, at: usize, op: usize, head: &WriteHead, applied: Applied) {
+        let (is_dropped, entry) = (self.is_on(Rule::AppendDropsCopy), self.oracle.entry_of(op));
+        let expires_at = self.oracle.ops[op].expires_at;
+        let daemon = &mut self.daemons[at];
+        let (version, over) = match applied {
+            Applied::Appended { version, over, .. } => (version, Some(over)),
+            Applied::AppendedBefore(version) => (version, None),
+            _ => (head.version, None),
+        };
+        let held = daemon.copy().filter(|held| over == Some(held.version));
+        if is_dropped {
+            daemon.drop_copies_below(version);
+        }
+        if let (Some(held), Some(entry)) = (held, entry) {
+            let life = if held.expires_at > head.version.at() { held.expires_at } else { expires_at };
+            let expires_at = life.max(expires_at);
+            daemon.save_copy(Copy { version, entries: entry + 1, has_value: true, expires_at }, true);
+        }
     }
 
     // --- faults
@@ -770,6 +827,7 @@ struct ShownCondition(Condition);
 impl std::fmt::Debug for ShownCondition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
+            Condition::IfPresent => f.write_str("if present"),
             Condition::Any => write!(f, "plain"),
             Condition::IfVersion(base) => write!(f, "if {}", shown(base)),
         }
@@ -783,10 +841,13 @@ impl std::fmt::Display for ShownApplied<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = match self.0 {
             Applied::Stored if self.1 => "stored",
+            Applied::Appended { .. } => "appended",
+            Applied::AppendedBefore(_) => "appended (already)",
             Applied::Stored => "stored (already)",
             Applied::Superseded(_) => "superseded",
             Applied::Conflict(_) => "conflict",
             Applied::VersionInFuture => "version in future",
+            Applied::Absent => "absent",
             _ => "too old",
         };
         let Some(row) = self.2.row else { return write!(f, "{name}, no row") };

@@ -5,6 +5,7 @@
 #[path = "../stack/mod.rs"]
 mod stack;
 
+mod appends;
 mod clocks;
 mod contract;
 mod credentials;

@@ -10,10 +10,10 @@ fn exported(line: &str) -> usize {
 }
 
 #[test]
-fn crate_root_has_24_names_at_most() {
+fn crate_root_has_27_names_at_most() {
     let text = read(&root("src/lib.rs")).replace("{\n", "{").replace(",\n", ",");
     let names: usize = text.lines().filter(|line| line.starts_with("pub use ")).map(exported).sum();
-    assert!(names <= 24, "{names} names");
+    assert!(names <= 27, "{names} names");
 }
 
 /// Methods of a trait implementation are documented by the trait.

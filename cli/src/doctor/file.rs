@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::path_info::{DiskKind, PathInfo};
 use super::report::Report;
+use crate::output::{counted, duration, size};
 use threadkeep::tools::{
     FileSummary, Inspection, ResolvedConfig, inspect_local, inspect_outage_file, origin_of,
 };
@@ -67,7 +68,7 @@ fn unused_queue(path: &Path, inspection: &Inspection, report: &mut Report<'_>) {
         return;
     };
     if contents.queued.records > 0 {
-        let what = format!("{} writes are queued in {}", contents.queued.records, path.display());
+        let what = format!("{} has {}", path.display(), counted(contents.queued.records, "queued write"));
         let remedy = "set the backend `supabase`, then start the daemon or run `threadkeep queue replay`: no other backend sends the \
              writes to Supabase";
         report.warning(CHECK, what, remedy);
@@ -136,8 +137,8 @@ fn valid_file(subject: &Subject, found: &FileSummary, report: &mut Report<'_>) {
     let path = subject.path.display();
     if found.unread_log > 0 {
         let what = format!(
-            "a killed process left {} bytes of log beside {path}; only a change of the file can read them",
-            found.unread_log
+            "a killed process left {} of log beside {path}; only a change of the file can read them",
+            size(found.unread_log)
         );
         let remedy = match subject.is_queue {
             true => "start the daemon, or run `threadkeep queue status`: both merge the log into the file",
@@ -178,8 +179,8 @@ fn is_of_another_project(
 
 fn dead_letters(found: &FileSummary, report: &mut Report<'_>) {
     if found.dead_letters.records > 0 {
-        let what =
-            format!("{} writes became dead letters: Supabase did not take them", found.dead_letters.records);
+        let letters = counted(found.dead_letters.records, "dead letter");
+        let what = format!("the file has {letters}: writes that Supabase did not take");
         report.warning(
             "dead letters",
             what,
@@ -190,11 +191,11 @@ fn dead_letters(found: &FileSummary, report: &mut Report<'_>) {
 
 fn summary_text(found: &FileSummary, subject: &Subject) -> String {
     if !subject.is_queue {
-        return format!("{} conversations", found.conversations.records);
+        return counted(found.conversations.records, "conversation");
     }
-    let oldest = found.oldest.map(|oldest| format!(" (the oldest {} s old)", oldest.as_secs()));
-    let oldest = oldest.unwrap_or_default();
-    format!("{} queued writes{oldest}, {} copies", found.queued.records, found.conversations.records)
+    let oldest = found.oldest.map(|oldest| format!(" (the oldest {} old)", duration(oldest)));
+    let queued = counted(found.queued.records, "queued write") + &oldest.unwrap_or_default();
+    format!("{queued}, {}", counted(found.conversations.records, "copy"))
 }
 
 fn listed(paths: &[PathBuf]) -> String {
@@ -214,11 +215,8 @@ fn permissions(info: &PathInfo, report: &mut Report<'_>) {
 
 fn quarantined(subject: &Subject, info: &PathInfo, report: &mut Report<'_>) {
     if let [first, ..] = info.quarantined.as_slice() {
-        let what = format!(
-            "a daemon renamed {} corrupt files: {}",
-            info.quarantined.len(),
-            listed(&info.quarantined)
-        );
+        let files = counted(info.quarantined.len(), "corrupt file");
+        let what = format!("a daemon renamed {files}: {}", listed(&info.quarantined));
         let remedy = match subject.is_queue {
             true => format!(
                 "stop the daemon, copy {}, recover the copy (`sqlite3 COPY .recover | sqlite3 recovered.db`), run `threadkeep queue \
@@ -284,13 +282,4 @@ fn disk(subject: &Subject, info: &PathInfo, report: &mut Report<'_>) {
     };
     let remedy = format!("set {} to {remedy}", subject.setting);
     report.warning("file system", format!("{} {what}", info.directory.display()), remedy);
-}
-
-/// Formats a number of bytes in a fitting unit.
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..MIB => format!("{} KiB", bytes >> 10),
-        MIB..0x4000_0000 => format!("{} MiB", bytes / MIB),
-        _ => format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64),
-    }
 }

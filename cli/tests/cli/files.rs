@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use threadkeep::DeadLetter;
-use threadkeep::store::{Json, Key, Record, Timestamp, Version};
+use threadkeep::store::{Append, ArrayPath, Json, Key, Record, Timestamp, Version};
 use threadkeep::testing::FaultStore;
 use threadkeep::tools::{ImportItem, QueueAdmin};
 use threadkeep::{Cache, WriteOutcome};
@@ -43,7 +43,13 @@ async fn export_into_an_empty_file_keeps_everything() {
     let listed = from.ok(&["queue", "list", "--json"]).await.lines();
     assert_eq!(listed.len(), 23);
     assert!(listed.iter().any(|one| one["key"] == "removed" && one["kind"] == "remove"));
-    assert!(from.ok(&["queue", "list"]).await.out.contains("t7\tput"));
+    let update = listed.iter().find(|one| one["kind"] == "update").unwrap();
+    let put = listed.iter().find(|one| one["key"] == "t0" && one["kind"] == "put").unwrap();
+    assert_eq!((&update["if_version"], &update["writer"]), (&put["version"], &put["writer"]));
+    assert_eq!(put["if_version"], Value::Null);
+    let text = from.ok(&["queue", "list"]).await.out;
+    let [base, writer] = ["if_version", "writer"].map(|name| update[name].as_str().unwrap());
+    assert!(text.contains("t7\tput") && text.contains(&format!("\twriter {writer}\tif_version {base}\n")));
 
     let export = to.path("export");
     let said = from.ok(&["queue", "export", export.to_str().unwrap()]).await.err;
@@ -223,6 +229,7 @@ async fn migrate_other_queue_twice_moves_once() {
     assert_eq!((&moved["queued"], before), (&json!(603), 603));
     assert!(moved["renamed_to"].as_str().unwrap().ends_with("old.db.moved"));
     assert!(!old.exists() && cli.path("old.db.moved").exists());
+    assert!(!cli.path("old.db.lock").exists(), "nothing of the old name stays");
     let again = cli.run(&["queue", "migrate", "old.db"]).await;
     assert!(again.code == 1 && again.err.contains("was migrated before"), "{again:?}");
     std::fs::rename(cli.path("old.db.moved"), &old).unwrap();
@@ -310,4 +317,45 @@ async fn file_with_non_utf8_path_is_shown_and_migrated() {
     assert!(real.join("local.db.moved").exists());
     let again = cli.run(&["queue", "migrate", "link/local.db"]).await;
     assert!(again.code == 1 && again.err.contains("was migrated before"), "{again:?}");
+}
+
+#[tokio::test]
+async fn appends_are_listed_and_requeued_in_their_order() {
+    let cli = Cli::new(&[]);
+    let cache = cut_off(&cli.queue()).await;
+    cache.append("k", &[1, 2]).at(["a", "b"]).await.unwrap();
+    cache.shutdown(std::time::Duration::ZERO).await.unwrap();
+    let letters = [(1, "\"put\""), (3, "[3]"), (2, "[1,2]")].map(|(at, value)| {
+        let now = Timestamp(1_700_000_000_000);
+        let version = Version::from_raw((now.0 << 21) + at);
+        let (key, value) = (Key::new("dead").unwrap(), Json::new(value).unwrap());
+        let record = Record::put(key, version, value, Timestamp(now.0 + 3_600_000));
+        let mut letter = DeadLetter::new(record, now, now, "rejected: not an array");
+        letter.append = (at > 1).then(|| Append::new(ArrayPath::from("messages"), 1_000));
+        ImportItem::DeadLetter(letter)
+    });
+    let file = QueueAdmin::open(cli.queue()).await.unwrap();
+    assert_eq!(file.import(letters.into()).await.unwrap().0.dead_letters, 3);
+    file.close().await.unwrap();
+    drop(file);
+    let dead = cli.ok(&["queue", "dead-letters"]).await.out;
+    assert!(dead.contains("dead\tappend of 2 items at messages\t") && dead.contains("dead\tput\t"), "{dead}");
+    assert_eq!(cli.ok(&["queue", "dead-letters", "--requeue", "dead", "--json"]).await.json()["requeued"], 2);
+    let list = cli.ok(&["queue", "list"]).await.out;
+    assert!(list.starts_with("k\tappend of 2 items at a.b\t"), "{list}");
+    let entries = cli.ok(&["queue", "list", "--json"]).await.lines();
+    let shown = |entry: &Value| {
+        (entry["key"].clone(), entry["kind"].clone(), entry["at"].clone(), entry["items"].clone())
+    };
+    assert_eq!(shown(&entries[0]), (json!("k"), json!("append"), json!(["a", "b"]), json!(2)));
+    let values: Vec<Value> = contents(&cli).await.iter().map(|line| line["value"].clone()).collect();
+    assert_eq!(values, [json!([1, 2]), json!([1, 2]), json!([3]), json!("put")], "the older put stays dead");
+    let other = Cli::of_project();
+    std::fs::write(other.path("export"), cli.ok(&["queue", "export"]).await.out).unwrap();
+    other.ok(&["queue", "import", "export", "--allow-other-project"]).await;
+    // Each opening moves provisional versions to its own clock.
+    let targets = async |cli: &Cli| -> Vec<_> {
+        contents(cli).await.iter().map(|line| (line["value"].clone(), line["append"].clone())).collect()
+    };
+    assert_eq!(targets(&other).await, targets(&cli).await);
 }

@@ -195,7 +195,7 @@ async fn migrate_local_file_keeps_newer_rows(server: Server) {
     let replayed = cli.run(&["queue", "replay", "--json"]).await;
     assert_eq!((replayed.code, &replayed.json()["dead_letters"]), (1, &json!(2)), "{replayed:?}");
     assert!(
-        replayed.err.contains("2 writes became dead letters: see `threadkeep queue dead-letters`"),
+        replayed.err.contains("replay made 2 dead letters: see `threadkeep queue dead-letters`"),
         "{replayed:?}"
     );
     assert_eq!(row(stack, &older, "conversation_data #>> '{}'"), "moved");

@@ -14,6 +14,7 @@ async fn help_describes_every_command() {
         ("", ["conversations", "Exit codes"]),
         ("get", ["Prints a conversation", "--json"]),
         ("put", ["Stores a conversation", "--ttl"]),
+        ("append", ["Adds items to a conversation", "--only-if-present"]),
         ("remove", ["Deletes a conversation", "beside a running daemon"]),
         ("list", ["user's conversations", "--limit"]),
         ("doctor", ["names each problem with its remedy", "--anon-key"]),
@@ -98,6 +99,25 @@ async fn local_backend_puts_gets_lists_and_removes() {
     assert_eq!(cli.ok(&["list", "nobody"]).await.out, "");
     assert_eq!(cli.ok(&["remove", "k"]).await.out, "stored\n");
     assert_eq!(cli.run(&["get", "k"]).await.code, 4);
+}
+
+#[tokio::test]
+async fn append_creates_extends_or_reports_a_bad_target() {
+    let cli = Cli::new(&[]);
+    assert_eq!(cli.run(&["append", "k", "[1]", "--only-if-present"]).await.code, 4);
+    assert_eq!(cli.ok(&["append", "k", "[1, 2]", "--at", "m"]).await.out, "stored, 2 in the array now\n");
+    let again = cli.run_with_input(&["append", "k", "--at", "m", "--json"], "[3]\n").await;
+    assert_eq!(again.json(), json!({"key": "k", "outcome": "stored", "length": 3}));
+    assert_eq!(cli.ok(&["get", "k", "--json"]).await.json()["value"], json!({"m": [1, 2, 3]}));
+    for (arguments, words) in [
+        (&["append", "k", "[1]"][..], "the conversation is not an array"),
+        (&["append", "k", "[1]", "--at", "m", "--at", "x"], "no array at m.x"),
+        (&["append", "k", "1", "--at", "m"], "not a JSON array"),
+        (&["append", "k", "[]", "--at", "m"], "at least one item"),
+    ] {
+        let ended = cli.run(arguments).await;
+        assert!(matches!(ended.code, 1 | 2) && ended.err.contains(words), "{ended:?}");
+    }
 }
 
 #[tokio::test]

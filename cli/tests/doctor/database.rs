@@ -139,9 +139,9 @@ async fn missing_migrations_are_named(server: Server) {
     let apply = |folder: &str, count| tokio::task::block_in_place(|| stack.apply_first(folder, count));
     for (folder, count, said) in [
         ("migrations", 1, "lacks threadkeep's functions"),
-        ("tests/supabase/first_building", 2, "the functions have version 1, and 3 is needed"),
-        ("tests/supabase/first_building", 6, "the functions have version 1, and 3 is needed"),
-        ("tests/supabase/revision_2", 1, "the functions have version 2, and 3 is needed"),
+        ("tests/supabase/first_building", 2, "the functions have version 1, and 4 is needed"),
+        ("tests/supabase/first_building", 6, "the functions have version 1, and 4 is needed"),
+        ("tests/supabase/revision_2", 1, "the functions have version 2, and 4 is needed"),
     ] {
         apply(folder, count);
         restart(&stack);
@@ -200,7 +200,7 @@ async fn check_public_key(server: Server) {
         &["threadkeep_apply", "with the public key", "apply the migrations again"],
     );
     let probe = "create or replace function public.threadkeep_probe() returns json language sql volatile security invoker
-                 set search_path = '' as $$ select json_build_object('now', public.threadkeep_now(), 'revision', 3) $$;
+                 set search_path = '' as $$ select json_build_object('now', public.threadkeep_now(), 'revision', 4) $$;
                  grant execute on all functions in schema public to anon";
     let open = patient.with(probe, &arguments).await;
     open.only_fails(

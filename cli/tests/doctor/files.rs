@@ -185,7 +185,7 @@ async fn file_in_use_is_checked_without_waiting() {
     let advice = ["no daemon has it open", "4 queued writes", "threadkeep queue replay"];
     unchanged(&killed).await.says("file", "warning", &advice);
     fs::remove_file(killed.path("threadkeep-queue.db-shm")).unwrap();
-    unchanged(&killed).await.says("file", "warning", &["bytes of log", "can read them", "queue status"]);
+    unchanged(&killed).await.says("file", "warning", &["of log beside", "can read them", "queue status"]);
     gateway.accept().await;
     killed.ok(&["queue", "replay"]).await;
     Diagnosis::of(&killed).await.is_well();
@@ -197,11 +197,10 @@ async fn dead_letters_are_named() {
     let cli = patient(&gateway, &[]);
     create_outage_file(&gateway, &cli).await;
     let file = rusqlite::Connection::open(cli.queue()).unwrap();
-    let letter =
-        "insert into dead_letters values (1, 'k', 1, '1', 1, null, '{}', 9, null, 1, 1, 'superseded', null)";
+    let letter = "insert into dead_letters values (1, 'k', 1, '1', 1, null, '{}', 9, null, 1, 1, 'superseded', null, null)";
     file.execute(letter, []).unwrap();
     drop(file);
-    unchanged(&cli).await.says("dead letters", "warning", &["1 writes", "threadkeep queue dead"]);
+    unchanged(&cli).await.says("dead letters", "warning", &["1 dead letter:", "threadkeep queue dead"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -210,9 +209,9 @@ async fn other_backends_are_checked() {
     let fresh = unchanged(&cli).await;
     assert_eq!(fresh.is_well().verdicts("ok"), ["settings", "file", "disk space"]);
     cli.ok(&["put", "k", "1"]).await;
-    unchanged(&cli).await.is_well().says("file", "ok", &["threadkeep.db is valid", "1 conversations"]);
+    unchanged(&cli).await.is_well().says("file", "ok", &["threadkeep.db is valid: 1 conversation"]);
     fill(&cli.queue(), 1).await;
-    unchanged(&cli).await.says("file", "warning", &["writes are queued", "threadkeep queue replay"]);
+    unchanged(&cli).await.says("file", "warning", &["queued writes", "threadkeep queue replay"]);
     for file in fs::read_dir(cli.path(".")).unwrap().map(|entry| entry.unwrap().path()) {
         if file.to_str().unwrap().contains("threadkeep-queue") {
             fs::remove_file(file).unwrap();
@@ -220,7 +219,7 @@ async fn other_backends_are_checked() {
     }
     let daemon = Cache::builder().local(cli.path("threadkeep.db")).open().await.unwrap();
     let holder = format!("in use by process {}", std::process::id());
-    Diagnosis::of(&cli).await.is_well().says("file", "ok", &[&holder, "1 conversations"]);
+    Diagnosis::of(&cli).await.is_well().says("file", "ok", &[&holder, "1 conversation"]);
     shut_down(daemon, &cli.path("threadkeep.db")).await;
     let mut bytes = fs::read(cli.path("threadkeep.db")).unwrap();
     bytes[4_096..].fill(0xa5);
@@ -236,7 +235,7 @@ async fn other_backends_are_checked() {
             "warning",
             &["a restart of the daemon loses all conversations", "CONVERSATION_STORAGE_BACKEND"],
         )
-        .says("file", "warning", &["5 writes are queued", "threadkeep queue replay"]);
+        .says("file", "warning", &["has 5 queued writes", "threadkeep queue replay"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

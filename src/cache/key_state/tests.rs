@@ -34,6 +34,7 @@ fn states() -> Vec<KeyState> {
         Queued::Newest(version(4)),
         Queued::Superseded(version(4)),
         Queued::Unverified(version(4)),
+        Queued::Append(version(4)),
     ];
     let floor = |possible, confirmed| Floor { possible: version(possible), confirmed: version(confirmed) };
     let floors = [floor(0, 0), floor(3, 0), floor(5, 0), floor(5, 5)];
@@ -56,30 +57,43 @@ fn events() -> Vec<Event> {
         let (seen, removed) = (put(raw), record(raw, None));
         let settled = |verdict, left| Event::Settled { version: version(raw), verdict, left };
         let dead = |newer| Verdict::Dead { reason: "superseded".into(), newer };
+        let left = |has_appends| Some(Tail { version: version(raw + 1), has_appends });
+        let enqueued = |write: &Arc<Record>, has_appends, is_provisional| Event::Enqueued {
+            write: Arc::clone(write),
+            has_appends,
+            is_provisional,
+        };
         events.extend([
             Event::Seen(Arc::clone(&seen)),
             Event::Seen(Arc::clone(&removed)),
             Event::Unknown(version(raw)),
             Event::Newer(version(raw)),
             Event::Copy(Arc::clone(&seen)),
-            Event::Enqueued { write: Arc::clone(&seen), is_provisional: false },
-            Event::Enqueued { write: removed, is_provisional: true },
+            enqueued(&seen, false, false),
+            enqueued(&removed, false, true),
+            enqueued(&seen, true, false),
+            enqueued(&seen, true, true),
             Event::QueuedRead(seen),
             settled(Verdict::Stored, None),
-            settled(Verdict::Stored, Some(version(raw + 1))),
+            settled(Verdict::Stored, left(false)),
+            settled(Verdict::Stored, left(true)),
+            settled(Verdict::Appended(version(raw)), None),
+            settled(Verdict::Appended(version(raw + 2)), left(false)),
+            settled(Verdict::Appended(version(raw + 2)), left(true)),
             settled(dead(Some(version(raw + 1))), None),
             settled(dead(None), None),
+            Event::Corrected { from: version(raw), version: version(raw), expires_at: AT },
             Event::Corrected { from: version(raw), version: version(raw + 2), expires_at: AT },
         ]);
     }
     events
 }
 
-/// I5: a queued value is the newest queued write.
+/// I5: a queued value is that of the newest queued write.
 fn is_marked(state: &KeyState) -> bool {
     match &state.cached {
         Cached::Held(held) if held.origin == Origin::Queue => {
-            state.queued == Queued::Newest(held.record.version)
+            state.queued.answer() == Some(held.record.version)
         }
         _ => true,
     }
@@ -93,12 +107,21 @@ fn held(state: &KeyState) -> Option<&Held> {
 }
 
 #[test]
+fn step_of_an_unsynced_clock_compares_no_queued_write() {
+    for before in states().into_iter().filter(|state| state.queued != Queued::Nothing) {
+        let times = Times { at: Moment::now(), now: AT, is_synced: false };
+        let (after, _) = step(before.clone(), Event::Seen(put(7)), times);
+        assert_eq!(after.queued, before.queued);
+    }
+}
+
+#[test]
 fn step_holds_the_invariants_for_all_states_and_events() {
     let (states, events) = (states(), events());
     assert!(states.len() > 100 && events.len() > 60);
     for before in &states {
         for event in &events {
-            let times = Times { at: Moment::now(), now: AT };
+            let times = Times { at: Moment::now(), now: AT, is_synced: true };
             let (after, effect) = step(before.clone(), event.clone(), times);
             let context = format!("{before:?}\n{event:?}\n{after:?}\n{effect:?}");
             assert!(is_marked(&after), "I5: {context}");
@@ -144,17 +167,26 @@ fn check_queue(before: &KeyState, event: &Event, after: &KeyState, effect: Effec
         Event::Seen(seen) => {
             let is_newer = before.queued.version().is_some_and(|queued| queued > seen.version);
             let was_superseded = matches!(before.queued, Queued::Superseded(_));
+            let is_append = matches!(before.queued, Queued::Append(_));
             let answer = effect.answer == Answer::QueuedIsNewer;
-            assert_eq!(answer, is_newer && !was_superseded, "I16: {context}");
+            assert_eq!(answer, is_append || is_newer && !was_superseded, "I16: {context}");
         }
-        Event::Enqueued { write, is_provisional: true } => {
+        Event::Enqueued { write, has_appends: true, .. } => {
+            let expected = (&Queued::Append(write.version), &Cached::Nothing);
+            assert_eq!((&after.queued, &after.cached), expected, "I4: {context}");
+        }
+        Event::Enqueued { write, is_provisional: true, .. } => {
             assert_eq!(after.queued, Queued::Newest(write.version), "I8: {context}");
         }
         Event::Enqueued { write, .. } => {
             let is_newest = before.floor.confirmed <= write.version;
             assert_eq!(after.queued == Queued::Newest(write.version), is_newest, "I4: {context}");
         }
-        Event::Copy(_) if matches!(before.queued, Queued::Newest(_)) => {
+        Event::Corrected { from, version, .. } => {
+            let answer = |now: Version| if now == *from { *version } else { now };
+            assert_eq!(after.queued.answer(), before.queued.answer().map(answer), "I8, I16: {context}");
+        }
+        Event::Copy(_) if before.queued.answer().is_some() => {
             assert_eq!((&after.cached, effect.answer), (&before.cached, Answer::Stale), "I16: {context}");
         }
         Event::Settled { version, left: None, .. } => {
@@ -184,6 +216,11 @@ fn check_value(before: &KeyState, event: &Event, after: &KeyState, context: &str
             _ => false,
         };
         assert!(fits, "I3: {context}");
+    }
+    // An append follows the store's record. So its value goes with each change of that record.
+    let changes = matches!(event, Event::Newer(_) | Event::Settled { verdict: Verdict::Appended(_), .. });
+    if changes && matches!(before.queued, Queued::Append(_)) {
+        assert_eq!(after.cached, Cached::Nothing, "I16: {context}");
     }
     if let Event::Unknown(version) | Event::Newer(version) = event {
         let is_new =

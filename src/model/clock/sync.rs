@@ -16,33 +16,21 @@ const MAX_DRIFT_MS: u64 = 20;
 pub(super) const UNSYNCED: u64 = u64::MAX;
 
 /// The correction of an unsynced clock, in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Correction(pub(crate) i64);
 
-/// The owner of the end of an unsynced period.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SyncMode {
-    /// An answer of the store ends the period.
-    ByAnswer,
-    /// The outage file ends it, after it has corrected its rows.
-    ByFile,
-}
-
 /// The part of the sync that only answers and jumps use.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct SyncState {
-    mode: SyncMode,
+    /// The outage file ends an unsynced period, after it has corrected its rows. Without a file, an answer ends it.
+    pub(super) is_by_file: bool,
     /// The value for `Clock::time_at_zero` by the answer that waits for the outage file.
-    pending: Option<i64>,
-    last: Correction,
+    pub(super) pending: Option<i64>,
+    pub(super) last: Correction,
     /// The milliseconds that the monotonic clock had missed by the last jump.
-    missed: i64,
-}
-
-impl SyncState {
-    pub(super) fn new(missed: i64) -> Self {
-        Self { mode: SyncMode::ByAnswer, pending: None, last: Correction(0), missed }
-    }
+    pub(super) missed: i64,
+    /// The last version before the present unsynced period.
+    pub(super) last_final: Version,
 }
 
 impl Clock {
@@ -50,7 +38,7 @@ impl Clock {
     /// authoritative.
     pub(super) fn notice(&self, reading: ClockReading, read_exactly: impl Fn() -> (Moment, i64)) {
         if reading.moment.jumps() != self.seen_jumps.load(Relaxed) {
-            self.on_jump(&mut self.sync(), reading);
+            self.on_jump(&mut self.sync.lock(), reading);
         }
         if self.is_authoritative && (reading.wall - self.at(reading.moment).0).unsigned_abs() > MAX_DRIFT_MS {
             self.follow_system(read_exactly());
@@ -68,7 +56,12 @@ impl Clock {
         // The part of this jump alone: earlier jumps are counted already.
         let missed = missed - std::mem::replace(&mut sync.missed, missed);
         // The store gave the pending answer before the jump.
-        sync.pending = None;
+        if was_synced {
+            sync.last_final = sync.last_final.max(self.last_version());
+        }
+        if sync.pending.take().is_some() {
+            self.sync_changed.notify_waiters();
+        }
         if was_synced && !self.is_authoritative {
             let time_at_zero = self.time_at_zero.load(Relaxed);
             let not_passed = not_passed(time_at_zero + moment.millis(), wall, missed);
@@ -85,7 +78,7 @@ impl Clock {
     /// no later write loses against an earlier write.
     #[cold]
     fn follow_system(&self, (moment, system): (Moment, i64)) {
-        let _sync = self.sync();
+        let _sync = self.sync.lock();
         self.version_time_at_zero.fetch_max(self.time_at_zero.load(Relaxed), Relaxed);
         self.time_at_zero.store(system - moment.millis(), Release);
     }
@@ -100,9 +93,9 @@ impl Clock {
         self.is_authoritative || u64::from(self.moment().jumps()) == self.synced_at.load(Acquire)
     }
 
-    /// Waits until the clock is synced.
-    pub(crate) async fn synced(&self) {
-        self.wait_for_sync(|| self.is_synced().then_some(())).await;
+    /// Waits until no answer of the store waits for the outage file. Returns whether the clock is synced.
+    pub(crate) async fn settled(&self) -> bool {
+        self.wait_for_sync(|| self.pending().is_none().then(|| self.is_synced())).await
     }
 
     /// Waits until an answer of the store waits for the outage file.
@@ -124,24 +117,44 @@ impl Clock {
     /// Returns the correction by the answer that waits for the outage file.
     pub(crate) fn pending(&self) -> Option<Correction> {
         self.moment();
-        let pending = self.sync().pending?;
+        let pending = self.sync.lock().pending?;
         Some(Correction(pending.saturating_sub(self.time_at_zero.load(Relaxed))))
+    }
+
+    /// Drops the answer that waits for the outage file, which cannot take it now. The next answer tries again.
+    pub(crate) fn discard_answer(&self) {
+        self.sync.lock().pending = None;
+        self.sync_changed.notify_waiters();
     }
 
     /// Returns the correction of the last sync.
     pub(crate) fn last_correction(&self) -> Correction {
-        self.sync().last
+        self.sync.lock().last
+    }
+
+    /// Returns a version that no final version of this clock exceeds. Later final versions must be above it.
+    pub(crate) fn last_final(&self) -> Version {
+        let is_synced = self.is_synced();
+        let before = self.sync.lock().last_final;
+        if is_synced { before.max(self.last_version()) } else { before }
+    }
+
+    /// Continues above the final versions of an earlier process.
+    pub(crate) fn continue_above(&self, last_final: Version) {
+        self.observe(last_final);
+        let mut sync = self.sync.lock();
+        sync.last_final = sync.last_final.max(last_final);
     }
 
     /// Lets the outage file end each unsynced period from now on.
     pub(crate) fn sync_by_file(&self) {
-        self.sync().mode = SyncMode::ByFile;
+        self.sync.lock().is_by_file = true;
     }
 
     /// Sets the clock to the time that an earlier process of this daemon knew, if no answer came first.
     pub(crate) fn resume(&self, now: Timestamp) {
         let moment = self.moment();
-        let sync = self.sync();
+        let sync = self.sync.lock();
         if self.synced_at.load(Relaxed) == UNSYNCED && sync.pending.is_none() {
             self.time_at_zero.store(now.0 - moment.millis(), Relaxed);
         }
@@ -155,7 +168,6 @@ impl Clock {
         self.correct_at(sent.into(), received.into(), shown);
     }
 
-    /// Corrects the clock as [`correct`](Self::correct) does.
     pub(crate) fn correct_at(&self, sent: Moment, received: Moment, shown: Timestamp) {
         let earliest = shown.0.saturating_sub(received.millis());
         // A caller of `correct` may swap the instants, and `clamp` panics if its bounds cross.
@@ -170,7 +182,7 @@ impl Clock {
 
     fn answer(&self, moments: &[Moment], corrected: impl FnOnce(i64) -> i64) {
         self.moment();
-        let mut sync = self.sync();
+        let mut sync = self.sync.lock();
         let jumps = self.seen_jumps.load(Relaxed);
         if self.is_authoritative || moments.iter().any(|moment| moment.jumps() != jumps) {
             return;
@@ -179,7 +191,7 @@ impl Clock {
         let corrected = corrected(sync.pending.unwrap_or(time_at_zero));
         if self.synced_at.load(Relaxed) == u64::from(jumps) {
             self.time_at_zero.store(corrected, Relaxed);
-        } else if sync.mode == SyncMode::ByAnswer {
+        } else if !sync.is_by_file {
             self.correct_by(&mut sync, Correction(corrected.saturating_sub(time_at_zero)));
             self.set_synced();
         } else {
@@ -193,7 +205,7 @@ impl Clock {
     /// Versions go on above `newest`. If the clocks have jumped meanwhile, the clock is corrected and stays unsynced.
     pub(crate) fn finish_sync(&self, correction: Correction, newest: Version) {
         self.moment();
-        let mut sync = self.sync();
+        let mut sync = self.sync.lock();
         self.correct_by(&mut sync, correction);
         // Before the end of the period. A put in between would get a version below the corrected ones, and lose to them.
         self.observe(newest);

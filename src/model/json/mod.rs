@@ -1,6 +1,6 @@
 //! JSON text that the database can hold, and that decodes to the value it was made of.
 
-mod finite;
+mod append;
 mod jsonb;
 mod serialize;
 mod untouched;

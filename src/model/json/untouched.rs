@@ -156,7 +156,7 @@ fn match_middle(before: &[&RawValue], after: &[&RawValue]) -> Vec<Option<usize>>
 }
 
 /// The members of an object in the order of the text, with repeated names.
-struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+pub(super) struct Members<'a>(pub(super) Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
@@ -213,7 +213,6 @@ fn digest(text: &str) -> (usize, u64) {
     Numbers(text).fold((0, 0), |(count, sum), number| (count + 1, hash(number).wrapping_add(sum)))
 }
 
-/// Returns the text after the string literal at its start.
 fn after_string(text: &str) -> &str {
     let mut from = 1;
     // A search for quotes is many times as fast as a walk over each byte of a long text.

@@ -7,7 +7,7 @@ use crate::model::clock::Clock;
 use crate::model::json::Json;
 use crate::model::key::user;
 use crate::model::version::{Timestamp, Version};
-use crate::outage::ImportItem;
+use crate::outage::{ImportItem, QueuedWrite};
 use crate::store::Condition;
 
 /// The largest error of a clock that issued a version.
@@ -29,10 +29,14 @@ pub(in crate::outage) fn validate(items: Vec<ImportItem>) -> (Vec<ImportItem>, V
 }
 
 fn validate_item(item: &ImportItem, now: Timestamp) -> Result<()> {
-    let (record, times) = match item {
-        ImportItem::Queued(queued) => (&*queued.write.record, vec![queued.queued_at]),
-        ImportItem::DeadLetter(letter) => (&letter.record, vec![letter.queued_at, letter.died_at]),
-        ImportItem::LocalRecord(record) => (record, Vec::new()),
+    let (record, append, times) = match item {
+        ImportItem::Queued(QueuedWrite { write, queued_at, .. }) => {
+            (&*write.record, write.append.as_ref(), vec![*queued_at])
+        }
+        ImportItem::DeadLetter(letter) => {
+            (&letter.record, letter.append.as_ref(), vec![letter.queued_at, letter.died_at])
+        }
+        ImportItem::LocalRecord(record) => (record, None, Vec::new()),
     };
     let invalid =
         |message: String| Err(Error::new(ErrorKind::Invalid, message).with_key(record.key.as_str()));
@@ -43,6 +47,12 @@ fn validate_item(item: &ImportItem, now: Timestamp) -> Result<()> {
     Json::new(record.metadata.as_str())?;
     if let Some(id) = &record.user {
         user(id)?;
+    }
+    if let Some(append) = append {
+        append.at.check()?;
+        if !record.value.as_ref().is_some_and(|items| items.as_str().trim_start().starts_with('[')) {
+            return invalid("the items of the append are not an array".into());
+        }
     }
     let is_time = |at: &Timestamp| (0..END_OF_TIME).contains(&at.0);
     if let Some(at) = times.iter().chain([&record.expires_at]).find(|at| !is_time(at)) {
@@ -74,7 +84,7 @@ fn invalid_version(item: &ImportItem, version: Version) -> Option<Version> {
     // An update may change a conversation that never existed, so its base may be `Version::NONE`.
     let base = match condition {
         Condition::IfVersion(base) => Some(base).filter(|base| *base < Version::NONE),
-        Condition::Any => None,
+        Condition::Any | Condition::IfPresent => None,
     };
     newer.into_iter().chain([version]).find(|version| *version <= Version::NONE).or(base)
 }
@@ -84,7 +94,7 @@ mod tests {
     use super::*;
     use crate::model::key::Key;
     use crate::model::record::Record;
-    use crate::outage::{DeadLetter, QueuedWrite};
+    use crate::outage::DeadLetter;
 
     #[test]
     fn validate_impossible_versions_are_rejected() {

@@ -156,7 +156,7 @@ impl Replayer {
                     self.file.unblock(key);
                     continue;
                 }
-                Some(Verdict::Stored) => ReplayResult::Stored,
+                Some(Verdict::Stored | Verdict::Appended(_)) => ReplayResult::Stored,
                 Some(Verdict::Dead { reason, newer }) => {
                     tracing::error!(
                         thread_id = %key, %reason,
@@ -171,10 +171,10 @@ impl Replayer {
 }
 
 /// Returns the request for a queued write. An expired write is sent without its value. Otherwise the older record that it
-/// replaces would come back.
+/// replaces would come back. An append replaces nothing.
 fn to_write(queued: &QueuedWrite, now: Timestamp) -> Write {
     let record = &queued.write.record;
-    if record.is_live(now) {
+    if record.is_live(now) || queued.write.append.is_some() {
         return queued.write.clone();
     }
     let expired = Record { value: None, metadata: Json::default(), ..Record::clone(record) };

@@ -1,15 +1,19 @@
 //! Saving and evicting copies, in a transaction of the writer.
 
 use std::cmp::Ordering;
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::model::version::{Timestamp, Version};
-use crate::outage::rows::{delete_copy, insert, row_bytes};
+use crate::outage::rows::{insert, row_bytes};
 use crate::outage::settle::settle_row;
 use crate::outage::state::WriterState;
-use crate::outage::{CopyRank, ReplicaRecord};
+use crate::outage::{CopyRank, ReplicaRecord, Verdict};
 use crate::store::Applied;
+
+/// No call to the store takes as long as this.
+const MAX_CALL: Duration = Duration::from_secs(60);
 
 /// Drops all copies, because some may be older than acknowledged writes.
 ///
@@ -31,35 +35,41 @@ pub(super) fn save(
 ) -> rusqlite::Result<()> {
     let record = &copy.record;
     let key = record.key.as_str();
-    let stored = Ok(Applied::Stored);
-    if settle_row(connection, state, &record.key, record.version, &stored, now)?.is_some() {
+    // In health, the queue is empty, and its index need not be read. A settled write is the copy now, but the row of an append has only
+    // the items.
+    if state.usage.queue.records > 0
+        && settle_row(connection, state, &record.key, record.version, &Ok(Applied::Stored), now)?
+            == Some(Verdict::Stored)
+    {
         return Ok(());
     }
-    let sql = "select seq, version, value is null from records where key = ?1 and is_queued = 0";
+    let sql = "select seq, version, bytes, value is null, at from records where key = ?1 and is_queued = 0";
     let held = connection.prepare_cached(sql)?.query_row([key], |row| {
-        Ok((row.get::<_, i64>(0)?, Version::from_raw(row.get(1)?), row.get::<_, bool>(2)?))
+        let held = HeldCopy { seq: row.get(0)?, bytes: row.get::<_, i64>(2)?.unsigned_abs() };
+        Ok((held, Version::from_raw(row.get(1)?), row.get::<_, bool>(3)?, Timestamp(row.get(4)?)))
     });
-    let Some((seq, version, held_is_tombstone)) = held.optional()? else {
-        // A conversation that never existed needs no row.
-        let is_known = record.version != Version::NONE;
-        return if is_known { insert_copy(connection, state, copy, None) } else { Ok(()) };
+    let Some((held, version, held_is_tombstone, held_at)) = held.optional()? else {
+        return insert_copy(connection, state, copy, None);
     };
     match version.cmp(&record.version) {
-        Ordering::Less => insert_copy(connection, state, copy, Some(seq)),
+        Ordering::Less => insert_copy(connection, state, copy, Some(held)),
         // Only time can make this version absent.
         Ordering::Equal if record.value.is_none() => Ok(()),
-        Ordering::Equal if held_is_tombstone => insert_copy(connection, state, copy, Some(seq)),
-        Ordering::Equal => renew(connection, state, copy, seq),
+        Ordering::Equal if held_is_tombstone => insert_copy(connection, state, copy, Some(held)),
+        Ordering::Equal => renew(connection, state, copy, held.seq),
+        // This call began after the end of the one that brought the newer version. So the database was restored, and is right.
+        Ordering::Greater if copy.confirmed_at > held_at.plus(MAX_CALL) => {
+            insert_copy(connection, state, copy, Some(held))
+        }
         // The row was deleted in the store. The copy loses its value and keeps its version.
         Ordering::Greater if record.version == Version::NONE => {
             let sql = "update records set value = null where seq = ?1";
-            connection.prepare_cached(sql)?.execute([seq]).map(drop)
+            connection.prepare_cached(sql)?.execute([held.seq]).map(drop)
         }
         Ordering::Greater => Ok(()),
     }
 }
 
-/// Changes rank and age of a copy that the file has.
 fn renew(
     connection: &Connection,
     state: &mut WriterState,
@@ -77,19 +87,32 @@ fn renew(
     connection.prepare_cached(sql)?.execute(params![held, seq, copy.confirmed_at.0]).map(drop)
 }
 
-/// Replaces the copy of a conversation. `held` is the `seq` of the copy before.
+/// The copy that the file has of a conversation.
+#[derive(Clone, Copy)]
+struct HeldCopy {
+    seq: i64,
+    bytes: u64,
+}
+
+/// Replaces the copy of a conversation.
 fn insert_copy(
     connection: &Connection,
     state: &mut WriterState,
     copy: &ReplicaRecord,
-    held: Option<i64>,
+    held: Option<HeldCopy>,
 ) -> rusqlite::Result<()> {
     let ReplicaRecord { record, confirmed_at, rank } = copy;
-    if held.is_some() {
-        delete_copy(connection, state, &record.key)?;
+    if let Some(held) = held {
+        // Without `returning`, for which SQLite would build a table in memory.
+        connection.prepare_cached("delete from records where seq = ?1")?.execute([held.seq])?;
+        state.usage.replica.sub(held.bytes);
+    }
+    // A conversation that never existed needs no row.
+    if record.version == Version::NONE {
+        return Ok(());
     }
     let seq = match (rank, held) {
-        (CopyRank::Listed, Some(held)) => held,
+        (CopyRank::Listed, Some(held)) => held.seq,
         (CopyRank::Listed, None) => state.next_listed_seq(),
         _ => state.next_seq(),
     };

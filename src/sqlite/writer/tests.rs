@@ -1,4 +1,3 @@
-use std::sync::Mutex;
 use std::sync::atomic::AtomicI32;
 use std::time::Duration;
 
@@ -53,7 +52,7 @@ async fn later_job_is_answered_after_on_commit_of_earlier_job() {
     let announced = Arc::new(Mutex::new(Vec::new()));
     let note = |number: i32| {
         let announced = Arc::clone(&announced);
-        move |_: &Result<i32>| announced.lock().unwrap().push(number)
+        move |_: &Result<i32>| announced.lock().push(number)
     };
     let first = note(0);
     let slowly = move |result: &Result<i32>| {
@@ -88,12 +87,12 @@ async fn later_job_is_answered_after_on_commit_of_earlier_job() {
     answers.push(writer.submit(CommitLevel::ProcessCrash, work(4), note(4)).await.unwrap());
     assert_eq!(begins(), Ok(4), "the earlier groups are committed");
     let is_unanswered = answers.iter_mut().all(|answer| answer.try_recv().is_err());
-    assert!(is_unanswered && announced.lock().unwrap().is_empty());
+    assert!(is_unanswered && announced.lock().is_empty());
     on_commit.send(()).unwrap();
     for (number, answer) in (0..).zip(answers) {
         assert_eq!(answer.await.unwrap().unwrap(), number);
     }
-    assert_eq!(*announced.lock().unwrap(), [0, 1, 2, 3, 4]);
+    assert_eq!(*announced.lock(), [0, 1, 2, 3, 4]);
 }
 
 #[tokio::test]

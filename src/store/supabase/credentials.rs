@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 use crate::error::Error;
-use crate::resilience::blocking::unblock;
+use crate::resilience::tasks::unblock;
 use crate::store::supabase::key::ApiKey;
 
 /// Limits the calls of the provider to one in this time.

@@ -28,7 +28,7 @@ use crate::model::clock::Clock;
 use crate::model::key::Key;
 use crate::model::moment::Moment;
 use crate::model::version::Timestamp;
-use crate::store::{Applied, ListPage, ListRequest, LoadRequest, Loaded, Store, Write};
+use crate::store::{Applied, Changes, Cursor, ListPage, ListRequest, LoadRequest, Loaded, Store, Write};
 
 use credentials::Credentials;
 use key::ApiKey;
@@ -50,7 +50,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The last millisecond that a version can hold, in the year 2109. A later time in a response is wrong.
 const MAX_TIMESTAMP: i64 = i64::MAX >> 21;
 /// The revision of the database functions that this client needs.
-pub const REVISION: u32 = 3;
+pub const REVISION: u32 = 4;
 
 /// Stores conversations in one Supabase project.
 ///
@@ -279,10 +279,16 @@ impl Store for Supabase {
         let mut all = Vec::with_capacity(writes.len());
         for chunk in chunks_of(writes) {
             let read = |response: FunctionResponse<'_>| {
-                expect_rows(chunk.len(), response)?.map(ResultRow::applied).collect()
+                expect_rows(chunk.len(), response)?
+                    .zip(chunk)
+                    .map(|(row, write)| row.applied(write))
+                    .collect()
             };
+            // A database of an earlier revision would take an append for a put. It lacks the second function.
+            let has_append = chunk.iter().any(|write| write.append.is_some());
+            let function = if has_append { "threadkeep_apply_appends" } else { "threadkeep_apply" };
             let applied: Result<Vec<Applied>> =
-                self.call(("threadkeep_apply", body::MAX_OUTCOMES_BODY), wire::apply(chunk)?, read).await;
+                self.call((function, body::MAX_OUTCOMES_BODY), wire::apply(chunk)?, read).await;
             // Earlier chunks are committed, even if this one is not (I6).
             all.extend(applied.map_err(|e| if all.is_empty() { e } else { e.with_outcome_unknown() })?);
         }
@@ -308,6 +314,11 @@ impl Store for Supabase {
     async fn purge(&self, limit: usize) -> Result<usize> {
         let read = |response: FunctionResponse<'_>| Ok(response.count);
         self.call(("threadkeep_purge", body::MAX_OUTCOMES_BODY), wire::purge(limit)?, read).await
+    }
+
+    async fn changes(&self, since: Option<&Cursor>) -> Result<Option<Changes>> {
+        let read = |response: FunctionResponse<'_>| response.changes().map(Some);
+        self.call(("threadkeep_changes", body::MAX_RECORDS_BODY), wire::changes(since)?, read).await
     }
 
     async fn probe(&self) -> Result<()> {

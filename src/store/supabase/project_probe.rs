@@ -22,6 +22,8 @@ pub const FUNCTIONS: &[(&str, &str)] = &[
     ("threadkeep_probe", "{}"),
     ("threadkeep_load", r#"{"requests":[]}"#),
     ("threadkeep_apply", r#"{"writes":[]}"#),
+    ("threadkeep_apply_appends", r#"{"writes":[]}"#),
+    ("threadkeep_changes", r#"{"request":{}}"#),
     ("threadkeep_list", r#"{"request":{"limit":0}}"#),
     ("threadkeep_touch", r#"{"keys":[]}"#),
     ("threadkeep_purge", r#"{"max_rows":0}"#),

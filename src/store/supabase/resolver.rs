@@ -7,7 +7,7 @@ use std::net::ToSocketAddrs as _;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-use crate::resilience::blocking::unblock;
+use crate::resilience::tasks::unblock;
 
 /// Uses the resolver of the operating system, as reqwest does by default.
 #[derive(Debug)]

@@ -12,7 +12,9 @@ use crate::model::json::Json;
 use crate::model::key::Key;
 use crate::model::record::Record;
 use crate::model::version::{Timestamp, Version};
-use crate::store::{Applied, Condition, ListRequest, LoadRequest, Loaded, Write};
+use crate::store::{
+    Applied, Changes, Condition, Continuity, Cursor, ListRequest, LoadRequest, Loaded, Write,
+};
 
 /// Writes the body of a `threadkeep_load`.
 pub(super) fn load(requests: &[LoadRequest]) -> Result<Vec<u8>> {
@@ -42,7 +44,7 @@ pub(super) fn apply(writes: &[Write]) -> Result<Vec<u8>> {
         if at > 0 {
             body.push(b',');
         }
-        let Write { record, writer, condition } = write;
+        let Write { record, writer, condition, append } = write;
         body.extend_from_slice(br#"{"key":"#);
         serde_json::to_writer(&mut body, record.key.as_str()).map_err(not_serializable)?;
         // Versions and writers are strings, because a JavaScript server would round numbers beyond 2^53.
@@ -59,6 +61,10 @@ pub(super) fn apply(writes: &[Write]) -> Result<Vec<u8>> {
         }
         if let Condition::IfVersion(version) = condition {
             push_field(&mut body, "if_version", format_args!("\"{version}\""));
+        }
+        if let Some(append) = append {
+            body.extend_from_slice(br#","append":"#);
+            serde_json::to_writer(&mut body, append).map_err(not_serializable)?;
         }
         body.push(b'}');
     }
@@ -87,6 +93,16 @@ pub(super) fn list(request: &ListRequest) -> Result<Vec<u8>> {
     let (after_version, after_key) = after.unzip();
     let user = request.user.as_deref();
     body("request", &ListQuery { limit: request.limit, user, after_version, after_key })
+}
+
+/// Writes the body of a `threadkeep_changes`.
+pub(super) fn changes(since: Option<&Cursor>) -> Result<Vec<u8>> {
+    #[derive(Serialize)]
+    struct ChangesQuery<'a> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cursor: Option<&'a str>,
+    }
+    body("request", &ChangesQuery { cursor: since.map(Cursor::as_str) })
 }
 
 /// Writes the body of a `threadkeep_touch`.
@@ -123,12 +139,43 @@ pub(super) struct FunctionResponse<'a> {
     pub(super) count: usize,
     #[serde(default)]
     pub(super) is_last: bool,
+    /// Of a page of changes: the next cursor, and the relation to the cursor of the request.
+    #[serde(borrow, default)]
+    cursor: Option<Cow<'a, str>>,
+    #[serde(default)]
+    state: Option<FeedState>,
+}
+
+/// The state of a page of changes, in the words of the SQL.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum FeedState {
+    Begun,
+    Unbroken,
+    Restored,
+}
+
+impl FunctionResponse<'_> {
+    /// Converts a page of changes.
+    pub(super) fn changes(self) -> Result<Changes> {
+        let continuity = match self.state.ok_or_else(|| unexpected("no state"))? {
+            FeedState::Begun => Continuity::Begun,
+            FeedState::Unbroken => Continuity::Unbroken,
+            FeedState::Restored => Continuity::Restored,
+        };
+        let cursor = Cursor::new(&*self.cursor.ok_or_else(|| unexpected("no cursor"))?);
+        let changed = self.rows.into_iter().map(ResultRow::changed).collect::<Result<_>>()?;
+        Ok(Changes::new(cursor, changed, continuity, self.is_last))
+    }
 }
 
 /// The state of one row, in the words of the SQL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum ResultState {
+    /// A row of a page of changes has no state.
+    #[default]
+    Changed,
     Found,
     NotModified,
     Absent,
@@ -138,14 +185,22 @@ enum ResultState {
     Conflict,
     VersionInFuture,
     TooOld,
+    NotAnArray,
+    TooLarge,
 }
 
 /// One row of a response. The state decides which fields are present.
 #[derive(Debug, Deserialize)]
 pub(super) struct ResultRow<'a> {
+    #[serde(default)]
     state: ResultState,
     #[serde(borrow, default)]
     version: Option<Cow<'a, str>>,
+    /// Of an append: the version before, and the number of items now.
+    #[serde(borrow, default)]
+    over: Option<Cow<'a, str>>,
+    #[serde(default)]
+    length: Option<u64>,
     #[serde(borrow, default)]
     key: Option<Cow<'a, str>>,
     #[serde(default)]
@@ -175,15 +230,29 @@ impl ResultRow<'_> {
     }
 
     /// Converts a row of an apply.
-    pub(super) fn applied(self) -> Result<Applied> {
+    pub(super) fn applied(self, write: &Write) -> Result<Applied> {
         Ok(match self.state {
-            ResultState::Stored => Applied::Stored,
+            ResultState::Stored => match (&self.over, self.length) {
+                (Some(over), Some(length)) => {
+                    Applied::Appended { version: self.version()?, over: parsed(Some(over))?, length }
+                }
+                _ if write.append.is_some() => Applied::AppendedBefore(self.version()?),
+                _ => Applied::Stored,
+            },
+            ResultState::Absent => Applied::Absent,
+            ResultState::NotAnArray => Applied::NotAnArray,
+            ResultState::TooLarge => Applied::TooLarge,
             ResultState::Superseded => Applied::Superseded(self.version()?),
             ResultState::Conflict => Applied::Conflict(self.version()?),
             ResultState::VersionInFuture => Applied::VersionInFuture,
             ResultState::TooOld => Applied::TooOld,
             other => return Err(unexpected(other)),
         })
+    }
+
+    /// Converts a row of a page of changes.
+    fn changed(self) -> Result<(Key, Version)> {
+        Ok((Key::new(self.key.as_deref().unwrap_or_default())?, self.version()?))
     }
 
     /// Converts a found row.
@@ -203,9 +272,13 @@ impl ResultRow<'_> {
     }
 
     fn version(&self) -> Result<Version> {
-        let version = self.version.as_deref().and_then(|version| version.parse().ok());
-        version.map(Version::from_raw).ok_or_else(|| unexpected("no version"))
+        parsed(self.version.as_deref())
     }
+}
+
+fn parsed(version: Option<&str>) -> Result<Version> {
+    let version = version.and_then(|version| version.parse().ok());
+    version.map(Version::from_raw).ok_or_else(|| unexpected("no version"))
 }
 
 fn unexpected(content: impl std::fmt::Debug) -> Error {

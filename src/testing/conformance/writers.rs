@@ -26,11 +26,6 @@ impl Suite {
 }
 
 impl Writers<'_> {
-    /// Returns versions in rising order.
-    fn versions<const COUNT: usize>(&self) -> [Version; COUNT] {
-        std::array::from_fn(|_| self.suite.version())
-    }
-
     /// Makes a put. The value is the version as text, because some servers round numbers.
     fn put(&self, writer: WriterId, version: Version) -> Write {
         Write::new(self.suite.record(&self.key, version, &format!("\"{version}\""))).with_writer(writer)
@@ -56,7 +51,7 @@ impl Writers<'_> {
 impl Suite {
     pub(super) async fn repeated_put_is_stored_again(&self) {
         let writers = self.writers("repeated put");
-        let [first, second, third, fourth] = writers.versions();
+        let [first, second, third, fourth] = self.versions();
         for _ in 0..3 {
             assert_eq!(writers.apply(&writers.put(writers.ours, first)).await, Stored);
         }
@@ -73,7 +68,7 @@ impl Suite {
 
     pub(super) async fn repeated_update_is_stored_after_writes_of_others(&self) {
         let writers = self.writers("repeated update");
-        let [first, second, put, third] = writers.versions();
+        let [first, second, put, third] = self.versions();
         let ours =
             [writers.update(writers.ours, first, Version::NONE), writers.update(writers.ours, second, first)];
         for write in &ours {
@@ -90,7 +85,7 @@ impl Suite {
 
     pub(super) async fn condition_compares_versions(&self) {
         let writers = self.writers("condition");
-        let [first, second, third, fourth] = writers.versions();
+        let [first, second, third, fourth] = self.versions();
         let update = |writer, version, base| writers.update(writer, version, base);
         assert_eq!(writers.apply(&update(writers.ours, second, first)).await, Conflict(Version::NONE));
         assert_eq!(writers.apply(&update(writers.ours, first, Version::NONE)).await, Stored);
@@ -106,7 +101,7 @@ impl Suite {
 
     pub(super) async fn condition_holds_over_own_run(&self) {
         let writers = self.writers("own run");
-        let [first, covered, put, late, second, third] = writers.versions();
+        let [first, covered, put, late, second, third] = self.versions();
         assert_eq!(writers.apply(&writers.put(writers.others, first)).await, Stored);
         assert_eq!(writers.apply(&writers.put(writers.ours, put)).await, Stored);
         assert_eq!(writers.apply(&writers.update(writers.ours, second, put)).await, Stored);
@@ -124,7 +119,7 @@ impl Suite {
 
     pub(super) async fn write_of_another_ends_the_run(&self) {
         let writers = self.writers("broken run");
-        let [first, late, between, second, third] = writers.versions();
+        let [first, late, between, second, third] = self.versions();
         assert_eq!(writers.apply(&writers.put(writers.ours, first)).await, Stored);
         assert_eq!(writers.apply(&writers.put(writers.others, between)).await, Stored);
         assert_eq!(writers.apply(&writers.put(writers.ours, second)).await, Stored);
@@ -137,7 +132,7 @@ impl Suite {
 
     pub(super) async fn writer_without_daemon_is_never_recognised(&self) {
         let writers = self.writers("no daemon");
-        let [first, second, late, third, fourth] = writers.versions();
+        let [first, second, late, third, fourth] = self.versions();
         let none = WriterId::NONE;
         assert_eq!(writers.apply(&writers.put(none, first)).await, Stored);
         assert_eq!(writers.apply(&writers.put(none, second)).await, Stored);
@@ -150,7 +145,7 @@ impl Suite {
 
     pub(super) async fn remove_is_not_undone(&self) {
         let writers = self.writers("removed");
-        let [first, late, removal, next] = writers.versions();
+        let [first, late, removal, next] = self.versions();
         assert_eq!(writers.apply(&writers.put(writers.ours, first)).await, Stored);
         let remove = writers.remove(writers.ours, removal).with_if_version(first);
         assert_eq!(writers.apply(&remove).await, Stored);
@@ -167,7 +162,7 @@ impl Suite {
 
     pub(super) async fn late_put_does_not_undo_an_update(&self) {
         let writers = self.writers("mixed");
-        let [first, late, update, last] = writers.versions();
+        let [first, late, update, last] = self.versions();
         let theirs = writers.update(writers.others, update, first);
         assert_eq!(writers.apply(&writers.put(writers.ours, first)).await, Stored);
         assert_eq!(writers.apply(&theirs).await, Stored);
@@ -181,7 +176,7 @@ impl Suite {
 
     pub(super) async fn own_put_behind_own_update_is_not_swallowed(&self) {
         let writers = self.writers("put behind update");
-        let [first, late, update] = writers.versions();
+        let [first, late, update] = self.versions();
         assert_eq!(writers.apply(&writers.put(writers.ours, first)).await, Stored);
         assert_eq!(writers.apply(&writers.update(writers.ours, update, first)).await, Stored);
         // No update covers a put: its value is nowhere, so the answer must say so.
@@ -196,19 +191,19 @@ impl Suite {
             [(Version::NONE, Stored), (forgotten, Stored), (recent, Conflict(Version::NONE))]
         {
             let writers = self.writers(&format!("missing {base}"));
-            let [version] = writers.versions();
+            let [version] = self.versions();
             assert_eq!(writers.apply(&writers.update(writers.ours, version, base)).await, expected);
         }
     }
 
     pub(super) async fn purge_keeps_young_notes_of_writers(&self) {
         let writers = self.writers("noted");
-        let [other] = writers.versions();
+        let [other] = self.versions();
         let old = Version::min_at(self.store.clock().now_for_versions().minus(6 * DAY));
         let update = writers.update(writers.ours, old, Version::NONE);
         assert_eq!(writers.apply(&update).await, Stored);
         assert_eq!(writers.apply(&writers.put(writers.others, other)).await, Stored);
-        self.store.purge(1_000).await.unwrap_or_else(|e| panic!("purge: {e:?}"));
+        self.store.purge(1_000).await.unwrap();
         assert_eq!(writers.apply(&update).await, Stored);
         writers.assert_holds(other).await;
     }

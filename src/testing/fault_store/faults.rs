@@ -1,8 +1,9 @@
 //! The plan of faults, and the handle that changes it.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::Fault;
@@ -45,7 +46,7 @@ use crate::store::{ListRequest, Write};
 pub struct Faults {
     plan: Arc<Mutex<FaultPlan>>,
     /// Counts the clears. A change ends the calls that hang.
-    cleared: watch::Sender<u64>,
+    pub(super) cleared: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -71,12 +72,12 @@ struct CallCount {
 impl Faults {
     /// Plans one fault for each of the next calls, in order. See [`Faults`] for an example.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
-        self.plan().script.extend(faults);
+        self.plan.lock().script.extend(faults);
     }
 
     /// Plans a fault for every call after the script. See [`Faults`] for an example.
     pub fn always(&self, fault: Fault) {
-        self.plan().always = Some(fault);
+        self.plan.lock().always = Some(fault);
     }
 
     /// Plans random faults at `rate` (0 to 1) for the calls after the script.
@@ -84,7 +85,7 @@ impl Faults {
     /// Half of the faults are [`Fault::Refuse`], half are [`Fault::DropResponse`]. One seed gives one sequence of faults.
     /// See [`Faults`] for an example.
     pub fn random(&self, seed: u64, rate: f64) {
-        self.plan().random = Some((fastrand::Rng::with_seed(seed), rate));
+        self.plan.lock().random = Some((fastrand::Rng::with_seed(seed), rate));
     }
 
     /// Plans a fault for every batch with a write of this conversation.
@@ -92,13 +93,12 @@ impl Faults {
     /// Script, `always` and `random` come first. The fault outlives [`clear`](Self::clear).
     /// See [`Faults`] for an example.
     pub fn fail_key(&self, key: impl Into<String>, fault: Fault) {
-        self.plan().fail_key.insert(key.into(), fault);
+        self.plan.lock().fail_key.insert(key.into(), fault);
     }
 
-    /// Removes the faults of [`fail_key`](Self::fail_key) and ends the calls that hang.
-    /// See [`Faults`] for an example.
+    /// Removes the faults of [`fail_key`](Self::fail_key) and ends the calls that hang. See [`Faults`] for an example.
     pub fn clear_key_faults(&self) {
-        self.plan().fail_key.clear();
+        self.plan.lock().fail_key.clear();
         self.cleared.send_modify(|count| *count += 1);
     }
 
@@ -107,7 +107,7 @@ impl Faults {
     /// Replay sends queued writes with this call. The fault outlives [`clear`](Self::clear).
     /// See [`Faults`] for an example.
     pub fn fail_replays(&self, fail: bool) {
-        self.plan().fail_replays = fail;
+        self.plan.lock().fail_replays = fail;
     }
 
     /// Plans an outage for every list of more conversations than this.
@@ -115,7 +115,7 @@ impl Faults {
     /// The fault imitates a page that exceeds the server's time limit. The fault outlives [`clear`](Self::clear).
     /// See [`Faults`] for an example.
     pub fn max_page_size(&self, conversations: usize) {
-        self.plan().max_page_size = Some(conversations);
+        self.plan.lock().max_page_size = Some(conversations);
     }
 
     /// Clears script, `always` and `random`, and ends the calls that hang.
@@ -123,9 +123,9 @@ impl Faults {
     /// The faults of [`fail_key`](Self::fail_key), [`fail_replays`](Self::fail_replays) and
     /// [`max_page_size`](Self::max_page_size) stay, and so do the counts. See [`Faults`] for an example.
     pub fn clear(&self) {
-        let mut plan = self.plan();
-        let FaultPlan { counts, fail_key, fail_replays, max_page_size, .. } = std::mem::take(&mut *plan);
-        *plan = FaultPlan { counts, fail_key, fail_replays, max_page_size, ..FaultPlan::default() };
+        let mut plan = self.plan.lock();
+        plan.script.clear();
+        (plan.always, plan.random) = (None, None);
         drop(plan);
         self.cleared.send_modify(|count| *count += 1);
     }
@@ -135,17 +135,17 @@ impl Faults {
     /// The operations are `load`, `apply`, `list`, `touch`, `purge` and `probe`. Failed calls count, too.
     /// See [`Faults`] for an example.
     pub fn calls(&self, operation: &str) -> usize {
-        self.plan().counts.get(operation).map_or(0, |count| count.calls)
+        self.plan.lock().counts.get(operation).map_or(0, |count| count.calls)
     }
 
     /// Returns the largest number of concurrent calls of an operation. See [`Faults`] for an example.
     pub fn max_concurrent(&self, operation: &str) -> usize {
-        self.plan().counts.get(operation).map_or(0, |count| count.max_running)
+        self.plan.lock().counts.get(operation).map_or(0, |count| count.max_running)
     }
 
     /// Counts a call as running until the guard is dropped.
     pub(super) fn begin(&self, operation: &'static str) -> RunningCall {
-        let mut plan = self.plan();
+        let mut plan = self.plan.lock();
         let count = plan.counts.entry(operation).or_default();
         count.calls += 1;
         count.running += 1;
@@ -155,7 +155,7 @@ impl Faults {
 
     /// Draws the fault of a call: from the script, then `always`, then `random`.
     pub(super) fn next(&self) -> Fault {
-        let mut plan = self.plan();
+        let mut plan = self.plan.lock();
         if let Some(fault) = plan.script.pop_front().or_else(|| plan.always) {
             return fault;
         }
@@ -167,10 +167,9 @@ impl Faults {
         }
     }
 
-    /// Draws the fault of a write call.
     pub(super) fn next_for_writes(&self, writes: &[Write], is_replay: bool) -> Fault {
         let fault = self.next();
-        let plan = self.plan();
+        let plan = self.plan.lock();
         if fault != Fault::Pass {
             return fault;
         }
@@ -181,24 +180,14 @@ impl Faults {
         key_fault.copied().unwrap_or(Fault::Pass)
     }
 
-    /// Draws the fault of a list call.
     pub(super) fn next_for_page(&self, page: &ListRequest) -> Fault {
         let fault = self.next();
-        let is_too_large = self.plan().max_page_size.is_some_and(|max| page.limit > max);
+        let is_too_large = self.plan.lock().max_page_size.is_some_and(|max| page.limit > max);
         if fault == Fault::Pass && is_too_large { Fault::Refuse } else { fault }
     }
 
     pub(super) fn none() -> Self {
         Self { plan: Arc::default(), cleared: watch::Sender::new(0) }
-    }
-
-    /// Waits for the next clear, which ends a hanging call.
-    pub(super) async fn wait_for_clear(&self) {
-        self.cleared.subscribe().changed().await.ok();
-    }
-
-    fn plan(&self) -> MutexGuard<'_, FaultPlan> {
-        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -210,7 +199,7 @@ pub(super) struct RunningCall {
 
 impl Drop for RunningCall {
     fn drop(&mut self) {
-        if let Some(count) = self.faults.plan().counts.get_mut(self.operation) {
+        if let Some(count) = self.faults.plan.lock().counts.get_mut(self.operation) {
             count.running -= 1;
         }
     }

@@ -4,12 +4,17 @@
 
 use super::Verdict;
 use crate::history::{DeadWrite, History, Op, Outcome, WriteKind};
+use crate::plan::HANDLES;
 
 pub fn check(history: &History, key: usize) -> Verdict {
     for dead in history.dead_letters.iter().filter(|dead| dead.key == key) {
-        let is_log = key >= history.rules.registers;
-        let is_justified =
-            if is_log { is_overtaken_log(history, dead) } else { check_register(history, dead)? };
+        let is_register = key < history.rules.registers;
+        let is_whole = key >= history.rules.logs && has_no_condition(history, dead);
+        let is_justified = match dead.is_add {
+            true => check_append(history, dead)?,
+            false if is_register || is_whole => check_register(history, dead)?,
+            false => is_overtaken_log(history, dead),
+        };
         if !is_justified {
             return Err(format!("dead letter without a competing write: {dead:?}"));
         }
@@ -23,6 +28,33 @@ fn others<'a>(history: &'a History, dead: &'a DeadWrite) -> impl Iterator<Item =
 
 fn shown<'a>(history: &'a History, dead: &'a DeadWrite) -> impl Iterator<Item = &'a Op> {
     history.writes(dead.key).filter(|op| op.write().is_some_and(|write| write.outcome.may_show()))
+}
+
+/// Returns true if the dead letter is that of a put or remove.
+fn has_no_condition(history: &History, dead: &DeadWrite) -> bool {
+    let last = dead.ids.last().and_then(|last| history.shown(dead.key, *last));
+    last.and_then(Op::write).is_none_or(|write| write.kind == WriteKind::Put)
+}
+
+/// An append loses only to a newer write without a condition, also one of an earlier life with a wrong clock.
+fn check_append(history: &History, dead: &DeadWrite) -> Result<bool, String> {
+    let is_lost = |op: &&Op| history.is_queued(op) && is_dead_letter(history, op, dead);
+    let lost: Vec<&Op> = history.writes(dead.key).filter(is_lost).collect();
+    if lost.is_empty() {
+        return Err(format!("dead letter without a queued write: {dead:?}"));
+    }
+    let is_other = |op: &Op, lost: &Op| history.is_foreign(dead.handle, op) || op.life != lost.life;
+    let has_lost = |lost: &&Op| {
+        let mut newer = shown(history, dead).filter(|op| is_newer_base(history, op, lost));
+        newer.any(|op| is_other(op, lost))
+    };
+    Ok(lost.iter().any(has_lost))
+}
+
+/// Returns true if the append may have lost to this write of the base version.
+pub fn is_newer_base(history: &History, op: &Op, append: &Op) -> bool {
+    let is_base = op.write().is_some_and(|write| matches!(write.kind, WriteKind::Put | WriteKind::Remove));
+    (is_base || op.handle == HANDLES) && !history.rules.is_before(op, append)
 }
 
 /// Returns true if the store has an update of another handle that the dead letter lacks.
@@ -44,7 +76,8 @@ fn check_register(history: &History, dead: &DeadWrite) -> Result<bool, String> {
         |lost: &Op| shown(history, dead).any(|op| op.life < lost.life && !history.rules.is_before(op, lost));
     // A concurrent update of the same handle did not see this write.
     let is_own_update = |op: &&Op| {
-        op.handle == dead.handle && op.write().is_some_and(|write| write.kind == WriteKind::Replace)
+        op.handle == dead.handle
+            && op.write().is_some_and(|write| !matches!(write.kind, WriteKind::Put | WriteKind::Remove))
     };
     let is_concurrent = |lost: &Op| {
         let mut updates = shown(history, dead).filter(is_own_update).filter(|op| !std::ptr::eq(*op, lost));
@@ -60,7 +93,7 @@ fn is_dead_letter(history: &History, op: &Op, dead: &DeadWrite) -> bool {
     history.may_queue(dead.handle, op)
         && op.write().is_some_and(|write| match dead.ids.as_slice() {
             [] => matches!(write.kind, WriteKind::Remove),
-            ids => ids.contains(&write.id),
+            ids => (write.kind == WriteKind::Add) == dead.is_add && ids.contains(&write.id),
         })
 }
 

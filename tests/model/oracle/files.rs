@@ -4,7 +4,7 @@
 //! known copies of the store's records are as old as the file. Queued writes of the copy are sent again, and a handle may also
 //! get the queued writes of another handle. A write that is sent again is not applied again. Nothing else changes.
 
-use crate::history::{FileChange, History, Moment, Op, Outcome};
+use crate::history::{FileChange, History, Moment, Op};
 
 impl FileChange {
     /// Returns true if the change may have taken this operation of the handle out of the file.
@@ -19,8 +19,7 @@ impl FileChange {
 impl History {
     /// Returns true if an operator may have removed this queued write, or its dead letter, from the outage file.
     pub fn is_lost_with_file(&self, op: &Op) -> bool {
-        let is_queued = op.write().is_some_and(|write| write.outcome == Outcome::Queued);
-        is_queued && self.file_changes.iter().any(|change| change.hides(op))
+        self.is_queued(op) && self.file_changes.iter().any(|change| change.hides(op))
     }
 
     /// Returns true if the handle's file still has the effects of `op` when `read` begins.

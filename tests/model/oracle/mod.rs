@@ -5,6 +5,7 @@
 //! when its caller gets an answer or an error, because its version was issued earlier. An abandoned write never ends.
 
 mod dead_letters;
+mod drift;
 mod files;
 mod log;
 mod order;
@@ -12,9 +13,10 @@ mod register;
 #[cfg(test)]
 mod tests;
 
+pub use drift::note_drift;
 use threadkeep::ErrorKind;
 
-use crate::history::{FileChange, History, Moment, Op, OpKind, Outcome, WriteKind};
+use crate::history::{FileChange, History, Jump, Moment, Op, OpKind, Outcome, WriteKind};
 
 /// Returns the first violation: its key, if any, and a message with the operations of that key.
 pub fn violation(history: &History) -> Option<(Option<usize>, String)> {
@@ -71,6 +73,13 @@ fn transcript(history: &History, key: usize) -> String {
     let last = history.finals.iter().filter(|last| last.key == key).map(|last| format!("  {last:?}\n"));
     let change = |change: &FileChange| (change.at.tick, format!("  {change:?}\n"));
     lines.extend(history.file_changes.iter().map(change));
+    // A jump has no tick of its own. It comes after the operations that began before it.
+    let jump = |jump: &Jump| {
+        let tick =
+            history.ops.iter().rev().find(|op| op.begin.ms <= jump.at_ms).map_or(0, |op| op.begin.tick);
+        (tick, format!("  {jump:?}\n"))
+    };
+    lines.extend(history.jumps.iter().map(jump));
     lines.sort();
     let lines: String = lines.into_iter().map(|(_, line)| line).chain(dead).chain(last).collect();
     format!("  {:?}\n{lines}", history.rules)

@@ -32,14 +32,15 @@ impl Rules {
             true => end.tick < b.begin.tick,
             false => {
                 let slack = self.order_ms + kept_error_ms(a) + kept_error_ms(b);
-                self.latest_version_ms(end.ms) + slack < b.begin.ms && end.tick < b.begin.tick
+                let (last, first) = (end.ms + a.drift.late_ms, b.begin.ms - b.drift.early_ms);
+                self.latest_version_ms(last) + slack < first && end.tick < b.begin.tick
             }
         }
     }
 
     /// Returns the time of the newest version that any handle may have issued until now.
     fn latest_version_ms(&self, now_ms: i64) -> i64 {
-        let earlier = self.openings_ms.iter().filter(|at| **at <= now_ms);
+        let earlier = self.mark_starts_ms.iter().filter(|at| **at <= now_ms);
         earlier.map(|at| at + MAX_MARK_MS).max().map_or(now_ms, |mark| mark.max(now_ms))
     }
 
@@ -86,19 +87,25 @@ impl History {
                 _ => ids.contains(&write.id),
             })
         };
-        let matches_op =
-            |dead: &DeadWrite| dead.key == op.key && self.may_queue(dead.handle, op) && has_ids(&dead.ids);
+        // The dead letter of an update has the items of queued appends, too. They are sent nevertheless.
+        let is_add = op.write().is_some_and(|write| write.kind == WriteKind::Add);
+        let matches_op = |dead: &DeadWrite| {
+            (dead.key, dead.is_add) == (op.key, is_add)
+                && self.may_queue(dead.handle, op)
+                && has_ids(&dead.ids)
+        };
         self.is_queued(op) && self.dead_letters.iter().any(matches_op)
     }
 
-    fn is_queued(&self, op: &Op) -> bool {
+    pub fn is_queued(&self, op: &Op) -> bool {
         op.write().is_some_and(|write| matches!(write.outcome, Outcome::Queued | Outcome::Unknown))
     }
 
     /// Returns true if the final store must hold this write or a newer one.
     pub fn is_kept(&self, op: &Op) -> bool {
         op.write().is_some_and(|write| match write.outcome {
-            Outcome::Stored | Outcome::Superseded => true,
+            Outcome::Superseded => write.kind != WriteKind::Add,
+            Outcome::Stored => true,
             Outcome::Queued => !self.is_discarded(op) && !self.is_lost_with_file(op),
             Outcome::Failed(_) | Outcome::Unknown => false,
         })

@@ -5,7 +5,7 @@ use super::{ROUNDING_MS, Verdict};
 use crate::history::{Claim, History, Moment, Op, OpKind, Outcome, Reading, WriteKind};
 
 /// The longest negative caching.
-const MAX_ABSENT_MS: i64 = 2_000;
+pub const MAX_ABSENT_MS: i64 = 2_000;
 
 pub fn check(history: &History, key: usize) -> Verdict {
     let register = Register { history, key };
@@ -74,17 +74,17 @@ impl<'a> Register<'a> {
 
     fn may_have_expired(&self, op: &Op, at: Moment, off_ms: i64) -> bool {
         let slack = self.history.rules.clock_ms + off_ms.abs() + ROUNDING_MS;
-        op.write().is_some_and(|write| op.begin.ms + write.ttl_ms - slack <= at.ms)
+        op.write().is_some_and(|write| op.begin.ms + write.ttl_ms - slack - op.drift.early_ms <= at.ms)
     }
 
     /// Checks promise 6: the document has not expired. Its lifetime begins between the call of the put and its return.
     fn check_expiry(&self, sources: &[Source<'_>], at: Moment, off_ms: i64) -> Verdict {
         let slack = self.history.rules.clock_ms + off_ms.abs() + ROUNDING_MS;
         let has_expired = |source: &Source<'_>| match source {
-            Source::Write(Op { end: Some(end), kind: OpKind::Write(write), .. })
+            Source::Write(Op { end: Some(end), drift, kind: OpKind::Write(write), .. })
                 if write.kind != WriteKind::Remove =>
             {
-                at.ms > end.ms + write.ttl_ms + slack
+                at.ms > end.ms + write.ttl_ms + slack + drift.late_ms
             }
             _ => false,
         };

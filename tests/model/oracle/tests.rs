@@ -2,16 +2,17 @@
 
 use threadkeep::ErrorKind;
 
-use super::violation;
+use super::{note_drift, violation};
 use crate::history::Outcome::{Failed, Queued, Stored, Superseded, Unknown};
-use crate::history::WriteKind::{Append, Put, Remove, Replace};
+use crate::history::WriteKind::{Add, Append, Put, Remove, Replace};
 use crate::history::{
-    Claim, DeadWrite, FileChange, FinalState, History, Moment, Op, OpKind, Outcome, Reading, Rules,
-    WriteKind, WriteOp,
+    Claim, DeadWrite, Drift, FileChange, FinalState, History, Jump, Moment, Op, OpKind, Outcome, Reading,
+    Rules, WriteKind, WriteOp,
 };
 
 const REGISTER: usize = 0;
 const LOG: usize = 1;
+const CHAT: usize = 2;
 const LONG: i64 = 1_000_000;
 
 fn at(ms: i64) -> Moment {
@@ -20,11 +21,20 @@ fn at(ms: i64) -> Moment {
 
 /// Returns an operation of handle 0 or 1 between two milliseconds.
 fn op(handle: usize, begin: i64, end: i64, key: usize, kind: OpKind) -> Op {
-    Op { handle, life: 0, key, begin: at(begin), end: Some(at(end)), off_ms: 0, kind }
+    Op {
+        handle,
+        life: 0,
+        key,
+        begin: at(begin),
+        end: Some(at(end)),
+        off_ms: 0,
+        drift: Drift::default(),
+        kind,
+    }
 }
 
 fn write(handle: usize, begin: i64, end: i64, kind: WriteKind, id: u64, outcome: Outcome) -> Op {
-    let key = if kind == Append { LOG } else { REGISTER };
+    let key = if matches!(kind, Append | Add) { LOG } else { REGISTER };
     op(handle, begin, end, key, OpKind::Write(WriteOp { id, kind, ttl_ms: LONG, outcome }))
 }
 
@@ -49,7 +59,7 @@ fn in_life(life: u32, op: Op) -> Op {
 }
 
 fn history(ops: impl IntoIterator<Item = Op>) -> History {
-    let rules = Rules { order_ms: 5, clock_ms: 5, fresh_ms: 100, registers: 1, ..Rules::default() };
+    let rules = Rules { order_ms: 5, clock_ms: 5, fresh_ms: 100, registers: 1, logs: 2, ..Rules::default() };
     History { ops: ops.into_iter().collect(), rules, ..History::default() }
 }
 
@@ -61,7 +71,12 @@ impl History {
     }
 
     fn dead(mut self, handle: usize, key: usize, ids: &[u64]) -> Self {
-        self.dead_letters.push(DeadWrite { handle, key, ids: ids.to_vec() });
+        self.dead_letters.push(DeadWrite { handle, key, ids: ids.to_vec(), is_add: false });
+        self
+    }
+
+    fn dead_append(mut self, handle: usize, key: usize, id: u64) -> Self {
+        self.dead_letters.push(DeadWrite { handle, key, ids: vec![id], is_add: true });
         self
     }
 
@@ -131,7 +146,7 @@ fn versions_after_an_opening_may_be_ahead() {
     let ops = |begin| [write(0, 1, 2, Put, 1, Stored), write(1, begin, begin + 1, Put, 2, Superseded)];
     let ends = |begin, openings: &[i64]| {
         let mut history = history(ops(begin)).ending_with(REGISTER, &[1]);
-        history.rules.openings_ms = openings.to_vec();
+        history.rules.mark_starts_ms = openings.to_vec();
         history
     };
     ends(500, &[1]).assert_accepted();
@@ -379,6 +394,45 @@ fn error_of_unjustified_kind_is_violation() {
     history([write(0, 1, 2, Put, 1, Failed(ErrorKind::LocalStorage))]).assert_violation("unjustified error");
 }
 
+/// Returns an operation on the chat.
+fn chat(handle: usize, begin: i64, kind: WriteKind, id: u64, outcome: Outcome) -> Op {
+    Op { key: CHAT, ..write(handle, begin, begin + 1, kind, id, outcome) }
+}
+
+#[test]
+fn append_is_there_once_in_order_unless_a_newer_put_wins() {
+    let ops = || [chat(0, 10, Put, 1, Stored), chat(0, 20, Add, 2, Queued), chat(1, 30, Add, 3, Stored)];
+    for seen in [[1, 2, 3], [1, 3, 2]] {
+        history(ops()).ending_with(CHAT, &seen).assert_accepted();
+    }
+    history(ops()).ending_with(CHAT, &[1, 3]).assert_violation("an acknowledged update is lost");
+    history(ops()).ending_with(CHAT, &[1, 2, 3, 2]).assert_violation("twice");
+    history(ops()).ending_with(CHAT, &[2, 1, 3]).assert_violation("stands before");
+    history(ops()).ending_with(CHAT, &[1, 3]).dead_append(0, CHAT, 2).assert_violation("without a competing");
+    let then = |kind, outcome| history(ops().into_iter().chain([chat(1, 40, kind, 4, outcome)]));
+    then(Put, Stored).ending_with(CHAT, &[4]).assert_accepted();
+    then(Put, Stored).ending_with(CHAT, &[4]).dead_append(0, CHAT, 2).assert_accepted();
+    then(Put, Stored).ending_with(CHAT, &[4, 2]).assert_violation("older than");
+    then(Put, Unknown).ending_with(CHAT, &[1, 2, 3]).assert_accepted();
+    then(Remove, Stored).ending_with(CHAT, &[]).assert_accepted();
+    then(Remove, Stored).ending_with(CHAT, &[2]).assert_violation("older than");
+    then(Add, Superseded).ending_with(CHAT, &[1, 2, 3]).assert_violation("superseded by nothing");
+}
+
+#[test]
+fn read_of_a_chat_shows_appends_after_the_last_put_only() {
+    let ops = || [chat(0, 10, Add, 1, Stored), chat(0, 20, Put, 2, Stored), chat(0, 30, Add, 3, Queued)];
+    let with = |seen: &[u64]| {
+        let read = Op { key: CHAT, ..log(0, 40, 41, Claim::Queued, seen) };
+        history(ops().into_iter().chain([read]))
+    };
+    with(&[2, 3]).assert_accepted();
+    with(&[2]).assert_violation("acknowledged before");
+    with(&[3]).assert_violation("acknowledged before");
+    with(&[1, 2, 3]).assert_violation("older than");
+    with(&[]).assert_violation("acknowledged before");
+}
+
 /// Handle 0 was down from 50 to 60 ms. At 50 ms its file was replaced by the copy of this handle's file from 20 ms.
 fn restored_from(handle: usize) -> FileChange {
     FileChange { handle: 0, at: at(60), source: Some((handle, at(20))) }
@@ -406,9 +460,15 @@ fn queued_write_after_the_copy_is_lost_with_the_file() {
     history(ops(10)).ending_with(REGISTER, &[1]).changed(DELETED).assert_accepted();
     let of_other_handle = ops(30).map(|op| Op { handle: 1, ..op });
     history(of_other_handle).ending_with(REGISTER, &[1]).changed(DELETED).assert_violation("lost");
-    let log = [write(0, 1, 2, Append, 1, Stored), write(0, 30, 31, Append, 2, Queued)];
-    history(log.clone()).ending_with(LOG, &[1]).changed(DELETED).assert_accepted();
-    history(log).ending_with(LOG, &[1]).assert_violation("lost");
+    let queued = [write(0, 1, 2, Append, 1, Stored), write(0, 30, 31, Append, 2, Queued)];
+    history(queued.clone()).ending_with(LOG, &[1]).changed(DELETED).assert_accepted();
+    history(queued).ending_with(LOG, &[1]).assert_violation("lost");
+    // The file may have had the dead letter of an update whose caller gave up.
+    let unknown = write(0, 30, 31, Append, 2, Unknown);
+    let reads = [log(0, 35, 36, Claim::Queued, &[2]), log(0, 40, 41, Claim::Fresh, &[])];
+    let shown = || history([unknown.clone()].into_iter().chain(reads.clone()));
+    shown().changed(DELETED).assert_accepted();
+    shown().assert_violation("shown before");
 }
 
 #[test]
@@ -484,4 +544,32 @@ fn read_by_a_clock_that_jumped_may_find_nothing() {
     history([put(), read(0)]).assert_violation("unjustified absence");
     history([put(), read(1_000)]).assert_violation("unjustified absence");
     history([put(), read(300_000)]).assert_accepted();
+}
+
+#[test]
+fn clock_that_is_set_moves_earlier_provisional_writes() {
+    let history_with = |by_ms: i64, extra: &[Op], change: Option<FileChange>| {
+        let lost = [write(1, 10, 11, Put, 2, Stored), write(0, 30, 31, Put, 1, Queued)];
+        let mut ops = [&lost, extra].concat();
+        let changes: Vec<FileChange> = change.into_iter().collect();
+        note_drift(&mut ops, &[Jump { at_ms: 40, by_ms }], &changes);
+        changes.into_iter().fold(history(ops), History::changed)
+    };
+    let dead = |by_ms, extra: &[Op]| {
+        history_with(by_ms, extra, None).dead(0, REGISTER, &[1]).ending_with(REGISTER, &[2])
+    };
+    dead(300_000, &[]).assert_accepted();
+    dead(-300_000, &[]).assert_violation("without a competing write");
+    // A stored write shows that the clock was synced before the write or before the jump.
+    let stored = |at| write(0, at, at + 1, Append, 3, Stored);
+    dead(300_000, &[stored(20)]).assert_violation("without a competing write");
+    dead(300_000, &[stored(35)]).assert_violation("without a competing write");
+    dead(300_000, &[stored(45)]).assert_accepted();
+    // After a boot, a clock that was set back makes the write newer than a later write of another handle.
+    let later = [write(1, 50, 51, Put, 4, Stored)];
+    let ends = |by_ms, change| history_with(by_ms, &later, change).ending_with(REGISTER, &[1]);
+    let booted = FileChange { handle: 0, at: at(60), source: Some((0, at(60))) };
+    ends(-300_000, Some(booted)).assert_accepted();
+    ends(-300_000, None).assert_violation("lost");
+    ends(300_000, Some(booted)).assert_violation("lost");
 }

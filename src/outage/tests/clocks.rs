@@ -1,0 +1,108 @@
+//! Clock sync, and the mark after a jump.
+
+use super::*;
+
+#[tokio::test]
+async fn clock_sync_corrects_all_rows_in_one_step() {
+    for skew in [-300_000, 300_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::open(&dir.path().join("q.db"), Clock::skewed(skew)).await;
+        let put = world.queue("k", "1", None).await;
+        let update = world.queue("k", "2", Some(put)).await;
+        assert!(world.rows().await.iter().all(|row| row.is_provisional));
+        world.sync().await;
+        let (rows, now) = (world.rows().await, Clock::authoritative().now());
+        assert_eq!(rows[1].write.condition, Condition::IfVersion(rows[0].version()), "{skew}");
+        assert!(rows[0].version() < rows[1].version() && rows[1].version() < world.clock.issue_version());
+        for (row, issued) in rows.iter().zip([put, update]) {
+            assert!(!row.is_provisional && row.version() != issued);
+            assert!(
+                now.since(row.version().at()) < Duration::from_secs(5) && row.version().at() <= now,
+                "{skew}"
+            );
+            let left = row.write.record.expires_at.since(now);
+            assert!(left <= HOUR && left > HOUR - Duration::from_secs(5), "{skew}: {left:?}");
+        }
+        assert_eq!(world.seen.take(), ["k corrected", "k corrected"]);
+        let store = Arc::new(Memory::new());
+        world.replay(&store).await;
+        assert_eq!(stored(&store, "k").await.as_deref(), Some("2"));
+    }
+}
+
+/// The second process has another wrong clock, and no checkpoint of a synced clock.
+#[tokio::test]
+async fn provisional_rows_of_an_earlier_process_get_the_right_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("q.db");
+    let world = World::open(&path, Clock::skewed(-300_000)).await;
+    world.queue("k", "1", None).await;
+    world.file.close().await.unwrap();
+    let world = World::open(&path, Clock::skewed(120_000)).await;
+    let first = world.rows().await.remove(0);
+    world.queue("k", "2", Some(first.version())).await;
+    world.sync().await;
+    let (rows, now) = (world.rows().await, Clock::authoritative().now());
+    assert_eq!(rows[1].write.condition, Condition::IfVersion(rows[0].version()));
+    assert!(
+        rows.iter()
+            .all(|row| now.since(row.version().at()) < Duration::from_secs(5) && row.version().at() <= now)
+    );
+}
+
+#[tokio::test]
+async fn provisional_write_behind_the_sync_is_corrected_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::open(&dir.path().join("q.db"), Clock::skewed(300_000)).await;
+    let issued = world.clock.issue();
+    world.sync().await;
+    let record = Record::tombstone(name("k"), issued.version);
+    world.file.enqueue(Write::new(record), issued.is_provisional, issued.shown, None, |_| {}).await.unwrap();
+    let row = world.rows().await.remove(0);
+    assert!(!row.is_provisional && row.version() < issued.version && world.seen.take() == ["k corrected"]);
+}
+
+#[tokio::test]
+async fn mark_of_a_version_from_before_a_jump_is_not_ahead() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::open(&dir.path().join("q.db"), Clock::new()).await;
+    world.sync().await;
+    let sent = world.clock.issue_version();
+    test_clock::step(300_000);
+    world.file.raise_mark(sent).await;
+    world.queue("k", "1", None).await;
+    world.sync_to(sent.at()).await;
+    let version = world.rows().await[0].version();
+    assert!(
+        version > sent && version.at() < sent.at().plus(Duration::from_secs(2)),
+        "{version} after {sent}"
+    );
+}
+
+#[tokio::test]
+async fn versions_go_on_above_a_row_that_came_after_the_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::open(&dir.path().join("q.db"), Clock::new()).await;
+    world.sync().await;
+    let sent = world.clock.issue_version();
+    world.file.raise_mark(sent).await;
+    test_clock::step(300_000);
+    let late = world.clock.issue();
+    world.sync_to(sent.at()).await;
+    let write = Write::new(Record::tombstone(name("k"), late.version)).with_writer(world.file.writer());
+    world.file.enqueue(write, late.is_provisional, late.shown, None, |_| {}).await.unwrap();
+    assert!(late.is_provisional && world.clock.issue_version() > world.rows().await[0].version());
+}
+
+#[tokio::test]
+async fn row_of_a_clock_that_was_set_stays_above_earlier_versions() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::open(&dir.path().join("q.db"), Clock::new()).await;
+    world.sync().await;
+    let before = world.clock.issue_version();
+    test_clock::step(300_000);
+    world.queue("k", "1", None).await;
+    test_clock::step(300_000);
+    world.sync_to(before.at()).await;
+    assert!(world.rows().await[0].version() > before);
+}
