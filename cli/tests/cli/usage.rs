@@ -52,8 +52,8 @@ async fn exit_codes_tell_arguments_from_failures() {
         assert_eq!(cli.run(arguments).await.code, 2, "{arguments:?}");
     }
     for (arguments, word) in [
-        (&["put", "k", "hello"][..], "not JSON"),
-        (&["put", "k", "1", "--metadata", "hello"], "not JSON"),
+        (&["put", "k", "hello"][..], "as JSON"),
+        (&["put", "k", "1", "--metadata", "hello"], "as JSON"),
         (&["put", "k", "1", "--ttl", "0s"], "time to live"),
         (&["put", "", "1"], "must not be empty"),
         (&["get", ""], "must not be empty"),
