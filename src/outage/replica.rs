@@ -66,7 +66,7 @@ impl OutageFile {
     /// [`Closed`](crate::ErrorKind::Closed).
     async fn submit_copies(&self, copies: Vec<ReplicaRecord>) -> Result<oneshot::Receiver<Result<u64>>> {
         let (limit, clock) = (self.limits.replica, Arc::clone(&self.clock));
-        // Counted before the submission, so that `read_copies` cannot miss these copies.
+        // Counted before the submission, so that `flush_copies` cannot miss these copies.
         let in_flight = self.copies_in_flight.begin(copies.iter().map(|copy| copy.record.bytes()).sum());
         let validity = Arc::clone(&self.validity);
         let work = move |connection: &Connection, state: &mut WriterState| {
@@ -137,10 +137,7 @@ impl OutageFile {
         if self.validity.is_invalid() {
             return Ok(Vec::new());
         }
-        if self.copies_in_flight.is_any() {
-            // The writer runs jobs in order, so an empty job ends after all submitted copies.
-            self.write(CommitLevel::ProcessCrash, |_, _| Ok(())).await?;
-        }
+        self.flush_copies().await?;
         let read = move |connection: &Connection| {
             let sql = format!(
                 "select {COLUMNS}, seq, at from records where is_queued = 0 and value is not null and {filter}"

@@ -162,11 +162,7 @@ fn append_to_copy(
     let merged = queued.write.over(held.as_ref(), after).ok().filter(|_| follows);
     delete_queued(connection, state, key, version)?;
     match merged {
-        Some((record, _)) => {
-            delete_copy(connection, state, key)?;
-            state.usage.replica.add(row_bytes(&record));
-            insert(connection, state.next_seq(), &record, now, None)?;
-        }
+        Some((record, _)) => replace_copy(connection, state, &record, now)?,
         None => drop_older_copy(connection, state, key, after, now)?,
     }
     Ok(after)
@@ -183,10 +179,18 @@ fn drop_older_copy(
     if copy_version(connection, key)? >= newer {
         return Ok(());
     }
-    delete_copy(connection, state, key)?;
-    let tombstone = Record::tombstone(key.clone(), newer);
-    state.usage.replica.add(row_bytes(&tombstone));
-    insert(connection, state.next_seq(), &tombstone, now, None)
+    replace_copy(connection, state, &Record::tombstone(key.clone(), newer), now)
+}
+
+fn replace_copy(
+    connection: &Connection,
+    state: &mut WriterState,
+    record: &Record,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    delete_copy(connection, state, &record.key)?;
+    state.usage.replica.add(row_bytes(record));
+    insert(connection, state.next_seq(), record, now, None)
 }
 
 /// Returns the reason of a dead letter, and the version that superseded it.

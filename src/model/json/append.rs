@@ -60,15 +60,19 @@ fn append_items(array: Option<&str>, items: &str, to: &mut String) -> Option<u64
     let count = |array: &str| Some(serde_json::from_str::<Vec<&RawValue>>(array).ok()?.len() as u64);
     let array = array.unwrap_or("[]");
     let (held, new) = (count(array)?, count(items)?);
-    let inner = |array: &'_ str| Some(array.trim().strip_prefix('[')?.strip_suffix(']')?.trim().to_owned());
     to.push('[');
-    to.push_str(array.strip_prefix('[')?.strip_suffix(']')?.trim());
+    to.push_str(elements(array)?);
     if held > 0 && new > 0 {
         to.push(',');
     }
-    to.push_str(&inner(items)?);
+    to.push_str(elements(items)?);
     to.push(']');
     Some(held + new)
+}
+
+/// Returns the text between the brackets of an array.
+fn elements(array: &str) -> Option<&str> {
+    Some(array.trim().strip_prefix('[')?.strip_suffix(']')?.trim())
 }
 
 #[cfg(test)]
