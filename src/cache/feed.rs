@@ -24,7 +24,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::copies::Copies;
@@ -37,6 +37,7 @@ use crate::model::record::Record;
 use crate::model::version::Version;
 use crate::observe::metrics::FeedMetrics;
 use crate::outage::CopyRank;
+use crate::resilience::breaker::BreakerState;
 use crate::store::{Continuity, Cursor, LoadRequest, Loaded, Store};
 
 /// The shortest interval.
@@ -87,16 +88,26 @@ impl Feed {
     }
 
     /// Polls until the cache is dropped, or until the store says that it has no history.
-    pub(super) async fn run(mut self, interval: Duration) {
+    ///
+    /// Drops `first` after the first poll. In an outage it does so at once.
+    pub(super) async fn run(mut self, interval: Duration, first: oneshot::Sender<()>) {
+        let mut first = Some(first);
         let interval = interval.max(MIN_INTERVAL);
         self.progress.send_replace(Some(FeedProgress { polled: self.copies.clock.moment(), error: None }));
         loop {
             // The breaker finds the end of an outage by its own probe.
             if let Some(breaker) = self.store.breaker() {
+                first = first.filter(|_| breaker.state() == BreakerState::Closed);
                 breaker.wait_closed().await;
             }
             let next = Instant::now() + interval;
-            match self.poll().await {
+            let polled = self.poll().await;
+            if let Some(first) = first.take() {
+                // An entry belongs to the history from its next millisecond on.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                drop(first);
+            }
+            match polled {
                 // A slow store must not hold up the next poll. Readers load the rest.
                 Ok(Some(reloads)) => _ = within(interval, self.reload(reloads)).await,
                 Ok(None) => break,

@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -171,19 +171,21 @@ impl Cache {
         let writer = file.as_ref().map_or_else(WriterId::random, |file| file.writer());
         let copies = Arc::new(Copies { memory, file, clock });
         let (progress, warmup) = watch::channel(WarmupProgress::default());
+        let (first_poll, feed_began) = oneshot::channel();
         let warmer = Warmer {
             store: Arc::clone(&store),
             copies: Arc::clone(&copies),
             max_count: limits.warmup_limit,
             max_bytes: limits.memory_bytes / 2,
             progress,
+            feed_began,
         };
         let file_tasks = file_tasks.get_or_insert_default();
         file_tasks.push(tasks::spawn_for_good(warmer.run()).abort_handle());
         let (feed, feed_progress) = Feed::new(Arc::clone(&store), Arc::clone(&copies), metrics.feed.clone());
         // If no entry is fresh for any time, each read asks the store, and the feed has no use.
         if !limits.feed_interval.is_zero() && limits.fresh_for.is_some_and(|span| !span.is_zero()) {
-            file_tasks.push(tasks::spawn_for_good(feed.run(limits.feed_interval)).abort_handle());
+            file_tasks.push(tasks::spawn_for_good(feed.run(limits.feed_interval, first_poll)).abort_handle());
         }
         let file_tasks = std::mem::take(file_tasks);
         let shared = Arc::new(Shared {

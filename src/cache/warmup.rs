@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::copies::{Copies, Observed};
 use super::memory::{Admission, weight};
@@ -58,6 +58,8 @@ pub(super) struct Warmer {
     /// The limit on bytes in memory, the present entries included.
     pub(super) max_bytes: u64,
     pub(super) progress: watch::Sender<WarmupProgress>,
+    /// Ends after the first poll of the change feed, or in an outage. A conversation from before the poll needs a load of its own.
+    pub(super) feed_began: oneshot::Receiver<()>,
 }
 
 impl Warmer {
@@ -65,13 +67,14 @@ impl Warmer {
     ///
     /// In an outage it first loads the replica, so that a caller of [`Cache::warm`](crate::Cache::warm) does not wait for the
     /// end of the outage.
-    pub(super) async fn run(self) {
-        if self.max_count > 0
-            && let Err(error) = self.warm().await
-        {
-            tracing::warn!(%error, "warm-up failed; conversations enter memory when they are read");
-            if self.progress.borrow().state == WarmupState::FromDisk {
-                return;
+    pub(super) async fn run(mut self) {
+        if self.max_count > 0 {
+            (&mut self.feed_began).await.ok();
+            if let Err(error) = self.warm().await {
+                tracing::warn!(%error, "warm-up failed; conversations enter memory when they are read");
+                if self.progress.borrow().state == WarmupState::FromDisk {
+                    return;
+                }
             }
         }
         self.progress.send_modify(|progress| progress.state = WarmupState::Done);

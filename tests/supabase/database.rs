@@ -346,9 +346,8 @@ async fn warm_up_loads_the_newest_conversations() {
     for key in &keys {
         assert_eq!(cache.put(key, "warm").await.unwrap(), WriteOutcome::Stored);
     }
-    // An entry from before the history of the feed needs a load, so this test has no feed.
-    let next = builder(&gateway).timeout(AMPLE).warmup_limit(5_000).fresh_for(10 * AMPLE);
-    let next = next.feed_interval(Duration::ZERO).open().await.unwrap();
+    let next =
+        builder(&gateway).timeout(AMPLE).warmup_limit(5_000).fresh_for(10 * AMPLE).open().await.unwrap();
     let warmup = next.warm().await.unwrap();
     assert!(warmup.conversations >= 50 && warmup.state == threadkeep::WarmupState::Done, "{warmup:?}");
     gateway.forget();
