@@ -47,6 +47,8 @@ pub struct Op {
 /// The milliseconds by which the version of a queued write may be too early or too late.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Drift {
+    /// True if the version may have been provisional.
+    pub is_possible: bool,
     pub early_ms: i64,
     pub late_ms: i64,
 }

@@ -16,7 +16,7 @@ pub const HANDLES: usize = 2;
 const WORKERS_PER_HANDLE: usize = 3;
 const MAX_RESTARTS: usize = 20;
 /// The number of operations of the handles for each plain statement.
-const OPERATIONS_PER_STATEMENT: usize = 15;
+const OPERATIONS_PER_STATEMENT: usize = 5;
 
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -223,7 +223,7 @@ impl Statement {
         };
         let is_brief = key < REGISTERS && rng.u8(..5) < 2;
         let ttl = if is_brief { ms(rng.u64(300..1_500)) } else { ms(3_600_000) };
-        Self { pause: ms(rng.u64(..80)), key, kind, ttl }
+        Self { pause: ms(rng.u64(..30)), key, kind, ttl }
     }
 }
 

@@ -28,6 +28,7 @@ fn drift(op: &Op, ops: &[Op], jumps: &[Jump], changes: &[FileChange]) -> Drift {
     let meanwhile = || jumps.iter().filter(|jump| is_meanwhile(jump.at_ms)).map(|jump| jump.by_ms);
     let was_moved = changes.iter().any(|change| is_meanwhile(change.at.ms));
     Drift {
+        is_possible: true,
         early_ms: meanwhile().map(|by_ms| by_ms.max(0)).sum(),
         late_ms: if was_moved { meanwhile().map(|by_ms| (-by_ms).max(0)).sum() } else { 0 },
     }

@@ -4,9 +4,14 @@
 //! known copies of the store's records are as old as the file. Queued writes of the copy are sent again, and a handle may also
 //! get the queued writes of another handle. A write that is sent again is not applied again. Nothing else changes.
 
-use crate::history::{FileChange, History, Moment, Op};
+use crate::history::{FileChange, History, Moment, Op, WriteKind};
 
 impl FileChange {
+    /// Returns true if the copy may have the operation of its source in the queue.
+    fn may_repeat(&self, op: &Op) -> bool {
+        self.source.is_some_and(|(source, at)| source == op.handle && op.begin.tick < at.tick)
+    }
+
     /// Returns true if the change may have taken this operation of the handle out of the file.
     fn hides(&self, op: &Op) -> bool {
         let is_in_copy = |(source, at): (usize, Moment)| {
@@ -30,11 +35,16 @@ impl History {
 
     /// Returns true if the file of this handle may have had the operation in its queue.
     pub fn may_queue(&self, handle: usize, op: &Op) -> bool {
-        let has_copy = |change: &FileChange| {
-            let is_copied = |(source, at): (usize, Moment)| source == op.handle && op.begin.tick < at.tick;
-            change.handle == handle && change.source.is_some_and(is_copied)
-        };
+        let has_copy = |change: &FileChange| change.handle == handle && change.may_repeat(op);
         handle == op.handle || self.file_changes.iter().any(has_copy)
+    }
+
+    /// Returns true if the file and its copy may have sent a queued append with different versions (DESIGN.md, "Which holes
+    /// remain?").
+    pub fn may_be_doubled(&self, op: &Op) -> bool {
+        op.write().is_some_and(|write| write.kind == WriteKind::Add)
+            && op.drift.is_possible
+            && self.file_changes.iter().any(|change| change.may_repeat(op))
     }
 
     /// Returns true if the file of this handle does not know the operation, so that it counts as the operation of another

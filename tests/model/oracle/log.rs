@@ -42,7 +42,9 @@ impl Log<'_> {
         if let Some((reason, op)) = required.iter().find(|(_, op)| self.is_revived_by(seen, op)) {
             return Err(format!("shows what is older than {op}, {reason}: {read}"));
         }
-        let may_miss = |op: &Op| is_remove(op) || self.may_be_replaced(op, end.tick);
+        let may_miss = |op: &Op| {
+            is_remove(op) || self.may_be_replaced(op, end.tick) || self.may_be_superseded(op, end.tick)
+        };
         let is_missing = |op: &Op| id(op).is_none_or(|id| !seen.contains(&id)) && !may_miss(op);
         match required.iter().find(|(_, op)| is_missing(op)) {
             Some((reason, op)) => Err(format!("the update, {reason}, is missing: {read}, {op}")),
@@ -60,6 +62,26 @@ impl Log<'_> {
                 && !self.history.rules.is_before(other, op)
         };
         self.history.writes(self.key).any(|other| is_newer(&other))
+    }
+
+    /// Returns true if another handle may have written a newer version than a queued put before `until`.
+    ///
+    /// Such a put becomes a dead letter, unless a later put or remove of its handle took its place in the queue first.
+    fn may_be_superseded(&self, op: &Op, until: u64) -> bool {
+        let writes = || self.history.writes(self.key);
+        let is_newer = |other: &Op| {
+            other.handle != op.handle
+                && other.begin.tick < until
+                && other.write().is_some_and(|write| write.outcome.may_show())
+                && !self.history.rules.is_before(other, op)
+        };
+        let took_its_place = |later: &Op| {
+            later.handle == op.handle
+                && is_whole(later)
+                && later.begin.tick > op.begin.tick
+                && self.history.is_queued(later)
+        };
+        is_whole(op) && self.history.is_queued(op) && writes().any(is_newer) && writes().any(took_its_place)
     }
 
     /// Returns true if the operation has surely replaced one of these entries.
@@ -83,12 +105,12 @@ impl Log<'_> {
     fn check_entries(&self, seen: &[u64], until: u64) -> Verdict {
         let mut met = HashSet::new();
         for id in seen {
-            if self.history.shown(self.key, *id).is_none_or(|op| op.begin.tick >= until) {
+            let Some(op) = self.history.shown(self.key, *id).filter(|op| op.begin.tick < until) else {
                 return Err(format!(
                     "shows the update {id}, which no caller made or which the store rejected"
                 ));
-            }
-            if !met.insert(id) {
+            };
+            if !met.insert(id) && !self.history.may_be_doubled(op) {
                 return Err(format!("shows the update {id} twice"));
             }
         }

@@ -420,6 +420,35 @@ fn append_is_there_once_in_order_unless_a_newer_put_wins() {
 }
 
 #[test]
+fn queued_put_may_lose_before_another_put_takes_its_place() {
+    let put = chat(0, 10, Put, 1, Queued);
+    let append = Op { begin: at(5), ..chat(1, 10, Add, 2, Stored) };
+    let read = |handle| Op { key: CHAT, ..log(handle, 20, 21, Claim::Fresh, &[2]) };
+    let later = chat(0, 30, Put, 3, Queued);
+    let with = |ops: &[&Op]| history(ops.iter().copied().cloned()).ending_with(CHAT, &[3]);
+    with(&[&put, &append, &read(0), &later]).assert_accepted();
+    with(&[&put, &append, &read(0)]).assert_violation("acknowledged before");
+    with(&[&put, &read(0), &later]).assert_violation("which no caller made");
+    let before = Op { begin: at(1), end: Some(at(2)), ..append };
+    with(&[&put, &before, &read(0), &later]).assert_violation("older than");
+}
+
+#[test]
+fn provisional_append_of_a_copied_file_may_be_doubled() {
+    let ends = |jumps: &[Jump]| {
+        let mut ops = [chat(0, 5, Add, 2, Stored), chat(0, 10, Add, 1, Queued)];
+        note_drift(&mut ops, jumps, &[]);
+        history(ops).ending_with(CHAT, &[2, 1, 1])
+    };
+    let jump = [Jump { at_ms: 8, by_ms: 1_000 }];
+    ends(&jump).changed(restored_from(0)).assert_accepted();
+    ends(&jump).changed(DELETED).assert_violation("twice");
+    ends(&jump).assert_violation("twice");
+    // Without a jump, the version is final.
+    ends(&[]).changed(restored_from(0)).assert_violation("twice");
+}
+
+#[test]
 fn read_of_a_chat_shows_appends_after_the_last_put_only() {
     let ops = || [chat(0, 10, Add, 1, Stored), chat(0, 20, Put, 2, Stored), chat(0, 30, Add, 3, Queued)];
     let with = |seen: &[u64]| {
