@@ -30,8 +30,8 @@ use tracing::Instrument;
 
 use super::copies::{Call, Observed};
 use super::key_lock::KeyLockGuard;
-use super::key_state::Event;
-use super::put::PendingWrite;
+use super::key_state::{Event, Origin};
+use super::put::{Base, PendingWrite};
 use super::{Access, OnOutage, Shared, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::clock::IssuedVersion;
@@ -174,8 +174,7 @@ impl WriteTask {
         let can_send = if write.issued.is_provisional { checked.and(Err(clock_unknown())) } else { checked };
         let read_after = self.pending.base.map(|base| base.syncs);
         match (can_send, shared.queue_if_enabled()) {
-            // Replay may have sent the queued base meanwhile, with another version.
-            (Ok(()), _) if read_after.is_some_and(|syncs| syncs != shared.clock_syncs()) => {
+            (Ok(()), _) if self.pending.base.is_some_and(|base| self.is_outdated(base)) => {
                 reply.send(Err(conflict(key)));
             }
             (Ok(()), queue) => self.store_or_queue(queue, &write, reply).await,
@@ -207,6 +206,19 @@ impl WriteTask {
             return Err(error.with_retry_after(shared.limits.soft_timeout));
         }
         if shared.copies.clock.is_synced() { Ok(()) } else { shared.sync_clock().await }
+    }
+
+    /// Whether a request over this base could only conflict. If its response was lost, the queue would hide the newer value.
+    fn is_outdated(&self, base: Base) -> bool {
+        let newer = self
+            .shared
+            .copies
+            .memory
+            .view(&self.pending.key)
+            .entry
+            .filter(|entry| entry.origin() == Origin::Store && entry.record().version > base.version);
+        // Replay may have sent the queued base meanwhile, with another version.
+        newer.is_some() || base.syncs != self.shared.clock_syncs()
     }
 
     /// Whether a write that the queue refused may go to the store past the queued writes of its conversation. The store then takes

@@ -121,6 +121,33 @@ async fn update_over_a_known_newer_version_runs_again_in_an_outage() {
     assert_eq!((one.stored("k").await.as_deref(), dead_letters(&first)), (Some("[1,2]"), 0));
 }
 
+/// The same without an outage: the request of the first run could only conflict. Without a response it would be queued, and
+/// readers who saw the other daemon's write would see an older value.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn update_over_a_known_newer_version_runs_again_before_it_is_sent() {
+    let (mut one, mut two) = (World::new(), World::new());
+    two.store = Arc::clone(&one.store);
+    let (first, second) = (one.open().await, two.open().await);
+    first.put("k", &vec![0]).await.unwrap();
+    let sent = one.faults.calls("apply");
+    let mut runs = 0;
+    let slow = |t: Option<Vec<i32>>| {
+        runs += 1;
+        if runs == 1 {
+            tokio::task::block_in_place(|| {
+                tokio::runtime::Handle::current().block_on(async {
+                    second.put("k", &vec![1]).await.unwrap();
+                    assert_eq!(found(&first, "k").await.unwrap().0, "[1]");
+                });
+            });
+        }
+        append(2)(t)
+    };
+    assert_eq!(first.update("k", slow).await.unwrap(), WriteOutcome::Stored);
+    assert_eq!((runs, one.faults.calls("apply") - sent), (2, 1));
+    assert_eq!(one.stored("k").await.as_deref(), Some("[1,2]"));
+}
+
 /// If the queue is full, rejected updates of a queued write must not add dead letters.
 #[tokio::test]
 async fn full_queue_adds_no_dead_letters() {
