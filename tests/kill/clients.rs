@@ -52,9 +52,9 @@ impl World {
 
     /// Reads a conversation and checks the response against the turns acknowledged before the request.
     pub async fn read(&self, id: &str) -> Option<Vec<Message>> {
-        let known = self.ledger().known(id);
+        let (known, kills) = (self.ledger().known(id), self.kills.load(SeqCst));
         let kind = match self.daemon.try_request("GET", &format!("/conversations/{id}"), None).await {
-            Err(error) => return self.check_lost("GET", id, &error),
+            Err(error) => return self.check_lost("GET", id, kills, &error),
             Ok(answer) if answer.status == 200 => return Some(self.check_messages(id, &known, &answer)),
             Ok(answer) if answer.status == 404 => {
                 self.check_absence(id, &known, &answer);
@@ -97,9 +97,12 @@ impl World {
         }
     }
 
-    /// Checks a lost response. A kill cuts connections, but a running daemon answers every request.
-    fn check_lost<T>(&self, method: &str, id: &str, error: &reqwest::Error) -> Option<T> {
-        if error.is_timeout() {
+    /// Checks a lost response. A daemon that was not killed since the request, when `kills` was the number of kills, answers.
+    ///
+    /// After a kill, even a timeout proves nothing. On a busy machine a request sometimes stays in the HTTP client until its timeout,
+    /// although its connection has ended: after 8 s all sockets of the client were those of later requests.
+    fn check_lost<T>(&self, method: &str, id: &str, kills: usize, error: &reqwest::Error) -> Option<T> {
+        if error.is_timeout() && kills == self.kills.load(SeqCst) {
             self.report(format!("{method} {id} got no response: {error:?}"));
         }
         None
@@ -194,6 +197,7 @@ impl Client {
         self.sent += 1;
         let text = format!("{}/{}", self.number, self.sent);
         let known = id.map(|id| self.world.ledger().known(id)).unwrap_or_default();
+        let kills = self.world.kills.load(SeqCst);
         let name = id.unwrap_or("a new conversation");
         match self.world.daemon.try_chat(&text, id).await {
             Ok(answer) if answer.status == 200 => {
@@ -212,7 +216,7 @@ impl Client {
             }
             Err(error) if error.is_connect() => self.world.ledger().refuse(text),
             Err(error) => {
-                self.world.check_lost::<()>("POST", name, &error);
+                self.world.check_lost::<()>("POST", name, kills, &error);
                 self.world.ledger().counts.unknown += 1;
             }
         }
@@ -238,7 +242,7 @@ impl Client {
     /// Deletes the conversation. The client then takes another conversation, also after a failure.
     async fn delete(&mut self, id: &str) {
         self.leave(id);
-        let known = self.world.ledger().known(id);
+        let (known, kills) = (self.world.ledger().known(id), self.world.kills.load(SeqCst));
         let deletion =
             match self.world.daemon.try_request("DELETE", &format!("/conversations/{id}"), None).await {
                 Ok(answer) if answer.status == 204 => Deletion::Acknowledged,
@@ -252,7 +256,7 @@ impl Client {
                 }
                 Err(error) if error.is_connect() => Deletion::None,
                 Err(error) => {
-                    self.world.check_lost::<()>("DELETE", id, &error);
+                    self.world.check_lost::<()>("DELETE", id, kills, &error);
                     Deletion::Unknown
                 }
             };
