@@ -19,10 +19,12 @@ use threadkeep::{Builder, Cache, ErrorKind, Freshness, WriteOutcome};
 const HOUR: Duration = Duration::from_secs(3600);
 /// The time during which a conversation is fresh without a poll.
 const BRIEF: Duration = Duration::from_millis(150);
+/// The bound for an event that must come, also on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
 
-/// Returns a cache that follows the history, and one that writes beside it.
+/// Returns the builder of a cache that follows the history.
 fn builder(store: &Arc<History>, fresh_for: Duration) -> Builder {
-    let builder = Cache::builder().store(Arc::clone(store)).fresh_for(fresh_for);
+    let builder = Cache::builder().store(Arc::clone(store)).fresh_for(fresh_for).soft_timeout(LIMIT);
     builder.feed_interval(Duration::from_millis(10))
 }
 
@@ -40,7 +42,8 @@ fn start() -> Arc<History> {
 }
 
 async fn wait_until(event: &str, mut condition: impl AsyncFnMut() -> bool) {
-    for _ in 0..6_000 {
+    let began = Instant::now();
+    while began.elapsed() < LIMIT {
         if condition().await {
             return;
         }
@@ -68,13 +71,17 @@ async fn unnamed_conversations_stay_fresh_without_a_load() {
     polled(&store, 2).await;
     cache.put("own", &2).await.unwrap();
     assert_eq!(get(&cache, "read").await, (1, Freshness::Fresh));
-    let began = Instant::now();
+    let (began, mut late) = (Instant::now(), 0);
     while began.elapsed() < 4 * BRIEF {
         polled(&store, 1).await;
+        let (began, lag) = (Instant::now(), cache.health().feed.unwrap().lag);
         assert_eq!(get(&cache, "read").await, (1, Freshness::Fresh));
         assert_eq!(get(&cache, "own").await, (2, Freshness::Fresh));
+        // On a busy machine, the last poll may be too old. Then both reads ask the store.
+        late += if lag + began.elapsed() < BRIEF { 0 } else { 2 };
     }
-    assert_eq!(store.loads.load(SeqCst), 1, "only the first read of a conversation asks the store");
+    let loads = store.loads.load(SeqCst);
+    assert!(loads <= 1 + late, "only the first read asks the store: {loads} loads, {late} after a late poll");
 }
 
 #[tokio::test]
@@ -260,8 +267,8 @@ async fn feed_ends_without_a_history_and_with_the_cache() {
 fn with_outage_file(store: &Arc<History>, path: &Path) -> (Builder, Faults) {
     let faulty = FaultStore::new(Arc::clone(store));
     let faults = faulty.faults();
-    let store = ResilientStore::new(faulty, Duration::from_secs(2));
-    let builder = Cache::builder().store(store).queue(path).fresh_for(HOUR);
+    let store = ResilientStore::new(faulty, LIMIT);
+    let builder = Cache::builder().store(store).queue(path).fresh_for(HOUR).soft_timeout(LIMIT);
     (builder.feed_interval(Duration::from_millis(10)), faults)
 }
 
