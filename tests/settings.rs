@@ -59,6 +59,8 @@ async fn settings_with_junk_are_named_with_a_remedy() {
         ("CONVERSATION_SOFT_TIMEOUT_SECONDS", "inf"),
         ("CONVERSATION_WARMUP_LIMIT", "all"),
         ("CONVERSATION_FEED_INTERVAL_SECONDS", "-1"),
+        ("CONVERSATION_FEED_INTERVAL_SECONDS", "0.0001"),
+        ("CONVERSATION_FEED_INTERVAL_SECONDS", "3601"),
     ];
     for (name, value) in junk {
         // Only the Supabase backend checks the settings of Supabase.
@@ -90,6 +92,29 @@ async fn settings_problems_are_reported_together() {
     let error = open(&vars).await.unwrap_err().to_string();
     assert!(vars.iter().all(|(name, _)| error.contains(name)), "{error}");
     assert!(error.contains("3 settings are invalid"), "{error}");
+}
+
+#[test]
+fn freshness_that_ends_before_the_next_poll_is_warned_of() {
+    let warnings = |fresh: &str, interval: &str| {
+        let vars = [
+            ("CONVERSATION_STORAGE_BACKEND", "supabase"),
+            ("CONVERSATION_FRESH_SECONDS", fresh),
+            ("CONVERSATION_FEED_INTERVAL_SECONDS", interval),
+        ];
+        let config = Builder::from_vars(vars.map(|(name, value)| (name.into(), value.into()))).resolve();
+        assert!(config.problems.is_empty(), "{:?}", config.problems);
+        config.warnings.into_iter().map(|warning| warning.to_string()).collect::<Vec<_>>()
+    };
+    for (fresh, interval) in [("", ""), ("2.1", ""), ("0", ""), ("0", "0"), ("1", "0.0"), ("0.02", "0.01")] {
+        assert_eq!(warnings(fresh, interval), [""; 0], "{fresh} {interval}");
+    }
+    for (fresh, interval) in [("2", ""), ("1", "3"), ("", "30"), ("0", "2")] {
+        let warnings = warnings(fresh, interval);
+        assert!(warnings.len() == 1, "{warnings:?}");
+        assert!(warnings[0].starts_with("CONVERSATION_FRESH_SECONDS is not above"), "{warnings:?}");
+        assert!(warnings[0].ends_with("or set CONVERSATION_FEED_INTERVAL_SECONDS=0"), "{warnings:?}");
+    }
 }
 
 #[tokio::test]
@@ -250,6 +275,11 @@ async fn builder_setter_out_of_range_is_named_with_its_range() {
         ),
         ("CONVERSATION_FRESH_SECONDS", Cache::builder().fresh_for(day + nanosecond), ["00001s", "86400s"]),
         ("CONVERSATION_FRESH_SECONDS", Cache::builder().fresh_for(Duration::MAX), ["cannot be", "86400s"]),
+        (
+            "CONVERSATION_FEED_INTERVAL_SECONDS",
+            Cache::builder().feed_interval(Duration::from_micros(9_999)),
+            ["9.999ms", "10ms"],
+        ),
         (
             "CONVERSATION_SOFT_TIMEOUT_SECONDS",
             Cache::builder().soft_timeout(Duration::MAX),

@@ -40,8 +40,6 @@ use crate::outage::CopyRank;
 use crate::resilience::breaker::BreakerState;
 use crate::store::{Continuity, Cursor, LoadRequest, Loaded, Store};
 
-/// The shortest interval.
-const MIN_INTERVAL: Duration = Duration::from_millis(10);
 /// The pause until the feed tries again, if the database lacks the function.
 const SCHEMA_PAUSE: Duration = Duration::from_secs(60);
 /// The names that the task handles between two points at which other tasks of the OS thread run.
@@ -92,7 +90,6 @@ impl Feed {
     /// Drops `first` after the first poll. In an outage it does so at once.
     pub(super) async fn run(mut self, interval: Duration, first: oneshot::Sender<()>) {
         let mut first = Some(first);
-        let interval = interval.max(MIN_INTERVAL);
         self.progress.send_replace(Some(FeedProgress { polled: self.copies.clock.moment(), error: None }));
         loop {
             // The breaker finds the end of an outage by its own probe.

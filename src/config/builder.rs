@@ -72,8 +72,8 @@ pub struct Builder {
     pub(super) custom_key_provider: Option<KeyProvider>,
     /// The warm-up limit for the caller's store. It has no default, because such a store may list slowly.
     pub(super) custom_warmup_limit: usize,
-    /// The feed's interval for the caller's store.
-    pub(super) custom_feed_interval: Duration,
+    /// Whether the caller's store has a feed.
+    pub(super) has_custom_feed: bool,
     pub(super) limits: Limits,
     pub(super) skew_millis: i64,
 }
@@ -97,7 +97,7 @@ impl Default for Builder {
             key_file: None,
             custom_key_provider: None,
             custom_warmup_limit: 0,
-            custom_feed_interval: Duration::ZERO,
+            has_custom_feed: false,
             limits: Limits::default(),
             skew_millis: 0,
         };
@@ -216,13 +216,19 @@ impl Builder {
         })
     }
 
-    /// Sets the interval of the change feed. Zero turns it off.
+    /// Sets the interval of the change feed, from 10 ms to an hour. Zero turns the feed off.
     ///
     /// One request tells which conversations changed in the store. All others in memory stay fresh without a load. For a
-    /// [store](Self::store) of the caller, the feed runs only with this setter. It also needs a time in
-    /// [`fresh_for`](Self::fresh_for). See [`Builder`] for an example.
+    /// [store](Self::store) of the caller, the feed runs only with this setter.
+    ///
+    /// The interval must be below the time in [`fresh_for`](Self::fresh_for). Otherwise conversations stop being fresh before
+    /// the next poll, and their readers ask the store. If that time is zero, the feed does not run. See [`Builder`] for an example.
     pub fn feed_interval(mut self, interval: Duration) -> Self {
-        self.custom_feed_interval = interval;
+        self.has_custom_feed = true;
+        if interval.is_zero() {
+            self.limits.feed_interval = interval;
+            return self;
+        }
         self.set_duration("CONVERSATION_FEED_INTERVAL_SECONDS", interval, &FEED_INTERVAL_RANGE, |builder| {
             &mut builder.limits.feed_interval
         })

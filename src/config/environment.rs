@@ -63,11 +63,29 @@ impl Builder {
                 "set CONVERSATION_STORAGE_BACKEND",
             );
         }
+        let has_interval = value_of("CONVERSATION_FEED_INTERVAL_SECONDS").is_some();
+        builder.warn_of_unused_feed(has_interval);
         let is_known = |name: &String| SETTINGS.iter().any(|setting| setting.name == name);
         for name in vars.keys().filter(|name| name.starts_with("CONVERSATION_") && !is_known(name)) {
             builder.warn(name, "is not a setting of threadkeep", "check its spelling");
         }
         builder
+    }
+
+    /// Warns if conversations stop being fresh before the next poll of the feed. A freshness period of zero is a choice, unless the
+    /// interval is set, too.
+    fn warn_of_unused_feed(&mut self, has_interval: bool) {
+        let Some(fresh_for) = self.limits.fresh_for else { return };
+        let interval = self.limits.feed_interval;
+        let is_supabase = self.config.backend == Backend::Supabase;
+        let is_meant = fresh_for.is_zero() && !has_interval || interval.is_zero();
+        if is_supabase && fresh_for <= interval && !is_meant {
+            self.warn(
+                "CONVERSATION_FRESH_SECONDS",
+                "is not above CONVERSATION_FEED_INTERVAL_SECONDS, so reads ask Supabase in spite of the change feed",
+                "raise it, or set CONVERSATION_FEED_INTERVAL_SECONDS=0",
+            );
+        }
     }
 
     fn warn(&mut self, setting: &str, message: impl Into<String>, remedy: &'static str) {

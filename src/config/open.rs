@@ -60,7 +60,9 @@ impl Builder {
 
     async fn open_custom(mut self, store: Arc<dyn Store>) -> Result<Cache> {
         self.limits.warmup_limit = self.custom_warmup_limit;
-        self.limits.feed_interval = self.custom_feed_interval;
+        if !self.has_custom_feed {
+            self.limits.feed_interval = Duration::ZERO;
+        }
         let file = match self.queue_mode {
             QueueMode::On => Some(self.open_outage_file("custom", store.clock()).await?),
             QueueMode::Auto | QueueMode::Off => None,

@@ -31,7 +31,9 @@ pub(super) const TTL_RANGE: RangeInclusive<Duration> =
 pub(super) const TIMEOUT_RANGE: RangeInclusive<Duration> =
     Duration::from_millis(50)..=Duration::from_secs(300);
 pub(super) const FRESH_FOR_RANGE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
-pub(super) const FEED_INTERVAL_RANGE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
+/// Zero turns the feed off, and is no interval.
+pub(super) const FEED_INTERVAL_RANGE: RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(3600);
 pub(super) const SOFT_TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(60);
 pub(super) const VALUE_BYTES_RANGE: RangeInclusive<usize> = 1..=LARGEST;
 const ANY_BYTES: RangeInclusive<usize> = 0..=usize::MAX;
@@ -213,7 +215,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         name: "CONVERSATION_FRESH_SECONDS",
         default: "30",
-        description: "age up to which a conversation in memory is fresh; later reads ask Supabase for changes of other daemons",
+        description: "age up to which a conversation in memory is fresh; later reads ask Supabase for changes of other daemons; 0 turns the change feed off, too",
         backend: Some(Backend::Supabase),
         set: |builder, text| {
             put(builder.limits.fresh_for.get_or_insert_default(), seconds(text, &FRESH_FOR_RANGE))
@@ -222,9 +224,14 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         name: "CONVERSATION_FEED_INTERVAL_SECONDS",
         default: "2",
-        description: "interval of the change feed, which keeps unchanged conversations in memory fresh; 0 turns it off",
+        description: "interval of the change feed, which keeps unchanged conversations in memory fresh; it must be below CONVERSATION_FRESH_SECONDS; 0 turns the feed off",
         backend: Some(Backend::Supabase),
-        set: |builder, text| put(&mut builder.limits.feed_interval, seconds(text, &FEED_INTERVAL_RANGE)),
+        set: |builder, text| {
+            let is_off = text.parse() == Ok(0.0);
+            let interval = is_off.then_some(Duration::ZERO).or_else(|| span(text, 1.0, &FEED_INTERVAL_RANGE));
+            let remedy = "use a number of seconds from 0.01 to 3600, or 0";
+            put(&mut builder.limits.feed_interval, interval.ok_or_else(|| malformed(remedy)))
+        },
     },
     Setting {
         name: "CONVERSATION_SOFT_TIMEOUT_SECONDS",
