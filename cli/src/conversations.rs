@@ -66,10 +66,7 @@ pub async fn get(settings: Builder, get: &Get, out: &mut Output) -> Result<Outco
     match found {
         Some(found) if out.is_json => out.json(&ConversationEntry::new(&found)?)?,
         Some(found) => out.line(found.json())?,
-        None => {
-            tell(&format!("threadkeep: there is no conversation {}", shown(&get.key)));
-            return Ok(Outcome::NotFound);
-        }
+        None => return Ok(no_conversation(&get.key)),
     }
     Ok(Outcome::Done)
 }
@@ -112,10 +109,6 @@ pub async fn append(settings: Builder, append: &Append, out: &mut Output) -> Res
     let appended = call.await?;
     cache.shutdown(SHUTDOWN_TIMEOUT).await?;
     match (appended.outcome, appended.length) {
-        (WriteOutcome::Absent, _) => {
-            tell(&format!("threadkeep: there is no conversation {}", shown(&append.key)));
-            Ok(Outcome::NotFound)
-        }
         (WriteOutcome::Stored, Some(length)) => {
             let json = json!({"key": append.key, "outcome": "stored", "length": length});
             out.either(&json, || format!("stored, {length} in the array now"))?;
@@ -174,16 +167,25 @@ fn parse_json(text: &str, subject: &str) -> Result<Box<RawValue>, Failure> {
         .map_err(|e| Failure::Usage(format!("cannot read {subject} as JSON: {e}; {hint}")))
 }
 
+fn no_conversation(key: &str) -> Outcome {
+    tell(&format!("threadkeep: there is no conversation {}", shown(key)));
+    Outcome::NotFound
+}
+
 fn report(key: &str, outcome: WriteOutcome, out: &mut Output) -> Result<Outcome, Failure> {
     let word = match outcome {
         WriteOutcome::Stored => "stored",
         WriteOutcome::Superseded => "superseded",
+        WriteOutcome::Absent => "absent",
         _ => "queued",
     };
     out.either(&json!({"key": key, "outcome": word}), || word.to_owned())?;
-    if outcome == WriteOutcome::Superseded {
-        tell("threadkeep: the store holds a newer write, which stays");
-        return Ok(Outcome::Partly);
+    match outcome {
+        WriteOutcome::Superseded => {
+            tell("threadkeep: the store holds a newer write, which stays");
+            Ok(Outcome::Partly)
+        }
+        WriteOutcome::Absent => Ok(no_conversation(key)),
+        _ => Ok(Outcome::Done),
     }
-    Ok(Outcome::Done)
 }

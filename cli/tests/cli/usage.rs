@@ -104,7 +104,11 @@ async fn local_backend_puts_gets_lists_and_removes() {
 #[tokio::test]
 async fn append_creates_extends_or_reports_a_bad_target() {
     let cli = Cli::new(&[]);
-    assert_eq!(cli.run(&["append", "k", "[1]", "--only-if-present"]).await.code, 4);
+    let absent = cli.run(&["append", "k", "[1]", "--only-if-present"]).await;
+    assert_eq!((absent.code, absent.out.as_str()), (4, "absent\n"));
+    let absent = cli.run(&["--json", "append", "k", "[1]", "--only-if-present"]).await;
+    assert_eq!((absent.code, absent.json()), (4, json!({"key": "k", "outcome": "absent"})));
+    assert!(absent.err.contains("there is no conversation k"), "{absent:?}");
     assert_eq!(cli.ok(&["append", "k", "[1, 2]", "--at", "m"]).await.out, "stored, 2 in the array now\n");
     let again = cli.run_with_input(&["append", "k", "--at", "m", "--json"], "[3]\n").await;
     assert_eq!(again.json(), json!({"key": "k", "outcome": "stored", "length": 3}));
