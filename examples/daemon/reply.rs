@@ -53,7 +53,11 @@ impl From<Error> for Failure {
 
 impl From<JsonRejection> for Failure {
     fn from(rejection: JsonRejection) -> Self {
-        Self::new(rejection.status(), rejection.body_text())
+        let remedy = match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => "; send at most 2 MiB",
+            _ => "",
+        };
+        Self::new(rejection.status(), format!("{}{remedy}", rejection.body_text()))
     }
 }
 

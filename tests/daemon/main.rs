@@ -98,6 +98,8 @@ async fn bad_request_returns_its_cause() {
     let cases = [
         (json!({"mess": 1}), 422, "message"),
         (json!({"message": "x".repeat(3_000)}), 400, "CONVERSATION_MAX_VALUE_BYTES"),
+        // One byte above the limit, so that the daemon reads all of the request before it answers.
+        (json!({"message": "x".repeat((2 << 20) - 13)}), 413, "; send at most 2 MiB"),
     ];
     for (body, status, word) in cases {
         let answer = daemon.post("/chat", &body).await;
