@@ -9,6 +9,14 @@ use crate::error::{Error, ErrorKind, Result};
 const MAX_ID_BYTES: usize = 512;
 
 /// The thread id of a conversation: 1 to 512 bytes of UTF-8 without NUL.
+///
+/// `Display` is for errors and logs: it writes the id between quotes, with escapes. [`as_str`](Self::as_str) returns the id itself.
+///
+/// ```
+/// let key = threadkeep::Key::new("thread\n1")?;
+/// assert_eq!((key.to_string().as_str(), key.as_str()), (r#""thread\n1""#, "thread\n1"));
+/// # Ok::<(), threadkeep::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(Arc<str>);
 
