@@ -139,6 +139,11 @@ impl State {
 }
 
 impl ReadToken {
+    /// Whether the store was restored after this token was taken.
+    pub(super) fn is_expired(&self) -> bool {
+        self.number < self.keys.state().restored_at
+    }
+
     /// Returns the floor of a key, if it rose after this token was taken.
     pub(super) fn floor(&self, key: &Key) -> Floor {
         let state = self.keys.state();
@@ -185,6 +190,7 @@ mod tests {
         let early = keys.token();
         keys.expire_tokens();
         let late = keys.token();
+        assert!(early.is_expired() && !late.is_expired());
         assert_eq!(early.floor(&key).possible, Version::from_raw(i64::MAX));
         assert_eq!(late.floor(&key), Floor::default());
         let floor = keys.change(&key, Some(&early), |queued, floor| (queued, None, floor));

@@ -122,7 +122,10 @@ impl Copies {
         &self,
         Observed { call, value }: Observed<Arc<Record>>,
     ) -> Result<Persisted<[Arc<Record>; 1]>> {
-        self.save_own(Arc::clone(&value)).await?;
+        // The restored store may not have the write.
+        if !call.token.is_expired() {
+            self.save_own(Arc::clone(&value)).await?;
+        }
         Ok(Persisted { call, value: [value] })
     }
 

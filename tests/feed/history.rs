@@ -28,6 +28,8 @@ pub struct History {
     pub loads: AtomicUsize,
     /// Each load takes a permit after it has executed.
     pub answers: Semaphore,
+    /// Each write takes a permit after it has executed.
+    pub acknowledgements: Semaphore,
     /// The longest random delay of a call, before and after its execution.
     pub delay: Mutex<Duration>,
 }
@@ -67,6 +69,7 @@ impl Default for History {
             waits: AtomicBool::new(false),
             loads: AtomicUsize::new(0),
             answers: Semaphore::new(Semaphore::MAX_PERMITS),
+            acknowledgements: Semaphore::new(Semaphore::MAX_PERMITS),
             delay: Mutex::default(),
         }
     }
@@ -163,6 +166,7 @@ impl Store for History {
         let records = Arc::clone(&self.state().records);
         let applied = records.apply(writes).await?;
         self.note(writes, &applied);
+        self.acknowledgements.acquire().await.unwrap().forget();
         self.wait(1).await;
         Ok(applied)
     }

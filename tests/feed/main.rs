@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use history::History;
 use threadkeep::store::{Memory, ResilientStore};
 use threadkeep::testing::{Fault, FaultStore, Faults, stay_on_this_thread};
-use threadkeep::{Builder, Cache, ErrorKind, Freshness, WriteOutcome};
+use threadkeep::{Builder, Cache, ErrorKind, Freshness, Key, WriteOutcome};
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// The time during which a conversation is fresh without a poll.
@@ -330,4 +330,25 @@ async fn restored_database_drops_memory_and_replica() {
     assert_eq!(get(&cache, "t").await.0, 1);
     let lost = cache.get("lost").await;
     assert!(!matches!(lost, Ok(Some(_))), "no copy of the lost history is left: {lost:?}");
+}
+
+#[tokio::test]
+async fn write_that_a_restore_overtakes_leaves_no_copy() {
+    let (store, dir) = (start(), tempfile::tempdir().unwrap());
+    let (builder, faults) = with_outage_file(&store, &dir.path().join("queue.db"));
+    let cache = builder.open().await.unwrap();
+    polled(&store, 1).await;
+    store.acknowledgements.forget_permits(usize::MAX);
+    let write = tokio::spawn(cache.put("t", &1).into_future());
+    let key = Key::new("t").unwrap();
+    wait_until("the write", async || store.newest_before(Instant::now(), &key).is_some()).await;
+    store.restore(Arc::default());
+    polled(&store, 2).await;
+    store.acknowledgements.add_permits(1 << 20);
+    assert_eq!(write.await.unwrap().unwrap(), WriteOutcome::Stored);
+    assert_eq!(cache.health().queue.unwrap().copies, 0);
+    assert!(cache.get("t").await.unwrap().is_none());
+    open_breaker(&cache, &faults).await;
+    let lost = cache.get("t").await;
+    assert!(!matches!(lost, Ok(Some(_))), "{lost:?}");
 }

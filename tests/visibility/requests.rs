@@ -13,7 +13,8 @@ const DAEMONS: usize = 8;
 /// Reads all conversations once in each daemon.
 async fn read_all(caches: &[Cache], conversations: u64) {
     let mut readers = JoinSet::new();
-    for cache in caches.iter().cloned() {
+    for cache in caches {
+        let cache = cache.clone();
         readers.spawn(async move {
             for at in 0..conversations {
                 assert!(cache.get(format!("hot {at}")).await.unwrap().is_some());
