@@ -63,6 +63,11 @@ impl ActiveKeys {
         self.state().keys.get(key).map_or(Queued::Nothing, |active| active.queued)
     }
 
+    /// Returns true if the outage file has queued writes of the conversation.
+    pub(super) fn is_queued(&self, key: &Key) -> bool {
+        self.queued(key) != Queued::Nothing
+    }
+
     /// Changes a key. `change` gets the queued write, and the floor that rose since `token` was taken. It returns the new
     /// queued write, the raise, and a result.
     pub(super) fn change<T>(

@@ -72,7 +72,7 @@ impl Copies {
     /// Takes the read token and the time of a call (I2).
     pub(super) fn begin(&self) -> Arc<Call> {
         // The token comes first. A change between the two only makes the result stale.
-        let token = self.memory.token();
+        let token = self.memory.keys.token();
         Arc::new(Call { token, at: self.clock.moment() })
     }
 
@@ -112,21 +112,19 @@ impl Copies {
         Persisted { call, value: [value] }
     }
 
-    /// Saves the copy of a write of this handle that the store has taken.
+    /// Hands a write of this handle that the store has taken to the outage file, and then to memory (I1).
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Closed`] if the outage file is closed. The next start in an outage would not find the write, so the call
     /// does not acknowledge it.
-    pub(super) async fn persist_own(
-        &self,
-        Observed { call, value }: Observed<Arc<Record>>,
-    ) -> Result<Persisted<[Arc<Record>; 1]>> {
+    pub(super) async fn keep_own(&self, Observed { call, value }: Observed<Arc<Record>>) -> Result<()> {
         // The restored store may not have the write.
         if !call.token.is_expired() {
             self.save_own(Arc::clone(&value)).await?;
         }
-        Ok(Persisted { call, value: [value] })
+        self.see(&call, value);
+        Ok(())
     }
 
     /// Returns the conversation after an append, if memory or replica hold the one before.
@@ -151,14 +149,18 @@ impl Copies {
         Some(copy.0).filter(|held| held.version == version)
     }
 
+    /// Saves a copy of a write of this handle, and waits for the commit. So a process that starts after a crash knows the write.
     async fn save_own(&self, record: Arc<Record>) -> Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
-        let key = record.key.clone();
-        let copy = self.copy(record, self.clock.moment(), CopyRank::Used);
-        file.save_own_copy(copy).await.map_err(|_| {
+        let copy = self.copy(Arc::clone(&record), self.clock.moment(), CopyRank::Used);
+        let Ok(saved) = file.submit_copies(vec![copy]).await else {
+            let key = &record.key;
             let message = format!("the cache was shut down during the write of conversation {key}");
-            Error::new(ErrorKind::Closed, message).with_key(key.as_str()).with_outcome_unknown()
-        })
+            return Err(Error::new(ErrorKind::Closed, message).with_key(key.as_str()).with_outcome_unknown());
+        };
+        // A failed commit makes all copies invalid, so the write needs none.
+        saved.await.ok();
+        Ok(())
     }
 
     /// Admits the answer of a load or of a write.

@@ -44,7 +44,7 @@ pub(super) struct MemoryCache {
     entries: Cache<Key, Arc<CacheEntry>, RandomState>,
     /// The versions of known absences, and the times of the calls that showed them. `None` if `fresh_for` is zero.
     negative_cache: Option<Cache<Key, (Version, Moment), RandomState>>,
-    keys: ActiveKeys,
+    pub(super) keys: ActiveKeys,
     clock: Arc<Clock>,
     /// The time during which a validated entry is fresh. `None` if no other process can write.
     fresh_for: Option<Duration>,
@@ -212,15 +212,6 @@ impl MemoryCache {
         View { entry, absent, queued: self.keys.queued(key) }
     }
 
-    /// Returns true if the outage file has queued writes of the conversation.
-    pub(super) fn is_queued(&self, key: &Key) -> bool {
-        self.keys.queued(key) != Queued::Nothing
-    }
-
-    pub(super) fn token(&self) -> ReadToken {
-        self.keys.token()
-    }
-
     /// Returns true if `get` may call the entry fresh at `now`.
     pub(super) fn is_fresh(&self, entry: &CacheEntry, validity: Validity, now: Moment) -> bool {
         entry.origin() == Origin::Store
@@ -367,7 +358,7 @@ impl MemoryCache {
     pub(super) fn drain_first_reads(&self) -> Vec<ReplicaRecord> {
         let keys = std::mem::take(&mut *self.first_reads.lock());
         // The token is older than the lookups, so it shows each later change (I2).
-        let token = self.token();
+        let token = self.keys.token();
         let entries = keys.iter().filter_map(|key| self.entries.get(key));
         let is_copy = |entry: &Arc<CacheEntry>| {
             let record = entry.record();

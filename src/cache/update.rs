@@ -156,12 +156,8 @@ async fn update(
         let value = change(found.as_ref())?;
         if value.is_none() && found.is_none() {
             // The absence may be the one of a queued remove, which the store does not have yet.
-            let is_queued = shared.copies.memory.is_queued(key);
-            return Ok(if is_queued {
-                WriteOutcome::Queued
-            } else {
-                shared.acknowledged(WriteOutcome::Stored)
-            });
+            let is_queued = shared.copies.memory.keys.is_queued(key);
+            return Ok(if is_queued { WriteOutcome::Queued } else { shared.stored() });
         }
         // A tombstone keeps neither user nor metadata.
         let options = options.or_from(found.as_ref().filter(|_| value.is_some()));
@@ -187,7 +183,7 @@ impl Shared {
         // Subscribed before the first look, so that no change in between is missed.
         let mut changes = file.queue();
         let is_settled =
-            async { while self.copies.memory.is_queued(key) && changes.changed().await.is_ok() {} };
+            async { while self.copies.memory.keys.is_queued(key) && changes.changed().await.is_ok() {} };
         within(self.limits.soft_timeout, is_settled).await;
     }
 }

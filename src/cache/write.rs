@@ -39,7 +39,6 @@ use crate::model::key::Key;
 use crate::model::moment::Moment;
 use crate::model::outcome::{Appended, WriteOutcome};
 use crate::model::record::Record;
-use crate::model::version::Version;
 use crate::outage::Enqueued;
 use crate::outage::file::OutageFile;
 use crate::resilience::tasks;
@@ -86,12 +85,9 @@ impl Shared {
         cause.map_or(error.clone(), |cause| error.with_source(cause))
     }
 
-    /// Returns the outcome for the caller. The backend `memory` stores nothing beyond the process.
-    pub(super) fn acknowledged(&self, outcome: WriteOutcome) -> WriteOutcome {
-        match outcome {
-            WriteOutcome::Stored if self.backend == "memory" => WriteOutcome::Volatile,
-            other => other,
-        }
+    /// Returns the outcome of a stored write. The backend `memory` stores nothing beyond the process.
+    pub(super) fn stored(&self) -> WriteOutcome {
+        if self.backend == "memory" { WriteOutcome::Volatile } else { WriteOutcome::Stored }
     }
 
     /// Returns the outage file if the settings let a write enter its queue.
@@ -200,7 +196,7 @@ impl WriteTask {
         if shared.queue_if_enabled().is_none() {
             shared.wait_for_queue(key).await;
         }
-        if shared.copies.memory.is_queued(key) {
+        if shared.copies.memory.keys.is_queued(key) {
             let message = format!("earlier writes of conversation {key} wait in the queue");
             let error = Error::new(ErrorKind::Unavailable, message).with_key(key.as_str());
             return Err(error.with_retry_after(shared.limits.soft_timeout));
@@ -306,14 +302,15 @@ impl WriteTask {
             (Applied::Stored, None) => self.acknowledge(applied.map(|_| Arc::clone(record)), None).await,
             (Applied::AppendedBefore(version), None) => {
                 copies.supersede(key, version).await?;
-                Ok(self.stored(None, None))
+                Ok(self.shared.stored().into())
             }
             (Applied::Appended { version, length, .. }, None) => {
                 match copies.follow(write, &applied.value).await {
                     Some(record) => self.acknowledge(applied.map(|_| record), Some(length)).await,
                     None => {
                         copies.supersede(key, version).await?;
-                        Ok(self.stored(Some(version), Some(length)))
+                        let outcome = self.shared.stored();
+                        Ok(Appended { outcome, version: Some(version), length: Some(length) })
                     }
                 }
             }
@@ -333,15 +330,8 @@ impl WriteTask {
     /// Hands a write that the store has taken to the replica and to memory, and answers the caller.
     async fn acknowledge(&self, stored: Observed<Arc<Record>>, length: Option<u64>) -> Result<Appended> {
         let version = length.map(|_| stored.value.version);
-        let persisted = self.shared.copies.persist_own(stored).await?;
-        self.shared.copies.admit(persisted);
-        Ok(self.stored(version, length))
-    }
-
-    /// The backend `memory` stores nothing beyond the process.
-    fn stored(&self, version: Option<Version>, length: Option<u64>) -> Appended {
-        let outcome = self.shared.acknowledged(WriteOutcome::Stored);
-        Appended { outcome, version, length }
+        self.shared.copies.keep_own(stored).await?;
+        Ok(Appended { outcome: self.shared.stored(), version, length })
     }
 
     /// Queues the write. `Queued` means that the outage file has synced it to the local disk (I4).
@@ -370,7 +360,7 @@ impl WriteTask {
         match enqueued? {
             Enqueued::Queued { .. } | Enqueued::Covered => Ok(WriteOutcome::Queued.into()),
             // A load found this very write in the store.
-            Enqueued::Superseded(held) if held == issued.version => Ok(self.stored(None, None)),
+            Enqueued::Superseded(held) if held == issued.version => Ok(self.shared.stored().into()),
             Enqueued::Superseded(_) => Ok(WriteOutcome::Superseded.into()),
             Enqueued::Conflict { .. } => Err(conflict(&write.record.key)),
         }

@@ -57,8 +57,10 @@ impl ClockCheckpoint {
     /// Saves the time of a synced clock, if a checkpoint is due.
     pub(super) fn save(&mut self, connection: &Connection, clock: &Clock) -> rusqlite::Result<()> {
         let now = clock.moment();
-        let is_due = self.synced.is_none_or(|saved| !now.is_within(CHECKPOINT_INTERVAL, saved));
-        let Some(shown) = clock.known_now().filter(|_| is_due) else { return Ok(()) };
+        if self.synced.is_some_and(|saved| now.is_within(CHECKPOINT_INTERVAL, saved)) {
+            return Ok(());
+        }
+        let Some(shown) = clock.known_now() else { return Ok(()) };
         // Set even without `/proc`, so that each transaction does not try again.
         self.synced = Some(now);
         let Some(machine) = MachineTime::now() else { return Ok(()) };

@@ -242,8 +242,6 @@ impl OutageFile {
     ) -> Result<oneshot::Receiver<Result<T>>> {
         let (state, clock, hooks) =
             (Arc::clone(&self.state), Arc::clone(&self.clock), Arc::clone(&self.hooks));
-        let change = Arc::new(Mutex::new(QueueChange::default()));
-        let changed = Arc::clone(&change);
         let work = move |connection: &Connection| {
             let mut state = lock(&state);
             if !state.is_known {
@@ -254,13 +252,18 @@ impl OutageFile {
             // Part of this transaction, so that a checkpoint costs no commit of its own.
             state.checkpoint.save(connection, &clock)?;
             let result = work(connection, &mut state)?;
-            *lock(&change) = state.take_change(connection)?;
+            let change = state.take_change(connection)?;
             state.is_known = true;
-            Ok(result)
+            Ok((result, change))
         };
-        let on_commit = move |result: &Result<T>| match result {
-            Ok(_) => hooks.publish(std::mem::take(&mut lock(&changed)), || on_commit(result)),
-            Err(_) => on_commit(result),
+        let on_commit = move |committed: Result<(T, QueueChange)>| {
+            let (result, change) = committed
+                .map_or_else(|error| (Err(error), None), |(value, change)| (Ok(value), Some(change)));
+            match change {
+                Some(change) => hooks.publish(change, || on_commit(&result)),
+                None => on_commit(&result),
+            }
+            result
         };
         self.database.writer.submit(level, work, on_commit).await
     }

@@ -50,21 +50,15 @@ impl OutageFile {
         }
     }
 
-    /// Saves a copy of a write of this handle, as [`save_copies`](Self::save_copies) does, and waits for the commit. So a process
-    /// that starts after a crash knows this write.
+    /// Submits copies to the writer, as [`save_copies`](Self::save_copies) does. The receiver gets its result after the commit. A
+    /// failed commit makes all copies invalid.
     ///
     /// # Errors
-    /// [`Closed`](crate::ErrorKind::Closed) if the file is closed. The next process may not find the write then.
-    pub(crate) async fn save_own_copy(&self, copy: ReplicaRecord) -> Result<()> {
-        self.submit_copies(vec![copy]).await?.await.ok();
-        Ok(())
-    }
-
-    /// Submits copies to the writer. A failed commit makes all copies invalid.
-    ///
-    /// # Errors
-    /// [`Closed`](crate::ErrorKind::Closed).
-    async fn submit_copies(&self, copies: Vec<ReplicaRecord>) -> Result<oneshot::Receiver<Result<u64>>> {
+    /// [`Closed`](crate::ErrorKind::Closed) if the file is closed. The next process does not find the copies then.
+    pub(crate) async fn submit_copies(
+        &self,
+        copies: Vec<ReplicaRecord>,
+    ) -> Result<oneshot::Receiver<Result<u64>>> {
         let (limit, clock) = (self.limits.replica, Arc::clone(&self.clock));
         // Counted before the submission, so that `flush_copies` cannot miss these copies.
         let in_flight = self.copies_in_flight.begin(copies.iter().map(|copy| copy.record.bytes()).sum());
@@ -78,7 +72,7 @@ impl OutageFile {
                 state.dropped_after = failures;
             }
             for copy in &copies {
-                save(connection, state, copy, clock.now())?;
+                save(connection, state, copy, clock.now(), limit)?;
             }
             evict(connection, state, limit)?;
             Ok(failures)
@@ -108,7 +102,7 @@ impl OutageFile {
     pub(crate) async fn confirm(&self, copy: ReplicaRecord) {
         let (limit, clock) = (self.limits.replica, Arc::clone(&self.clock));
         let work = move |connection: &Connection, state: &mut WriterState| {
-            save(connection, state, &copy, clock.now())?;
+            save(connection, state, &copy, clock.now(), limit)?;
             evict(connection, state, limit)
         };
         if let Err(error) = self.write(CommitLevel::ProcessCrash, work).await {

@@ -51,6 +51,28 @@ pub(super) fn insert(
     connection.prepare_cached(sql)?.execute(values).map(drop)
 }
 
+/// Overwrites a copy with another record of its conversation.
+pub(super) fn overwrite_copy(
+    connection: &Connection,
+    seq: i64,
+    record: &Record,
+    at: Timestamp,
+) -> rusqlite::Result<()> {
+    let sql = "update records set version = ?2, expires_at = ?3, at = ?4, bytes = ?5, user = ?6, metadata = ?7, value = ?8
+               where seq = ?1";
+    let values = params![
+        seq,
+        record.version.raw(),
+        record.expires_at.0,
+        at.0,
+        to_i64(row_bytes(record)),
+        record.user,
+        record.metadata.as_str(),
+        value_text(record),
+    ];
+    connection.prepare_cached(sql)?.execute(values).map(drop)
+}
+
 /// Adds a write to the queue.
 pub(super) fn insert_queued(
     connection: &Connection,

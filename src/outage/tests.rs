@@ -1,5 +1,6 @@
 mod appends;
 mod clocks;
+mod copies;
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -50,6 +51,10 @@ impl QueueObserver for Seen {
 }
 
 impl World {
+    async fn save_copy(&self, copy: ReplicaRecord) {
+        self.file.submit_copies(vec![copy]).await.unwrap().await.unwrap().unwrap();
+    }
+
     async fn open(path: &Path, clock: Clock) -> Self {
         let clock = Arc::new(clock);
         let (file, queued) = OutageFile::open(path, "here", LIMITS, Arc::clone(&clock)).await.unwrap();
@@ -220,12 +225,12 @@ async fn copy_beside_a_queued_write_stays_and_wins_reads() {
         confirmed_at: Timestamp(1),
         rank: CopyRank::Used,
     };
-    world.file.save_own_copy(copy(&record)).await.unwrap();
+    world.save_copy(copy(&record)).await;
     world.file.close().await.unwrap();
     let world = World::open(&path, Clock::authoritative()).await;
     assert_eq!((world.queued[0].version, world.queued[0].trust), (put, QueueTrust::Superseded));
     let later = world.queue("k", "3", None).await;
-    world.file.save_own_copy(copy(&Record { version: later, ..record })).await.unwrap();
+    world.save_copy(copy(&Record { version: later, ..record })).await;
     assert_eq!((world.rows().await.len(), world.seen.take()), (0, vec!["k stored, more false".to_owned()]));
 }
 
@@ -326,7 +331,7 @@ async fn unsent_update_below_a_known_version_runs_again() {
     let (base, newer) = (world.clock.issue_version(), world.clock.issue_version());
     let tombstone = Record::tombstone(name("k"), newer).into();
     let copy = ReplicaRecord { record: tombstone, confirmed_at: Timestamp(1), rank: CopyRank::Used };
-    world.file.save_own_copy(copy).await.unwrap();
+    world.save_copy(copy).await;
     let outcome = world.update(world.clock.issue(), base, world.file.syncs()).await;
     assert_eq!((outcome, world.rows().await.len()), (Enqueued::Conflict { newer: Some(newer) }, 0));
 }

@@ -139,7 +139,7 @@ impl Database {
         level: CommitLevel,
         work: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.writer.submit(level, work, |_| {}).await?.await.map_err(|_| closed())?
+        self.writer.submit(level, work, |result| result).await?.await.map_err(|_| closed())?
     }
 
     /// Returns some free pages to the file system, and requests that the writer truncates the write-ahead log.

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{SendError, SyncSender, sync_channel};
 
-use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
@@ -40,17 +39,49 @@ pub(crate) enum CommitLevel {
     Acknowledged,
 }
 
-/// Work inside a group's transaction. The writer may run it again after a rollback.
-type Work = Box<dyn FnMut(&Connection) -> rusqlite::Result<()> + Send>;
-
 struct Job {
     level: CommitLevel,
-    run: Work,
-    /// Called when the result of the commit is known.
-    answer: Box<dyn FnOnce(Result<()>) + Send>,
+    task: Box<dyn Task>,
 }
 
 type Group = Vec<Job>;
+
+/// The work of a job, and its answer. One trait object has both, so that a job is one allocation.
+trait Task: Send {
+    /// Runs inside the group's transaction. The writer may call this again after a rollback.
+    fn run(&mut self, connection: &Connection) -> rusqlite::Result<()>;
+    /// Called when the result of the commit is known.
+    fn answer(self: Box<Self>, committed: Result<()>);
+}
+
+struct Submitted<V, T, W, C> {
+    work: W,
+    /// The value that the last run returned.
+    returned: Option<V>,
+    on_commit: C,
+    sender: oneshot::Sender<Result<T>>,
+}
+
+impl<V, T, W, C> Task for Submitted<V, T, W, C>
+where
+    V: Send,
+    T: Send,
+    W: FnMut(&Connection) -> rusqlite::Result<V> + Send,
+    C: FnOnce(Result<V>) -> Result<T> + Send,
+{
+    fn run(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        self.returned = Some((self.work)(connection)?);
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, committed: Result<()>) {
+        let Self { returned, on_commit, sender, .. } = *self;
+        let never_ran = || Error::new(ErrorKind::LocalStorage, "the writer of the local file skipped a job");
+        let result = committed.and_then(|()| returned.ok_or_else(never_ran));
+        // A cancelled caller does not undo the work.
+        sender.send(on_commit(result)).ok();
+    }
+}
 
 /// A handle on the writer's thread. Dropping it ends the thread after the waiting jobs.
 pub(crate) struct Writer {
@@ -79,33 +110,17 @@ impl Writer {
 
     /// Submits `work` for a transaction that other jobs share. Returns as soon as the writer has the job.
     ///
-    /// The receiver gets the result after the commit. The writer calls `on_commit` before any caller gets the result of this
-    /// job or of a later job.
-    pub(crate) async fn submit<T: Send + 'static>(
+    /// The receiver gets the result of `on_commit` after the commit. The writer calls `on_commit` before any caller gets the
+    /// result of this job or of a later job.
+    pub(crate) async fn submit<V: Send + 'static, T: Send + 'static>(
         &self,
         level: CommitLevel,
-        mut work: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
-        on_commit: impl FnOnce(&Result<T>) + Send + 'static,
+        work: impl FnMut(&Connection) -> rusqlite::Result<V> + Send + 'static,
+        on_commit: impl FnOnce(Result<V>) -> Result<T> + Send + 'static,
     ) -> Result<oneshot::Receiver<Result<T>>> {
         let (sender, answered) = oneshot::channel();
-        // The value that the last run returned.
-        let returned = Arc::new(Mutex::new(None));
-        let value = Arc::clone(&returned);
-        let run = move |connection: &Connection| {
-            *value.lock() = Some(work(connection)?);
-            Ok(())
-        };
-        let answer = move |committed: Result<()>| {
-            let never_ran =
-                || Error::new(ErrorKind::LocalStorage, "the writer of the local file skipped a job");
-            let value = returned.lock().take();
-            let result = committed.and_then(|()| value.ok_or_else(never_ran));
-            on_commit(&result);
-            // A cancelled caller does not undo the work.
-            sender.send(result).ok();
-        };
-        let job = Job { level, run: Box::new(run), answer: Box::new(answer) };
-        self.worker.sender()?.send(job).await.map_err(|_| closed())?;
+        let task = Box::new(Submitted { work, returned: None, on_commit, sender });
+        self.worker.sender()?.send(Job { level, task }).await.map_err(|_| closed())?;
         Ok(answered)
     }
 
@@ -147,7 +162,7 @@ impl<R: Fn()> GroupWriter<R> {
         while let Some(first) = waiting.blocking_recv() {
             let more = std::iter::from_fn(|| waiting.try_recv().ok());
             let group = std::iter::once(first).chain(more).take(MAX_GROUP).collect();
-            for (group, committed) in self.commit_if_named(group) {
+            for (group, committed) in self.commit_or_split(group) {
                 // Before the answers, so that a caller who got an error also finds the fault.
                 self.wal.note_result(committed.as_ref().err(), &self.health);
                 self.completion.answer(group, committed, !waiting.is_empty());
@@ -161,22 +176,19 @@ impl<R: Fn()> GroupWriter<R> {
         }
     }
 
-    /// Commits the jobs. Refuses the acknowledged ones if the file has lost its name.
-    fn commit_if_named(&self, group: Group) -> Vec<(Group, Result<()>)> {
-        let needs_name = group.iter().any(|job| job.level == CommitLevel::Acknowledged);
-        let checked = if needs_name { self.health.check_names() } else { Ok(()) };
-        let Err(name_lost) = checked else { return self.commit_or_split(group) };
-        let (refused, group): (Group, Group) =
-            group.into_iter().partition(|job| job.level == CommitLevel::Acknowledged);
-        let committed = if group.is_empty() { Vec::new() } else { self.commit_or_split(group) };
-        std::iter::once((refused, Err(name_lost))).chain(committed).collect()
-    }
-
-    /// Commits the jobs in one transaction, and returns their answers.
+    /// Commits the jobs in one transaction, and returns their answers. Refuses the acknowledged jobs if the file has lost its name.
     ///
     /// If one job fails, the writer rolls back and runs each job alone. A savepoint for each job would make every commit
     /// slower, and failures are rare.
     fn commit_or_split(&self, mut group: Group) -> Vec<(Group, Result<()>)> {
+        let needs_name = |job: &Job| job.level == CommitLevel::Acknowledged;
+        if group.iter().any(needs_name)
+            && let Err(name_lost) = self.health.check_names()
+        {
+            let (refused, others): (Group, Group) = group.into_iter().partition(needs_name);
+            let committed = if others.is_empty() { Vec::new() } else { self.commit_or_split(others) };
+            return std::iter::once((refused, Err(name_lost))).chain(committed).collect();
+        }
         let Err((step, error)) = self.commit(&mut group) else { return vec![(group, Ok(()))] };
         // SQLite may have rolled back already. Then this call fails, and says nothing new.
         self.connection.execute_batch("rollback").ok();
@@ -210,7 +222,7 @@ impl<R: Fn()> GroupWriter<R> {
             .and_then(|()| self.sync_commits(is_synced))
             .and_then(|()| execute("begin immediate"))
             .map_err(failed_at(CommitStep::Begin))?;
-        group.iter_mut().try_for_each(|job| (job.run)(connection)).map_err(failed_at(CommitStep::Work))?;
+        group.iter_mut().try_for_each(|job| job.task.run(connection)).map_err(failed_at(CommitStep::Work))?;
         execute("commit").map_err(failed_at(CommitStep::Commit))
     }
 
@@ -265,5 +277,5 @@ impl CompletionThread {
 }
 
 fn answer(group: Group, committed: &Result<()>) {
-    group.into_iter().for_each(|job| (job.answer)(committed.clone()));
+    group.into_iter().for_each(|job| job.task.answer(committed.clone()));
 }

@@ -291,7 +291,12 @@ impl<S: Store, I: BatchItem, A: BatchAnswer> DispatchSlot<S, I, A> {
             match self.dispatcher.send(&items).await {
                 Ok(answers) => {
                     repeated = RepeatedFailure::default();
-                    distribute(batch, answers);
+                    // If the store returned too few, the last callers get fewer than they asked for.
+                    let mut answers = answers.into_iter();
+                    for request in batch {
+                        let own = answers.by_ref().take(request.items.len()).collect();
+                        request.answer.send(Ok(own)).ok();
+                    }
                 }
                 Err(error) if batch.len() > 1 && error.may_affect_one_record() => {
                     let later = batch.split_off(batch.len() / 2);
@@ -331,15 +336,6 @@ impl RepeatedFailure {
                 && error.may_affect_one_record()
         };
         self.last.as_ref().filter(|error| self.count >= MAX_EQUAL_FAILURES && !is_verdict(error))
-    }
-}
-
-/// Sends each caller its own answers. If the store returned too few, the last callers get fewer than they asked for.
-fn distribute<I, A>(batch: Vec<BatchRequest<I, A>>, answers: Vec<A>) {
-    let mut answers = answers.into_iter();
-    for request in batch {
-        let own = answers.by_ref().take(request.items.len()).collect();
-        request.answer.send(Ok(own)).ok();
     }
 }
 

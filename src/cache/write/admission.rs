@@ -63,11 +63,6 @@ impl Shared {
             self.check_size("the metadata", metadata)?;
         }
         let bytes = value.map_or(0, Json::len) + metadata.map_or(0, Json::len);
-        Ok(AdmittedWrite { _budget: self.acquire_budget(bytes).await?, _counter: counter })
-    }
-
-    /// Takes a share of the write budget. An abandoned write keeps its share until it ends.
-    async fn acquire_budget(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
         let max_kib = self.limits.in_flight_bytes / KIB;
         let kib = u32::try_from((1 + bytes / KIB).min(max_kib)).unwrap_or(u32::MAX);
         let (limit, budget) = (self.limits.soft_timeout, Arc::clone(&self.write_budget));
@@ -75,6 +70,6 @@ impl Shared {
             let message = format!("{max_kib} KiB of writes are in flight");
             Error::new(ErrorKind::Overloaded, message).with_retry_after(limit)
         })?;
-        permit.map_err(|_| crate::cache::closed())
+        Ok(AdmittedWrite { _budget: permit.map_err(|_| crate::cache::closed())?, _counter: counter })
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::model::version::{Timestamp, Version};
-use crate::outage::rows::{insert, row_bytes};
+use crate::outage::rows::{insert, overwrite_copy, row_bytes};
 use crate::outage::settle::settle_row;
 use crate::outage::state::WriterState;
 use crate::outage::{CopyRank, ReplicaRecord, Verdict};
@@ -32,6 +32,7 @@ pub(super) fn save(
     state: &mut WriterState,
     copy: &ReplicaRecord,
     now: Timestamp,
+    limit: u64,
 ) -> rusqlite::Result<()> {
     let record = &copy.record;
     let key = record.key.as_str();
@@ -49,17 +50,17 @@ pub(super) fn save(
         Ok((held, Version::from_raw(row.get(1)?), row.get::<_, bool>(3)?, Timestamp(row.get(4)?)))
     });
     let Some((held, version, held_is_tombstone, held_at)) = held.optional()? else {
-        return insert_copy(connection, state, copy, None);
+        return put_copy(connection, state, copy, None, limit);
     };
     match version.cmp(&record.version) {
-        Ordering::Less => insert_copy(connection, state, copy, Some(held)),
+        Ordering::Less => put_copy(connection, state, copy, Some(held), limit),
         // Only time can make this version absent.
         Ordering::Equal if record.value.is_none() => Ok(()),
-        Ordering::Equal if held_is_tombstone => insert_copy(connection, state, copy, Some(held)),
+        Ordering::Equal if held_is_tombstone => put_copy(connection, state, copy, Some(held), limit),
         Ordering::Equal => renew(connection, state, copy, held.seq),
         // This call began after the end of the one that brought the newer version. So the database was restored, and is right.
         Ordering::Greater if copy.confirmed_at > held_at.plus(MAX_CALL) => {
-            insert_copy(connection, state, copy, Some(held))
+            put_copy(connection, state, copy, Some(held), limit)
         }
         // The row was deleted in the store. The copy loses its value and keeps its version.
         Ordering::Greater if record.version == Version::NONE => {
@@ -94,31 +95,37 @@ struct HeldCopy {
     bytes: u64,
 }
 
-/// Replaces the copy of a conversation.
-fn insert_copy(
+/// Adds the copy of a conversation, or replaces the one that the file has.
+///
+/// A copy whose place in the order of eviction stays is overwritten, which changes one row and no index of the keys. While the
+/// replica is at most half full, no eviction is near, so each copy keeps its place. From then on, each use renews it.
+fn put_copy(
     connection: &Connection,
     state: &mut WriterState,
     copy: &ReplicaRecord,
     held: Option<HeldCopy>,
+    limit: u64,
 ) -> rusqlite::Result<()> {
     let ReplicaRecord { record, confirmed_at, rank } = copy;
+    let is_listed = *rank == CopyRank::Listed;
+    // A conversation that never existed needs no row.
+    let is_needed = record.version != Version::NONE;
     if let Some(held) = held {
+        let keeps_place = is_listed || (held.seq > 0 && state.usage.replica.bytes <= limit / 2);
+        state.usage.replica.sub(held.bytes);
+        if is_needed && keeps_place {
+            state.usage.replica.add(row_bytes(record));
+            return overwrite_copy(connection, held.seq, record, *confirmed_at);
+        }
         // Without `returning`, for which SQLite would build a table in memory.
         connection.prepare_cached("delete from records where seq = ?1")?.execute([held.seq])?;
-        state.usage.replica.sub(held.bytes);
     }
-    // A conversation that never existed needs no row.
-    if record.version == Version::NONE {
+    if !is_needed {
         return Ok(());
     }
-    let seq = match (rank, held) {
-        (CopyRank::Listed, Some(held)) => held.seq,
-        (CopyRank::Listed, None) => state.next_listed_seq(),
-        _ => state.next_seq(),
-    };
-    insert(connection, seq, record, *confirmed_at, None)?;
+    let seq = if is_listed { state.next_listed_seq() } else { state.next_seq() };
     state.usage.replica.add(row_bytes(record));
-    Ok(())
+    insert(connection, seq, record, *confirmed_at, None)
 }
 
 /// Evicts copies beyond the limit: first the copies that no caller has used, then the oldest ones.

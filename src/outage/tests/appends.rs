@@ -24,7 +24,7 @@ impl World {
         record.expires_at = self.clock.now().plus(HOUR);
         let copy =
             ReplicaRecord { record: record.into(), confirmed_at: self.clock.now(), rank: CopyRank::Used };
-        self.file.save_own_copy(copy).await.unwrap();
+        self.save_copy(copy).await;
     }
 
     /// Returns the value with queued writes, and the base of an update.

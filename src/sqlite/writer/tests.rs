@@ -1,3 +1,4 @@
+use std::sync::Mutex;
 use std::sync::atomic::AtomicI32;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ async fn group_with_failed_job_commits_the_other_jobs() {
     // Jobs that arrive while the thread is held up form one group.
     let (go_on, held_up) = std::sync::mpsc::channel::<()>();
     let hold_up = move |_: &Connection| Ok(held_up.recv().ok());
-    let _held_up = writer.submit(CommitLevel::ProcessCrash, hold_up, |_| {}).await.unwrap();
+    let _held_up = writer.submit(CommitLevel::ProcessCrash, hold_up, |result| result).await.unwrap();
     let (runs, announced) = (Arc::new(AtomicI32::new(0)), Arc::new(AtomicI32::new(0)));
     let mut answers = Vec::new();
     for number in [1, 2, 2, 3] {
@@ -27,7 +28,10 @@ async fn group_with_failed_job_commits_the_other_jobs() {
             runs.fetch_add(1, SeqCst);
             connection.execute("insert into numbers values (?1)", [number])
         };
-        let on_commit = move |_: &Result<usize>| _ = announced.fetch_add(1, SeqCst);
+        let on_commit = move |result: Result<usize>| {
+            announced.fetch_add(1, SeqCst);
+            result
+        };
         answers.push(writer.submit(CommitLevel::ProcessCrash, insert, on_commit).await.unwrap());
     }
     drop(go_on);
@@ -40,7 +44,7 @@ async fn group_with_failed_job_commits_the_other_jobs() {
     assert_eq!(announced.load(SeqCst), 4);
     let count =
         |c: &Connection| c.query_row("select sum(number) from numbers", [], |row| row.get::<_, i32>(0));
-    let sum = writer.submit(CommitLevel::ProcessCrash, count, |_| {}).await.unwrap().await.unwrap();
+    let sum = writer.submit(CommitLevel::ProcessCrash, count, |result| result).await.unwrap().await.unwrap();
     assert_eq!(sum.unwrap(), 1 + 2 + 3);
 }
 
@@ -52,12 +56,15 @@ async fn later_job_is_answered_after_on_commit_of_earlier_job() {
     let announced = Arc::new(Mutex::new(Vec::new()));
     let note = |number: i32| {
         let announced = Arc::clone(&announced);
-        move |_: &Result<i32>| announced.lock().push(number)
+        move |result: Result<i32>| {
+            announced.lock().unwrap().push(number);
+            result
+        }
     };
     let first = note(0);
-    let slowly = move |result: &Result<i32>| {
+    let slowly = move |result: Result<i32>| {
         not_announced.recv().ok();
-        first(result);
+        first(result)
     };
     let (tell, begun) = std::sync::mpsc::channel();
     let work = |number: i32| {
@@ -87,12 +94,12 @@ async fn later_job_is_answered_after_on_commit_of_earlier_job() {
     answers.push(writer.submit(CommitLevel::ProcessCrash, work(4), note(4)).await.unwrap());
     assert_eq!(begins(), Ok(4), "the earlier groups are committed");
     let is_unanswered = answers.iter_mut().all(|answer| answer.try_recv().is_err());
-    assert!(is_unanswered && announced.lock().is_empty());
+    assert!(is_unanswered && announced.lock().unwrap().is_empty());
     on_commit.send(()).unwrap();
     for (number, answer) in (0..).zip(answers) {
         assert_eq!(answer.await.unwrap().unwrap(), number);
     }
-    assert_eq!(*announced.lock(), [0, 1, 2, 3, 4]);
+    assert_eq!(*announced.lock().unwrap(), [0, 1, 2, 3, 4]);
 }
 
 #[tokio::test]
@@ -100,7 +107,8 @@ async fn close_answers_waiting_jobs_first() {
     let (_dir, writer) = started();
     let mut answers = Vec::new();
     for number in 0..500 {
-        let answer = writer.submit(CommitLevel::ProcessCrash, move |_| Ok(number), |_| {}).await.unwrap();
+        let answer =
+            writer.submit(CommitLevel::ProcessCrash, move |_| Ok(number), |result| result).await.unwrap();
         answers.push(answer);
     }
     writer.close();
