@@ -262,7 +262,14 @@ impl MemoryCache {
                 let (state, effect) = step(KeyState { cached, queued, floor }, event, times);
                 (state.queued, effect.raised, (state.cached, effect.answer))
             });
-            self.set_absence(key, &cached, current.is_none());
+            // An absence that stays beside an entry would answer `None` after the entry's eviction (I14).
+            match (&self.negative_cache, &cached) {
+                (Some(absences), Cached::Absent { version, at }) => {
+                    absences.insert(key.clone(), (*version, *at));
+                }
+                (Some(absences), _) if current.is_none() => absences.invalidate(key),
+                _ => {}
+            }
             let (op, entry) = self.next_entry(current, &cached, wish);
             admission = match (answer, cached) {
                 (Answer::QueuedIsNewer, _) => Admission::QueuedIsNewer,
@@ -273,16 +280,6 @@ impl MemoryCache {
             op
         });
         admission
-    }
-
-    /// An absence that stays beside an entry would answer `None` after the entry's eviction (I14).
-    fn set_absence(&self, key: &Key, cached: &Cached, was_without_entry: bool) {
-        let Some(negative_cache) = &self.negative_cache else { return };
-        match cached {
-            Cached::Absent { version, at } => negative_cache.insert(key.clone(), (*version, *at)),
-            _ if was_without_entry => negative_cache.invalidate(key),
-            _ => {}
-        }
     }
 
     /// Returns moka's operation that makes memory hold `cached`, and the entry of it.
