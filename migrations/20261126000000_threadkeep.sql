@@ -25,7 +25,11 @@ begin
     select relkind into kind from pg_catalog.pg_class where oid = to_regclass('public.conversation_threads');
     if kind is null then
         raise exception 'threadkeep: there is no table public.conversation_threads; apply 20260101000000_conversation_threads.sql first';
-    elsif kind <> 'r' then
+    elsif kind <> 'r' and not exists (
+        -- The table of optional/20261127000000_hash_partitions.sql.
+        select from pg_catalog.pg_partitioned_table as p
+        join pg_catalog.pg_attribute as a on a.attrelid = p.partrelid and a.attname = 'thread_id' and p.partattrs::text = a.attnum::text
+        where p.partrelid = 'public.conversation_threads'::regclass and p.partstrat = 'h') then
         raise exception 'threadkeep changed nothing: public.conversation_threads is a %, and a plain table is needed; rename it and apply both files again',
             case kind when 'v' then 'view' when 'm' then 'materialized view' when 'f' then 'foreign table' when 'p' then 'partitioned table'
                       else 'relation of kind ' || kind::text end;
@@ -72,7 +76,8 @@ begin
         from compared where name = 'id' and actual_type = type and not atthasdef
         union all
         select attnum, format('column %s is not unique', name), format('add unique (%I)', name)
-        from compared where name in ('id', 'thread_id') and not exists (
+        -- PostgreSQL cannot keep a column unique over all partitions that does not choose the partition.
+        from compared where (name = 'thread_id' or name = 'id' and kind = 'r') and not exists (
             select from pg_catalog.pg_index as i
             where i.indrelid = 'public.conversation_threads'::regclass and i.indisunique and i.indisvalid and i.indimmediate
               and i.indnkeyatts = 1 and i.indkey[0] = attnum and i.indpred is null)
@@ -223,6 +228,11 @@ end $$;
 do $$
 declare
     threads constant regclass := 'public.conversation_threads';
+    -- The table and its partitions, if it has any.
+    all_parts constant regclass[] := array(
+        select threads union all
+        select i.inhrelid from pg_catalog.pg_inherits as i join pg_catalog.pg_class as c on c.oid = i.inhrelid and c.relispartition
+        where i.inhparent = threads);
     todo    text[] := '{}';
     one     record;
     step    text;
@@ -264,17 +274,22 @@ begin
     end loop;
 
     -- Free space on each page lets an update of accessed_at stay on its page (heap-only tuple), without new index entries.
-    if not coalesce('fillfactor=85' = any ((select reloptions from pg_catalog.pg_class where oid = threads)::text[]), false) then
-        todo := todo || 'alter table public.conversation_threads set (fillfactor = 85)'::text;
-    end if;
+    for one in
+        select oid::regclass as name from pg_catalog.pg_class
+        where oid = any (all_parts) and relkind = 'r' and not coalesce('fillfactor=85' = any (reloptions), false)
+    loop
+        todo := todo || format('alter table %s set (fillfactor = 85)', one.name);
+    end loop;
 
     -- With lz4, an append to a large document is several times cheaper than with pglz. Some servers are built without lz4.
     if exists (select from pg_catalog.pg_settings where name = 'default_toast_compression' and 'lz4' = any (enumvals)) then
         -- A server without the setting also lacks the column attcompression, so the check is nested.
-        if exists (select from pg_catalog.pg_attribute
-                   where attrelid = threads and attname = 'conversation_data' and attcompression <> 'l') then
-            todo := todo || 'alter table public.conversation_threads alter column conversation_data set compression lz4'::text;
-        end if;
+        for one in
+            select attrelid::regclass as name from pg_catalog.pg_attribute
+            where attrelid = any (all_parts) and attname = 'conversation_data' and attcompression <> 'l'
+        loop
+            todo := todo || format('alter table %s alter column conversation_data set compression lz4', one.name);
+        end loop;
     end if;
 
     -- Each index slows every write, so only five stay: the unique index on thread_id (all calls), expires_at (purge), newest (warm-up),
@@ -458,7 +473,11 @@ begin
                thread.metadata, thread.version,
                coalesce(thread.expires_at > clock.now, false) as live, count(*) over () = 1 as alone
         from asked cross join clock
-        left join public.conversation_threads as thread on thread.thread_id = asked.key
+        -- With OFFSET, PostgreSQL looks up each key by the index. For a join with a partitioned table of medium size it would read all.
+        left join lateral (
+            select row.thread_id, row.conversation_data, row.expires_at, row.user_id, row.metadata, row.version
+            from public.conversation_threads as row where row.thread_id = asked.key offset 0
+        ) as thread on true
     ), wanted as (
         -- The sum of stored sizes lets the next step skip values without reading them: known values, and values beyond 16 MiB.
         select matched.*, live and version is distinct from if_none_match as is_wanted,
@@ -583,8 +602,10 @@ end $$;
 --   too_old            the version is more than 7 days old (I13)
 --
 -- If another transaction locks a row for 2 s, the call fails, so that one row cannot block all callers.
+--
+-- With partitions, PostgreSQL would plan the statements of the loop again for each row, which takes longer than to run them.
 create or replace function public.threadkeep_apply(writes jsonb) returns json
-    language plpgsql volatile security invoker set search_path = '' set lock_timeout = '2s' as $$
+    language plpgsql volatile security invoker set search_path = '' set lock_timeout = '2s' set plan_cache_mode = force_generic_plan as $$
 declare
     stored     constant json := json_build_object('state', 'stored');
     all_writes jsonb  := public.threadkeep_argument(writes);
@@ -646,8 +667,9 @@ begin
                 conversation_data = excluded.conversation_data, expires_at = excluded.expires_at, accessed_at = excluded.accessed_at,
                 user_id = excluded.user_id, metadata = excluded.metadata
             where thread.version < excluded.version
-            -- An updated row has the lock of this transaction in xmax.
-            returning thread.thread_id, thread.xmax = 0 as is_new
+            -- A new row has run_began 0. A run since 0 goes on only over a row that met no tombstone, so it is not buried below. (A
+            -- partitioned table does not return xmax, which would tell the two apart.)
+            returning thread.thread_id, thread.run_began = 0 as is_new
         )
         select array_agg(case when put.thread_id is not null then stored end order by batch.ord),
                count(put.thread_id) = count(*), array_agg(put.thread_id) filter (where put.is_new)
@@ -803,7 +825,7 @@ create or replace function public.threadkeep_apply_appends(writes jsonb) returns
 -- With `user`, the list contains the conversations of this user only. A page begins after (after_version, after_key). A page has at
 -- most `limit` rows and about 16 MiB. `is_last` is true if no row follows.
 create or replace function public.threadkeep_list(request jsonb) returns json
-    language plpgsql volatile security invoker set search_path = '' as $$
+    language plpgsql volatile security invoker set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
     asked     jsonb  := public.threadkeep_argument(request);
     whose     text   := asked ->> 'user';
@@ -811,7 +833,7 @@ declare
     below     bigint := coalesce((asked ->> 'after_version')::bigint, 9223372036854775807);
     below_key text   := coalesce(asked ->> 'after_key', '');
     present   timestamptz := clock_timestamp();
-    picked    uuid;
+    picked    text;
     one       public.conversation_threads;
     body      text;
     bytes     bigint  := 0;
@@ -819,28 +841,27 @@ declare
     found_rows json[];
     is_last   boolean := true;
 begin
-    -- The loop picks ids first, because values may be large. It picks one id more than the limit, to set is_last. EXECUTE gives each
-    -- page a plan of its own, with or without a user. The select in the loop keeps one plan for the session.
-    for picked in execute $pick$
-        select thread.id from public.conversation_threads as thread
-        where thread.expires_at > $1
-          and ($2 is null or thread.user_id = $2)
-          and (thread.version, thread.thread_id collate "C") < ($3, $4)
+    -- The loop picks keys first, because values may be large. It picks one key more than the limit, to set is_last. The literals
+    -- give each page a plan of its own, with or without a user. The select in the loop keeps one plan for the session.
+    for picked in execute format($pick$
+        select thread.thread_id from public.conversation_threads as thread
+        where thread.expires_at > %1$L
+          and (%2$L is null or thread.user_id = %2$L)
+          and (thread.version, thread.thread_id collate "C") < (%3$L, %4$L)
           -- The condition skips plain rows with ids that threadkeep does not support. The CASE is a hint for the planner: PostgreSQL
           -- estimates that most rows pass it. For a plain comparison PostgreSQL estimates one row in 200, and then sorts the whole
           -- table instead of reading the index.
           and case when octet_length(thread.thread_id) between 1 and 512 then true end is not null
         order by thread.version desc, thread.thread_id collate "C" desc
-        limit $5 $pick$
-        using present, whose, below, below_key, max_rows + 1
+        limit %5$L $pick$, present, whose, below, below_key, max_rows + 1)
     loop
         if sent = max_rows or bytes >= 16 * 1024 * 1024 then
             is_last := false;
             exit;
         end if;
         select * into one from public.conversation_threads as thread
-        where thread.id = picked and thread.expires_at > present and (whose is null or thread.user_id = whose);
-        -- Another transaction may have removed the row since the loop picked its id.
+        where thread.thread_id = picked and thread.expires_at > present and (whose is null or thread.user_id = whose);
+        -- Another transaction may have removed the row since the loop picked its key.
         continue when not found;
         body := one.conversation_data::text;
         bytes := bytes + octet_length(body);
@@ -958,20 +979,22 @@ begin
 end $$;
 
 -- Marks conversations as accessed. The function skips locked rows: their writers set accessed_at anyway.
+--
+-- Look-ups by the index are right for any table. For a partitioned table of medium size, PostgreSQL would read all rows instead.
 create or replace function public.threadkeep_touch(keys jsonb) returns json
-    language plpgsql volatile security invoker set search_path = '' as $$
+    language plpgsql volatile security invoker set search_path = '' set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
     touched integer;
 begin
     with wanted as (
-        select thread.id from public.conversation_threads as thread
+        select thread.thread_id from public.conversation_threads as thread
         where thread.thread_id in (select jsonb_array_elements_text(public.threadkeep_argument(keys)))
           and thread.expires_at > now()
         order by thread.thread_id collate "C"
         for no key update skip locked
     )
     update public.conversation_threads as thread set accessed_at = now()
-    from wanted where thread.id = wanted.id;
+    from wanted where thread.thread_id = wanted.thread_id;
     get diagnostics touched = row_count;
     return json_build_object('now', public.threadkeep_now(), 'revision', 4, 'count', touched);
 end $$;
@@ -987,8 +1010,8 @@ declare
     forgotten integer;
 begin
     delete from public.conversation_threads
-    where id in (
-        select thread.id from public.conversation_threads as thread
+    where thread_id in (
+        select thread.thread_id from public.conversation_threads as thread
         where thread.expires_at < now() - interval '8 days'
           and thread.version < past
         -- The order follows the index. The delete skips locked rows and never waits, so it needs no lock order.

@@ -10,13 +10,18 @@ pub struct Call {
     /// The call expression; `$1` is the argument.
     pub function: &'static str,
     /// Number of conversations that the call reads or writes.
-    count: usize,
+    pub count: usize,
     /// SQL that builds the argument from :turn, :count and :threads.
     argument: &'static str,
 }
 
 impl Call {
-    const fn new(name: &'static str, function: &'static str, count: usize, argument: &'static str) -> Self {
+    pub const fn new(
+        name: &'static str,
+        function: &'static str,
+        count: usize,
+        argument: &'static str,
+    ) -> Self {
         Self { name, function, count, argument }
     }
 
@@ -41,7 +46,7 @@ impl Call {
 }
 
 const LOAD: &str = "threadkeep_load($1::text::jsonb)";
-const APPLY: &str = "threadkeep_apply($1::text::jsonb)";
+pub const APPLY: &str = "threadkeep_apply($1::text::jsonb)";
 const LIST: &str = "threadkeep_list($1::text::jsonb)";
 const CHANGES: &str = "threadkeep_changes($1::text::jsonb)";
 const TOUCH: &str = "threadkeep_touch($1::text::jsonb)";
@@ -53,7 +58,7 @@ const REQUESTS: &str =
         else jsonb_build_object('key', thread_id) end)
     from bench.some(:turn, :count, :threads)";
 const NEW: &str = "select jsonb_agg(bench.record('new-' || gen_random_uuid(), null, nth)) from generate_series(1, :count) as nth";
-const KNOWN: &str =
+pub const KNOWN: &str =
     "select jsonb_agg(bench.record(thread_id, null, nth)) from bench.some(:turn, :count, :threads)";
 /// Every second write is new. The batch is plain, so one statement writes it.
 const PLAIN: &str = "select jsonb_agg(bench.record(case when nth % 2 = 0 then 'new-' || gen_random_uuid() else thread_id end, null, nth))
@@ -63,7 +68,7 @@ const MIXED: &str = "select jsonb_agg(case when nth % 8 = 7 then bench.record(th
         when nth % 2 = 0 then bench.record('new-' || gen_random_uuid(), null, nth)
         else bench.record(thread_id, case when nth % 5 = 0 then version end, nth) end)
     from bench.some(:turn, :count, :threads)";
-const APPENDS: &str = r#"select jsonb_agg(bench.record(thread_id, null, nth) || '{"append": {"at": [], "max_bytes": 8388608}}')
+pub const APPENDS: &str = r#"select jsonb_agg(bench.record(thread_id, null, nth) || '{"append": {"at": [], "max_bytes": 8388608}}')
     from bench.some(:turn, :count, :threads)"#;
 const FIRST_PAGE: &str = "select jsonb_build_object('limit', :count)";
 /// Begins in the middle of the live conversations.

@@ -6,10 +6,11 @@
 //! of one call, and the benchmark times more calls without auto_explain.
 //!
 //! The benchmark fails if a plan step processes more rows than the call needs. It also fails if the call touches many more
-//! pages of the larger table. Without `--bench` (`cargo test --benches`), the table has 20,000 conversations.
+//! pages of the larger table. With `-- layouts`, it measures partitions instead (see [`layouts`]). Without `--bench` (`cargo test --benches`), the table has 20,000 conversations.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 mod calls;
+mod layouts;
 mod plan;
 mod session;
 #[path = "../../tests/stack/mod.rs"]
@@ -29,9 +30,12 @@ const CALLS_UNTIL_PLANS_STAY: usize = 6;
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(other) = args.iter().find(|arg| *arg != "--bench") {
+    let (is_layouts, others): (Vec<_>, Vec<_>) =
+        args.iter().filter(|arg| *arg != "--bench").partition(|arg| *arg == "layouts");
+    if let Some(other) = others.first() {
         println!(
-            "cargo bench --bench plans --features testing\n\nprints plans, and fails if the cost of a plan grows with the table"
+            "cargo bench --bench plans --features testing [-- layouts]\n\nprints plans, and fails if the cost of a plan grows with the table; \
+             layouts: measures writes and VACUUM with partitions and without"
         );
         return if ["--help", "-h"].contains(&other.as_str()) {
             ExitCode::SUCCESS
@@ -39,9 +43,15 @@ async fn main() -> ExitCode {
             ExitCode::from(2)
         };
     }
-    let is_quick = args.is_empty();
+    let is_quick = !args.iter().any(|arg| arg == "--bench");
     let (sizes, timed): (&[usize], _) = if is_quick { (&[20_000], 5) } else { (&[10_000, 1_000_000], 31) };
     let stack = tokio::task::block_in_place(|| Stack::start(Server::Postrust));
+    if is_quick || !is_layouts.is_empty() {
+        layouts::run(&stack, *sizes.last().unwrap()).await;
+    }
+    if !is_layouts.is_empty() {
+        return ExitCode::SUCCESS;
+    }
     let mut all = Vec::new();
     for &threads in sizes {
         eprintln!("{threads} conversations …");

@@ -67,7 +67,7 @@ impl Explained {
     }
 
     pub fn is_on_the_table(&self) -> bool {
-        self.plan.any(&|node| node.relation.as_deref() == Some(TABLE))
+        self.plan.any(&Node::reads_the_table)
     }
 
     pub fn pages(&self) -> u64 {
@@ -105,6 +105,11 @@ impl Node {
         holds(self) || self.below.iter().any(|node| node.any(holds))
     }
 
+    /// Partitions have the name of their table with a number.
+    fn reads_the_table(&self) -> bool {
+        self.relation.as_deref().is_some_and(|name| name.starts_with(TABLE))
+    }
+
     fn pages(&self) -> u64 {
         self.hit + self.read
     }
@@ -124,7 +129,7 @@ impl Node {
 
     fn faults(&self, allowed: u64, faults: &mut Vec<String>) {
         let met = self.yielded() + self.dropped();
-        if self.kind == "Seq Scan" && self.relation.as_deref() == Some(TABLE) {
+        if self.kind == "Seq Scan" && self.reads_the_table() {
             faults.push(format!("has a Seq Scan on {TABLE}"));
         } else if met > allowed {
             faults.push(format!(

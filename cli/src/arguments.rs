@@ -94,6 +94,9 @@ pub struct Migrations {
     /// Replaces files that differ
     #[arg(long, requires = "dir")]
     pub overwrite: bool,
+    /// The optional file that splits the table into hash partitions, instead of the files that the database needs
+    #[arg(long)]
+    pub partitions: bool,
 }
 
 #[derive(Debug, Args)]

@@ -9,16 +9,24 @@ use crate::arguments::Migrations;
 use crate::failure::{Failure, Outcome, tell};
 use crate::output::Output;
 
-/// Embeds a file of `migrations/` as its name and its content.
+/// A file of `migrations/`: its name and its content.
+type Sql = (&'static str, &'static str);
+
+/// Embeds a file of a folder of the workspace.
 macro_rules! embed {
-    ($name:literal) => {
-        ($name, include_str!(concat!("../../migrations/", $name)))
+    ($folder:literal, $name:literal) => {
+        ($name, include_str!(concat!("../../", $folder, "/", $name)))
     };
 }
 
 /// All files of `migrations/`, in the order of application. A test compares the list with the folder.
-const FILES: &[(&str, &str)] =
-    &[embed!("20260101000000_conversation_threads.sql"), embed!("20261126000000_threadkeep.sql")];
+const FILES: &[Sql] = &[
+    embed!("migrations", "20260101000000_conversation_threads.sql"),
+    embed!("migrations", "20261126000000_threadkeep.sql"),
+];
+
+/// The file that a database can do without.
+const PARTITIONS: &[Sql] = &[embed!("migrations/optional", "20261127000000_hash_partitions.sql")];
 
 /// The state of a file in the folder, compared with the embedded file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,25 +37,27 @@ enum FileState {
 }
 
 pub fn migrations(arguments: &Migrations, out: &mut Output) -> Result<Outcome, Failure> {
+    let files = if arguments.partitions { PARTITIONS } else { FILES };
     match &arguments.dir {
-        Some(folder) => write_all(folder, arguments.overwrite, out),
-        None => print_all(out),
+        Some(folder) => write_all(files, folder, arguments.overwrite, out),
+        None => print_all(files, out),
     }
 }
 
-fn print_all(out: &mut Output) -> Result<Outcome, Failure> {
-    for (name, sql) in FILES {
+fn print_all(files: &[Sql], out: &mut Output) -> Result<Outcome, Failure> {
+    for (name, sql) in files {
         out.either(&json!({"file": name, "sql": sql}), || format!("-- {name}\n\n{sql}"))?;
     }
     Ok(Outcome::Done)
 }
 
 /// Writes all files. Without `overwrite`, writes none if one of them would replace a file that differs.
-fn write_all(folder: &Path, overwrite: bool, out: &mut Output) -> Result<Outcome, Failure> {
+fn write_all(files: &[Sql], folder: &Path, overwrite: bool, out: &mut Output) -> Result<Outcome, Failure> {
     fs::create_dir_all(folder).map_err(|e| Failure::of_file(folder, "cannot be created", &e))?;
-    let states = FILES.iter().map(|(name, sql)| state(&folder.join(name), sql));
+    let states = files.iter().map(|(name, sql)| state(&folder.join(name), sql));
     let states = states.collect::<Result<Vec<_>, _>>()?;
-    let different: Vec<&str> = names_of(FileState::Different, &states).collect();
+    let named = files.iter().zip(&states).filter(|(_, state)| **state == FileState::Different);
+    let different: Vec<&str> = named.map(|((name, _), _)| *name).collect();
     if !different.is_empty() && !overwrite {
         return Err(Failure::Other(format!(
             "nothing was written, because {} in {} would change; compare them, and replace them with --overwrite",
@@ -55,7 +65,7 @@ fn write_all(folder: &Path, overwrite: bool, out: &mut Output) -> Result<Outcome
             folder.display()
         )));
     }
-    for ((name, sql), state) in FILES.iter().zip(states) {
+    for ((name, sql), state) in files.iter().zip(states) {
         let path = folder.join(name);
         if state != FileState::Same {
             fs::write(&path, sql).map_err(|e| Failure::of_file(&path, "cannot be written", &e))?;
@@ -73,10 +83,6 @@ fn write_all(folder: &Path, overwrite: bool, out: &mut Output) -> Result<Outcome
         "next: `supabase db push --include-all`, which also applies files older than the newest applied file",
     );
     Ok(Outcome::Done)
-}
-
-fn names_of(wanted: FileState, states: &[FileState]) -> impl Iterator<Item = &'static str> {
-    FILES.iter().zip(states).filter(move |(_, state)| **state == wanted).map(|((name, _), _)| *name)
 }
 
 fn state(path: &Path, sql: &str) -> Result<FileState, Failure> {

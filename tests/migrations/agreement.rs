@@ -275,7 +275,15 @@ pub async fn call(client: &Client, function: &str, argument: &Value) -> Value {
 /// Plants random states of rows, tombstones and writers, and applies random batches over them.
 #[tokio::test(flavor = "multi_thread")]
 async fn random_writes_over_random_rows_agree_with_decide() {
-    let database = Database::migrated();
+    agree(&Database::migrated()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_writes_on_partitions_agree_with_decide() {
+    agree(&Database::partitioned()).await;
+}
+
+async fn agree(database: &Database) {
     let client = database.connect().await;
     let seed = fastrand::u64(..);
     println!("seed {seed}");

@@ -10,20 +10,20 @@ use crate::agreement::call;
 use crate::database::Database;
 
 /// A client that asks for changes as a daemon does.
-struct Feed {
+pub struct Feed {
     client: Client,
-    cursor: Value,
+    pub cursor: Value,
 }
 
 /// One answer.
-struct Page {
-    state: String,
+pub struct Page {
+    pub state: String,
     rows: BTreeMap<String, i64>,
     is_last: bool,
 }
 
 impl Feed {
-    async fn begin(database: &Database) -> Self {
+    pub async fn begin(database: &Database) -> Self {
         let client = database.connect().await;
         client.batch_execute("set role service_role").await.unwrap();
         let mut feed = Self { client, cursor: Value::Null };
@@ -31,7 +31,7 @@ impl Feed {
         feed
     }
 
-    async fn page(&mut self) -> Page {
+    pub async fn page(&mut self) -> Page {
         let request = json!({ "cursor": self.cursor });
         let said = call(&self.client, "threadkeep_changes", &request).await;
         self.cursor = said["cursor"].clone();
@@ -55,7 +55,7 @@ impl Feed {
     }
 
     /// Returns the names of one unbroken page, which is the last one.
-    async fn names(&mut self) -> Vec<String> {
+    pub async fn names(&mut self) -> Vec<String> {
         let page = self.page().await;
         assert_eq!((&*page.state, page.is_last), ("unbroken", true));
         page.rows.into_keys().collect()
@@ -64,7 +64,7 @@ impl Feed {
 
 const EXPIRY: &str = "now() + interval '1h'";
 
-fn insert(key: &str) -> String {
+pub fn insert(key: &str) -> String {
     format!(
         "insert into conversation_threads (thread_id, conversation_data, expires_at) values ('{key}', '[]', {EXPIRY})
          on conflict (thread_id) do update set conversation_data = excluded.conversation_data || '[1]'"
@@ -80,8 +80,13 @@ fn apply(key: &str, more: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_kind_of_change_is_named_once() {
-    let database = Database::migrated();
-    let mut feed = Feed::begin(&database).await;
+    for database in [Database::migrated(), Database::partitioned()] {
+        each_kind_of_change(&database).await;
+    }
+}
+
+async fn each_kind_of_change(database: &Database) {
+    let mut feed = Feed::begin(database).await;
     assert_eq!(feed.names().await, [""; 0]);
     let append = r#", 'value', '[1]'::jsonb, 'append', '{"at": [], "max_bytes": 100}'::jsonb"#;
     let steps = [
@@ -249,8 +254,16 @@ async fn foreign_and_future_cursors_are_restored_and_old_ones_begin() {
 /// committed version.
 #[tokio::test(flavor = "multi_thread")]
 async fn feeds_beside_writers_miss_nothing() {
+    feeds_beside_writers(&Database::migrated()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn feeds_beside_writers_on_partitions_miss_nothing() {
+    feeds_beside_writers(&Database::partitioned()).await;
+}
+
+async fn feeds_beside_writers(database: &Database) {
     let seconds = std::env::var("SQL_RACE_SECONDS").map_or(5, |seconds| seconds.parse().unwrap());
-    let database = Database::migrated();
     let until = Instant::now() + Duration::from_secs(seconds);
     let mut writers = tokio::task::JoinSet::new();
     for _ in 0..8 {
@@ -264,7 +277,7 @@ async fn feeds_beside_writers_miss_nothing() {
     }
     let mut feeds = tokio::task::JoinSet::new();
     for pause in [0, 20, 300] {
-        let mut feed = Feed::begin(&database).await;
+        let mut feed = Feed::begin(database).await;
         feeds.spawn(async move {
             let (mut newest, mut named, mut is_over) = (HashMap::<String, i64>::new(), 0, false);
             loop {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use crate::stack::{Postgres, SUPERUSER, migrations, supabase_cli};
+use crate::stack::{Postgres, SUPERUSER, migrations, partition_arguments, supabase_cli, test_partitions};
 
 fn cluster() -> &'static Postgres {
     static CLUSTER: OnceLock<Postgres> = OnceLock::new();
@@ -24,11 +24,33 @@ impl Database {
         database
     }
 
-    /// Creates a database and applies the migrations with psql.
-    pub fn migrated() -> Self {
+    /// Creates a database and applies the migrations with psql. The table is plain, also with `TEST_PARTITIONS`.
+    pub fn plain() -> Self {
         let database = Self::new();
         database.apply("migrations").unwrap();
         database
+    }
+
+    /// Creates a database with the migrations. `TEST_PARTITIONS` splits its table.
+    pub fn migrated() -> Self {
+        let database = Self::plain();
+        if let Some(count) = test_partitions() {
+            database.partition(count).unwrap();
+        }
+        database
+    }
+
+    /// Creates a database with the migrations and a partitioned table.
+    pub fn partitioned() -> Self {
+        let database = Self::plain();
+        database.partition(16).unwrap();
+        database
+    }
+
+    /// Splits the table into partitions. 0 makes one plain table.
+    pub fn partition(&self, count: u32) -> Result<String, String> {
+        let [c, set, f, file] = partition_arguments(count);
+        self.psql("postgres", &["-1", &c, &set, &f, &file])
     }
 
     pub fn url(&self, user: &str) -> String {

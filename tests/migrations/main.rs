@@ -7,6 +7,7 @@ mod changes;
 mod content;
 mod database;
 mod locks;
+mod partitions;
 mod races;
 mod shapes;
 #[path = "../stack/mod.rs"]

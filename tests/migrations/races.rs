@@ -78,8 +78,16 @@ struct Direct {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn racing_sessions_agree_with_decide_without_deadlock() {
+    race(Database::migrated()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn racing_sessions_agree_with_decide_on_partitions() {
+    race(Database::partitioned()).await;
+}
+
+async fn race(database: Database) {
     let seconds = std::env::var("SQL_RACE_SECONDS").map_or(5, |seconds| seconds.parse().unwrap());
-    let database = Database::migrated();
     database.sql(AUDIT);
     // PostgreSQL detects deadlocks after 50 ms instead of one second.
     database.sql("do $$ begin execute format('alter database %I set deadlock_timeout = ''50ms''', current_database()); end $$");

@@ -75,6 +75,14 @@ impl Stack {
         Self::assemble(server, true, apply_migrations)
     }
 
+    /// Starts a private stack with a partitioned table.
+    pub fn start_partitioned(server: Server) -> Self {
+        Self::assemble(server, false, |postgres| {
+            apply_migrations(postgres);
+            partition(postgres, 16);
+        })
+    }
+
     /// Starts a synced stack with the schema of revision 2, for comparisons.
     pub fn start_synced_at_revision_2(server: Server) -> Self {
         Self::assemble(server, true, |postgres| {
@@ -117,6 +125,11 @@ impl Stack {
     /// Applies the first files of a folder of migrations.
     pub fn apply_first(&self, folder: &str, count: usize) {
         apply_first(&self.postgres, folder, count);
+    }
+
+    /// Splits the table into partitions. 0 makes one plain table.
+    pub fn partition(&self, count: u32) {
+        partition(&self.postgres, count);
     }
 
     /// Runs SQL as superuser, and returns the rows without decoration.
@@ -182,6 +195,25 @@ impl Stack {
 
 fn apply_migrations(postgres: &Postgres) {
     apply_first(postgres, "migrations", usize::MAX);
+    if let Some(count) = test_partitions() {
+        partition(postgres, count);
+    }
+}
+
+fn partition(postgres: &Postgres, count: u32) {
+    postgres.psql("postgres", &partition_arguments(count).each_ref().map(String::as_str));
+}
+
+/// Returns the number of partitions for all databases of the tests, from `TEST_PARTITIONS`.
+pub fn test_partitions() -> Option<u32> {
+    std::env::var("TEST_PARTITIONS").ok().map(|count| count.parse().expect("TEST_PARTITIONS is a number"))
+}
+
+/// Returns the arguments with which psql splits the table into partitions. 0 makes one plain table.
+pub fn partition_arguments(count: u32) -> [String; 4] {
+    let file = migrations("migrations/optional").remove(0);
+    let setting = format!("set threadkeep.partitions = '{count}'");
+    ["-c".to_owned(), setting, "-f".to_owned(), file.to_str().expect("UTF-8").to_owned()]
 }
 
 fn apply_first(postgres: &Postgres, folder: &str, count: usize) {

@@ -32,6 +32,18 @@ async fn store_passes_the_conformance_suite(server: Server) {
     conforms(server, Arc::new(store)).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn store_on_partitions_passes_the_conformance_suite() {
+    let stack = tokio::task::block_in_place(|| Stack::start_partitioned(Server::Postrust));
+    let gateway = stack.gateway().await;
+    let store = Supabase::new(&gateway.url(), &gateway.keys().secret).unwrap();
+    conforms(Server::Postrust, Arc::new(store)).await;
+    let kind = tokio::task::block_in_place(|| {
+        stack.psql("select relkind from pg_class where relname = 'conversation_threads'")
+    });
+    assert_eq!(kind, "p");
+}
+
 async fn resilient_store_with_legacy_key_passes_the_suite(server: Server) {
     let (_, gateway, _) = shared(server).await;
     let store = Supabase::new(&gateway.url(), &gateway.keys().service_jwt).unwrap();

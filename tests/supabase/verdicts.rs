@@ -232,8 +232,9 @@ async fn mistake_of_operator_loses_no_queued_write(server: Server) {
         ),
         (
             "a constraint on users",
-            "create table users (id text primary key);
-             alter table conversation_threads add constraint users foreign key (user_id) references users not valid",
+            // PostgreSQL checks the rows of a partitioned table at once.
+            "update conversation_threads set user_id = null; create table users (id text primary key);
+             alter table conversation_threads add constraint users foreign key (user_id) references users",
             "alter table conversation_threads drop constraint users; drop table users",
         ),
         (
@@ -265,7 +266,12 @@ async fn mistake_of_operator_loses_no_queued_write(server: Server) {
         gateway.forget();
         gateway.wait_for(4, "threadkeep_").await;
         let queue = cache.health().queue.unwrap();
-        assert_eq!((queue.records, queue.dead_letters, queue.parked), (20, 0, 0), "{case}: {:?}", cache.health());
+        assert_eq!(
+            (queue.records, queue.dead_letters, queue.parked),
+            (20, 0, 0),
+            "{case}: {:?}",
+            cache.health()
+        );
         for key in &keys {
             assert_eq!(get(&cache, key).await.unwrap().freshness(), Freshness::Queued, "{case}");
         }

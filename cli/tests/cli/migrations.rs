@@ -10,7 +10,8 @@ use crate::stack::{Server, Stack};
 
 /// Returns the name and the content of each file in a folder, sorted by name.
 fn files(folder: &Path) -> Vec<(String, String)> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let entries =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()).filter(|entry| entry.path().is_file());
     let file = |entry: fs::DirEntry| {
         (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path()).unwrap())
     };
@@ -32,6 +33,16 @@ async fn migrations_in_a_folder_are_those_checkout_files() {
     assert!(written.err.contains("supabase db push --include-all"), "{written:?}");
     let again = cli.ok(&["migrations", "--dir", "supabase/migrations", "--json"]).await;
     assert!(again.lines().iter().all(|line| line["done"] == json!("unchanged")), "{again:?}");
+}
+
+#[tokio::test]
+async fn migrations_with_partitions_is_the_optional_file_alone() {
+    let cli = Cli::new(&[]);
+    cli.ok(&["migrations", "--partitions", "--dir", "m"]).await;
+    let optional = files(&crate::stack::root().join("migrations/optional"));
+    assert_eq!(files(&cli.path("m")), optional);
+    let printed = cli.ok(&["migrations", "--partitions"]).await;
+    assert_eq!(printed.out.trim_end(), format!("-- {}\n\n{}", optional[0].0, optional[0].1).trim_end());
 }
 
 #[tokio::test]

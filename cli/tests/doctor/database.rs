@@ -13,7 +13,11 @@ struct Patient {
 
 impl Patient {
     async fn new(server: Server) -> Self {
-        let stack = tokio::task::spawn_blocking(move || Stack::start(server)).await.unwrap();
+        Self::over(move || Stack::start(server)).await
+    }
+
+    async fn over(start: impl FnOnce() -> Stack + Send + 'static) -> Self {
+        let stack = tokio::task::spawn_blocking(start).await.unwrap();
         let gateway = stack.gateway().await;
         let cli = patient(&gateway, &[]);
         Self { stack, gateway, cli }
@@ -102,6 +106,16 @@ async fn database_faults_are_named(server: Server) {
     let revoked = patient.with("revoke insert on conversation_threads from service_role", &[]).await;
     revoked.only_fails("grants", &["threadkeep_probe", "conversation_threads", "apply the migrations again"]);
     Diagnosis::of(&patient.cli).await.is_well();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitioned_table_is_well_and_its_faults_are_named() {
+    let patient = Patient::over(|| Stack::start_partitioned(Server::Postrust)).await;
+    Diagnosis::of(&patient.cli).await.is_well();
+    let revoked = patient.with("revoke delete on conversation_threads from service_role", &[]).await;
+    revoked.only_fails("grants", &["threadkeep_purge", "conversation_threads", "apply the migrations again"]);
+    Diagnosis::of(&patient.cli).await.is_well();
+    assert_eq!(patient.sql("select relkind from pg_class where relname = 'conversation_threads'"), "p");
 }
 
 async fn probe_conversation_is_removed_after_failures(server: Server) {
