@@ -1,6 +1,8 @@
 //! `threadkeep_changes` names each change once it is visible: beside open transactions, for plain SQL, and over pages.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -264,20 +266,11 @@ async fn feeds_beside_writers_on_partitions_miss_nothing() {
 
 async fn feeds_beside_writers(database: &Database) {
     let seconds = std::env::var("SQL_RACE_SECONDS").map_or(5, |seconds| seconds.parse().unwrap());
-    let until = Instant::now() + Duration::from_secs(seconds);
-    let mut writers = tokio::task::JoinSet::new();
-    for _ in 0..8 {
-        let client = database.connect().await;
-        writers.spawn(async move {
-            let mut rng = fastrand::Rng::new();
-            while Instant::now() < until {
-                write_once(&mut rng, &client).await;
-            }
-        });
-    }
+    // The feeds begin before the first write.
+    let has_ended = Arc::new(AtomicBool::new(false));
     let mut feeds = tokio::task::JoinSet::new();
     for pause in [0, 20, 300] {
-        let mut feed = Feed::begin(database).await;
+        let (mut feed, has_ended) = (Feed::begin(database).await, has_ended.clone());
         feeds.spawn(async move {
             let (mut newest, mut named, mut is_over) = (HashMap::<String, i64>::new(), 0, false);
             loop {
@@ -293,12 +286,24 @@ async fn feeds_beside_writers(database: &Database) {
                     return newest;
                 }
                 // One poll more after all writers have ended.
-                is_over = Instant::now() > until + Duration::from_secs(3);
+                is_over = has_ended.load(Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(pause)).await;
             }
         });
     }
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let mut writers = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let client = database.connect().await;
+        writers.spawn(async move {
+            let mut rng = fastrand::Rng::new();
+            while Instant::now() < until {
+                write_once(&mut rng, &client).await;
+            }
+        });
+    }
     writers.join_all().await;
+    has_ended.store(true, Ordering::Relaxed);
     let rows = "select thread_id, max(version)::text from (
                     select thread_id, version from conversation_threads union all select thread_id, version from threadkeep_tombstones) as every
                 group by thread_id";
