@@ -119,6 +119,9 @@ impl Log<'_> {
 
     /// Returns the writes that a reading must show, unless newer ones replaced them.
     fn required(&self, read: &Op, reading: &Reading) -> Vec<(&'static str, &Op)> {
+        if self.may_expire(read.begin.tick) {
+            return Vec::new();
+        }
         let is_past = |op: &Op| op.end.is_some_and(|end| end.tick < read.begin.tick);
         let is_own =
             move |op: &Op| op.handle == read.handle && is_past(op) && self.history.is_remembered(op, read);
@@ -154,6 +157,12 @@ impl Log<'_> {
         acknowledged.chain(shown).chain(stored.map(|op| ("stored long ago", op))).collect()
     }
 
+    /// Returns true if forward jumps in an unsynced period may exceed the time to live of a write. The conversation ends with it.
+    fn may_expire(&self, until: u64) -> bool {
+        let jumps_over = |op: &Op| op.write().is_some_and(|write| op.drift.early_ms >= write.ttl_ms);
+        self.history.writes(self.key).any(|op| op.begin.tick < until && jumps_over(op))
+    }
+
     /// Returns true if the store must have taken the write.
     fn is_required(&self, op: &Op) -> bool {
         self.history.is_kept(op) && op.write().is_some_and(|write| write.outcome != Outcome::Superseded)
@@ -177,7 +186,8 @@ impl Log<'_> {
         self.check_entries(seen, u64::MAX).map_err(|message| format!("the database {message}"))?;
         let place = |op: &Op| id(op).and_then(|id| seen.iter().position(|seen| *seen == id));
         for op in self.history.writes(self.key) {
-            let may_miss = || is_remove(op) || self.may_be_replaced(op, u64::MAX);
+            let may_miss =
+                || is_remove(op) || self.may_be_replaced(op, u64::MAX) || self.may_expire(u64::MAX);
             if self.is_required(op) && place(op).is_none() && !may_miss() {
                 return Err(format!("an acknowledged update is lost: {op}"));
             }

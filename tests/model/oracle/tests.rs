@@ -602,3 +602,15 @@ fn clock_that_is_set_moves_earlier_provisional_writes() {
     ends(-300_000, None).assert_violation("lost");
     ends(300_000, Some(booted)).assert_violation("lost");
 }
+
+#[test]
+fn conversation_may_expire_by_jumps_beyond_its_time_to_live() {
+    let read = || Op { key: CHAT, ..log(0, 50, 51, Claim::Absent, &[]) };
+    let with = |by_ms| {
+        let mut ops = [chat(0, 10, Add, 1, Queued), read()];
+        note_drift(&mut ops, &[Jump { at_ms: 20, by_ms }], &[]);
+        history(ops).ending_with(CHAT, &[])
+    };
+    with(LONG).assert_accepted();
+    with(LONG - 1).assert_violation("acknowledged before");
+}
