@@ -32,6 +32,7 @@ fn watch(addr: &str) -> Prometheus {
     let config = replace(read("prometheus.yml"), "127.0.0.1:8080", addr);
     let config = replace(config, "_interval: 15s", "_interval: 200ms");
     let alerts = replace(read("alerts.yml"), "[10m]", "[3s]");
+    let alerts = replace(alerts, "offset 10m", "offset 3s");
     let alerts = replace(alerts, "> 900", "> 1");
     let alerts = replace(alerts, "feed_lag_seconds > 60", "feed_lag_seconds > 10");
     let shortened = alerts.lines().map(|line| match line.trim_start().starts_with("for: ") {
