@@ -238,11 +238,17 @@ impl Copies {
     }
 
     /// Drops everything but queued writes, because the store was restored. No result of a call that is under way comes back.
-    pub(super) async fn forget_history(&self) {
+    pub(super) async fn forget_history(&self, history: Option<Arc<str>>) {
         self.memory.forget_history();
         if let Some(file) = &self.file {
-            file.forget_copies().await;
+            file.forget_copies(history).await;
         }
+    }
+
+    /// Whether the copies in the outage file are of another database: it was restored while no process had the file open.
+    pub(super) async fn are_of_other_history(&self, history: &Option<Arc<str>>) -> bool {
+        let (Some(file), Some(history)) = (&self.file, history) else { return false };
+        file.has_other_history(Arc::clone(history)).await
     }
 
     /// Promotes the copies of listed conversations that callers have read since the last call. So a list does not displace

@@ -127,8 +127,8 @@ impl Feed {
             let began = self.began.filter(|_| page.continuity == Continuity::Unbroken).unwrap_or(asked);
             match page.continuity {
                 Continuity::Unbroken => self.handle(&page.changed, &mut reloads).await,
-                Continuity::Begun => self.begin(),
-                Continuity::Restored => self.restart().await,
+                Continuity::Begun if !self.copies.are_of_other_history(&page.history).await => self.begin(),
+                Continuity::Begun | Continuity::Restored => self.restart(page.history).await,
             }
             (self.cursor, self.began) = (Some(page.cursor), Some(began));
             if page.is_last {
@@ -165,13 +165,13 @@ impl Feed {
     }
 
     /// Begins a new history, and drops what belongs to the one before.
-    async fn restart(&self) {
+    async fn restart(&self, history: Option<Arc<str>>) {
         self.metrics.restores.increment(1);
         tracing::warn!(
             "the change feed found another history: the database was restored or replaced; memory and replica drop their copies, \
              and queued writes stay"
         );
-        self.copies.forget_history().await;
+        self.copies.forget_history(history).await;
         self.copies.memory.begin_history();
     }
 

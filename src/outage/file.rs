@@ -130,7 +130,7 @@ impl OutageFile {
             let path = file.path().display();
             tracing::warn!(%path, "the last process could not write all copies to the replica; all copies are dropped");
             // On a full disk the replica hands out no copy, but the store may work. So opening the file succeeds.
-            if let Err(error) = file.drop_copies().await {
+            if let Err(error) = file.drop_copies(None).await {
                 tracing::error!(%path, %error, "the copies of the replica cannot be dropped; the replica hands out none");
             }
         }

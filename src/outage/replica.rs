@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::model::key::Key;
 use crate::model::record::Record;
 use crate::model::version::Timestamp;
+use crate::sqlite::file;
 use crate::sqlite::rows::{COLUMNS, record};
 use crate::sqlite::writer::CommitLevel;
 
@@ -24,6 +25,9 @@ pub(super) use validity::{InFlightBytes, ReplicaValidity};
 
 /// The bytes of uncommitted copies up to which a caller does not wait for the commit of its copies.
 const MAX_ASYNC_BYTES: usize = 8 << 20;
+
+/// The name in `meta` of the identity of the database that the copies are of.
+const HISTORY: &str = "history";
 
 /// The number of a copy, the copy, and the time at which the store confirmed it.
 pub(crate) type ReplicaCopy = (i64, Arc<Record>, Timestamp);
@@ -144,18 +148,36 @@ impl OutageFile {
         Ok(if self.validity.is_invalid() { Vec::new() } else { copies })
     }
 
-    pub(super) async fn drop_copies(&self) -> Result<()> {
+    /// Drops all copies. The next ones are of the database `history`, if the store has an identity.
+    pub(super) async fn drop_copies(&self, history: Option<Arc<str>>) -> Result<()> {
         // Read before the drop, because a later failure must keep the copies invalid.
         let failures = self.validity.failures();
-        self.write(CommitLevel::PowerCut, drop_copies).await?;
+        let work = move |connection: &Connection, state: &mut WriterState| {
+            drop_copies(connection, state)?;
+            history.iter().try_for_each(|history| file::set_meta(connection, HISTORY, history))
+        };
+        self.write(CommitLevel::PowerCut, work).await?;
         self.validity.restore(failures);
         Ok(())
     }
 
     /// Drops all copies, because the store was restored. If the file cannot be written, the replica hands out no copy.
-    pub(crate) async fn forget_copies(&self) {
-        if let Err(error) = self.drop_copies().await {
+    pub(crate) async fn forget_copies(&self, history: Option<Arc<str>>) {
+        if let Err(error) = self.drop_copies(history).await {
             self.validity.record_failure(&error);
         }
+    }
+
+    /// Whether the copies are of another database than `history`. A file without an identity takes this one.
+    pub(crate) async fn has_other_history(&self, history: Arc<str>) -> bool {
+        let work = move |connection: &Connection, _: &mut WriterState| {
+            let saved = file::meta(connection, HISTORY)?;
+            if saved.is_none() {
+                file::set_meta(connection, HISTORY, &history)?;
+            }
+            Ok(saved.is_some_and(|saved| *saved != *history))
+        };
+        // A failing disk raises its own alert, and the next start compares again.
+        self.write(CommitLevel::ProcessCrash, work).await.unwrap_or(false)
     }
 }

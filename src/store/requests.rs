@@ -70,6 +70,8 @@ pub struct Changes {
     pub changed: Vec<(Key, Version)>,
     /// The relation to the cursor of the request.
     pub continuity: Continuity,
+    /// The identity of the database, if the store has one. A restore changes it. Daemons keep it over restarts, and compare it.
+    pub history: Option<Arc<str>>,
     /// Whether the store has no further change now. Otherwise the next request follows at once.
     pub is_last: bool,
 }
@@ -158,9 +160,9 @@ impl Cursor {
 }
 
 impl Changes {
-    /// Creates a page of changes. See [`Cursor::new`] for an example.
+    /// Creates a page of changes, without an identity of the database. See [`Cursor::new`] for an example.
     pub fn new(cursor: Cursor, changed: Vec<(Key, Version)>, continuity: Continuity, is_last: bool) -> Self {
-        Self { cursor, changed, continuity, is_last }
+        Self { cursor, changed, continuity, history: None, is_last }
     }
 }
 

@@ -97,7 +97,7 @@ async fn value_is_unknown_without_a_certain_beginning() {
     world.append("k", "[8]").await;
     assert_eq!(world.folded("k").await.unwrap().0, "[7,8]");
     // The store may have been seen with a newer version than the put.
-    world.file.drop_copies().await.unwrap();
+    world.file.drop_copies(None).await.unwrap();
     assert_eq!(world.folded("k").await, None);
 }
 

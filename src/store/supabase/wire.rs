@@ -165,7 +165,10 @@ impl FunctionResponse<'_> {
         };
         let cursor = Cursor::new(&*self.cursor.ok_or_else(|| unexpected("no cursor"))?);
         let changed = self.rows.into_iter().map(ResultRow::changed).collect::<Result<_>>()?;
-        Ok(Changes::new(cursor, changed, continuity, self.is_last))
+        let mut page = Changes::new(cursor, changed, continuity, self.is_last);
+        // The SQL begins a cursor with the identity of the database.
+        page.history = page.cursor.as_str().split_once(' ').map(|(history, _)| history.into());
+        Ok(page)
     }
 }
 
