@@ -64,10 +64,12 @@ pub enum Bug {
     RenewsSentVersions,
     /// 1: the store does not note appends, so it applies a repeated append again.
     ForgetsAppends,
+    /// 4: the store adds an append to a newer put.
+    AppendsToNewerPuts,
 }
 
 impl Bug {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::LosesAcknowledgedWrites,
         Self::StoresRejectedWrites,
         Self::ReportsOutageAsAbsence,
@@ -91,13 +93,17 @@ impl Bug {
         Self::KeepsDaemonPartOfCopies,
         Self::RenewsSentVersions,
         Self::ForgetsAppends,
+        Self::AppendsToNewerPuts,
     ];
 
     /// Changes the settings of a world so that the bug soon does harm. An unknown bug needs more worlds.
     pub fn focus(self, settings: &mut Settings) {
         settings.has_operator = self == Self::KeepsDaemonPartOfCopies;
         match self {
-            Self::KeepsVersionOfUpsert | Self::KeepsRunOverUpsert | Self::ForgetsPlainDeletes => {
+            Self::KeepsVersionOfUpsert
+            | Self::KeepsRunOverUpsert
+            | Self::ForgetsPlainDeletes
+            | Self::AppendsToNewerPuts => {
                 settings.use_of_keys = UseOfKeys::SharedWithSql;
             }
             Self::ForgetsOwnRuns | Self::KeepsDaemonPartOfCopies => {

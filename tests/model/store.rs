@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use threadkeep::store::{
     Applied, Clock, Decision, Json, ListPage, ListRequest, LoadRequest, Loaded, Record, RowState, Store,
-    Write, WriteHead, WriterId, decide,
+    Write, WriteHead, WriteKind, WriterId, decide,
 };
 use threadkeep::{Key, Result, Version};
 
@@ -163,6 +163,9 @@ impl ModelStore {
                 RowState { last_writer: WriterId::NONE, ..state }
             }
             Some(Bug::ForgetsBaseVersions) => RowState { base_version: Version::NONE, ..state },
+            Some(Bug::AppendsToNewerPuts) if head.kind == WriteKind::Append => {
+                RowState { base_version: Version::NONE, ..state }
+            }
             _ => state,
         };
         let last = if self.bug == Some(Bug::ForgetsCountedWrites) { Version::NONE } else { last };
