@@ -53,7 +53,7 @@ impl Cache {
     /// Adds items to the end of a conversation that is a JSON array, or of an [array inside it](AppendCall::at).
     ///
     /// Only the new items travel to the store. An append commutes with the appends of other daemons, so it never conflicts and never
-    /// runs twice. A newer put or remove of another daemon wins against it. The appends of one conversation keep their order.
+    /// runs twice. A newer put or remove of another daemon, or a newer write of plain SQL, wins against it. The appends of one conversation keep their order.
     ///
     /// If the conversation does not exist, the append creates it with the time to live, user and metadata of this call. User and
     /// metadata of a present conversation stay. Its life ends at the later of both expiries.
@@ -67,7 +67,7 @@ impl Cache {
     ///
     /// * [`ErrorKind::Invalid`] if `items` is no array as JSON, or has no item.
     /// * [`ErrorKind::Rejected`] if the conversation has no array at this place (`null` is no array), or would be too large. If the
-    ///   append was queued, it becomes a [dead letter](Self::dead_letters).
+    ///   append was queued, it becomes a [dead letter](Self::dead_letters), with the appends that were queued at the same moment.
     /// * All errors of [`put`](Self::put).
     ///
     /// ```
@@ -235,6 +235,18 @@ impl Group {
         }
     }
 
+    /// Answers each caller, unless the store has rejected several appends together. Then returns their halves.
+    fn answer_or_halve(mut self, result: &Result<Appended>) -> Option<[Self; 2]> {
+        let is_rejected = result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Rejected);
+        if !is_rejected || self.members.len() == 1 {
+            self.answer(result);
+            return None;
+        }
+        let members = self.members.split_off(self.members.len() / 2);
+        let second = Self { alike: self.alike.clone(), members, ..self };
+        Some([self, second])
+    }
+
     /// Answers each caller. The length that it gets is the one after its own items.
     fn answer(self, result: &Result<Appended>) {
         let mut later_items = 0;
@@ -261,6 +273,8 @@ impl Shared {
     }
 
     /// Writes the first group of a conversation as soon as no other update or append of it is under way (C1). Meanwhile more appends join.
+    ///
+    /// If the store rejects a group, its halves are sent alone: an append that does not fit must not reject the others.
     async fn write_first_group(self: &Arc<Self>, key: &Key) {
         let key_lock = self.key_locks.hold_alone(key).await;
         let Some(group) = self.append_groups.close_first(key) else { return };
@@ -268,14 +282,18 @@ impl Shared {
             Ok(key_lock) => Arc::new(key_lock),
             Err(busy) => return group.answer(&Err(busy)),
         };
-        let (sender, receiver) = oneshot::channel();
-        let (pending, called_at) = (group.pending_write(key), group.called_at);
-        let task = WriteTask { shared: Arc::clone(self), pending, called_at };
-        let answer = async {
-            let result = receiver.await.unwrap_or_else(|_| Err(self.task_ended(key, None)));
-            group.answer(&result);
-        };
-        // The task goes on after its answer, if the request is late.
-        tokio::join!(task.run(Some(key_lock), sender), answer);
+        let mut groups = vec![group];
+        while let Some(group) = groups.pop() {
+            let (sender, receiver) = oneshot::channel();
+            let (pending, called_at) = (group.pending_write(key), group.called_at);
+            let task = WriteTask { shared: Arc::clone(self), pending, called_at };
+            let answer = async {
+                let result = receiver.await.unwrap_or_else(|_| Err(self.task_ended(key, None)));
+                group.answer_or_halve(&result)
+            };
+            // The task goes on after its answer, if the request is late.
+            let ((), halves) = tokio::join!(task.run(Some(Arc::clone(&key_lock)), sender), answer);
+            groups.extend(halves.into_iter().flatten().rev());
+        }
     }
 }

@@ -200,7 +200,7 @@ fn reason(write: &WriteHead, answer: &Result<Applied, String>) -> (String, Optio
         Ok(Applied::Superseded(newer) | Applied::Conflict(newer)) => {
             let text = match (write.kind, write.condition) {
                 (WriteKind::Append, _) => {
-                    "superseded: a newer put or remove took the place of the conversation"
+                    "superseded: a newer put, remove or plain SQL write took the place of the conversation"
                 }
                 (_, Condition::IfVersion(_)) => {
                     "superseded: another writer changed the conversation after this update had read it"

@@ -53,6 +53,28 @@ async fn append_follows_the_version_in_the_store() {
 }
 
 #[tokio::test]
+async fn append_that_does_not_fit_rejects_no_other_of_its_group() {
+    let (cache, _) = bare(|cache| cache.max_value_bytes(1_000)).await;
+    let big = "x".repeat(995);
+    let append = |number: usize| {
+        let item = if number == 3 { json!(big) } else { json!(number) };
+        let cache = cache.clone();
+        async move { cache.append("t", &[item]).await.map(|appended| appended.length) }
+    };
+    let lengths = futures::future::join_all((0..8).map(append)).await;
+    for (number, length) in lengths.iter().enumerate() {
+        match (number, length) {
+            (3, Err(error)) => assert_eq!(error.kind(), ErrorKind::Rejected),
+            (3, Ok(_)) => panic!("the big item fits"),
+            (_, length) => {
+                assert_eq!(*length.as_ref().unwrap(), Some(number as u64 + u64::from(number < 3)));
+            }
+        }
+    }
+    assert_eq!(value(&cache, "t").await, json!([0, 1, 2, 4, 5, 6, 7]));
+}
+
+#[tokio::test]
 async fn append_only_if_present_leaves_an_absent_one_absent() {
     let (cache, _) = bare(|cache| cache).await;
     let append = |item: i32| cache.append("t", &[item]).only_if_present();
