@@ -39,6 +39,14 @@ impl History {
         handle == op.handle || self.file_changes.iter().any(has_copy)
     }
 
+    /// Returns true if a copy brought a queued update back whose dead letter went away with the replaced file. If the daemon has
+    /// appended since, the store takes the update for a repeated one (DESIGN.md, "Which holes remain?").
+    pub fn may_be_taken_for_repeated(&self, op: &Op) -> bool {
+        op.write().is_some_and(|write| write.kind == WriteKind::Append)
+            && self.is_queued(op)
+            && self.file_changes.iter().any(|change| change.may_repeat(op))
+    }
+
     /// Returns true if the file and its copy may have sent a queued append with different versions (DESIGN.md, "Which holes
     /// remain?").
     pub fn may_be_doubled(&self, op: &Op) -> bool {

@@ -39,7 +39,8 @@ impl Log<'_> {
         let seen = reading.seen.as_deref().unwrap_or_default();
         self.check_entries(seen, end.tick).map_err(|message| format!("{message}: {read}"))?;
         let required = self.required(read, reading);
-        if let Some((reason, op)) = required.iter().find(|(_, op)| self.is_revived_by(seen, op)) {
+        let is_revived = |op: &Op| self.is_revived_by(seen, op) && !self.may_be_superseded(op, end.tick);
+        if let Some((reason, op)) = required.iter().find(|(_, op)| is_revived(op)) {
             return Err(format!("shows what is older than {op}, {reason}: {read}"));
         }
         let may_miss = |op: &Op| {
@@ -134,7 +135,10 @@ impl Log<'_> {
             _ => Vec::new(),
         });
         let is_exempt = |op: &Op| {
-            self.history.is_discarded(op) || self.history.is_lost_with_file(op) || self.may_be_undone(op)
+            self.history.is_discarded(op)
+                || self.history.is_lost_with_file(op)
+                || self.history.may_be_taken_for_repeated(op)
+                || self.may_be_undone(op)
         };
         let shown = shown.filter_map(|id| self.history.shown(self.key, id)).filter(|op| !is_exempt(op));
         let has_queued_remove = || {
@@ -165,7 +169,9 @@ impl Log<'_> {
 
     /// Returns true if the store must have taken the write.
     fn is_required(&self, op: &Op) -> bool {
-        self.history.is_kept(op) && op.write().is_some_and(|write| write.outcome != Outcome::Superseded)
+        self.history.is_kept(op)
+            && !self.history.may_be_taken_for_repeated(op)
+            && op.write().is_some_and(|write| write.outcome != Outcome::Superseded)
     }
 
     /// Returns true for an unacknowledged update of a process that ended. A queued write of the next process may
@@ -191,7 +197,7 @@ impl Log<'_> {
             if self.is_required(op) && place(op).is_none() && !may_miss() {
                 return Err(format!("an acknowledged update is lost: {op}"));
             }
-            if self.is_revived_by(seen, op) {
+            if self.is_revived_by(seen, op) && !self.may_be_superseded(op, u64::MAX) {
                 return Err(format!("the database has what is older than {op}"));
             }
             // The file of a queued append went away and came back.

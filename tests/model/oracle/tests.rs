@@ -431,6 +431,11 @@ fn queued_put_may_lose_before_another_put_takes_its_place() {
     with(&[&put, &read(0), &later]).assert_violation("which no caller made");
     let before = Op { begin: at(1), end: Some(at(2)), ..append };
     with(&[&put, &before, &read(0), &later]).assert_violation("older than");
+    let remove = chat(0, 10, Remove, 1, Queued);
+    let [first, second] = [chat(1, 1, Put, 4, Stored), chat(1, 10, Add, 2, Stored)];
+    let shown = Op { key: CHAT, ..log(0, 20, 21, Claim::Stale, &[4, 2]) };
+    with(&[&first, &remove, &second, &shown, &later]).assert_accepted();
+    with(&[&first, &remove, &second, &shown]).assert_violation("older than");
 }
 
 #[test]
@@ -446,6 +451,16 @@ fn provisional_append_of_a_copied_file_may_be_doubled() {
     ends(&jump).assert_violation("twice");
     // Without a jump, the version is final.
     ends(&[]).changed(restored_from(0)).assert_violation("twice");
+}
+
+#[test]
+fn queued_update_of_a_copied_file_may_be_taken_for_repeated() {
+    let ops = || [write(0, 10, 11, Append, 1, Queued), write(0, 30, 31, Add, 2, Stored)];
+    history(ops()).ending_with(LOG, &[2]).assert_violation("lost");
+    history(ops()).ending_with(LOG, &[2]).changed(restored_from(0)).assert_accepted();
+    let [_, append] = ops();
+    let queued = write(0, 10, 11, Add, 1, Queued);
+    history([queued, append]).ending_with(LOG, &[2]).changed(restored_from(0)).assert_violation("lost");
 }
 
 #[test]
