@@ -1,12 +1,17 @@
 //! What the change feed tells memory: conversations that changed, and the moment as of which all others are validated.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{CacheEntry, MemoryCache};
 use crate::cache::key_state::{Event, Origin};
 use crate::model::key::Key;
 use crate::model::moment::{AtomicMoment, Moment};
 use crate::model::version::Version;
+
+/// The time for which polls validate an entry without a load. So a change that no feed can see, as a restored snapshot of the disk
+/// or a statement with triggers off, is not hidden for ever.
+const MAX_SPAN_WITHOUT_LOAD: Duration = Duration::from_secs(3600);
 
 /// The moments of the change feed. `cache/feed.rs` tells why they validate an entry.
 #[derive(Debug)]
@@ -33,7 +38,11 @@ impl Default for FeedMoments {
 impl Validity {
     /// Returns the last moment at which the entry was certainly the newest record.
     pub(in crate::cache) fn validated_at(self, entry: &CacheEntry) -> Moment {
-        if self.covers(entry) { entry.held.at.max(self.polled) } else { entry.held.at }
+        let loaded = entry.held.at;
+        match self.covers(entry) && self.polled.is_within(MAX_SPAN_WITHOUT_LOAD, loaded) {
+            true => loaded.max(self.polled),
+            false => loaded,
+        }
     }
 
     /// Whether the age of the entry may make it fresh at `now`. Beside a history it may not, if the entry is older: no poll names a
@@ -86,5 +95,26 @@ impl MemoryCache {
             self.tell(&key, Event::Evicted);
         }
         self.negative_cache.iter().for_each(moka::sync::Cache::invalidate_all);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::key_state::Held;
+    use crate::model::record::Record;
+
+    #[test]
+    fn polls_validate_an_entry_for_an_hour_after_its_load() {
+        const MINUTE: Duration = Duration::from_secs(60);
+        let polled = Moment::now();
+        let validity = Validity { since: polled.minus(100 * MINUTE), polled };
+        let validated_at = |age| {
+            let record = Arc::new(Record::tombstone(Key::new("k").unwrap(), Version::NONE));
+            let held = Held { record, at: polled.minus(age), origin: Origin::Store };
+            validity.validated_at(&CacheEntry { held, accessed: true.into(), first_reads: None })
+        };
+        assert_eq!(validated_at(59 * MINUTE), polled);
+        assert_eq!(validated_at(61 * MINUTE), polled.minus(61 * MINUTE));
     }
 }
