@@ -220,9 +220,10 @@ Standard error then has the count and the reason.")]
     Replay(Replay),
     /// Lists dead letters (queued writes that Supabase did not take); exports, deletes or requeues them
     #[command(after_help = "\
-A requeued dead letter is a new write of this moment: it replaces the stored value, and its time to live starts again. If a \
-newer write of the conversation is queued, the dead letter stays. If a conversation has several dead letters, the command \
-requeues the newest one.")]
+A requeued dead letter is a new write of this moment, and its time to live starts again. A put or a remove replaces the stored \
+value. An append adds its items to the stored value once more. If a newer write of the conversation is queued, a put or a remove \
+stays a dead letter. If a conversation has several dead letters, the command requeues the newest one. If that one is an append, \
+the command also requeues the appends directly before it.")]
     DeadLetters(DeadLetters),
 }
 
