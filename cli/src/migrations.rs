@@ -79,6 +79,11 @@ fn write_all(files: &[Sql], folder: &Path, overwrite: bool, out: &mut Output) ->
             format!("{done}\t{}", path.display())
         })?;
     }
+    if files == PARTITIONS {
+        tell(
+            "the file copies the table, and all its readers and writers wait meanwhile: apply it at a quiet time",
+        );
+    }
     tell(
         "next: `supabase db push --include-all`, which also applies files older than the newest applied file",
     );

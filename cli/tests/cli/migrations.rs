@@ -31,6 +31,7 @@ async fn migrations_in_a_folder_are_those_checkout_files() {
     assert_eq!(files(&cli.path("supabase/migrations")), checkout_files());
     assert_eq!(written.out.matches("written\t").count(), checkout_files().len(), "{written:?}");
     assert!(written.err.contains("supabase db push --include-all"), "{written:?}");
+    assert!(!written.err.contains("copies the table"), "{written:?}");
     let again = cli.ok(&["migrations", "--dir", "supabase/migrations", "--json"]).await;
     assert!(again.lines().iter().all(|line| line["done"] == json!("unchanged")), "{again:?}");
 }
@@ -38,7 +39,8 @@ async fn migrations_in_a_folder_are_those_checkout_files() {
 #[tokio::test]
 async fn migrations_with_partitions_is_the_optional_file_alone() {
     let cli = Cli::new(&[]);
-    cli.ok(&["migrations", "--partitions", "--dir", "m"]).await;
+    let written = cli.ok(&["migrations", "--partitions", "--dir", "m"]).await;
+    assert!(written.err.contains("all its readers and writers wait meanwhile"), "{written:?}");
     let optional = files(&crate::stack::root().join("migrations/optional"));
     assert_eq!(files(&cli.path("m")), optional);
     let printed = cli.ok(&["migrations", "--partitions"]).await;
