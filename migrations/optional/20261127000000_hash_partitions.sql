@@ -20,7 +20,8 @@ set statement_timeout = 0; -- Supabase ends a statement after two minutes.
 do $$
 declare
     threads    regclass := to_regclass('public.conversation_threads');
-    partitions constant integer  := coalesce(nullif(current_setting('threadkeep.partitions', true), ''), '16')::integer;
+    setting    constant text := coalesce(nullif(current_setting('threadkeep.partitions', true), ''), '16');
+    partitions constant integer := case when setting ~ '^[0-9]{1,4}$' then setting::integer end;
     -- The statements that make the new table like the old one.
     todo       text[] := '{}';
     problems   text[] := '{}';
@@ -34,14 +35,15 @@ declare
     old        pg_catalog.pg_class;
     one        record;
     moved      bigint;
+    dependents text;
 begin
     -- The functions of earlier revisions need a plain table.
     if threads is null or not exists (
         select from pg_catalog.pg_proc where oid = to_regprocedure('public.threadkeep_apply(jsonb)')
           and substring(prosrc from '''revision'', (\d+)')::integer >= 4 and prosrc not like '%.xmax%') then
         raise exception 'threadkeep changed nothing: the table or its functions are missing or old; apply 20260101000000_conversation_threads.sql and 20261126000000_threadkeep.sql first';
-    elsif partitions not between 0 and 256 or partitions = 1 then
-        raise exception 'threadkeep changed nothing: threadkeep.partitions is %; set it to 0, or to a number from 2 to 256', partitions;
+    elsif partitions is null or partitions > 256 or partitions = 1 then
+        raise exception 'threadkeep changed nothing: threadkeep.partitions is %; set it to 0, or to a number from 2 to 256', setting;
     end if;
 
     if partitions = (select count(*) from pg_catalog.pg_inherits where inhparent = threads) then
@@ -190,7 +192,15 @@ begin
 
     execute format('insert into public.conversation_threads (%s) select %s from public.threadkeep_before', columns, columns);
     get diagnostics moved = row_count;
-    drop table public.threadkeep_before;
+    -- PostgreSQL finds more kinds of dependents than the list above.
+    begin
+        drop table public.threadkeep_before;
+    exception when dependent_objects_still_exist then
+        get stacked diagnostics dependents = pg_exception_detail;
+        raise exception 'threadkeep changed nothing: %; apply this file again after that',
+            replace(replace(dependents, E'\n', '; '), 'threadkeep_before', 'conversation_threads') || ' (drop it, and create it again after this file)'
+            using errcode = 'dependent_objects_still_exist';
+    end;
     if partitions = 0 then
         alter table public.conversation_threads add primary key (id), add unique (thread_id);
     else

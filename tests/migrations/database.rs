@@ -48,7 +48,7 @@ impl Database {
     }
 
     /// Splits the table into partitions. 0 makes one plain table.
-    pub fn partition(&self, count: u32) -> Result<String, String> {
+    pub fn partition(&self, count: impl std::fmt::Display) -> Result<String, String> {
         let [c, set, f, file] = partition_arguments(count);
         self.psql("postgres", &["-1", &c, &set, &f, &file])
     }

@@ -134,6 +134,21 @@ const OBSTACLES: &[(&str, &str, &str)] = &[
         "function name_of(conversation_threads) depends on the table",
         "drop function name_of",
     ),
+    (
+        "create table others (); create policy of_threads on others using (exists (select from conversation_threads))",
+        "policy of_threads on table others depends on table conversation_threads",
+        "drop table others",
+    ),
+    (
+        "create function threads() returns bigint begin atomic select count(*) from conversation_threads; end",
+        "function threads() depends on table conversation_threads",
+        "drop function threads",
+    ),
+    (
+        "create table heir () inherits (conversation_threads)",
+        "table heir depends on table conversation_threads",
+        "drop table heir",
+    ),
 ];
 
 #[test]
@@ -147,14 +162,19 @@ fn obstacle_is_named_and_partitions_follow_its_remedy() {
         let said = database.partition(4).unwrap_err();
         assert!(said.contains(expected) && said.contains("changed nothing"), "{said}");
         assert!(!remedy.starts_with("alter") || said.contains(remedy), "{said}");
+        assert!(!said.contains("threadkeep_before") && !said.contains("CASCADE"), "{said}");
         assert!(database.schema() == before);
         database.try_sql(remedy).unwrap();
         database.partition(4).unwrap();
         assert_eq!(database.sql("select count(*) from conversation_threads"), "1");
         database.sql("alter table conversation_threads drop column if exists nr");
     }
-    let said = database.partition(1).unwrap_err();
-    assert!(said.contains("set it to 0, or to a number from 2 to 256"), "{said}");
+    for setting in ["1", "257", "-2", "abc", "99999999999", "1.5"] {
+        let said = database.partition(setting).unwrap_err();
+        let expected =
+            format!("threadkeep.partitions is {setting}; set it to 0, or to a number from 2 to 256");
+        assert!(said.contains(&expected), "{said}");
+    }
 }
 
 #[test]

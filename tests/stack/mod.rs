@@ -210,7 +210,7 @@ pub fn test_partitions() -> Option<u32> {
 }
 
 /// Returns the arguments with which psql splits the table into partitions. 0 makes one plain table.
-pub fn partition_arguments(count: u32) -> [String; 4] {
+pub fn partition_arguments(count: impl std::fmt::Display) -> [String; 4] {
     let file = migrations("migrations/optional").remove(0);
     let setting = format!("set threadkeep.partitions = '{count}'");
     ["-c".to_owned(), setting, "-f".to_owned(), file.to_str().expect("UTF-8").to_owned()]
