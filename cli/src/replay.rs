@@ -45,8 +45,8 @@ pub async fn replay(settings: Builder, replay: &Replay, out: &mut Output) -> Res
     tell(&match cause {
         Some(cause) if after.fault.is_some() => format!("threadkeep: {}", with_causes(&cause)),
         Some(cause) => format!("threadkeep: writes to Supabase fail: {}", with_causes(&cause)),
-        None => "threadkeep: Supabase answers, but these writes fail repeatedly or take longer than the timeout; --verbose \
-                 prints more"
+        None => "threadkeep: Supabase answers, but these writes fail repeatedly, are ahead of its clock, or take longer than the \
+                 timeout; --verbose prints a key and the reason"
             .to_owned(),
     });
     Ok(Outcome::Partly)

@@ -180,6 +180,7 @@ impl Replayer {
         match result {
             CallResult::Completed(retries) => {
                 keys.iter().for_each(|(key, _)| state.passed(key));
+                state.log_new_waits(&retries);
                 for (key, version, wait) in retries {
                     state.isolate(key, version, wait, self.alert.accepted());
                 }

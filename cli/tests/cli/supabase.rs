@@ -14,6 +14,7 @@ const DAY: i64 = 86_400_000;
 on_each_server!(
     commands_work_beside_a_daemon,
     replay_in_an_outage_reports_the_rest,
+    replay_names_the_write_that_waits,
     migrate_local_file_keeps_conversations,
     migrate_local_file_keeps_newer_rows,
     requeued_dead_letter_replaces_the_row,
@@ -102,6 +103,32 @@ async fn replay_in_an_outage_reports_the_rest(server: Server) {
     gateway.rotate_secret();
     let refused = cli.run(&["queue", "replay"]).await;
     assert!(refused.code == 1 && refused.err.contains("key"), "{refused:?}");
+}
+
+async fn replay_names_the_write_that_waits(server: Server) {
+    let (stack, gateway) = shared(server).await;
+    let (cli, [ahead, failing, stored]) = (Cli::on(&gateway), ["ahead", "failing", "stored"].map(key));
+    queue(&cli, &gateway, &[&ahead, &failing, &stored]).await;
+    let version = record(&ahead, -1, "").version.raw();
+    let file = rusqlite::Connection::open(cli.queue()).unwrap();
+    file.execute("update records set version = ?2, is_provisional = 0 where key = ?1", (&ahead, version))
+        .unwrap();
+    drop(file);
+    let trigger = key("fails");
+    let sql = format!(
+        "create function \"{trigger}\"() returns trigger language plpgsql as $$ begin raise 'no' using errcode = '42501'; end $$;
+         create trigger \"{trigger}\" before insert on conversation_threads for each row when (new.thread_id = '{failing}')
+         execute function \"{trigger}\"()"
+    );
+    tokio::task::block_in_place(|| stack.psql(&sql));
+    let ended = cli.run(&["queue", "replay", "--timeout", "5s", "--verbose"]).await;
+    assert!(ended.code == 1 && ended.err.contains("--verbose prints a key and the reason"), "{ended:?}");
+    for (key, reason) in [(&ahead, "ahead of the store's clock"), (&failing, "failed alone")] {
+        let named = ended.err.lines().filter(|line| line.contains(key.as_str()) && line.contains(reason));
+        assert_eq!(named.count(), 1, "{ended:?}");
+    }
+    assert_eq!(row(stack, &stored, "conversation_data"), "\"queued\"");
+    tokio::task::block_in_place(|| stack.psql(&format!("drop function \"{trigger}\" cascade")));
 }
 
 /// Returns a record that was written `days_ago` and expires 30 days after that.

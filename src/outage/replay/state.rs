@@ -172,6 +172,18 @@ impl ReplayState {
         self.isolated.insert(key, isolated);
     }
 
+    /// Logs one line for all writes of a call that wait for the first time, because a jump of the clock can affect the whole queue.
+    pub(super) fn log_new_waits(&self, retries: &[(Key, Version, Duration)]) {
+        let is_known = |key, version| self.isolated.get(key).is_some_and(|known| known.version == version);
+        let mut new = retries.iter().filter(|(key, version, _)| !is_known(key, *version));
+        if let Some((key, version, wait)) = new.next() {
+            tracing::info!(
+                thread_id = %key, %version, writes = 1 + new.count(), ?wait,
+                "replay cannot send queued writes yet: their versions are too far ahead of the store's clock; replay retries them"
+            );
+        }
+    }
+
     /// Makes all isolated writes due.
     fn retry_all(&mut self) {
         let now = Instant::now();
@@ -214,6 +226,9 @@ impl ReplayState {
             return self.isolate(key, version, Duration::ZERO, accepted);
         };
         isolated.tries += 1;
+        if isolated.tries == 1 {
+            tracing::info!(thread_id = %key, %error, "a queued write failed alone; replay sends it again after a pause");
+        }
         // The first rejection is no proof. The write is sent once more after all others have been tried.
         if isolated.tries == 1 && error.is_record_fault() {
             isolated.due = Instant::now() + RECHECK_AFTER;
