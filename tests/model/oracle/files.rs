@@ -4,6 +4,7 @@
 //! known copies of the store's records are as old as the file. Queued writes of the copy are sent again, and a handle may also
 //! get the queued writes of another handle. A write that is sent again is not applied again. Nothing else changes.
 
+use super::dead_letters::is_newer_base;
 use crate::history::{FileChange, History, Moment, Op, WriteKind};
 
 impl FileChange {
@@ -39,10 +40,13 @@ impl History {
         handle == op.handle || self.file_changes.iter().any(has_copy)
     }
 
-    /// Returns true if a copy brought a queued update back whose dead letter went away with the replaced file. If the daemon has
-    /// appended since, the store takes the update for a repeated one (DESIGN.md, "Which holes remain?").
+    /// Returns true if a copy brought a queued update or append back whose dead letter went away with the replaced file. If the
+    /// daemon has appended since, the store takes the write for a repeated one (DESIGN.md, "Which holes remain?").
     pub fn may_be_taken_for_repeated(&self, op: &Op) -> bool {
-        op.write().is_some_and(|write| write.kind == WriteKind::Append)
+        let may_be_dead = |kind| {
+            kind == WriteKind::Append || self.writes(op.key).any(|other| is_newer_base(self, other, op))
+        };
+        op.write().is_some_and(|write| may_be_dead(write.kind))
             && self.is_queued(op)
             && self.file_changes.iter().any(|change| change.may_repeat(op))
     }
