@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::Corrected;
 use super::clock_checkpoint::{lead_over_provisional, save_provisional};
@@ -175,13 +175,18 @@ fn without_lead(
 pub(super) fn shift_provisional(connection: &Connection, clock: &Clock) -> rusqlite::Result<()> {
     // SQLite computes every right side from the old row. A base that is a provisional version moves with it.
     let sql = "update records set
-                   version = version + (?1 << 21), expires_at = expires_at + ?1, at = at + ?1,
+                   version = version + (?2 << 21), expires_at = expires_at + ?1, at = at + ?1,
                    if_version = if_version + case when exists (
                        select 1 from records as base where base.key = records.key and base.is_provisional = 1
-                           and base.version in (records.if_version, records.if_version + (?1 << 21))) then ?1 << 21 else 0 end
+                           and base.version in (records.if_version, records.if_version + (?2 << 21))) then ?2 << 21 else 0 end
                where is_provisional = 1";
     let lead = lead_over_provisional(connection, clock)?;
-    if connection.execute(sql, [lead])? > 0 {
+    // A version that observed versions have pushed ahead of the slow clock is not pushed further. The versions of this process
+    // would follow it, and its final ones would be ahead of the store's clock.
+    let pushed = "select max((version >> 21) - at, 0) from records where is_provisional = 1 order by version desc limit 1";
+    let pushed = connection.query_row(pushed, [], |row| row.get::<_, i64>(0)).optional()?.unwrap_or(0);
+    let moved = if lead > 0 { (lead - pushed).max(0) } else { lead };
+    if connection.execute(sql, [lead, moved])? > 0 {
         save_provisional(connection, clock)?;
     }
     let newest = |is_provisional: bool| {

@@ -50,6 +50,26 @@ async fn provisional_rows_of_an_earlier_process_get_the_right_time() {
     );
 }
 
+/// The mark pushes the rows of the second process ahead of its slow clock. The third process has the right clock.
+#[tokio::test]
+async fn pushed_rows_of_an_earlier_process_push_no_later_version_ahead() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("q.db");
+    let world = World::open(&path, Clock::new()).await;
+    world.file.raise_mark(world.clock.issue_version()).await;
+    world.file.close().await.unwrap();
+    let world = World::open(&path, Clock::skewed(-4_000)).await;
+    let first = world.queue("k", "1", None).await;
+    world.queue("k", "2", Some(first)).await;
+    world.file.close().await.unwrap();
+    let world = World::open(&path, Clock::new()).await;
+    world.sync().await;
+    let (rows, next) = (world.rows().await, world.clock.issue_version());
+    assert_eq!(rows[1].write.condition, Condition::IfVersion(rows[0].version()));
+    assert!(rows[0].version() < rows[1].version() && rows[1].version() < next);
+    assert!(next.at() < world.clock.now().plus(Duration::from_secs(1)), "{next}");
+}
+
 #[tokio::test]
 async fn provisional_write_behind_the_sync_is_corrected_at_once() {
     let dir = tempfile::tempdir().unwrap();
