@@ -65,9 +65,9 @@ impl Log<'_> {
         self.history.writes(self.key).any(|other| is_newer(&other))
     }
 
-    /// Returns true if another handle may have written a newer version than a queued put before `until`.
+    /// Returns true if another handle may have written a newer version than a queued put, remove or update before `until`.
     ///
-    /// Such a put becomes a dead letter, unless a later put or remove of its handle took its place in the queue first.
+    /// Such a write becomes a dead letter, unless a later put or remove of its handle took its place in the queue first.
     fn may_be_superseded(&self, op: &Op, until: u64) -> bool {
         let writes = || self.history.writes(self.key);
         let is_newer = |other: &Op| {
@@ -82,7 +82,7 @@ impl Log<'_> {
                 && later.begin.tick > op.begin.tick
                 && self.history.is_queued(later)
         };
-        is_whole(op) && self.history.is_queued(op) && writes().any(is_newer) && writes().any(took_its_place)
+        !is_add(op) && self.history.is_queued(op) && writes().any(is_newer) && writes().any(took_its_place)
     }
 
     /// Returns true if the operation has surely replaced one of these entries.
