@@ -202,7 +202,10 @@ async fn append_below_a_newer_put_of_another_daemon_is_a_dead_letter() {
     wait_until_drained(&first).await;
     assert_eq!(found(&first, "k").await.unwrap().0, "[9]");
     let letters = first.dead_letters().await.unwrap();
-    assert!(letters[0].reason.contains("newer put, remove or plain SQL") && letters[0].newer.is_some(), "{letters:?}");
+    assert!(
+        letters[0].reason.contains("newer put, remove or plain SQL") && letters[0].newer.is_some(),
+        "{letters:?}"
+    );
     first.shutdown(Duration::from_secs(1)).await.unwrap();
     // The operator wants the items nevertheless, twice.
     let admin = QueueAdmin::open(one.dir.path().join("q.db")).await.unwrap();
