@@ -65,7 +65,7 @@ impl ActiveKeys {
 
     /// Returns true if the outage file has queued writes of the conversation.
     pub(super) fn is_queued(&self, key: &Key) -> bool {
-        self.state().keys.get(key).is_some_and(|active| active.queued != Queued::Nothing)
+        self.queued(key) != Queued::Nothing
     }
 
     /// Changes a key. `change` gets the queued write, and the floor that rose since `token` was taken. It returns the new

@@ -53,7 +53,8 @@ impl Cache {
     /// Adds items to the end of a conversation that is a JSON array, or of an [array inside it](AppendCall::at).
     ///
     /// Only the new items travel to the store. An append commutes with the appends of other daemons, so it never conflicts and never
-    /// runs twice. A newer put or remove of another daemon, or a newer write of plain SQL, wins against it. The appends of one conversation keep their order.
+    /// runs twice. A newer put or remove of another daemon, or a newer write of plain SQL, wins against it. The appends of one
+    /// conversation keep their order.
     ///
     /// If the conversation does not exist, the append creates it with the time to live, user and metadata of this call. User and
     /// metadata of a present conversation stay. Its life ends at the later of both expiries.
@@ -237,8 +238,9 @@ impl Group {
 
     /// Answers each caller, unless the store has rejected several appends together. Then returns their halves.
     fn answer_or_halve(mut self, result: &Result<Appended>) -> Option<[Self; 2]> {
-        let is_rejected = result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Rejected);
-        if !is_rejected || self.members.len() == 1 {
+        // A write of unknown outcome is not sent again with another version.
+        let is_rejected = |error: &Error| error.kind() == ErrorKind::Rejected && !error.outcome_unknown();
+        if self.members.len() == 1 || !result.as_ref().is_err_and(is_rejected) {
             self.answer(result);
             return None;
         }

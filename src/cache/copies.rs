@@ -246,7 +246,7 @@ impl Copies {
     }
 
     /// Whether the copies in the outage file are of another database: it was restored while no process had the file open.
-    pub(super) async fn are_of_other_history(&self, history: &Option<Arc<str>>) -> bool {
+    pub(super) async fn are_of_other_history(&self, history: Option<&Arc<str>>) -> bool {
         let (Some(file), Some(history)) = (&self.file, history) else { return false };
         file.has_other_history(Arc::clone(history)).await
     }

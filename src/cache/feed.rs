@@ -127,7 +127,9 @@ impl Feed {
             let began = self.began.filter(|_| page.continuity == Continuity::Unbroken).unwrap_or(asked);
             match page.continuity {
                 Continuity::Unbroken => self.handle(&page.changed, &mut reloads).await,
-                Continuity::Begun if !self.copies.are_of_other_history(&page.history).await => self.begin(),
+                Continuity::Begun if !self.copies.are_of_other_history(page.history.as_ref()).await => {
+                    self.begin()
+                }
                 Continuity::Begun | Continuity::Restored => self.restart(page.history).await,
             }
             (self.cursor, self.began) = (Some(page.cursor), Some(began));

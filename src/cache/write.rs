@@ -206,15 +206,12 @@ impl WriteTask {
 
     /// Whether a request over this base could only conflict. If its response was lost, the queue would hide the newer value.
     fn is_outdated(&self, base: Base) -> bool {
-        let newer = self
-            .shared
-            .copies
-            .memory
-            .view(&self.pending.key)
-            .entry
-            .filter(|entry| entry.origin() == Origin::Store && entry.record().version > base.version);
         // Replay may have sent the queued base meanwhile, with another version.
-        newer.is_some() || base.syncs != self.shared.clock_syncs()
+        if base.syncs != self.shared.clock_syncs() {
+            return true;
+        }
+        let held = self.shared.copies.memory.view(&self.pending.key).entry;
+        held.is_some_and(|entry| entry.origin() == Origin::Store && entry.record().version > base.version)
     }
 
     /// Whether a write that the queue refused may go to the store past the queued writes of its conversation. The store then takes

@@ -218,7 +218,8 @@ impl Builder {
 
     /// Sets the interval of the change feed, from 10 ms to an hour. Zero turns the feed off.
     ///
-    /// One request tells which conversations changed in the store. All others in memory stay fresh without a load. For a
+    /// One request tells which conversations changed in the store. All others in memory stay fresh, and cost
+    /// one load an hour. For a
     /// [store](Self::store) of the caller, the feed runs only with this setter.
     ///
     /// The interval must be below the time in [`fresh_for`](Self::fresh_for). Otherwise conversations stop being fresh before

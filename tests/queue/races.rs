@@ -9,6 +9,20 @@ use threadkeep::{Cache, ErrorKind, Freshness, WriteOutcome};
 
 use crate::{DEADLINE, World, append, dead_letters, found, sleep, wait_until_drained};
 
+/// Returns the closure of an update that appends a turn. During its first run, `meanwhile` happens.
+fn append_after(
+    turn: i32,
+    meanwhile: impl Future<Output = ()>,
+) -> impl FnMut(Option<Vec<i32>>) -> threadkeep::Result<Option<Vec<i32>>> {
+    let mut meanwhile = Some(meanwhile);
+    move |turns| {
+        if let Some(meanwhile) = meanwhile.take() {
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(meanwhile));
+        }
+        append(turn)(turns)
+    }
+}
+
 /// A late response of the first update must not reset the base of the queued updates after it.
 #[tokio::test]
 async fn late_response_keeps_the_updates_after_it() {
@@ -101,20 +115,11 @@ async fn update_over_a_known_newer_version_runs_again_in_an_outage() {
     two.store = Arc::clone(&one.store);
     let (first, second) = (one.open().await, two.open().await);
     first.put("k", &vec![0]).await.unwrap();
-    let mut runs = 0;
-    let slow = |t: Option<Vec<i32>>| {
-        runs += 1;
-        if runs == 1 {
-            tokio::task::block_in_place(|| {
-                tokio::runtime::Handle::current().block_on(async {
-                    second.put("k", &vec![1]).await.unwrap();
-                    assert_eq!(found(&first, "k").await.unwrap().0, "[1]");
-                    one.start_outage(&first).await;
-                });
-            });
-        }
-        append(2)(t)
-    };
+    let slow = append_after(2, async {
+        second.put("k", &vec![1]).await.unwrap();
+        assert_eq!(found(&first, "k").await.unwrap().0, "[1]");
+        one.start_outage(&first).await;
+    });
     assert_eq!(first.update("k", slow).await.unwrap(), WriteOutcome::Queued);
     one.faults.clear();
     wait_until_drained(&first).await;
@@ -131,17 +136,13 @@ async fn update_over_a_known_newer_version_runs_again_before_it_is_sent() {
     first.put("k", &vec![0]).await.unwrap();
     let sent = one.faults.calls("apply");
     let mut runs = 0;
+    let mut append = append_after(2, async {
+        second.put("k", &vec![1]).await.unwrap();
+        assert_eq!(found(&first, "k").await.unwrap().0, "[1]");
+    });
     let slow = |t: Option<Vec<i32>>| {
         runs += 1;
-        if runs == 1 {
-            tokio::task::block_in_place(|| {
-                tokio::runtime::Handle::current().block_on(async {
-                    second.put("k", &vec![1]).await.unwrap();
-                    assert_eq!(found(&first, "k").await.unwrap().0, "[1]");
-                });
-            });
-        }
-        append(2)(t)
+        append(t)
     };
     assert_eq!(first.update("k", slow).await.unwrap(), WriteOutcome::Stored);
     assert_eq!((runs, one.faults.calls("apply") - sent), (2, 1));
