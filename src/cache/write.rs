@@ -165,6 +165,10 @@ impl WriteTask {
         };
         let reply = Reply { sender, _key_lock: key_lock };
         let checked = self.check_can_send().await;
+        let no_sync = match &shared.copies.file {
+            Some(file) => Some(file.hold_clock_sync().await),
+            None => None,
+        };
         let write = self.issue();
         // This machine's clock may have jumped since the check.
         let can_send = if write.issued.is_provisional { checked.and(Err(clock_unknown())) } else { checked };
@@ -173,10 +177,14 @@ impl WriteTask {
             (Ok(()), _) if self.pending.base.is_some_and(|base| self.is_outdated(base)) => {
                 reply.send(Err(conflict(key)));
             }
-            (Ok(()), queue) => self.store_or_queue(queue, &write, reply).await,
+            (Ok(()), queue) => {
+                drop(no_sync);
+                self.store_or_queue(queue, &write, reply).await;
+            }
             (Err(refused), None) => reply.send(Err(refused)),
             (Err(_), Some(file)) => {
                 let queued = self.enqueue(file, &write, read_after).await;
+                drop(no_sync);
                 reply.send(match queued {
                     Err(refused) if self.may_pass_the_queue(file, &write, &refused).await => {
                         file.raise_mark(write.issued.version).await;
@@ -262,6 +270,8 @@ impl WriteTask {
         }
     }
 
+    /// Issues the version. The caller [holds the clock sync](OutageFile::hold_clock_sync), because the newest known version may be
+    /// provisional (I8).
     fn issue(&self) -> IssuedWrite {
         let (shared, pending) = (&self.shared, &self.pending);
         let call = shared.copies.begin();

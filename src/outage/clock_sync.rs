@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use tokio::sync::RwLockReadGuard;
 
 use super::Corrected;
 use super::clock_checkpoint::{lead_over_provisional, save_provisional};
@@ -27,6 +28,12 @@ impl OutageFile {
     /// Returns the number of clock syncs that changed queued writes. A version that was read before the next one may be outdated.
     pub(crate) fn syncs(&self) -> u64 {
         self.syncs.load(Acquire)
+    }
+
+    /// Holds back the clock sync, which changes queued versions. A caller holds it from the issue of a version to the commit of its
+    /// row. So a version that follows a provisional one is provisional, too, and no such row comes behind the sync.
+    pub(crate) async fn hold_clock_sync(&self) -> RwLockReadGuard<'_, ()> {
+        self.sync_gate.read().await
     }
 
     /// Ends each unsynced period of the clock, until the task is aborted.
@@ -111,7 +118,7 @@ pub(super) fn correct_all(
 }
 
 /// Gives the provisional writes of a conversation their final versions and times.
-pub(super) fn correct_key(
+fn correct_key(
     connection: &Connection,
     state: &mut WriterState,
     key: &Key,

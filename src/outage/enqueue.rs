@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
-use super::clock_sync::correct_key;
 use super::file::{OutageFile, queue_full};
 use super::rows::{copy_version, heads, replace_queued, row_bytes};
 use super::rules::{self, Placement, QueuedHead};
@@ -19,7 +18,7 @@ impl OutageFile {
     /// Queues a write. The write is synced to disk when this returns `Queued` (I4).
     ///
     /// The writer calls `on_commit` before any caller learns of a later transaction. So a verdict about this write finds the
-    /// write in memory. If the clock was synced after the version was issued, the observer gets the final version at once.
+    /// write in memory. If the version is provisional, the caller [holds the clock sync](Self::hold_clock_sync) since the issue.
     ///
     /// `read_after` is the number of [clock syncs](Self::syncs) when the caller read the base of an update that was not sent. Such
     /// an update gets `Conflict` if the base is outdated. Later it would only become a dead letter. One that was sent keeps its
@@ -39,22 +38,14 @@ impl OutageFile {
         // From here on, saved copies wait for this commit. Otherwise a reader of a newer version could learn of
         // this older write afterwards (I16).
         let in_flight = self.writes_in_flight.begin(write.record.bytes());
-        // Clock sync waits for this write, or this write for clock sync. So no provisional row appears behind the sync.
-        let _gate = self.sync_gate.read().await;
         if read_after.is_some_and(|syncs| syncs != self.syncs()) {
             return Ok(Enqueued::Conflict { newer: None });
         }
-        let is_stray = is_provisional && self.clock.is_synced();
-        let (limit, correction) = (self.limits.queue, self.clock.last_correction());
-        let (floor, clock) = (self.final_floor(self.clock.now()), Arc::clone(&self.clock));
+        let (limit, clock) = (self.limits.queue, Arc::clone(&self.clock));
         let queued = QueuedWrite { seq: 0, write, queued_at, is_provisional };
         let work = move |connection: &Connection, state: &mut WriterState| {
             let enqueued = enqueue(connection, state, queued.clone(), limit, read_after.is_some())?;
-            if is_stray {
-                correct_key(connection, state, queued.key(), correction, floor, clock.now())?;
-                // As after a clock sync: the next write of this process must be above.
-                clock.observe(state.newest_corrected());
-            } else if is_provisional {
+            if is_provisional {
                 state.checkpoint.save_provisional(connection, &clock)?;
             }
             Ok(enqueued)

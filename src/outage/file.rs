@@ -60,7 +60,7 @@ pub(crate) struct OutageFile {
     pub(super) settle_level: CommitLevel,
     /// The version up to which the mark in the file allows versions (C8).
     pub(super) mark: AtomicI64,
-    /// Clock sync holds it alone. Each write on its way into the queue shares it.
+    /// Clock sync holds it alone. Each write shares it from the issue of its version to its row in the queue.
     pub(super) sync_gate: RwLock<()>,
     /// The number of clock syncs that gave queued writes other versions.
     pub(super) syncs: AtomicU64,
@@ -85,7 +85,6 @@ impl Hooks {
                 observer.settled(&settled.key, settled.version, &settled.verdict, settled.left);
             }
         }
-        // A write that came to the queue must be known before its correction.
         on_commit();
         if let Some(observer) = self.observer.get().filter(|_| !corrected.is_empty()) {
             observer.corrected(&corrected);

@@ -26,7 +26,6 @@ pub(super) struct SyncState {
     pub(super) is_by_file: bool,
     /// The value for `Clock::time_at_zero` by the answer that waits for the outage file.
     pub(super) pending: Option<i64>,
-    pub(super) last: Correction,
     /// The milliseconds that the monotonic clock had missed by the last jump.
     pub(super) missed: i64,
     /// The last version before the present unsynced period.
@@ -127,11 +126,6 @@ impl Clock {
         self.sync_changed.notify_waiters();
     }
 
-    /// Returns the correction of the last sync.
-    pub(crate) fn last_correction(&self) -> Correction {
-        self.sync.lock().last
-    }
-
     /// Returns a version that no final version of this clock exceeds. Later final versions must be above it.
     pub(crate) fn last_final(&self) -> Version {
         let is_synced = self.is_synced();
@@ -192,7 +186,7 @@ impl Clock {
         if self.synced_at.load(Relaxed) == u64::from(jumps) {
             self.time_at_zero.store(corrected, Relaxed);
         } else if !sync.is_by_file {
-            self.correct_by(&mut sync, Correction(corrected.saturating_sub(time_at_zero)));
+            self.correct_by(Correction(corrected.saturating_sub(time_at_zero)));
             self.set_synced();
         } else {
             sync.pending = Some(corrected);
@@ -206,7 +200,7 @@ impl Clock {
     pub(crate) fn finish_sync(&self, correction: Correction, newest: Version) {
         self.moment();
         let mut sync = self.sync.lock();
-        self.correct_by(&mut sync, correction);
+        self.correct_by(correction);
         // Before the end of the period. A put in between would get a version below the corrected ones, and lose to them.
         self.observe(newest);
         if sync.pending.take().is_some() {
@@ -214,14 +208,14 @@ impl Clock {
         }
     }
 
-    fn correct_by(&self, sync: &mut SyncState, correction: Correction) {
+    /// Corrects the time. The caller holds the lock.
+    fn correct_by(&self, correction: Correction) {
         self.time_at_zero.fetch_add(correction.0, Relaxed);
         // New versions must not follow the versions that the wrong clock issued.
         if correction.0.abs() > millis(MAX_CLOCK_SKEW) {
             let now = self.version_time(read_clocks().moment);
             self.last_version.fetch_min(Version::min_at(now).0, Relaxed);
         }
-        sync.last = correction;
     }
 
     /// Marks the clock as synced. The caller holds the lock.

@@ -46,7 +46,7 @@ fn sync_by_file_keeps_the_answer_pending() {
     assert!((correction.0 - 300_000).abs() < 1_000);
     assert!(wrong.issue().is_provisional && wrong.known_now().is_none());
     wrong.finish_sync(correction, Version::NONE);
-    assert!(wrong.is_synced() && wrong.pending().is_none() && wrong.last_correction() == correction);
+    assert!(wrong.is_synced() && wrong.pending().is_none());
     assert!((wrong.now().0 - right.now().0).abs() < 1_000);
 }
 
@@ -115,7 +115,8 @@ fn clock_counts_a_sleep_and_becomes_unsynced() {
     let late = clock.issue();
     assert!(late.version.at().0 - early.version.at().0 >= 63 * HOUR);
     answer(&clock, store.now());
-    assert!(clock.is_synced() && late.is_provisional && clock.last_correction().0.abs() < 5_000);
+    assert!(clock.is_synced() && late.is_provisional);
+    assert!((clock.now().0 - store.now().0).abs() < 5_000);
 }
 
 /// After a pause the system clock is behind. An answer shows that, and then an operator sets the clock.

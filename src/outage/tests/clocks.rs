@@ -1,5 +1,7 @@
 //! Clock sync, and the mark after a jump.
 
+use futures::FutureExt;
+
 use super::*;
 
 #[tokio::test]
@@ -71,13 +73,19 @@ async fn pushed_rows_of_an_earlier_process_push_no_later_version_ahead() {
 }
 
 #[tokio::test]
-async fn provisional_write_behind_the_sync_is_corrected_at_once() {
+async fn clock_sync_waits_for_a_version_on_its_way_into_the_queue() {
     let dir = tempfile::tempdir().unwrap();
     let world = World::open(&dir.path().join("q.db"), Clock::skewed(300_000)).await;
+    let no_sync = world.file.hold_clock_sync().await;
     let issued = world.clock.issue();
-    world.sync().await;
+    let now = Instant::now();
+    world.clock.correct(now, now, Clock::authoritative().now());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(world.clock.settled().now_or_never().is_none());
     let record = Record::tombstone(name("k"), issued.version);
     world.file.enqueue(Write::new(record), issued.is_provisional, issued.shown, None, |_| {}).await.unwrap();
+    drop(no_sync);
+    assert!(world.clock.settled().await);
     let row = world.rows().await.remove(0);
     assert!(!row.is_provisional && row.version() < issued.version && world.seen.take() == ["k corrected"]);
 }
@@ -97,21 +105,6 @@ async fn mark_of_a_version_from_before_a_jump_is_not_ahead() {
         version > sent && version.at() < sent.at().plus(Duration::from_secs(2)),
         "{version} after {sent}"
     );
-}
-
-#[tokio::test]
-async fn versions_go_on_above_a_row_that_came_after_the_sync() {
-    let dir = tempfile::tempdir().unwrap();
-    let world = World::open(&dir.path().join("q.db"), Clock::new()).await;
-    world.sync().await;
-    let sent = world.clock.issue_version();
-    world.file.raise_mark(sent).await;
-    test_clock::step(300_000);
-    let late = world.clock.issue();
-    world.sync_to(sent.at()).await;
-    let write = Write::new(Record::tombstone(name("k"), late.version)).with_writer(world.file.writer());
-    world.file.enqueue(write, late.is_provisional, late.shown, None, |_| {}).await.unwrap();
-    assert!(late.is_provisional && world.clock.issue_version() > world.rows().await[0].version());
 }
 
 #[tokio::test]
