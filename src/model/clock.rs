@@ -75,6 +75,8 @@ pub struct Clock {
     version_time_at_zero: AtomicI64,
     /// The last version issued or observed.
     last_version: AtomicI64,
+    /// The last final version of a counted write.
+    last_counted: AtomicI64,
     /// The milliseconds by which the clock started ahead of the system clock.
     skew: i64,
     /// The store has no clock but the system clock, so the system clock is right by definition.
@@ -126,6 +128,7 @@ impl Clock {
             time_at_zero: time_at_zero.into(),
             version_time_at_zero: i64::MIN.into(),
             last_version: 0.into(),
+            last_counted: 0.into(),
             skew: by_millis,
             is_authoritative: false,
             seen_jumps: moment.jumps().into(),
@@ -193,12 +196,9 @@ impl Clock {
         // Issued versions are even. A version that a store makes is odd, so the two never meet.
         let fresh = Version::min_at(now).0 | fastrand::i64(0..1 << (LOW_BITS - 1)) << 1;
         let random = fastrand::i64(0..1 << (RANDOM_BITS - 1)) << 1;
-        // A version beyond the horizon came from a wrong clock, and no store accepts one that follows it. Such a version is
-        // ignored, so that writes do not fail until real time catches up.
-        let horizon = Version::min_at(now.plus(2 * MAX_CLOCK_SKEW)).0;
         // The counter moves, and the random bits are new. After the last counter the sum runs into the next millisecond, as
         // in the paper.
-        let after = |last: i64| match last < horizon {
+        let after = |last: i64| match is_credible(Version(last), now) {
             true => fresh.max((((last >> RANDOM_BITS) + 1) << RANDOM_BITS) | random),
             false => fresh,
         };
@@ -211,6 +211,16 @@ impl Clock {
         self.observe(other);
         let issued = self.issue();
         IssuedVersion { version: issued.version.max(other.next_issued()), ..issued }
+    }
+
+    /// Issues the version of a counted write above `other` and above all counted writes of this process. The store would take a
+    /// lower version for a repeated write. After the store's clock was set back, such a write waits until that clock has caught up.
+    pub(crate) fn issue_counted(&self, other: Version) -> IssuedVersion {
+        let issued = self.issue_after(other.max(Version(self.last_counted.load(Relaxed))));
+        if !issued.is_provisional {
+            self.last_counted.fetch_max(issued.version.0, Relaxed);
+        }
+        issued
     }
 
     /// Observes a version of another clock, so that later versions of this clock are greater. See [`Clock`] for an example.
@@ -245,6 +255,12 @@ impl Clock {
     fn min_version_time(&self, moment: Moment) -> Timestamp {
         Timestamp(self.version_time_at_zero.load(Relaxed).saturating_add(moment.millis()))
     }
+}
+
+/// Whether later versions follow this one. A version far ahead came from a wrong clock, and no store accepts one that follows
+/// it. It is ignored, so that writes do not fail until real time catches up.
+fn is_credible(version: Version, now: Timestamp) -> bool {
+    version < Version::min_at(now.plus(2 * MAX_CLOCK_SKEW))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use super::state::WriterState;
 use crate::error::Result;
 use crate::model::clock::{Clock, Correction};
 use crate::model::key::Key;
-use crate::model::version::{MAX_CLOCK_SKEW, Timestamp, Version};
+use crate::model::version::{Timestamp, Version};
 use crate::sqlite;
 use crate::sqlite::writer::CommitLevel;
 use crate::store::Condition;
@@ -89,10 +89,7 @@ impl OutageFile {
 
     /// Returns the version above which corrected rows get theirs. Neither the mark nor a final version of this clock is above it.
     pub(super) fn final_floor(&self, now: Timestamp) -> Version {
-        // As for an issue: a version beyond the horizon came from a wrong clock.
-        let horizon = Version::min_at(now.plus(2 * MAX_CLOCK_SKEW));
-        let last = Some(self.clock.last_final()).filter(|last| *last < horizon);
-        self.mark().max(last.unwrap_or_default())
+        self.mark().max(self.clock.last_final(now))
     }
 
     fn corrected_now(&self, Correction(millis): Correction) -> Timestamp {

@@ -43,7 +43,7 @@ impl Database {
         self.clock().now()
     }
 
-    /// Moves the clock of the database back. After a step of the machine clock, the database keeps its time.
+    /// Moves the clock of the database back. If the machine clock has stepped forward as far, the database keeps its time.
     pub fn step_back(&self, by: i64) {
         self.ahead.fetch_sub(by, SeqCst);
     }
@@ -84,10 +84,11 @@ impl Database {
         let applied = match decide(&head, held.map(|row| &row.state), last, clock.now_for_versions()) {
             Decision::Answer(answer) => answer,
             Decision::Apply(state) => {
+                let (record, applied) =
+                    write.over(held.map(|row| &*row.record), state.version).expect("an append that fits");
                 writers.extend(head.is_counted().then_some((head.writer, head.version)));
-                let row = Row { record: Arc::clone(&write.record), state, writers };
-                rows.insert(write.record.key.clone(), row);
-                Applied::Stored
+                rows.insert(write.record.key.clone(), Row { record, state, writers });
+                applied
             }
         };
         drop(rows);
@@ -180,6 +181,11 @@ impl World {
             .queue(self.directory.path().join("q.db"))
             .soft_timeout(10 * SECOND)
             .maintenance_interval(60 * MINUTE)
+    }
+
+    /// Opens a cache whose memory and replica keep no conversation.
+    pub async fn open_without_copies(&mut self) -> Cache {
+        self.builder().cache_max_bytes(0).replica_max_bytes(0).open().await.unwrap()
     }
 
     pub async fn open(&mut self) -> Cache {

@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::Instant;
 
-use super::Clock;
+use super::{Clock, is_credible};
 use crate::model::moment::{ClockReading, Moment, read_clocks, system_millis};
 use crate::model::version::{MAX_CLOCK_SKEW, Timestamp, Version, millis};
 
@@ -30,6 +30,12 @@ pub(super) struct SyncState {
     pub(super) missed: i64,
     /// The last version before the present unsynced period.
     pub(super) last_final: Version,
+}
+
+impl SyncState {
+    fn last_final(&self, now: Timestamp) -> Version {
+        Some(self.last_final).filter(|last| is_credible(*last, now)).unwrap_or_default()
+    }
 }
 
 impl Clock {
@@ -126,11 +132,9 @@ impl Clock {
         self.sync_changed.notify_waiters();
     }
 
-    /// Returns a version that no final version of this clock exceeds. Later final versions must be above it.
-    pub(crate) fn last_final(&self) -> Version {
-        let is_synced = self.is_synced();
-        let before = self.sync.lock().last_final;
-        if is_synced { before.max(self.last_version()) } else { before }
+    /// Returns the last credible version before the present unsynced period. Later final versions must be above it.
+    pub(crate) fn last_final(&self, now: Timestamp) -> Version {
+        self.sync.lock().last_final(now)
     }
 
     /// Continues above the final versions of an earlier process.
@@ -186,7 +190,7 @@ impl Clock {
         if self.synced_at.load(Relaxed) == u64::from(jumps) {
             self.time_at_zero.store(corrected, Relaxed);
         } else if !sync.is_by_file {
-            self.correct_by(Correction(corrected.saturating_sub(time_at_zero)));
+            self.correct_by(&sync, Correction(corrected.saturating_sub(time_at_zero)));
             self.set_synced();
         } else {
             sync.pending = Some(corrected);
@@ -200,7 +204,7 @@ impl Clock {
     pub(crate) fn finish_sync(&self, correction: Correction, newest: Version) {
         self.moment();
         let mut sync = self.sync.lock();
-        self.correct_by(correction);
+        self.correct_by(&sync, correction);
         // Before the end of the period. A put in between would get a version below the corrected ones, and lose to them.
         self.observe(newest);
         if sync.pending.take().is_some() {
@@ -208,13 +212,12 @@ impl Clock {
         }
     }
 
-    /// Corrects the time. The caller holds the lock.
-    fn correct_by(&self, correction: Correction) {
+    fn correct_by(&self, sync: &SyncState, correction: Correction) {
         self.time_at_zero.fetch_add(correction.0, Relaxed);
         // New versions must not follow the versions that the wrong clock issued.
         if correction.0.abs() > millis(MAX_CLOCK_SKEW) {
             let now = self.version_time(read_clocks().moment);
-            self.last_version.fetch_min(Version::min_at(now).0, Relaxed);
+            self.last_version.fetch_min(Version::min_at(now).max(sync.last_final(now)).0, Relaxed);
         }
     }
 

@@ -189,3 +189,28 @@ fn authoritative_clock_follows_steps_and_versions_rise() {
         last = issued.version;
     }
 }
+
+/// A clock without an outage file, which has no mark.
+#[test]
+fn versions_after_a_jump_are_above_those_before() {
+    let (clock, store) = synced();
+    // Another daemon was a little ahead.
+    clock.observe(Version::min_at(store.now().plus(ms(1_000))));
+    let before = clock.issue().version;
+    test_clock::step(HOUR);
+    clock.issue();
+    answer(&clock, store.now().minus(ms(3_600_000)));
+    let after = clock.issue();
+    assert!(!after.is_provisional && after.version > before);
+    assert!(after.version.at() < clock.now().plus(ms(2_000)));
+}
+
+#[test]
+fn counted_versions_rise_after_the_store_clock_was_set_back() {
+    let (clock, store) = synced();
+    let (put, append) = (clock.issue().version, clock.issue_counted(Version::NONE).version);
+    answer(&clock, store.now().minus(ms(3_600_000)));
+    assert!(clock.issue_after(Version::NONE).version < put, "puts of other conversations do not wait");
+    let repeated = clock.issue_counted(Version::NONE).version;
+    assert!(repeated > append && clock.issue_counted(Version::NONE).version > repeated);
+}
