@@ -542,6 +542,9 @@ declare
     depth     integer := 0;
     part      jsonb;
     added     jsonb   := items;
+    body        text;
+    punctuation text;
+    bytes       bigint;
 begin
     -- This reads the document from its place outside the row once, instead of once in each call below.
     changed := document #> '{}';
@@ -578,8 +581,16 @@ begin
     end if;
     length := length + coalesce(jsonb_array_length(part), 0);
     -- The text is long to make. It has at most 8 times the size of the jsonb, unless numbers like 1e1000 expand.
-    verdict := case when (8 * pg_column_size(changed)::bigint > max_bytes or octet_length(items::text) > 8 * pg_column_size(items)::bigint)
-                         and octet_length(changed::text) > max_bytes then 'too_large' end;
+    verdict := null;
+    if 8 * pg_column_size(changed)::bigint > max_bytes or octet_length(items::text) > 8 * pg_column_size(items)::bigint then
+        body := changed::text;
+        if octet_length(body) > max_bytes then
+            -- The limit does not count the space that PostgreSQL writes after each comma and colon outside of strings.
+            punctuation := regexp_replace(body, '"([^"\\]|\\.)*"', '', 'g');
+            bytes := octet_length(body) - (octet_length(punctuation) - octet_length(replace(punctuation, ' ', '')));
+            verdict := case when bytes > max_bytes then 'too_large' end;
+        end if;
+    end if;
 exception when program_limit_exceeded then
     verdict := 'too_large';
 end $$;

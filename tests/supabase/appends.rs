@@ -1,11 +1,14 @@
 //! Appends on the wire.
 
-use threadkeep::Cache;
+use threadkeep::{Cache, ErrorKind};
 
 use crate::stack::{Gateway, Server};
-use crate::{key, row, shared};
+use crate::{builder, get, key, row, shared};
 
-on_each_server!(append_to_long_conversation_sends_as_much_as_to_a_short_one);
+on_each_server!(
+    append_to_long_conversation_sends_as_much_as_to_a_short_one,
+    append_has_the_limit_of_an_update
+);
 
 /// Appends a message. Returns the bytes of the one request that it takes: its line, headers and body.
 async fn append(cache: &Cache, gateway: &Gateway, key: &str, message: usize) -> usize {
@@ -36,4 +39,26 @@ async fn append_to_long_conversation_sends_as_much_as_to_a_short_one(server: Ser
     assert_eq!(row(stack, &key, "jsonb_array_length(conversation_data -> 'messages')"), "1000");
     assert_eq!(thousandth, tenth);
     println!("{server:?}: the 10th and the 1,000th append each sent {tenth} bytes");
+}
+
+/// PostgreSQL writes a space after each comma and colon. The limit does not count those spaces, but those in strings.
+async fn append_has_the_limit_of_an_update(server: Server) {
+    let (_, gateway, _) = shared(server).await;
+    let cache = builder(&gateway).max_value_bytes(1_200).open().await.unwrap();
+    let texts = [r#"a, b: "c", \ "#, "xx"];
+    for text in texts {
+        let (appended, updated) = (key("appended"), key("updated"));
+        let mut items = vec![text.to_owned()];
+        let has_room = |items: &[String]| serde_json::to_string(items).unwrap().len() <= 1_200;
+        while has_room(&items) {
+            assert!(cache.append(&appended, &[text]).await.is_ok(), "{} items", items.len());
+            items.push(text.to_owned());
+        }
+        cache.put(&updated, &items[1..]).await.unwrap();
+        let rejected = cache.append(&appended, &[text]).await.unwrap_err();
+        assert!(rejected.message().contains("would exceed 1200 bytes"), "{rejected}");
+        assert_eq!(cache.put(&updated, &items).await.unwrap_err().kind(), ErrorKind::Invalid);
+        let length = get(&cache, &appended).await.unwrap().json().len();
+        assert_eq!(length, serde_json::to_string(&items[1..]).unwrap().len());
+    }
 }
