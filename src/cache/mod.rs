@@ -238,7 +238,8 @@ impl Cache {
     /// Shuts the cache down within `deadline`.
     ///
     /// The cache accepts no more calls. It waits for the writes in flight and, if the store is reachable, until the queue is
-    /// empty. The outage file keeps the rest of the queue for the next start. Then another process can open the file. Later
+    /// empty. The outage file keeps the rest of the queue for the next start. Then it can be opened again. Without a shutdown,
+    /// requests in flight keep the file open after the last handle is dropped. Later
     /// calls, and writes that the store takes after the deadline, get [`ErrorKind::Closed`].
     ///
     /// # Errors
