@@ -277,10 +277,9 @@ impl WriteTask {
         let call = shared.copies.begin();
         // Versions of a conversation never fall in one process, also if the clock does.
         let (clock, newest) = (&shared.copies.clock, shared.copies.memory.view(&pending.key).newest());
-        let is_counted = pending.base.is_some() || pending.append.is_some();
-        let issued = if is_counted { clock.issue_counted(newest) } else { clock.issue_after(newest) };
+        let issued = clock.issue_after(newest);
         let record = pending.record(issued.version, issued.shown_at(self.called_at), shared.limits.ttl);
-        let mut write = Write::new(record).with_writer(shared.writer);
+        let mut write = Write::new(record).with_writer(shared.writer.in_era(issued.era));
         if let Some(base) = pending.base {
             write = write.with_if_version(base.version);
         }

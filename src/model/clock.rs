@@ -27,6 +27,8 @@ pub(crate) struct IssuedVersion {
     pub(crate) shown: Timestamp,
     /// Whether the clock was unsynced. Clock sync gives such a version its final value (I8).
     pub(crate) is_provisional: bool,
+    /// The era of a final version.
+    pub(crate) era: u32,
 }
 
 impl IssuedVersion {
@@ -75,8 +77,7 @@ pub struct Clock {
     version_time_at_zero: AtomicI64,
     /// The last version issued or observed.
     last_version: AtomicI64,
-    /// The last final version of a counted write.
-    last_counted: AtomicI64,
+    finals: Mutex<FinalVersions>,
     /// The milliseconds by which the clock started ahead of the system clock.
     skew: i64,
     /// The store has no clock but the system clock, so the system clock is right by definition.
@@ -91,6 +92,25 @@ pub struct Clock {
     jump_noticed: Notify,
     /// Wakes the waiters for an answer and for the end of the sync.
     sync_changed: Notify,
+}
+
+/// The final versions of a daemon. They rise within an era.
+///
+/// If the store's clock is set back, the versions fall with it. Then a new era begins, and the daemon counts as another
+/// writer. Otherwise the store would take a new write for a repeated one.
+#[derive(Debug, Default)]
+struct FinalVersions {
+    last: Version,
+    era: u32,
+}
+
+impl FinalVersions {
+    /// Begins a new era if the versions have fallen.
+    fn begin_era_if_fallen(&mut self, now: Timestamp) {
+        if !is_credible(self.last, now) {
+            *self = Self { last: Version::NONE, era: self.era + 1 };
+        }
+    }
 }
 
 impl Default for Clock {
@@ -128,7 +148,7 @@ impl Clock {
             time_at_zero: time_at_zero.into(),
             version_time_at_zero: i64::MIN.into(),
             last_version: 0.into(),
-            last_counted: 0.into(),
+            finals: Mutex::default(),
             skew: by_millis,
             is_authoritative: false,
             seen_jumps: moment.jumps().into(),
@@ -168,6 +188,7 @@ impl Clock {
             issued_at: moment,
             shown: self.at(moment),
             is_provisional,
+            era: 0,
         };
         let is_synced = || self.is_authoritative || self.synced_at.load(Acquire) == u64::from(moment.jumps());
         // Before and after the time: an answer that ends a period in between must not make the wrong time look synced.
@@ -203,7 +224,14 @@ impl Clock {
             false => fresh,
         };
         let last = self.last_version.fetch_update(Relaxed, Relaxed, |last| Some(after(last)));
-        IssuedVersion { version: Version(after(last.unwrap_or_else(|last| last))), ..reading }
+        let version = Version(after(last.unwrap_or_else(|last| last)));
+        if reading.is_provisional {
+            return IssuedVersion { version, ..reading };
+        }
+        let mut finals = self.finals.lock();
+        finals.begin_era_if_fallen(now);
+        finals.last = finals.last.max(version);
+        IssuedVersion { version, era: finals.era, ..reading }
     }
 
     /// Issues a version above `other`, even if `other` is beyond the limit of clock skew.
@@ -213,23 +241,23 @@ impl Clock {
         IssuedVersion { version: issued.version.max(other.next_issued()), ..issued }
     }
 
-    /// Issues the version of a counted write above `other` and above all counted writes of this process. The store would take a
-    /// lower version for a repeated write. After the store's clock was set back, such a write waits until that clock has caught up.
-    pub(crate) fn issue_counted(&self, other: Version) -> IssuedVersion {
-        let issued = self.issue_after(other.max(Version(self.last_counted.load(Relaxed))));
-        if !issued.is_provisional {
-            self.last_counted.fetch_max(issued.version.0, Relaxed);
-        }
-        issued
-    }
-
     /// Observes a version of another clock, so that later versions of this clock are greater. See [`Clock`] for an example.
     pub fn observe(&self, seen: Version) {
         self.last_version.fetch_max(seen.0, Relaxed);
     }
 
-    pub(crate) fn last_version(&self) -> Version {
+    fn last_version(&self) -> Version {
         Version(self.last_version.load(Relaxed))
+    }
+
+    pub(crate) fn era(&self) -> u32 {
+        self.finals.lock().era
+    }
+
+    /// Returns the version below which all versions of the first era are. `None` in a later era.
+    pub(crate) fn end_of_first_era(&self) -> Option<Version> {
+        let finals = self.finals.lock();
+        (finals.era == 0).then(|| finals.last.max(self.last_version()))
     }
 
     /// Returns the time that new versions carry.

@@ -35,6 +35,16 @@ impl WriterId {
         Self(self.daemon() << OPENING_BITS | random(OPENING_BITS))
     }
 
+    /// Returns the id for an era of the clock. Each era but the first has a daemon's part of its own, so the store never compares
+    /// the versions of two eras as those of one daemon.
+    pub(crate) fn in_era(self, era: u32) -> Self {
+        if era == 0 {
+            return self;
+        }
+        let mut random = fastrand::Rng::with_seed(self.0.unsigned_abs().wrapping_add(u64::from(era)));
+        Self(random.i64(1..1 << DAEMON_BITS) << OPENING_BITS | random.i64(1..1 << OPENING_BITS))
+    }
+
     /// Creates the id from the number that stores keep. See [`WriterId`] for an example.
     pub const fn from_raw(raw: i64) -> Self {
         Self(raw)

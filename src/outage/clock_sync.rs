@@ -20,14 +20,16 @@ use crate::error::Result;
 use crate::model::clock::{Clock, Correction};
 use crate::model::key::Key;
 use crate::model::version::{Timestamp, Version};
+use crate::model::writer::WriterId;
 use crate::sqlite;
 use crate::sqlite::writer::CommitLevel;
 use crate::store::Condition;
 
 impl OutageFile {
-    /// Returns the number of clock syncs that changed queued writes. A version that was read before the next one may be outdated.
+    /// Returns the number of clock syncs that changed queued writes, and of eras. A base that was read before the next one may be
+    /// outdated.
     pub(crate) fn syncs(&self) -> u64 {
-        self.syncs.load(Acquire)
+        self.syncs.load(Acquire) + u64::from(self.clock.era())
     }
 
     /// Holds back the clock sync, which changes queued versions. A caller holds it from the issue of a version to the commit of its
@@ -55,11 +57,8 @@ impl OutageFile {
                         // no write goes to the store with an older base.
                         self.syncs.fetch_add(1, Release);
                     }
-                    // Versions of this process must be above the queued ones and above the floor.
-                    self.clock.finish_sync(
-                        correction,
-                        newest.max(self.final_floor(self.corrected_now(correction))),
-                    );
+                    // Versions of this process must be above the queued ones.
+                    self.clock.finish_sync(correction, newest);
                 }
                 Err(error) => {
                     self.clock.discard_answer();
@@ -79,32 +78,31 @@ impl OutageFile {
         if !has_rows.await? {
             return Ok(Version::NONE);
         }
-        let now = self.corrected_now(correction);
-        let floor = self.final_floor(now);
+        let now = Timestamp(self.clock.now().0.saturating_add(correction.0));
+        let (clock, writer) = (Arc::clone(&self.clock), self.writer);
         let work = move |connection: &Connection, state: &mut WriterState| {
-            correct_all(connection, state, correction, floor, now)
+            correct_all(connection, state, correction, now, &clock, writer)
         };
         self.write(CommitLevel::PowerCut, work).await
     }
-
-    /// Returns the version above which corrected rows get theirs. Neither the mark nor a final version of this clock is above it.
-    pub(super) fn final_floor(&self, now: Timestamp) -> Version {
-        self.mark().max(self.clock.last_final(now))
-    }
-
-    fn corrected_now(&self, Correction(millis): Correction) -> Timestamp {
-        Timestamp(self.clock.now().0.saturating_add(millis))
-    }
 }
 
-/// Corrects all provisional rows, and returns the newest of the final versions.
+/// Corrects all provisional rows, and returns the newest of the final versions. `now` is the corrected time, and `writer` this
+/// opening in the first era.
+///
+/// This opening becomes the writer of the rows, because no opening has sent them. Another copy of the file may have sent them
+/// with other versions. Then the store would take a lower version of the same writer for a repeated write.
 pub(super) fn correct_all(
     connection: &Connection,
     state: &mut WriterState,
     correction: Correction,
-    floor: Version,
     now: Timestamp,
+    clock: &Clock,
+    writer: WriterId,
 ) -> rusqlite::Result<Version> {
+    let (floor, era) = clock.final_floor(now);
+    let adopt = "update records set writer = ?1 where is_provisional = 1";
+    connection.execute(adopt, [writer.in_era(era).raw()])?;
     let sql = "select distinct key from records where is_provisional = 1";
     // Collected first, because the updates below change the rows of this query.
     let keys = connection.prepare_cached(sql)?.query_map([], sqlite::rows::key)?.collect::<Vec<_>>();

@@ -305,7 +305,8 @@ fn prepare(
     let (writer, mark) = identity::open(opened, clock)?;
     if clock.is_synced() {
         // The rows have the time of this clock now, and no answer will correct them.
-        clock_sync::correct_all(&opened.connection, &mut state, Correction(0), mark, clock.now())?;
+        let now = clock.now();
+        clock_sync::correct_all(&opened.connection, &mut state, Correction(0), now, clock, writer)?;
     }
     Ok((writer, mark, state))
 }

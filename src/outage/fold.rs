@@ -23,7 +23,7 @@ impl OutageFile {
     pub(crate) async fn fold(&self, key: &Key) -> Result<Folded> {
         // An append follows the newest copy. Without a working disk, no copy counts.
         let has_copies = self.flush_copies().await.is_ok() && !self.validity.is_invalid();
-        let (key, writer) = (key.clone(), self.writer);
+        let (key, writer) = (key.clone(), self.present_writer());
         self.database.read(move |connection| fold(connection, &key, writer, has_copies)).await
     }
 }

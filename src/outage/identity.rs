@@ -57,20 +57,21 @@ fn read_mark(connection: &Connection) -> rusqlite::Result<Version> {
 }
 
 impl OutageFile {
-    /// Returns the writer of all writes of this process.
+    /// Returns the writer of this process in the first era of the clock.
     pub(crate) fn writer(&self) -> WriterId {
         self.writer
     }
 
-    pub(super) fn mark(&self) -> Version {
-        Version::from_raw(self.mark.load(Relaxed))
+    /// Returns the writer in the present era.
+    pub(super) fn present_writer(&self) -> WriterId {
+        self.writer.in_era(self.clock.era())
     }
 
     /// Raises the mark in the file above a version that is about to be sent. Later openings issue higher versions only.
     ///
     /// A failure of the disk does not delay the write.
     pub(crate) async fn raise_mark(&self, version: Version) {
-        if version <= self.mark() {
+        if version.raw() <= self.mark.load(Relaxed) {
             return;
         }
         // The clock may have jumped since the issue. A mark by a wrong clock would hold up later versions.
@@ -91,9 +92,10 @@ impl OutageFile {
         }
     }
 
-    /// Lowers the mark to the last version, when no more versions are issued. The next opening then needs no lead.
+    /// Lowers the mark to the last version, when no more versions are issued. The next opening then needs no lead. In a later
+    /// era the mark still tells the next opening that the versions have fallen.
     pub(super) async fn lower_mark(&self) {
-        let last = self.clock.last_version();
+        let Some(last) = self.clock.end_of_first_era() else { return };
         // Only the first close: a later one finds the file closed.
         if self.mark.fetch_min(last.raw(), Relaxed) > last.raw() {
             let work = move |connection: &Connection, _: &mut WriterState| {

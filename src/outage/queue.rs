@@ -38,7 +38,7 @@ impl OutageFile {
     /// Whether all queued writes of a conversation are of the present daemon part. No own run covers others. If the file cannot be
     /// read, nobody knows.
     pub(crate) async fn has_own_rows_only(&self, key: &Key) -> bool {
-        let (key, daemon) = (key.clone(), self.writer().daemon());
+        let (key, daemon) = (key.clone(), self.present_writer().daemon());
         let is_own = move |row: &QueuedHead| row.write.writer.daemon() == daemon;
         let read =
             self.database.read(move |connection| Ok(rows::heads(connection, &key)?.iter().all(is_own)));

@@ -192,6 +192,10 @@ impl World {
         self.builder().open().await.unwrap()
     }
 
+    pub async fn open_without_queue(&mut self) -> Cache {
+        self.builder().without_queue().open().await.unwrap()
+    }
+
     /// Opens a cache during an outage.
     pub async fn open_in_outage(&mut self) -> Cache {
         let builder = self.builder();

@@ -1,7 +1,7 @@
 //! The machine sleeps, a virtual machine is paused, or the system clock is set while a process runs. No acknowledged write is
 //! lost, and no old value counts as fresh.
 //!
-//! Each test runs in a separate process that preloads `clocks.c`. `cc` compiles that file.
+//! A test of the machine's clocks runs in a separate process that preloads `clocks.c`. `cc` compiles that file.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
@@ -14,6 +14,7 @@ mod process;
 mod remote;
 #[path = "../stack/mod.rs"]
 mod stack;
+mod step_back;
 
 use std::time::Duration;
 

@@ -28,14 +28,6 @@ pub(super) struct SyncState {
     pub(super) pending: Option<i64>,
     /// The milliseconds that the monotonic clock had missed by the last jump.
     pub(super) missed: i64,
-    /// The last version before the present unsynced period.
-    pub(super) last_final: Version,
-}
-
-impl SyncState {
-    fn last_final(&self, now: Timestamp) -> Version {
-        Some(self.last_final).filter(|last| is_credible(*last, now)).unwrap_or_default()
-    }
 }
 
 impl Clock {
@@ -60,10 +52,12 @@ impl Clock {
         let was_synced = self.synced_at.load(Relaxed) == u64::from(self.seen_jumps.load(Relaxed));
         // The part of this jump alone: earlier jumps are counted already.
         let missed = missed - std::mem::replace(&mut sync.missed, missed);
-        // The store gave the pending answer before the jump.
-        if was_synced {
-            sync.last_final = sync.last_final.max(self.last_version());
+        let last = self.last_version();
+        if was_synced && is_credible(last, self.at(moment)) {
+            // It may be an observed version. Later versions are above those, too.
+            self.continue_above(last);
         }
+        // The store gave the pending answer before the jump.
         if sync.pending.take().is_some() {
             self.sync_changed.notify_waiters();
         }
@@ -132,16 +126,18 @@ impl Clock {
         self.sync_changed.notify_waiters();
     }
 
-    /// Returns the last credible version before the present unsynced period. Later final versions must be above it.
-    pub(crate) fn last_final(&self, now: Timestamp) -> Version {
-        self.sync.lock().last_final(now)
+    /// Returns the version above which the next final versions must be, and their era.
+    pub(crate) fn final_floor(&self, now: Timestamp) -> (Version, u32) {
+        let mut finals = self.finals.lock();
+        finals.begin_era_if_fallen(now);
+        (finals.last, finals.era)
     }
 
     /// Continues above the final versions of an earlier process.
     pub(crate) fn continue_above(&self, last_final: Version) {
         self.observe(last_final);
-        let mut sync = self.sync.lock();
-        sync.last_final = sync.last_final.max(last_final);
+        let mut finals = self.finals.lock();
+        finals.last = finals.last.max(last_final);
     }
 
     /// Lets the outage file end each unsynced period from now on.
@@ -190,7 +186,7 @@ impl Clock {
         if self.synced_at.load(Relaxed) == u64::from(jumps) {
             self.time_at_zero.store(corrected, Relaxed);
         } else if !sync.is_by_file {
-            self.correct_by(&sync, Correction(corrected.saturating_sub(time_at_zero)));
+            self.correct_by(Correction(corrected.saturating_sub(time_at_zero)));
             self.set_synced();
         } else {
             sync.pending = Some(corrected);
@@ -204,7 +200,7 @@ impl Clock {
     pub(crate) fn finish_sync(&self, correction: Correction, newest: Version) {
         self.moment();
         let mut sync = self.sync.lock();
-        self.correct_by(&sync, correction);
+        self.correct_by(correction);
         // Before the end of the period. A put in between would get a version below the corrected ones, and lose to them.
         self.observe(newest);
         if sync.pending.take().is_some() {
@@ -212,12 +208,12 @@ impl Clock {
         }
     }
 
-    fn correct_by(&self, sync: &SyncState, correction: Correction) {
+    fn correct_by(&self, correction: Correction) {
         self.time_at_zero.fetch_add(correction.0, Relaxed);
         // New versions must not follow the versions that the wrong clock issued.
         if correction.0.abs() > millis(MAX_CLOCK_SKEW) {
             let now = self.version_time(read_clocks().moment);
-            self.last_version.fetch_min(Version::min_at(now).max(sync.last_final(now)).0, Relaxed);
+            self.last_version.fetch_min(Version::min_at(now).max(self.final_floor(now).0).0, Relaxed);
         }
     }
 

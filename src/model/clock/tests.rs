@@ -206,11 +206,22 @@ fn versions_after_a_jump_are_above_those_before() {
 }
 
 #[test]
-fn counted_versions_rise_after_the_store_clock_was_set_back() {
+fn versions_that_fall_with_the_store_clock_begin_an_era() {
     let (clock, store) = synced();
-    let (put, append) = (clock.issue().version, clock.issue_counted(Version::NONE).version);
+    let early = clock.issue();
+    answer(&clock, store.now().minus(ms(3_000)));
+    let within_tolerance = clock.issue();
+    assert!(within_tolerance.version > early.version && within_tolerance.era == 0);
+    assert!(clock.end_of_first_era().is_some_and(|end| end >= within_tolerance.version));
     answer(&clock, store.now().minus(ms(3_600_000)));
-    assert!(clock.issue_after(Version::NONE).version < put, "puts of other conversations do not wait");
-    let repeated = clock.issue_counted(Version::NONE).version;
-    assert!(repeated > append && clock.issue_counted(Version::NONE).version > repeated);
+    let (fallen, next) = (clock.issue(), clock.issue());
+    assert!(fallen.version < early.version && next.version > fallen.version);
+    assert_eq!((fallen.era, next.era, clock.end_of_first_era()), (1, 1, None));
+    // A conversation of the earlier era is ahead, and stays ahead.
+    assert!(clock.issue_after(early.version).version > early.version && clock.issue().era == 1);
+    // An opening whose mark is ahead.
+    let clock = Clock::new();
+    clock.continue_above(early.version);
+    answer(&clock, store.now().minus(ms(60_000)));
+    assert_eq!(clock.issue().era, 1);
 }
