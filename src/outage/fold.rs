@@ -56,7 +56,7 @@ fn fold(connection: &Connection, key: &Key, writer: WriterId, has_copies: bool) 
             let queued = queued_from(connection, key, place)?;
             let Some((first, appends)) = queued.split_first() else { return unknown };
             // The store may have been seen with a newer version than this write (I16).
-            if !has_copies || first.seq <= unverified(connection)? {
+            if !has_copies || first.seq <= unverified(connection)? || has_expired(first, appends) {
                 return unknown;
             }
             follow(Some(Record::clone(&first.write.record)), appends, newest)
@@ -64,6 +64,12 @@ fn fold(connection: &Connection, key: &Key, writer: WriterId, has_copies: bool) 
     };
     let record = record.unwrap_or_else(|| Record::tombstone(key.clone(), newest));
     Ok(Folded::Known { record: record.into(), base })
+}
+
+/// Whether the value had expired when the first append came. Another writer may have renewed the conversation.
+fn has_expired(queued: &QueuedWrite, appends: &[QueuedWrite]) -> bool {
+    let record = &queued.write.record;
+    record.value.is_some() && appends.first().is_some_and(|append| !record.is_live(append.version().at()))
 }
 
 fn unverified(connection: &Connection) -> rusqlite::Result<i64> {

@@ -292,3 +292,18 @@ async fn unknown_conversation_with_appends_is_loaded_while_the_store_works() {
     wait_until_drained(&first).await;
     assert_eq!((one.stored("k").await.as_deref(), dead_letters(&first)), (Some("[0,1,2]"), 0));
 }
+
+#[tokio::test]
+async fn append_to_an_expired_queued_put_does_not_hide_another_daemon() {
+    let mut world = World::new();
+    let cache = world.open().await;
+    world.start_outage(&cache).await;
+    cache.put("t", &[1]).ttl(Duration::from_millis(50)).await.unwrap();
+    sleep(100).await;
+    assert_eq!(cache.get("t").await.unwrap_err().kind(), ErrorKind::Unavailable);
+    append(&cache, "t", &[3]).await;
+    assert_eq!(cache.get("t").await.unwrap_err().kind(), ErrorKind::Unavailable);
+    world.faults.clear();
+    wait_until_drained(&cache).await;
+    assert_eq!((world.stored("t").await.as_deref(), dead_letters(&cache)), (Some("[3]"), 0));
+}
