@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::IntoFuture;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tracing::Instrument;
@@ -192,7 +193,7 @@ struct Member {
 impl AppendGroups {
     /// Adds an append to the last group of its conversation. Returns true if it began a group, which then needs a task.
     fn join(&self, key: &Key, member: Member, alike: Alike, called_at: Moment) -> bool {
-        let (mut groups, bytes) = (self.lock(), member.items.json.len());
+        let (mut groups, bytes) = (self.0.lock(), member.items.json.len());
         let groups = groups.entry(key.clone()).or_default();
         match groups.back_mut() {
             Some(last) if last.alike == alike && last.bytes + bytes <= MAX_GROUP_BYTES => {
@@ -209,16 +210,12 @@ impl AppendGroups {
 
     /// Takes the first group of a conversation. No append joins it any more.
     fn close_first(&self, key: &Key) -> Option<Group> {
-        let mut groups = self.lock();
+        let mut groups = self.0.lock();
         let first = groups.get_mut(key)?.pop_front();
         if groups.get(key).is_some_and(VecDeque::is_empty) {
             groups.remove(key);
         }
         first
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, VecDeque<Group>, foldhash::fast::RandomState>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

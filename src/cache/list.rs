@@ -3,6 +3,7 @@
 use std::future::IntoFuture;
 use std::sync::Arc;
 
+use super::copies::Observed;
 use super::memory::Admission;
 use super::page_size::PageSizer;
 use super::put::BoxFuture;
@@ -13,7 +14,7 @@ use crate::model::outcome::Freshness;
 use crate::model::version::Version;
 use crate::outage::CopyRank;
 use crate::resilience::tasks;
-use crate::store::ListRequest;
+use crate::store::{ListPage, ListRequest};
 
 const DEFAULT_LIMIT: usize = 100;
 /// The limit on conversations of one call to the store.
@@ -81,19 +82,18 @@ impl IntoFuture for List {
             cache.0.check_not_shut_down()?;
             let user = user?;
             let (mut found, mut page_size) = (Vec::new(), PageSizer::new(MAX_PAGE));
-            // Each round advances the cursor or halves the page, so the loop ends (I12).
+            // Each round advances the cursor, so the loop ends (I12).
             while found.len() < limit {
-                let page_limit = page_size.next(limit - found.len());
-                let page =
-                    ListRequest { user: Some(Arc::clone(&user)), limit: page_limit, after: after.clone() };
-                let next = cache.list_page(&page, &mut found).await;
-                page_size.grow_after(&next);
-                match next {
-                    Ok(Some(end)) => after = Some(check_progress(end, after)?),
-                    Ok(None) => break,
-                    Err(error) if page_size.shrink(&*cache.0.store, page_limit, &error).await => {}
-                    Err(error) => return Err(error),
-                }
+                let request = |limit| {
+                    cache.fetch_page(ListRequest {
+                        user: Some(Arc::clone(&user)),
+                        limit,
+                        after: after.clone(),
+                    })
+                };
+                let page = page_size.fetch(&*cache.0.store, limit - found.len(), request).await?;
+                let Some(end) = cache.admit_page(&user, page, &mut found).await? else { break };
+                after = Some(check_progress(end, after)?);
             }
             // A stale record was replaced by a newer version, which belongs further up.
             found.sort_by(|one, two| (two.version(), two.key()).cmp(&(one.version(), one.key())));
@@ -111,18 +111,22 @@ fn check_progress(end: (Version, Key), after: Option<(Version, Key)>) -> Result<
 }
 
 impl Cache {
+    async fn fetch_page(&self, request: ListRequest) -> Result<Observed<ListPage>> {
+        let shared = &self.0;
+        shared.check_breaker()?;
+        let (copies, store) = (Arc::clone(&shared.copies), Arc::clone(&shared.store));
+        let listed = tasks::run(async move { copies.observe(&copies.begin(), store.list(&request)).await });
+        shared.note(Access::Read, listed.await?)
+    }
+
     /// Appends one page to `found`. Returns its end, unless it is the last page.
-    async fn list_page(
+    async fn admit_page(
         &self,
-        page: &ListRequest,
+        user: &str,
+        listed: Observed<ListPage>,
         found: &mut Vec<Conversation>,
     ) -> Result<Option<(Version, Key)>> {
         let shared = &self.0;
-        shared.check_breaker()?;
-        let copies = Arc::clone(&shared.copies);
-        let (store, request) = (Arc::clone(&shared.store), page.clone());
-        let listed = tasks::run(async move { copies.observe(&copies.begin(), store.list(&request)).await });
-        let listed = shared.note(Access::Read, listed.await?)?;
         let is_last = listed.value.is_last;
         let listed = listed.map(|page| page.records.into_iter().map(Arc::new).collect::<Vec<_>>());
         let end = listed.value.last().map(|record| (record.version, record.key.clone()));
@@ -137,7 +141,7 @@ impl Cache {
             } else {
                 // A newer version exists, which may belong to another user or be a tombstone.
                 let current = self.get(key.as_str()).await?;
-                found.extend(current.filter(|current| current.user() == page.user.as_deref()));
+                found.extend(current.filter(|current| current.user() == Some(user)));
             }
         }
         Ok(end.filter(|_| !is_last))

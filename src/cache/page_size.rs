@@ -25,13 +25,28 @@ impl PageSizer {
         Self { size: max_size, max_size, successes_to_grow: MIN_SUCCESSES_TO_GROW, successes: 0 }
     }
 
-    /// Returns the size of the next page if `left` conversations remain.
-    pub(crate) fn next(&self, left: usize) -> usize {
-        self.size.min(left)
+    /// Requests a page of at most `left` conversations, and halves it until the store delivers it in time.
+    pub(crate) async fn fetch<T, F: Future<Output = Result<T>>>(
+        &mut self,
+        store: &dyn Store,
+        left: usize,
+        request: impl Fn(usize) -> F,
+    ) -> Result<T> {
+        loop {
+            let size = self.size.min(left);
+            match request(size).await {
+                // `shrink` refuses below a page of one conversation, so the loop ends (I12).
+                Err(error) if self.shrink(store, size, &error).await => {}
+                page => {
+                    self.grow_after(&page);
+                    return page;
+                }
+            }
+        }
     }
 
     /// Doubles the size after enough pages have succeeded.
-    pub(crate) fn grow_after<T>(&mut self, page: &Result<T>) {
+    fn grow_after<T>(&mut self, page: &Result<T>) {
         self.successes += usize::from(page.is_ok());
         if self.successes == self.successes_to_grow {
             (self.size, self.successes) = (self.max_size.min(self.size * 2), 0);
@@ -39,7 +54,7 @@ impl PageSizer {
     }
 
     /// Halves the size after a page of `size` conversations failed. Returns true if a retry makes sense.
-    pub(crate) async fn shrink(&mut self, store: &dyn Store, size: usize, error: &Error) -> bool {
+    async fn shrink(&mut self, store: &dyn Store, size: usize, error: &Error) -> bool {
         let is_slow = error.is_outage() && size > 1;
         // If the store answers a probe, only the page was too large.
         let is_too_large = is_slow && answers_probe(store).await;

@@ -104,16 +104,17 @@ impl Warmer {
         tracing::info!(conversations, took = ?started_at.elapsed(), "warm-up loaded conversations from {source}");
     }
 
-    /// Keeps the first records, as many as memory has room for.
-    fn take_while_fits(&self, records: Vec<Record>) -> Vec<Arc<Record>> {
+    /// Keeps the first items, as many as memory has room for. `record` returns the record of an item.
+    fn take_while_fits<T>(&self, items: Vec<T>, record: impl Fn(&T) -> &Record) -> Vec<T> {
         let mut bytes = self.copies.memory.size().1;
-        let fits = |record: &Record| {
+        let fits = |item: &T| {
+            let record = record(item);
             // A record that memory holds already takes no more room.
             let is_held = self.copies.memory.view(&record.key).entry.is_some();
             bytes += if is_held { 0 } else { weight(record) };
             bytes <= self.max_bytes
         };
-        records.into_iter().take_while(fits).map(Arc::new).collect()
+        items.into_iter().take_while(fits).collect()
     }
 
     /// Loads page by page, newest first. While one page enters memory, the next is in flight.
@@ -122,7 +123,8 @@ impl Warmer {
         loop {
             let (received, mut is_last) = (next.value.records.len(), next.value.is_last);
             let last = next.value.records.last().map(|record| (record.version, record.key.clone()));
-            let page = next.map(|page| self.take_while_fits(page.records));
+            let page = next.map(|page| self.take_while_fits(page.records, |record| record));
+            let page = page.map(|records| records.into_iter().map(Arc::new).collect::<Vec<_>>());
             conversations += page.value.len();
             // If memory had no room for the whole page, older pages do not fit either.
             is_last |= page.value.len() < received || conversations >= self.max_count || last.is_none();
@@ -143,26 +145,17 @@ impl Warmer {
         }
     }
 
-    /// Requests a page, and halves it until the store delivers it in time.
     async fn fetch_page(
         &self,
         page_size: &mut PageSizer,
         left: usize,
         after: After,
     ) -> Result<Observed<ListPage>> {
-        let mut page = ListRequest { user: None, limit: page_size.next(left), after };
-        loop {
-            match self.copies.observe(&self.copies.begin(), self.store.list(&page)).await {
-                // `shrink` refuses below a page of one conversation, so the loop ends (I12).
-                Err(error) if page_size.shrink(&*self.store, page.limit, &error).await => {
-                    page.limit = page_size.next(left);
-                }
-                fetched => {
-                    page_size.grow_after(&fetched);
-                    return fetched;
-                }
-            }
-        }
+        let request = |limit| {
+            let page = ListRequest { user: None, limit, after: after.clone() };
+            async move { self.copies.observe(&self.copies.begin(), self.store.list(&page)).await }
+        };
+        page_size.fetch(&*self.store, left, request).await
     }
 
     /// Requests a page as [`fetch_page`](Self::fetch_page) does, and retries it until the outage ends.
@@ -207,14 +200,11 @@ impl Warmer {
             let copies = file.copies(before_row, MAX_PAGE.min(self.max_count - conversations)).await?;
             let Some((last, ..)) = copies.last() else { break };
             before_row = *last;
-            let (now, mut bytes) = (self.copies.clock.now(), self.copies.memory.size().1);
-            let is_live = |(_, record, _): &(i64, Arc<Record>, _)| record.is_live(now);
-            let fits = |(_, record, _): &(i64, Arc<Record>, _)| {
-                bytes += weight(record);
-                has_room = bytes <= self.max_bytes;
-                has_room
-            };
-            let fitting = copies.into_iter().filter(is_live).take_while(fits);
+            let now = self.copies.clock.now();
+            let live: Vec<_> = copies.into_iter().filter(|(_, record, _)| record.is_live(now)).collect();
+            let count = live.len();
+            let fitting = self.take_while_fits(live, |(_, record, _)| record);
+            has_room = fitting.len() == count;
             let admitted = self.copies.memory.drive_listed(fitting, |(_, record, confirmed_at), wish| {
                 self.copies.admit_copy(&call, record, now.since(confirmed_at), wish)
             });

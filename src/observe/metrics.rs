@@ -15,7 +15,6 @@
 #![doc = include_str!("series.md")]
 
 use std::collections::HashMap;
-use std::fmt;
 use std::time::Duration;
 
 pub use super::series::{SERIES, Series};
@@ -71,6 +70,7 @@ impl StoreOperation {
 /// Holds the handles that record metrics.
 ///
 /// The handles are created once, because a cached handle costs 5 ns and the macro 60 ns.
+#[derive(Debug)]
 pub(crate) struct Metrics {
     reads: Vec<Counter>,
     writes: Vec<Counter>,
@@ -86,24 +86,12 @@ pub(crate) struct Metrics {
 }
 
 /// Holds the counters of the change feed.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(crate) struct FeedMetrics {
     pub(crate) changes: Counter,
     pub(crate) invalidations: Counter,
     pub(crate) reloads: Counter,
     pub(crate) restores: Counter,
-}
-
-impl fmt::Debug for FeedMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("FeedMetrics")
-    }
-}
-
-impl fmt::Debug for Metrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Metrics")
-    }
 }
 
 impl Metrics {

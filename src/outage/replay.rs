@@ -140,8 +140,7 @@ impl Replayer {
             state.sizer = BatchSizer::default();
         }
         // The cursor has passed these conversations, whose first row has found its end or its final version since.
-        let mut unblocked = std::mem::take(&mut state.unblocked);
-        unblocked.extend(self.file.take_unblocked());
+        let mut unblocked = self.file.take_unblocked();
         while state.batches() < MAX_CONCURRENT_BATCHES {
             let records = state.sizer.records();
             let next = if unblocked.is_empty() {
@@ -155,7 +154,7 @@ impl Replayer {
             };
             state.send(self, next);
         }
-        state.unblocked.extend(unblocked);
+        unblocked.into_iter().for_each(|key| self.file.unblock(key));
         Ok(())
     }
 

@@ -54,12 +54,7 @@ impl<S: Store> FaultStore<S> {
         self.faults.clone()
     }
 
-    async fn call<T>(&self, name: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
-        let fault = self.faults.next();
-        self.apply_fault(name, fault, call).await
-    }
-
-    async fn apply_fault<T>(
+    async fn call<T>(
         &self,
         name: &'static str,
         fault: Fault,
@@ -107,36 +102,35 @@ impl<S: Store> Store for FaultStore<S> {
     }
 
     async fn load(&self, requests: &[LoadRequest]) -> Result<Vec<Loaded>> {
-        self.call("load", self.store.load(requests)).await
+        self.call("load", self.faults.next(), self.store.load(requests)).await
     }
 
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
-        self.apply_fault("apply", self.faults.next_for_writes(writes, false), self.store.apply(writes)).await
+        self.call("apply", self.faults.next_for_writes(writes, false), self.store.apply(writes)).await
     }
 
     async fn apply_once(&self, writes: &[Write]) -> Result<Vec<Applied>> {
-        self.apply_fault("apply", self.faults.next_for_writes(writes, true), self.store.apply_once(writes))
-            .await
+        self.call("apply", self.faults.next_for_writes(writes, true), self.store.apply_once(writes)).await
     }
 
     async fn list(&self, page: &ListRequest) -> Result<ListPage> {
         let fault = self.faults.next_for_page(page);
-        self.apply_fault("list", fault, self.store.list(page)).await
+        self.call("list", fault, self.store.list(page)).await
     }
 
     async fn changes(&self, since: Option<&Cursor>) -> Result<Option<Changes>> {
-        self.call("changes", self.store.changes(since)).await
+        self.call("changes", self.faults.next(), self.store.changes(since)).await
     }
 
     async fn touch(&self, keys: &[Key]) -> Result<()> {
-        self.call("touch", self.store.touch(keys)).await
+        self.call("touch", self.faults.next(), self.store.touch(keys)).await
     }
 
     async fn purge(&self, limit: usize) -> Result<usize> {
-        self.call("purge", self.store.purge(limit)).await
+        self.call("purge", self.faults.next(), self.store.purge(limit)).await
     }
 
     async fn probe(&self) -> Result<()> {
-        self.call("probe", self.store.probe()).await
+        self.call("probe", self.faults.next(), self.store.probe()).await
     }
 }

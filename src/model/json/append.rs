@@ -3,7 +3,7 @@
 use serde_json::value::RawValue;
 
 use super::Json;
-use super::untouched::Members;
+use super::untouched::{Members, push_name};
 use crate::model::append::ArrayPath;
 
 impl Json {
@@ -45,15 +45,6 @@ fn append(document: Option<&str>, names: &[&str], items: &str, to: &mut String) 
     }
     to.push('}');
     length
-}
-
-fn push_name(at: usize, name: &str, to: &mut String) -> Option<()> {
-    if at > 0 {
-        to.push(',');
-    }
-    to.push_str(&serde_json::to_string(name).ok()?);
-    to.push(':');
-    Some(())
 }
 
 fn append_items(array: Option<&str>, items: &str, to: &mut String) -> Option<u64> {

@@ -77,9 +77,7 @@ fn restore_members(stored: &str, before: &str, after: &str, to: &mut String) -> 
         (members(stored)?.into_iter().collect(), members(before)?.into_iter().collect());
     to.push('{');
     for (at, (name, value)) in members(after)?.into_iter().enumerate() {
-        separate(at, to);
-        to.push_str(&serde_json::to_string(&name).ok()?);
-        to.push(':');
+        push_name(at, &name, to)?;
         match (stored.get(&name), before.get(&name)) {
             (Some(stored), Some(before)) => restore(stored.get(), before.get(), value.get(), to)?,
             _ => to.push_str(value.get()),
@@ -107,6 +105,14 @@ fn restore_elements(stored: &str, before: &str, after: &str, to: &mut String) ->
         }
     }
     to.push(']');
+    Some(())
+}
+
+/// Writes the name of a member before its value.
+pub(super) fn push_name(at: usize, name: &str, to: &mut String) -> Option<()> {
+    separate(at, to);
+    to.push_str(&serde_json::to_string(name).ok()?);
+    to.push(':');
     Some(())
 }
 

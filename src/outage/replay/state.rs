@@ -70,8 +70,6 @@ pub(super) struct ReplayState {
     pub(super) isolated: HashMap<Key, IsolatedWrite>,
     /// The `seq` up to which batches have read the queue.
     pub(super) cursor: i64,
-    /// Conversations whose first row may lie before the cursor.
-    pub(super) unblocked: Vec<Key>,
     /// Conversations with a row in flight. No other row of them is sent (C5).
     pub(super) busy: HashSet<Key>,
     /// The failure that makes replay pause.
@@ -80,11 +78,11 @@ pub(super) struct ReplayState {
 
 impl ReplayState {
     /// Whether a write may go into a batch. A newer write of an isolated conversation may.
-    fn can_batch(&mut self, queued: &QueuedWrite) -> bool {
+    fn can_batch(&mut self, replayer: &Replayer, queued: &QueuedWrite) -> bool {
         let key = queued.key();
         if self.busy.contains(key) {
             // Looked at again after the call in flight.
-            self.unblocked.push(key.clone());
+            replayer.file.unblock(key.clone());
             return false;
         }
         let Some(isolated) = self.isolated.get(key) else { return true };
@@ -98,7 +96,7 @@ impl ReplayState {
 
     /// Sends the writes that may go into a batch.
     pub(super) fn send(&mut self, replayer: &Replayer, mut batch: Vec<QueuedWrite>) {
-        batch.retain(|queued| self.can_batch(queued));
+        batch.retain(|queued| self.can_batch(replayer, queued));
         if !batch.is_empty() {
             self.spawn(replayer, batch, None);
         }

@@ -3,9 +3,10 @@
 //! Renewal is single-flight. One task calls the provider, and concurrent callers wait for its result.
 
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::RwLock;
 use tokio::sync::Mutex;
 
 use crate::error::Error;
@@ -59,7 +60,7 @@ impl Credentials {
     }
 
     pub(super) fn current(&self) -> Arc<ApiKey> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.current.read())
     }
 
     /// Returns another key than the rejected one, if the provider has one within `limit` (I12).
@@ -112,7 +113,7 @@ impl Credentials {
         let unusable =
             |problem: &&str| tracing::warn!("no new Supabase key, the old one stays: it {problem}");
         let key = ApiKey::new(key).inspect_err(unusable).ok()?;
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.write();
         if key == **current {
             return None;
         }
