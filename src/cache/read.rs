@@ -99,22 +99,14 @@ impl Cache {
         if let Some((entry, freshness)) =
             shared.copies.memory.hit(key.as_ref(), || !shared.is_breaker_closed())
         {
-            shared.metrics.read(match freshness {
-                Freshness::Fresh => ReadResult::Hit,
-                Freshness::Queued => ReadResult::Queued,
-                Freshness::Stale { .. } => ReadResult::Stale,
-            });
+            shared.metrics.read(read_result(freshness, ReadResult::Hit));
             return Ok(Some(Conversation::new(entry, freshness)));
         }
         let key = Key::new(key)?;
         let span = tracing::debug_span!("get", thread_id = %key);
         let result = shared.read(&key, ReadPolicy::Get).instrument(span).await.map(|(found, _)| found);
         shared.metrics.read(match &result {
-            Ok(Some(found)) => match found.freshness() {
-                Freshness::Fresh => ReadResult::Miss,
-                Freshness::Queued => ReadResult::Queued,
-                Freshness::Stale { .. } => ReadResult::Stale,
-            },
+            Ok(Some(found)) => read_result(found.freshness(), ReadResult::Miss),
             Ok(None) => ReadResult::Absent,
             Err(_) => ReadResult::Failed,
         });
@@ -365,6 +357,15 @@ impl Shared {
             self.metrics.stale_loads.increment(1);
         }
         Ok(admission)
+    }
+}
+
+/// Returns the source of an answer for the metrics. A fresh answer has the source `if_fresh`.
+fn read_result(freshness: Freshness, if_fresh: ReadResult) -> ReadResult {
+    match freshness {
+        Freshness::Fresh => if_fresh,
+        Freshness::Queued => ReadResult::Queued,
+        Freshness::Stale { .. } => ReadResult::Stale,
     }
 }
 

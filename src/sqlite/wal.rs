@@ -12,6 +12,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ffi};
 
 use crate::error::{Error, Result};
+use crate::sqlite::error::file_error;
 use crate::sqlite::file;
 use crate::sqlite::health::FileHealth;
 use crate::sqlite::worker::Worker;
@@ -57,7 +58,9 @@ impl WalCheckpointer {
         }
         let (requests, requested) = sync_channel(1);
         let (health, failed) = (Arc::clone(health), Arc::clone(&fsync_failed));
-        let run = move || run_checkpoints(&requested, &health, &failed);
+        // Opened now, while the names still lead to the file.
+        let own = file::open_to_checkpoint(&health.path).map_err(file_error(&health.path))?;
+        let run = move || run_checkpoints(&requested, &own, &health, &failed);
         let worker = Worker::start("threadkeep-copy", requests, [run])?;
         Ok(Self { pages, has_grown, checkpointed: Cell::new(0), fsync_failed, worker })
     }
@@ -115,34 +118,26 @@ impl WalCheckpointer {
 }
 
 /// Copies the log on request, and checks the file's names at a fixed interval. Ends with the writer.
-fn run_checkpoints(requested: &Receiver<()>, health: &FileHealth, fsync_failed: &AtomicBool) {
-    // Opened now, while the names still lead to the file.
-    let (mut own, mut is_named) = (file::open_to_checkpoint(&health.path).ok(), true);
+fn run_checkpoints(
+    requested: &Receiver<()>,
+    own: &Connection,
+    health: &FileHealth,
+    fsync_failed: &AtomicBool,
+) {
+    let mut is_named = true;
     loop {
         match requested.recv_timeout(NAME_CHECK_INTERVAL) {
-            Ok(()) => checkpoint_or_reopen(&mut own, health, fsync_failed),
+            Ok(()) => checkpoint_passive(own).unwrap_or_else(|error| {
+                note_fsync(&error, fsync_failed);
+                tracing::warn!(%error, "checkpoint of the local file failed; the write-ahead log grows");
+            }),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
         let was_named = std::mem::replace(&mut is_named, health.check_names().is_ok());
-        if let Some(own) = own.as_ref().filter(|_| was_named && !is_named) {
+        if was_named && !is_named {
             save_log(own, health);
         }
-    }
-}
-
-/// Copies the log while commits go on. Opens the connection first if an earlier attempt failed.
-fn checkpoint_or_reopen(own: &mut Option<Connection>, health: &FileHealth, fsync_failed: &AtomicBool) {
-    let failed = |error: &rusqlite::Error| {
-        note_fsync(error, fsync_failed);
-        tracing::warn!(%error, "checkpoint of the local file failed; the write-ahead log grows");
-    };
-    // The path may lead to another file by now, so the names come first.
-    if own.is_none() && health.check_names().is_ok() {
-        *own = file::open_to_checkpoint(&health.path).inspect_err(failed).ok();
-    }
-    if let Some(own) = own {
-        checkpoint_passive(own).unwrap_or_else(|error| failed(&error));
     }
 }
 

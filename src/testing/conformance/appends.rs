@@ -27,7 +27,7 @@ impl Suite {
     }
 
     pub(super) async fn append_is_applied_once(&self) {
-        let (key, [first, second, third]) = (self.key("append"), [(); 3].map(|()| self.version()));
+        let (key, [first, second, third]) = (self.key("append"), self.versions());
         let create = self.append(&key, first, &[], "[1, 2]");
         let none = Version::NONE;
         assert_eq!(
@@ -49,7 +49,7 @@ impl Suite {
     }
 
     pub(super) async fn appends_commute_in_any_order_of_arrival(&self) {
-        let (key, [first, late, second]) = (self.key("late append"), [(); 3].map(|()| self.version()));
+        let (key, [first, late, second]) = (self.key("late append"), self.versions());
         assert_eq!(self.apply(self.record(&key, first, "[0]")).await, Stored);
         let newer = self.append(&key, second, &[], "[2]");
         assert_eq!(
@@ -69,8 +69,7 @@ impl Suite {
     }
 
     pub(super) async fn append_loses_against_a_newer_put_or_remove(&self) {
-        let (key, [late, put, later, removal, after]) =
-            (self.key("replaced"), [(); 5].map(|()| self.version()));
+        let (key, [late, put, later, removal, after]) = (self.key("replaced"), self.versions());
         assert_eq!(self.apply(self.record(&key, put, "[0]")).await, Stored);
         assert_eq!(self.apply_write(self.append(&key, late, &[], "[1]")).await, Superseded(put));
         assert_eq!(self.apply(self.tombstone(&key, removal)).await, Stored);
@@ -143,7 +142,7 @@ impl Suite {
 
     pub(super) async fn append_only_if_present_creates_nothing(&self) {
         let key = self.key("if present");
-        let [first, put, second, removal, third] = [(); 5].map(|()| self.version());
+        let [first, put, second, removal, third] = self.versions();
         assert_eq!(self.apply_write(self.append_if_present(&key, first)).await, Absent);
         assert_eq!(self.apply(self.record(&key, put, "[0]")).await, Stored);
         let applied = self.apply_write(self.append_if_present(&key, second)).await;
@@ -155,7 +154,7 @@ impl Suite {
 
     pub(super) async fn update_holds_over_own_appends(&self) {
         let key = self.key("own appends");
-        let [put, append, update, last] = [(); 4].map(|()| self.version());
+        let [put, append, update, last] = self.versions();
         let ours = WriterId::random();
         assert_eq!(self.apply(self.record(&key, put, "[0]")).await, Stored);
         let own = self.append(&key, append, &[], "[1]").with_writer(ours);
