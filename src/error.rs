@@ -100,7 +100,7 @@ pub(crate) enum Scope {
 ///     .with_source(std::io::Error::other("connection refused"));
 /// assert_eq!(error.to_string(), "the store is down; start it");
 /// assert_eq!((error.kind(), error.message()), (ErrorKind::Unavailable, "the store is down"));
-/// assert_eq!((error.remedy(), error.key()), (Some("start it"), Some("thread-1")));
+/// assert_eq!((error.remedy(), error.key(), error.code()), (Some("start it"), Some("thread-1"), None));
 /// assert_eq!(error.retry_after(), Some(Duration::from_secs(2)));
 /// assert!(error.is_outage() && error.is_retryable() && error.outcome_unknown());
 /// assert_eq!(error.source().unwrap().to_string(), "connection refused");
@@ -223,6 +223,11 @@ impl Error {
         self.0.key.as_deref()
     }
 
+    /// Returns the SQLSTATE of PostgreSQL, or the code of PostgREST, if the response had one. See [`Error`] for an example.
+    pub fn code(&self) -> Option<&str> {
+        self.0.code.as_deref()
+    }
+
     /// Returns true if the store could not be reached.
     ///
     /// Retries, the breaker and stale reads all use this definition of an outage. See [`Error`] for an example.
@@ -298,10 +303,6 @@ impl Error {
 
     pub(crate) fn scope(&self) -> Scope {
         self.0.scope
-    }
-
-    pub(crate) fn code(&self) -> Option<&str> {
-        self.0.code.as_deref()
     }
 
     /// Returns true if an operator must act before this failure ends.

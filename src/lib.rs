@@ -90,9 +90,7 @@ pub mod tools {
     pub use crate::outage::inspect::{FileSummary, Inspection, inspect_local, inspect_outage_file};
     pub use crate::outage::{ImportItem, ImportReport, QueuedWrite, Usage};
     pub use crate::sqlite::file::quarantine_path;
-    pub use crate::store::supabase::project_probe::{
-        Caller, FUNCTIONS, ProbeFailure, ProbeFailureKind, ProbeResponse, ProjectProbe,
-    };
+    pub use crate::store::supabase::project_probe::{Caller, FUNCTIONS, ProbeResponse, ProjectProbe};
     pub use crate::store::supabase::{KeyFacts, KeyKind, REVISION, origin_of};
 }
 

@@ -11,7 +11,7 @@ use threadkeep::store::{
     BreakerState, Json, LoadRequest, Loaded, Record, ResilientStore, Store, Supabase, Timestamp, Write,
     WriterId,
 };
-use threadkeep::tools::{Caller, FUNCTIONS, KeyFacts, KeyKind, ProbeFailureKind, ProjectProbe};
+use threadkeep::tools::{Caller, FUNCTIONS, KeyFacts, KeyKind, ProjectProbe};
 use threadkeep::{Error, ErrorKind, Key, Result, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -199,28 +199,30 @@ async fn failure_of_writes_only_leaves_the_breaker_closed() {
 }
 
 #[tokio::test]
-async fn each_failure_of_a_diagnosis_has_its_kind() {
-    use ProbeFailureKind as Kind;
+async fn each_failure_of_a_diagnosis_has_its_remedy() {
+    use ErrorKind::{Rejected, SchemaOutdated, Unauthorized, Unavailable};
     let server = Server::start().await;
     let probe = ProjectProbe::new(server.client("sb_secret_x"));
-    for (status, body, expected) in [
-        (540, "", Kind::Paused),
-        (402, "{}", Kind::Restricted),
-        (522, "<html>", Kind::Unavailable),
-        (503, r#"{"code":"PGRST001"}"#, Kind::Unavailable),
-        (401, r#"{"message":"Invalid API key"}"#, Kind::Unauthorized),
-        (401, r#"{"code":"42501"}"#, Kind::PermissionDenied),
-        (404, r#"{"code":"PGRST202"}"#, Kind::UndefinedFunction),
-        (404, r#"{"message":"no Route"}"#, Kind::NotPostgrest),
-        (301, "", Kind::NotPostgrest),
-        (403, "<html>", Kind::NotPostgrest),
-        (200, "<html>", Kind::NotPostgrest),
-        (400, "{}", Kind::Unavailable),
-        (400, r#"{"code":"22P05"}"#, Kind::Rejected),
+    for (status, body, kind, remedy) in [
+        (540, "", Unavailable, "restore it"),
+        (402, "{}", Unavailable, "Billing"),
+        (522, "<html>", Unavailable, ""),
+        (503, r#"{"code":"PGRST001"}"#, Unavailable, ""),
+        (401, r#"{"message":"Invalid API key"}"#, Unauthorized, "SUPABASE_KEY"),
+        (401, r#"{"code":"42501"}"#, Unauthorized, "grant the privilege"),
+        (404, r#"{"code":"PGRST202"}"#, SchemaOutdated, "apply the migrations"),
+        (404, r#"{"message":"no Route"}"#, Unavailable, "https://PROJECT.supabase.co"),
+        (301, "", Unavailable, "https://PROJECT.supabase.co"),
+        (403, "<html>", Unavailable, "the rules of the gateway"),
+        (200, "<html>", Unavailable, "https://PROJECT.supabase.co"),
+        (400, "{}", Unavailable, ""),
+        (400, r#"{"code":"22P05"}"#, Rejected, ""),
     ] {
         server.answer(status, body);
-        let failure = probe.call_idle(Caller::ServiceRole, FUNCTIONS[0]).await.unwrap_err();
-        assert_eq!(failure.kind, expected, "{status} {body}");
+        let error = probe.call_idle(Caller::ServiceRole, FUNCTIONS[0]).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{status} {body}");
+        assert_eq!(error.remedy().is_none(), remedy.is_empty(), "{status} {body}: {error}");
+        assert!(error.remedy().unwrap_or_default().contains(remedy), "{status} {body}: {error}");
     }
     server.answer(404, body_of("PGRST205"));
     let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).unwrap();

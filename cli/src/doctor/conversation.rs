@@ -4,10 +4,10 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::project::GRANT;
+use super::project::{GRANT, is_rejected_key};
 use super::report::{FailedCheck, Report};
 use threadkeep::store::{Applied, Json, Key, LoadRequest, Loaded, Record, Store};
-use threadkeep::tools::{Caller, ProbeFailure, ProbeFailureKind, ProjectProbe};
+use threadkeep::tools::{Caller, ProjectProbe};
 use threadkeep::{Error, ErrorKind, Result};
 
 const CHECK: &str = "conversation";
@@ -102,7 +102,7 @@ async fn remove(project: &ProjectProbe, record: &Record) -> Result<(), String> {
     let version = project.client().clock().issue_version();
     let tombstone = Record::tombstone(record.key.clone(), version);
     let removed = apply(project, tombstone).await.map_err(|e| e.to_string());
-    let deleted = project.delete_row(&record.key).await.map_err(|failure| failure.message);
+    let deleted = project.delete_row(&record.key).await.map_err(|e| e.message().to_owned());
     removed.and(deleted)
 }
 
@@ -123,12 +123,7 @@ async fn check_row_level_security(
             report.failure(CHECK, what, remedy);
         }
         Ok(false) => report.ok(CHECK, "the public key shows no conversation"),
-        Err(ProbeFailure {
-            kind:
-                ProbeFailureKind::NoResponse | ProbeFailureKind::Unavailable | ProbeFailureKind::Unauthorized,
-            message,
-            ..
-        }) => report.skipped(CHECK, message),
+        Err(error) if error.is_outage() || is_rejected_key(&error) => report.skipped(CHECK, error.message()),
         Err(_) => report.ok(CHECK, "the public key cannot read the table"),
     }
 }

@@ -102,10 +102,10 @@ async fn encrypt(project: &ProjectProbe, report: &mut Report<'_>) -> Result<(), 
     match scheme {
         "https" => match project.check_tls().await {
             Ok(()) => report.ok(CHECK, "the connection is encrypted, and the certificate is trusted"),
-            Err(failure) => {
+            Err(error) => {
                 let remedy = "check that SUPABASE_URL has the port of an encrypted (https) service, that its certificate is \
                               valid and known to this machine (`ca-certificates`), and this machine's clock";
-                return Err(report.failure(CHECK, failure.message, remedy));
+                return Err(report.failure(CHECK, error.message(), remedy));
             }
         },
         _ if is_loopback(host) => {

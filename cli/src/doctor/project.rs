@@ -5,9 +5,8 @@ use std::time::Duration;
 use super::report::{FailedCheck, Report};
 use super::{conversation, key, network};
 use threadkeep::store::{MAX_CLOCK_SKEW, Supabase};
-use threadkeep::tools::{
-    Caller, FUNCTIONS, ProbeFailure, ProbeFailureKind, ProbeResponse, ProjectProbe, REVISION, ResolvedConfig,
-};
+use threadkeep::tools::{Caller, FUNCTIONS, ProbeResponse, ProjectProbe, REVISION, ResolvedConfig};
+use threadkeep::{Error, ErrorKind};
 
 /// Each check needs the checks before it.
 const CHAIN: &[&str] = &[
@@ -82,56 +81,43 @@ async fn first_response(
     report: &mut Report<'_>,
 ) -> Result<ProbeResponse, FailedCheck> {
     report.started("api");
-    let failure = match project.call_idle(Caller::ServiceRole, FUNCTIONS[0]).await {
+    let error = match project.call_idle(Caller::ServiceRole, FUNCTIONS[0]).await {
         Ok(response) => {
             report.ok("api", format!("{} answers", project.client().host()));
             report.ok(key::CHECK, format!("Supabase accepts the key: {key}"));
             return Ok(response);
         }
-        Err(failure) => failure,
+        Err(error) => error,
     };
-    let remedy = match failure.kind {
-        ProbeFailureKind::Unauthorized => {
-            report.ok("api", format!("{} answers", project.client().host()));
-            let what = format!("Supabase rejects {}, {key}: {}", config.key_name, failure.message);
+    if !matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::SchemaOutdated) {
+        return Err(report.failure("api", error.message(), remedy(&error)));
+    }
+    report.ok("api", format!("{} answers", project.client().host()));
+    Err(match error.kind() {
+        ErrorKind::SchemaOutdated => {
+            let what = format!("{}: {}", error.message(), missing(project).await);
+            report.failure("migrations", what, APPLY_MIGRATIONS)
+        }
+        _ if is_rejected_key(&error) => {
+            let what = format!("{}; {} is {key}", error.message(), config.key_name);
             let remedy =
                 format!("{}; the present key may be revoked, or belong to another project", key::REMEDY);
-            return Err(report.failure(key::CHECK, what, remedy));
+            report.failure(key::CHECK, what, remedy)
         }
-        ProbeFailureKind::PermissionDenied => {
-            report.ok("api", format!("{} answers", project.client().host()));
-            return Err(report.failure("grants", format!("threadkeep_probe: {}", failure.message), GRANT));
-        }
-        ProbeFailureKind::UndefinedFunction => {
-            report.ok("api", format!("{} answers", project.client().host()));
-            let missing = missing(project).await;
-            let what = format!("the database lacks threadkeep's functions: {missing} ({})", failure.message);
-            return Err(report.failure("migrations", what, APPLY_MIGRATIONS));
-        }
-        kind => remedy(kind),
-    };
-    Err(report.failure("api", failure.message, remedy))
+        _ => report.failure("grants", format!("threadkeep_probe: {}", error.message()), GRANT),
+    })
 }
 
-fn remedy(kind: ProbeFailureKind) -> &'static str {
-    match kind {
-        ProbeFailureKind::Paused => "the project is paused: restore it in the dashboard",
-        ProbeFailureKind::Restricted => {
-            "the project is restricted because of its usage or an unpaid bill: open the dashboard, Usage and Billing"
-        }
-        ProbeFailureKind::NotPostgrest => {
-            "set SUPABASE_URL to a Supabase REST API, such as https://PROJECT.supabase.co; also look for a proxy or a \
-             sign-in page in between"
-        }
-        ProbeFailureKind::NoResponse => {
-            "check that the project is healthy (dashboard, status.supabase.com), and that SUPABASE_TIMEOUT_SECONDS is \
-             long enough for this connection"
-        }
-        _ => {
-            "check that the project is healthy (dashboard, status.supabase.com) and read its logs; a daemon queues \
-             writes meanwhile"
-        }
-    }
+/// Whether Supabase rejects the key. With SQLSTATE 42501 it accepts the key, whose role lacks a grant.
+pub fn is_rejected_key(error: &Error) -> bool {
+    error.kind() == ErrorKind::Unauthorized && error.code() != Some("42501")
+}
+
+fn remedy(error: &Error) -> &str {
+    error.remedy().unwrap_or(
+        "check that the project is healthy (dashboard, status.supabase.com), read its logs, and check that \
+         SUPABASE_TIMEOUT_SECONDS is long enough for this connection; a daemon queues writes meanwhile",
+    )
 }
 
 /// Names the migrations that are not applied.
@@ -169,9 +155,7 @@ async fn round_trip(
     for _ in 0..ROUNDS {
         match project.call_idle(Caller::ServiceRole, FUNCTIONS[0]).await {
             Ok(response) => responses.push(response),
-            Err(ProbeFailure { kind, message, .. }) => {
-                return Err(report.failure(CHECK, message, remedy(kind)));
-            }
+            Err(error) => return Err(report.failure(CHECK, error.message(), remedy(&error))),
         }
     }
     let mut times: Vec<Duration> = responses.iter().map(|response| response.round_trip).collect();
@@ -225,8 +209,7 @@ async fn grants(project: &ProjectProbe, report: &mut Report<'_>) -> Result<(), F
     report.started("grants");
     let (mut denied, mut lacking) = (Vec::new(), Vec::new());
     for function in FUNCTIONS {
-        let ProbeFailure { kind, message, .. } = match project.call_idle(Caller::ServiceRole, *function).await
-        {
+        let error = match project.call_idle(Caller::ServiceRole, *function).await {
             Ok(response) if response.revision < REVISION => {
                 lacking.push(format!(
                     "{} has version {}, and {REVISION} is needed",
@@ -235,13 +218,13 @@ async fn grants(project: &ProjectProbe, report: &mut Report<'_>) -> Result<(), F
                 continue;
             }
             Ok(_) => continue,
-            Err(failure) => failure,
+            Err(error) => error,
         };
-        let told = format!("{}: {message}", function.0);
-        match kind {
-            ProbeFailureKind::Unauthorized | ProbeFailureKind::PermissionDenied => denied.push(told),
-            ProbeFailureKind::UndefinedFunction => lacking.push(told),
-            kind => return Err(report.failure("grants", told, remedy(kind))),
+        let told = format!("{}: {}", function.0, error.message());
+        match error.kind() {
+            ErrorKind::Unauthorized => denied.push(told),
+            ErrorKind::SchemaOutdated => lacking.push(told),
+            _ => return Err(report.failure("grants", told, remedy(&error))),
         }
     }
     if !lacking.is_empty() {
@@ -265,16 +248,11 @@ async fn public_access(project: &ProjectProbe, anon_key: Option<&str>, report: &
         for function in FUNCTIONS {
             match project.call_idle(caller, *function).await {
                 Ok(_) => callable.push(function.0),
-                Err(ProbeFailure {
-                    kind: ProbeFailureKind::NoResponse | ProbeFailureKind::Unavailable,
-                    message,
-                    ..
-                }) => {
-                    return report.skipped(CHECK, format!("{}: {message}", name(caller)));
+                Err(error) if error.is_outage() => {
+                    return report.skipped(CHECK, format!("{}: {}", name(caller), error.message()));
                 }
-                Err(ProbeFailure { kind: ProbeFailureKind::Unauthorized, message, .. })
-                    if caller != Caller::Anonymous =>
-                {
+                Err(error) if is_rejected_key(&error) && caller != Caller::Anonymous => {
+                    let message = error.message();
                     let what = format!(
                         "Supabase rejects the key of --anon-key, so the check proves nothing: {message}"
                     );

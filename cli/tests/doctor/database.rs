@@ -147,14 +147,15 @@ async fn missing_migrations_are_named(server: Server) {
     let cli = patient(&gateway, &[]);
     let diagnosis = Diagnosis::of(&cli).await;
     let all = format!("{FIRST} and {LAST} are not applied");
-    diagnosis.only_fails("migrations", &["lacks threadkeep's functions", &all, MIGRATE[0], MIGRATE[1]]);
+    diagnosis
+        .only_fails("migrations", &["lacks threadkeep's table or functions", &all, MIGRATE[0], MIGRATE[1]]);
     diagnosis.says("conversation", "skipped", &["because migrations failed"]).says("api", "ok", &[]);
 
     // Each partial state of the migrations, and then the complete state.
     let last = format!("{LAST} is not applied");
     let apply = |folder: &str, count| tokio::task::block_in_place(|| stack.apply_first(folder, count));
     for (folder, count, said) in [
-        ("migrations", 1, "lacks threadkeep's functions"),
+        ("migrations", 1, "lacks threadkeep's table or functions"),
         ("tests/supabase/first_building", 2, "the functions have version 1, and 4 is needed"),
         ("tests/supabase/first_building", 6, "the functions have version 1, and 4 is needed"),
         ("tests/supabase/revision_2", 1, "the functions have version 2, and 4 is needed"),

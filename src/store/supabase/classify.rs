@@ -24,7 +24,7 @@ struct ErrorBody {
 /// Returns the meaning of a response with an error status, in words: `HTTP 403 42501: permission denied …`.
 ///
 /// The code of the error is the SQLSTATE, or PostgREST's own code.
-pub(super) fn response_error(status: StatusCode, body: &[u8]) -> Error {
+fn response_error(status: StatusCode, body: &[u8]) -> Error {
     let ErrorBody { code, message, hint } = serde_json::from_slice(body).unwrap_or_default();
     let code = code.unwrap_or_default();
     let texts: Vec<String> = [message, hint].into_iter().flatten().filter(|part| !part.is_empty()).collect();
@@ -91,9 +91,11 @@ fn describe_outage(failure: &Error, status: StatusCode) -> (&'static str, &'stat
             ("a gateway before Supabase rejects the request", "check the rules of the gateway")
         }
         Scope::Request => ("a gateway before Supabase rejects a body of this size", ""),
-        _ if is_foreign_server => (
-            "SUPABASE_URL does not lead to a Supabase REST API",
-            "set it to a URL like https://PROJECT.supabase.co, and let no proxy or portal answer in its place",
+        _ if is_foreign_server => ("SUPABASE_URL does not lead to a Supabase REST API", FOREIGN_SERVER),
+        _ if status_code == 540 => ("the project is paused", "restore it in the dashboard"),
+        _ if status_code == 402 => (
+            "the project is restricted because of its usage or an unpaid bill",
+            "open the dashboard, Usage and Billing",
         ),
         _ if code.starts_with("PGRST1") || code.starts_with("PGRST2") => (
             "PostgREST is configured for something else",
@@ -102,6 +104,10 @@ fn describe_outage(failure: &Error, status: StatusCode) -> (&'static str, &'stat
         _ => ("Supabase is unavailable", ""),
     }
 }
+
+/// The remedy if another server answers.
+const FOREIGN_SERVER: &str = "set SUPABASE_URL to a URL like https://PROJECT.supabase.co, and let no proxy, portal or sign-in page \
+     answer in its place";
 
 /// The remedy for missing tables and functions.
 ///
@@ -231,7 +237,7 @@ pub(super) fn body_too_large(host: &str, body: &[u8]) -> Error {
         body.len() >> 10,
         start(body)
     );
-    Error::new(ErrorKind::Unavailable, message).with_outcome_unknown()
+    Error::new(ErrorKind::Unavailable, message).with_remedy(FOREIGN_SERVER).with_outcome_unknown()
 }
 
 fn start(body: &[u8]) -> String {
@@ -242,7 +248,8 @@ fn start(body: &[u8]) -> String {
 pub(super) fn unexpected_body(host: &str, body: &[u8], error: serde_json::Error) -> Error {
     let start = start(body);
     let message = format!("Supabase at {host} sent something else than threadkeep's JSON: {start:?}…");
-    Error::new(ErrorKind::Unavailable, message).with_outcome_unknown().with_source(error)
+    let unexpected = Error::new(ErrorKind::Unavailable, message).with_remedy(FOREIGN_SERVER);
+    unexpected.with_outcome_unknown().with_source(error)
 }
 
 #[cfg(test)]

@@ -13,9 +13,21 @@ use crate::model::moment::Moment;
 
 pub(super) struct RawResponse {
     pub(super) sent: Moment,
-    pub(super) status: StatusCode,
+    status: StatusCode,
     retry_after: Option<Duration>,
-    pub(super) body: ResponseBody,
+    body: ResponseBody,
+}
+
+impl RawResponse {
+    /// Returns the body of a success, or the error that the response stands for.
+    pub(super) fn into_body(self, host: &str, key_remedy: &'static str) -> Result<ResponseBody> {
+        let Self { status, retry_after, body, .. } = self;
+        match (status.is_success(), body.is_whole()) {
+            (true, true) => Ok(body),
+            (true, false) => Err(classify::body_too_large(host, body.bytes())),
+            (false, _) => Err(classify::error_response(status, retry_after, body.bytes(), key_remedy)),
+        }
+    }
 }
 
 impl Supabase {
@@ -44,12 +56,11 @@ impl Supabase {
         let (mut repetition, mut request) = (request.try_clone(), request);
         loop {
             *request.headers_mut() = key.headers.clone();
-            let RawResponse { sent, status, retry_after, body } =
-                self.exchange(request, upload, max_body).await?;
-            let failure = match (status.is_success(), body.is_whole()) {
-                (true, true) => return Ok((sent, body)),
-                (true, false) => classify::body_too_large(&self.host, body.bytes()),
-                (false, _) => classify::error_response(status, retry_after, body.bytes(), key.remedy()),
+            let response = self.exchange(request, upload, max_body).await?;
+            let sent = response.sent;
+            let failure = match response.into_body(&self.host, key.remedy()) {
+                Ok(body) => return Ok((sent, body)),
+                Err(failure) => failure,
             };
             let next = repetition.take().filter(|_| failure.kind() == ErrorKind::Unauthorized);
             let Some(next) = next else { return Err(failure) };

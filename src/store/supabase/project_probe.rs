@@ -4,14 +4,16 @@
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
-use reqwest::{Method, Request, StatusCode};
+use reqwest::{Method, Request};
+use serde::Deserialize;
 
+use super::body::ResponseBody;
 use super::classify;
 use super::http::RawResponse;
 use super::key::ApiKey;
 use super::wire::FunctionResponse;
 use super::{MAX_TIMESTAMP, Supabase, body};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::key::Key;
 use crate::model::moment::Moment;
 use crate::model::version::Timestamp;
@@ -58,65 +60,19 @@ pub struct ProbeResponse {
     pub clock_lead: (i64, i64),
 }
 
-/// The failure of a request.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct ProbeFailure {
-    /// The kind of the failure.
-    pub kind: ProbeFailureKind,
-    /// The server's message, or the event.
-    pub message: String,
-}
-
-/// The kinds of failure that need different remedies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ProbeFailureKind {
-    /// No response came, or only a part of one.
-    NoResponse,
-    /// The project is paused.
-    Paused,
-    /// The project is restricted for its usage or its bills.
-    Restricted,
-    /// Another outage.
-    Unavailable,
-    /// The key is rejected.
-    Unauthorized,
-    /// The role lacks a grant.
-    PermissionDenied,
-    /// The function or the table does not exist.
-    UndefinedFunction,
-    /// The server is no REST API with these functions.
-    NotPostgrest,
-    /// Any other response.
-    Rejected,
-}
-
-impl ProbeFailure {
-    fn new(kind: ProbeFailureKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
-    }
-}
-
-impl From<Error> for ProbeFailure {
-    fn from(error: Error) -> Self {
-        Self::new(ProbeFailureKind::NoResponse, error.to_string())
-    }
-}
-
 /// Asks a project questions for a diagnosis.
 ///
 /// ```no_run
 /// use threadkeep::Key;
 /// use threadkeep::store::Supabase;
-/// use threadkeep::tools::{Caller, FUNCTIONS, ProbeFailure, ProjectProbe};
+/// use threadkeep::tools::{Caller, FUNCTIONS, ProjectProbe};
 ///
 /// # async fn example() -> threadkeep::Result<()> {
 /// let probe = ProjectProbe::new(Supabase::new("https://abc.supabase.co", "sb_secret_abc")?);
 /// assert_eq!(probe.client().host(), "abc.supabase.co");
 /// assert_eq!(probe.address(), ("https", "abc.supabase.co", 443));
-/// if let Err(ProbeFailure { message, .. }) = probe.check_tls().await {
-///     println!("{message}");
+/// if let Err(error) = probe.check_tls().await {
+///     println!("{error}");
 /// }
 /// let response = probe.call_idle(Caller::ServiceRole, FUNCTIONS[0]).await;
 /// println!("not applied: {:?}", probe.missing_migrations().await);
@@ -151,10 +107,10 @@ impl ProjectProbe {
     ///
     /// # Errors
     /// The failure of the connection. See [`ProjectProbe`] for an example.
-    pub async fn check_tls(&self) -> Result<(), ProbeFailure> {
+    pub async fn check_tls(&self) -> Result<()> {
         let mut url = self.0.functions.clone();
         url.set_path("/");
-        self.send(Request::new(Method::GET, url)).await.map(drop)
+        self.exchange(Request::new(Method::GET, url)).await.map(drop)
     }
 
     /// Calls one of [`FUNCTIONS`] with its idle arguments.
@@ -165,23 +121,21 @@ impl ProjectProbe {
         &self,
         caller: Caller<'_>,
         (function, body): (&str, &str),
-    ) -> Result<ProbeResponse, ProbeFailure> {
+    ) -> Result<ProbeResponse> {
         let mut request = self.0.request(function, body.into());
         *request.headers_mut() = self.headers_of(caller);
         // This clock follows this machine's clock, and the client's clock the database's.
         let machine = crate::model::clock::Clock::new();
-        let exchange = self.send(request).await?;
+        let (sent, body) = self.send(request).await?;
         let received = Moment::now();
-        let body = self.successful(&exchange)?;
-        let answer: FunctionResponse<'_> =
-            serde_json::from_slice(body).map_err(|e| self.unexpected_body(body, e))?;
+        let answer: FunctionResponse<'_> = self.parse(&body)?;
         let shown = Timestamp(answer.now.clamp(0, MAX_TIMESTAMP));
-        self.0.clock().correct_at(exchange.sent, received, shown);
+        self.0.clock().correct_at(sent, received, shown);
         let lead = |at: Moment| shown.0 - machine.at(at).0;
         Ok(ProbeResponse {
             revision: answer.revision,
-            round_trip: received.since(exchange.sent),
-            clock_lead: (lead(received), lead(exchange.sent)),
+            round_trip: received.since(sent),
+            clock_lead: (lead(received), lead(sent)),
         })
     }
 
@@ -189,20 +143,17 @@ impl ProjectProbe {
     ///
     /// # Errors
     /// The failure of the request. See [`ProjectProbe`] for an example.
-    pub async fn row_is_visible(&self, caller: Caller<'_>, key: &Key) -> Result<bool, ProbeFailure> {
-        let exchange = self.send_to_table(TABLE, Method::GET, caller, key.as_str()).await?;
-        let body = self.successful(&exchange)?;
-        let rows: Vec<serde_json::Value> =
-            serde_json::from_slice(body).map_err(|e| self.unexpected_body(body, e))?;
+    pub async fn row_is_visible(&self, caller: Caller<'_>, key: &Key) -> Result<bool> {
+        let body = self.send_to_table(TABLE, Method::GET, caller, key.as_str()).await?;
+        let rows: Vec<serde_json::Value> = self.parse(&body)?;
         Ok(!rows.is_empty())
     }
 
     /// Returns the migrations that a database with missing or old functions lacks. See [`ProjectProbe`] for an example.
     pub async fn missing_migrations(&self) -> &'static [&'static str] {
         // Any id serves: the response shows whether the table exists.
-        let asked = self.send_to_table(TABLE, Method::GET, Caller::ServiceRole, "threadkeep-doctor").await;
-        match asked.and_then(|exchange| self.successful(&exchange).map(drop)) {
-            Err(ProbeFailure { kind: ProbeFailureKind::UndefinedFunction, .. }) => &MIGRATIONS,
+        match self.send_to_table(TABLE, Method::GET, Caller::ServiceRole, "threadkeep-doctor").await {
+            Err(error) if error.kind() == ErrorKind::SchemaOutdated => &MIGRATIONS,
             _ => &MIGRATIONS[1..],
         }
     }
@@ -211,12 +162,10 @@ impl ProjectProbe {
     ///
     /// # Errors
     /// The failure of a request. See [`ProjectProbe`] for an example.
-    pub async fn delete_row(&self, key: &Key) -> Result<(), ProbeFailure> {
+    pub async fn delete_row(&self, key: &Key) -> Result<()> {
         // The trigger writes a tombstone when the row goes, so the tombstones come second.
         for table in [TABLE, TOMBSTONES] {
-            self.successful(
-                &self.send_to_table(table, Method::DELETE, Caller::ServiceRole, key.as_str()).await?,
-            )?;
+            self.send_to_table(table, Method::DELETE, Caller::ServiceRole, key.as_str()).await?;
         }
         Ok(())
     }
@@ -227,7 +176,7 @@ impl ProjectProbe {
         method: Method,
         caller: Caller<'_>,
         key: &str,
-    ) -> Result<RawResponse, ProbeFailure> {
+    ) -> Result<ResponseBody> {
         let mut url = self.0.functions.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop().push(table);
@@ -238,18 +187,30 @@ impl ProjectProbe {
         *request.headers_mut() = self.headers_of(caller);
         // PostgREST takes the schema of a GET from this header, not from `content-profile`.
         request.headers_mut().insert("accept-profile", HeaderValue::from_static("public"));
-        self.send(request).await
+        self.send(request).await.map(|(_, body)| body)
+    }
+
+    /// Sends a request. Returns the time of sending, and the body of a success.
+    async fn send(&self, request: Request) -> Result<(Moment, ResponseBody)> {
+        let response = self.exchange(request).await?;
+        let sent = response.sent;
+        Ok((sent, response.into_body(&self.0.host, self.0.credentials.current().remedy())?))
+    }
+
+    fn parse<'a, T: Deserialize<'a>>(&self, body: &'a ResponseBody) -> Result<T> {
+        let body = body.bytes();
+        serde_json::from_slice(body).map_err(|e| classify::unexpected_body(&self.0.host, body, e))
     }
 
     /// Sends a request with a small response. The whole response may take twice the idle timeout.
-    async fn send(&self, request: Request) -> Result<RawResponse, ProbeFailure> {
+    async fn exchange(&self, request: Request) -> Result<RawResponse> {
         // The idle limit bounds each part only. A slow server could send parts for ever (I12).
         let limit = self.0.idle_limit.saturating_mul(2);
         tokio::select! {
-            exchange = self.0.exchange(request, Duration::ZERO, body::MAX_OUTCOMES_BODY) => Ok(exchange?),
+            response = self.0.exchange(request, Duration::ZERO, body::MAX_OUTCOMES_BODY) => response,
             () = tokio::time::sleep(limit) => {
                 let message = format!("Supabase at {} did not complete its response within {limit:.1?}", self.0.host);
-                Err(ProbeFailure::new(ProbeFailureKind::NoResponse, message))
+                Err(Error::new(ErrorKind::Unavailable, message))
             }
         }
     }
@@ -262,43 +223,5 @@ impl ProjectProbe {
             Caller::Anon(key) => ApiKey::new(key).map_or_else(|_| without_key(), |key| key.headers.clone()),
             Caller::Anonymous => without_key(),
         }
-    }
-
-    fn successful<'a>(
-        &self,
-        RawResponse { status, body, .. }: &'a RawResponse,
-    ) -> Result<&'a [u8], ProbeFailure> {
-        match (status.is_success(), body.is_whole()) {
-            (true, true) => Ok(body.bytes()),
-            (true, false) => {
-                let error = classify::body_too_large(&self.0.host, body.bytes());
-                Err(ProbeFailure::new(ProbeFailureKind::NotPostgrest, error.to_string()))
-            }
-            (false, _) => {
-                let error = classify::response_error(*status, body.bytes());
-                Err(ProbeFailure::new(failure_kind(*status, &error), error.message()))
-            }
-        }
-    }
-
-    fn unexpected_body(&self, body: &[u8], error: serde_json::Error) -> ProbeFailure {
-        let error = classify::unexpected_body(&self.0.host, body, error);
-        ProbeFailure::new(ProbeFailureKind::NotPostgrest, error.to_string())
-    }
-}
-
-fn failure_kind(status: StatusCode, error: &Error) -> ProbeFailureKind {
-    use ProbeFailureKind as Kind;
-    match (error.kind(), status.as_u16()) {
-        (_, 540) => Kind::Paused,
-        (_, 402) => Kind::Restricted,
-        (ErrorKind::Unavailable, 300..=399 | 401 | 403 | 404..=407) if error.code().is_none() => {
-            Kind::NotPostgrest
-        }
-        (ErrorKind::Unavailable, _) => Kind::Unavailable,
-        (ErrorKind::Unauthorized, _) if error.code() == Some("42501") => Kind::PermissionDenied,
-        (ErrorKind::Unauthorized, _) => Kind::Unauthorized,
-        (ErrorKind::SchemaOutdated, _) => Kind::UndefinedFunction,
-        _ => Kind::Rejected,
     }
 }
