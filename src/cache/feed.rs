@@ -35,7 +35,7 @@ use crate::model::key::Key;
 use crate::model::moment::Moment;
 use crate::model::record::Record;
 use crate::model::version::Version;
-use crate::observe::metrics::FeedMetrics;
+use crate::observe::metrics::Metrics;
 use crate::outage::CopyRank;
 use crate::resilience::breaker::BreakerState;
 use crate::store::{Continuity, Cursor, LoadRequest, Loaded, Store};
@@ -55,7 +55,7 @@ const MAX_RELOADS: usize = 2_000;
 pub(super) struct Feed {
     store: Arc<dyn Store>,
     copies: Arc<Copies>,
-    metrics: FeedMetrics,
+    metrics: Arc<Metrics>,
     progress: watch::Sender<Option<FeedProgress>>,
     /// The place in the history. `None` before the first answer.
     cursor: Option<Cursor>,
@@ -79,7 +79,7 @@ impl Feed {
     pub(super) fn new(
         store: Arc<dyn Store>,
         copies: Arc<Copies>,
-        metrics: FeedMetrics,
+        metrics: Arc<Metrics>,
     ) -> (Self, watch::Receiver<Option<FeedProgress>>) {
         let (progress, receiver) = watch::channel(None);
         (Self { store, copies, metrics, progress, cursor: None, began: None }, receiver)
@@ -153,11 +153,11 @@ impl Feed {
 
     /// Drops the older values of the named conversations.
     async fn handle(&self, changed: &[(Key, Version)], reloads: &mut Vec<Reload>) {
-        self.metrics.changes.increment(changed.len() as u64);
+        self.metrics.feed_changes.increment(changed.len() as u64);
         for names in changed.chunks(NAMES_PER_TURN) {
             for (key, version) in names {
                 let Some(older) = self.copies.memory.named(key, *version) else { continue };
-                self.metrics.invalidations.increment(1);
+                self.metrics.feed_invalidations.increment(1);
                 if older.is_accessed() && reloads.len() < MAX_RELOADS {
                     reloads.push((key.clone(), weight(older.record())));
                 }
@@ -168,7 +168,7 @@ impl Feed {
 
     /// Begins a new history, and drops what belongs to the one before.
     async fn restart(&self, history: Option<Arc<str>>) {
-        self.metrics.restores.increment(1);
+        self.metrics.feed_restores.increment(1);
         tracing::warn!(
             "the change feed found another history: the database was restored or replaced; memory and replica drop their copies, \
              and queued writes stay"
@@ -204,7 +204,7 @@ impl Feed {
             };
             keys.into_iter().zip(answers).filter_map(record).collect::<Vec<Arc<Record>>>()
         });
-        self.metrics.reloads.increment(records.value.len() as u64);
+        self.metrics.feed_reloads.increment(records.value.len() as u64);
         self.copies.admit_all(self.copies.persist(records, CopyRank::Used).await);
         Ok(())
     }

@@ -135,7 +135,7 @@ struct Shared {
     alert: Arc<OperatorAlert>,
     /// The error of the last failed enqueue. Maintenance clears it when another attempt makes sense.
     enqueue_error: Mutex<Option<Error>>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
 }
 
 impl fmt::Debug for Cache {
@@ -162,7 +162,7 @@ impl Cache {
         limits: Limits,
         file: Option<(OutageFile, Vec<QueuedKey>)>,
     ) -> Self {
-        let (clock, metrics) = (Arc::clone(store.clock()), Metrics::new());
+        let (clock, metrics) = (Arc::clone(store.clock()), Arc::new(Metrics::new()));
         let (memory_bytes, evictions) = (limits.memory_bytes, metrics.evictions.clone());
         let memory =
             Arc::new(MemoryCache::new(memory_bytes, limits.fresh_for, Arc::clone(&clock), evictions));
@@ -182,7 +182,7 @@ impl Cache {
         };
         let file_tasks = file_tasks.get_or_insert_default();
         file_tasks.push(tasks::spawn_for_good(warmer.run()).abort_handle());
-        let (feed, feed_progress) = Feed::new(Arc::clone(&store), Arc::clone(&copies), metrics.feed.clone());
+        let (feed, feed_progress) = Feed::new(Arc::clone(&store), Arc::clone(&copies), Arc::clone(&metrics));
         // If no entry is fresh for any time, each read asks the store, and the feed has no use.
         if !limits.feed_interval.is_zero() && limits.fresh_for.is_some_and(|span| !span.is_zero()) {
             file_tasks.push(tasks::spawn_for_good(feed.run(limits.feed_interval, first_poll)).abort_handle());

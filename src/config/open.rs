@@ -14,7 +14,7 @@ use crate::outage::admin::QueueAdmin;
 use crate::outage::file::OutageFile;
 use crate::outage::{FileLimits, QueuedKey};
 use crate::resilience::tasks;
-use crate::store::supabase::Supabase;
+use crate::store::supabase::{Supabase, origin_of};
 use crate::store::{BatchingStore, Local, Memory, ResilientStore, Store};
 
 /// The time that the guard waits longer than the client. The client's own timeout error says more than the guard's.
@@ -152,9 +152,7 @@ impl Builder {
             let message = "CONVERSATION_STORAGE_BACKEND names a backend without a queue";
             return Err(Error::new(ErrorKind::Config, message).with_remedy("set it to `supabase`"));
         }
-        let url = self.config.url.unwrap_or_default();
-        let key = self.config.key.map(|key| key.expose().to_owned()).unwrap_or_default();
-        let origin = Supabase::new(&url, &key)?.host().to_owned();
+        let origin = self.config.url.as_deref().and_then(origin_of).unwrap_or_default();
         QueueAdmin::open_for(self.config.queue_path, &origin).await
     }
 }

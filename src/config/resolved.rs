@@ -75,10 +75,8 @@ impl Builder {
     /// assert_eq!(config.problems[0].setting, "CONVERSATION_TIMEOUT_HOURS");
     /// ```
     pub fn resolve(mut self) -> ResolvedConfig {
-        self.derive_url();
-        let (problems, ignored) = self.partition_problems();
-        let (missing, soft_timeout) = (self.missing(), self.limits.soft_timeout);
-        ResolvedConfig { problems, missing, ignored, soft_timeout, ..self.config }
+        self.complete();
+        self.config
     }
 
     /// Returns the backend to open, if all settings that it needs are valid.
@@ -86,13 +84,12 @@ impl Builder {
     /// # Errors
     /// [`ErrorKind::Config`] with all problems together.
     pub(super) fn validate(&mut self) -> Result<Backend> {
-        self.derive_url();
-        let (mut errors, ignored) = self.partition_problems();
+        self.complete();
+        let ResolvedConfig { problems, missing, ignored, is_strict, .. } = &self.config;
         for problem in ignored {
             tracing::warn!(%problem, "a setting of another backend is invalid; threadkeep ignores it");
         }
-        let missing = self.missing();
-        if !missing.is_empty() && !self.config.is_strict && errors.is_empty() {
+        if !missing.is_empty() && !is_strict && problems.is_empty() {
             let names: Vec<&str> = missing.iter().map(|problem| problem.setting.as_str()).collect();
             tracing::warn!(
                 "CONVERSATION_STORAGE_BACKEND is supabase, but these settings are not set: {}. FALLING BACK TO MEMORY: a restart \
@@ -101,11 +98,10 @@ impl Builder {
             );
             return Ok(Backend::Memory);
         }
-        errors.extend(missing);
-        match errors.as_slice() {
+        match problems.iter().chain(missing).collect::<Vec<_>>()[..] {
             [] => Ok(self.config.backend),
             [problem] => Err(error_of(problem)),
-            problems => {
+            ref problems => {
                 let lines: Vec<String> = problems.iter().map(|problem| format!("\n  {problem}")).collect();
                 let message = format!("{} settings are invalid:{}", problems.len(), lines.concat());
                 Err(Error::new(ErrorKind::Config, message))
@@ -113,26 +109,25 @@ impl Builder {
         }
     }
 
-    pub(super) fn derive_url(&mut self) {
-        if self.config.url.is_none() {
-            self.config.url = self.project.as_ref().map(|project| format!("https://{project}.supabase.co"));
-        }
-    }
-
-    /// Splits the problems into those of the chosen backend and those of other backends.
+    /// Derives the URL, and completes the lists of problems. The problems of other backends count as ignored.
     ///
     /// A rollback to another backend must not fail because of a setting that only Supabase uses. If the backend itself is
     /// invalid, each problem counts, so that one error has them all.
-    pub(super) fn partition_problems(&self) -> (Vec<SettingProblem>, Vec<SettingProblem>) {
-        let is_unknown =
-            self.config.problems.iter().any(|problem| problem.setting == "CONVERSATION_STORAGE_BACKEND");
+    fn complete(&mut self) {
+        if self.config.url.is_none() {
+            self.config.url = self.project.as_ref().map(|project| format!("https://{project}.supabase.co"));
+        }
+        self.config.missing = self.missing();
+        self.config.soft_timeout = self.limits.soft_timeout;
+        let problems = std::mem::take(&mut self.config.problems);
+        let is_unknown = problems.iter().any(|problem| problem.setting == "CONVERSATION_STORAGE_BACKEND");
         let is_used = |problem: &SettingProblem| {
             is_unknown || problem.backend().is_none_or(|backend| backend == self.config.backend)
         };
-        self.config.problems.iter().cloned().partition(is_used)
+        (self.config.problems, self.config.ignored) = problems.into_iter().partition(is_used);
     }
 
-    pub(super) fn missing(&self) -> Vec<SettingProblem> {
+    fn missing(&self) -> Vec<SettingProblem> {
         if self.config.backend != Backend::Supabase || self.store.is_some() {
             return Vec::new();
         }

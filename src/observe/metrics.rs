@@ -82,16 +82,10 @@ pub(crate) struct Metrics {
     transitions: Vec<Counter>,
     pub(crate) evictions: Counter,
     pub(crate) stale_loads: Counter,
-    pub(crate) feed: FeedMetrics,
-}
-
-/// Holds the counters of the change feed.
-#[derive(Debug, Clone)]
-pub(crate) struct FeedMetrics {
-    pub(crate) changes: Counter,
-    pub(crate) invalidations: Counter,
-    pub(crate) reloads: Counter,
-    pub(crate) restores: Counter,
+    pub(crate) feed_changes: Counter,
+    pub(crate) feed_invalidations: Counter,
+    pub(crate) feed_reloads: Counter,
+    pub(crate) feed_restores: Counter,
 }
 
 impl Metrics {
@@ -113,12 +107,10 @@ impl Metrics {
             transitions: counters("threadkeep_breaker_transitions_total", "to", STATES),
             evictions: counter!("threadkeep_cache_evictions_total"),
             stale_loads: counter!("threadkeep_stale_loads_discarded_total"),
-            feed: FeedMetrics {
-                changes: counter!("threadkeep_feed_changes_total"),
-                invalidations: counter!("threadkeep_feed_invalidations_total"),
-                reloads: counter!("threadkeep_feed_reloads_total"),
-                restores: counter!("threadkeep_feed_restores_total"),
-            },
+            feed_changes: counter!("threadkeep_feed_changes_total"),
+            feed_invalidations: counter!("threadkeep_feed_invalidations_total"),
+            feed_reloads: counter!("threadkeep_feed_reloads_total"),
+            feed_restores: counter!("threadkeep_feed_restores_total"),
         }
     }
 
