@@ -3,7 +3,6 @@
 //! The threads belong to the file, so a read never waits for the blocking work of the application.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -19,7 +18,7 @@ use crate::sqlite::worker::{Worker, closed};
 /// Limits the concurrent reads. Reads are short, and each needs a thread and a connection.
 const MAX_READERS: usize = 4;
 
-type ReadJob = Box<dyn FnOnce(&mut Option<Connection>) + Send>;
+type ReadJob = Box<dyn FnOnce(&Connection) + Send>;
 
 /// A handle on the threads. Dropping it ends the threads after the current reads.
 pub(crate) struct Readers {
@@ -32,13 +31,16 @@ impl Readers {
     pub(crate) fn start(health: &Arc<FileHealth>) -> Result<Self> {
         let (jobs, waiting) = mpsc::channel(1);
         let waiting = Arc::new(Mutex::new(waiting));
-        let serve_one = |_| {
-            let (waiting, health) = (Arc::clone(&waiting), Arc::clone(health));
-            move || serve(&waiting, &health)
+        // Opened while the name is right, so that a file that is deleted later stays readable.
+        let open_one = |_| file::open_to_read(&health.path);
+        let connections = (0..MAX_READERS).map(open_one).collect::<Result<Vec<_>>>()?;
+        let serve_one = |connection| {
+            let waiting = Arc::clone(&waiting);
+            move || serve(&waiting, &connection)
         };
         Ok(Self {
             health: Arc::clone(health),
-            worker: Worker::start("threadkeep-read", jobs, (0..MAX_READERS).map(serve_one))?,
+            worker: Worker::start("threadkeep-read", jobs, connections.into_iter().map(serve_one))?,
         })
     }
 
@@ -48,8 +50,10 @@ impl Readers {
     ) -> Result<T> {
         let (answer, answered) = oneshot::channel();
         let health = Arc::clone(&self.health);
-        let job = move |slot: &mut Option<Connection>| {
-            answer.send(run(slot, &health, query)).ok();
+        let job = move |connection: &Connection| {
+            let result = query(connection).map_err(file_error(&health.path));
+            health.note_read(result.as_ref().err());
+            answer.send(result).ok();
         };
         self.worker.sender()?.send(Box::new(job)).await.map_err(|_| closed())?;
         let panicked =
@@ -63,35 +67,10 @@ impl Readers {
     }
 }
 
-fn serve(waiting: &Mutex<mpsc::Receiver<ReadJob>>, health: &FileHealth) {
-    // Opened while the name is right, so that a file that is deleted later stays readable.
-    let mut slot = file::open_to_read(&health.path).ok();
+fn serve(waiting: &Mutex<mpsc::Receiver<ReadJob>>, connection: &Connection) {
     let next = || waiting.lock().blocking_recv();
     while let Some(job) = next() {
-        // A query that panics costs its connection, not the thread.
-        if catch_unwind(AssertUnwindSafe(|| job(&mut slot))).is_err() {
-            slot = None;
-        }
+        // A query that panics ends neither the thread nor the connection. Its caller gets an error.
+        catch_unwind(AssertUnwindSafe(|| job(connection))).ok();
     }
-}
-
-fn run<T>(
-    slot: &mut Option<Connection>,
-    health: &FileHealth,
-    query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-) -> Result<T> {
-    let path = &health.path;
-    let connection = match slot.take() {
-        Some(connection) => connection,
-        None => open(path, health)?,
-    };
-    let result = query(slot.insert(connection)).map_err(file_error(path));
-    health.note_read(result.as_ref().err());
-    result
-}
-
-/// Opens a connection again. Checks the names first, because the path may lead to another file by now.
-fn open(path: &Path, health: &FileHealth) -> Result<Connection> {
-    health.check_names()?;
-    file::open_to_read(path).inspect_err(|error| health.note_read(Some(error)))
 }
