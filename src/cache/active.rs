@@ -12,7 +12,9 @@
 //! that is older than it.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::key_state::{Floor, Queued};
 use crate::model::key::Key;
@@ -52,7 +54,7 @@ pub(super) struct ReadToken {
 impl ActiveKeys {
     /// Takes a token. The caller does so before it contacts the store (I2).
     pub(super) fn token(&self) -> ReadToken {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         // One lock covers number and registration, so no raise falls between them.
         let number = state.next_number();
         state.live_tokens.insert(number);
@@ -60,7 +62,7 @@ impl ActiveKeys {
     }
 
     pub(super) fn queued(&self, key: &Key) -> Queued {
-        self.state().keys.get(key).map_or(Queued::Nothing, |active| active.queued)
+        self.0.lock().keys.get(key).map_or(Queued::Nothing, |active| active.queued)
     }
 
     /// Returns true if the outage file has queued writes of the conversation.
@@ -76,7 +78,7 @@ impl ActiveKeys {
         token: Option<&ReadToken>,
         change: impl FnOnce(Queued, Floor) -> (Queued, Option<Floor>, T),
     ) -> T {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         let before = state.keys.get(key).copied().unwrap_or_default();
         let (queued, raised, result) = change(before.queued, state.floor_for(before, token));
         let mut after = Active { queued, ..before };
@@ -91,12 +93,8 @@ impl ActiveKeys {
 
     /// Makes the results of all running calls stale.
     pub(super) fn expire_tokens(&self) {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         state.restored_at = state.next_number();
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -146,19 +144,19 @@ impl State {
 impl ReadToken {
     /// Whether the store was restored after this token was taken.
     pub(super) fn is_expired(&self) -> bool {
-        self.number < self.keys.state().restored_at
+        self.number < self.keys.0.lock().restored_at
     }
 
     /// Returns the floor of a key, if it rose after this token was taken.
     pub(super) fn floor(&self, key: &Key) -> Floor {
-        let state = self.keys.state();
+        let state = self.keys.0.lock();
         state.floor_for(state.keys.get(key).copied().unwrap_or_default(), Some(self))
     }
 }
 
 impl Drop for ReadToken {
     fn drop(&mut self) {
-        let mut state = self.keys.state();
+        let mut state = self.keys.0.lock();
         // The token leaves first, so that the prune drops the floors of which it was the last reader.
         state.live_tokens.remove(&self.number);
         state.prune();
@@ -182,11 +180,11 @@ mod tests {
         let late = keys.token();
         assert_eq!((early.floor(&key), late.floor(&key)), (floor(7), Floor::default()));
         drop(early);
-        assert!(keys.state().keys.is_empty() && keys.state().raise_log.is_empty());
+        assert!(keys.0.lock().keys.is_empty() && keys.0.lock().raise_log.is_empty());
         raise(9);
         assert_eq!(late.floor(&key), floor(9));
         drop(late);
-        assert!(keys.state().keys.is_empty());
+        assert!(keys.0.lock().keys.is_empty());
     }
 
     #[test]
@@ -200,6 +198,6 @@ mod tests {
         assert_eq!(late.floor(&key), Floor::default());
         let floor = keys.change(&key, Some(&early), |queued, floor| (queued, None, floor));
         assert_eq!(floor, early.floor(&key));
-        assert!(keys.state().keys.is_empty());
+        assert!(keys.0.lock().keys.is_empty());
     }
 }

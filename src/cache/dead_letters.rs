@@ -60,7 +60,7 @@ impl Cache {
             Some(file) => {
                 let deleted = file.delete_dead_letters(last.id).await?;
                 // Dead letters count against the limit of the queue, which may have space again.
-                *self.0.last_enqueue_error() = None;
+                *self.0.enqueue_error.lock() = None;
                 Ok(deleted)
             }
             None => Ok(0),

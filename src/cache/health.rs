@@ -187,7 +187,7 @@ impl Shared {
             copies_bytes: usage.replica.bytes,
             copies_max_bytes: limits.replica,
             refusal: match self.limits.on_outage {
-                OnOutage::Queue => self.file_fault().or_else(|| self.last_enqueue_error().clone()),
+                OnOutage::Queue => self.file_fault().or_else(|| self.enqueue_error.lock().clone()),
                 OnOutage::Reject => {
                     let message = "the settings reject writes during an outage";
                     let error = Error::new(ErrorKind::Unavailable, message);

@@ -4,9 +4,10 @@
 //! conflict at the store and repeat their work.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use super::within;
@@ -59,12 +60,8 @@ impl KeyLocks {
 
     /// If the caller goes during its wait, the guard's drop removes the entry of the map.
     fn entry(&self, key: &Key) -> (KeyLockGuard, Arc<RwLock<()>>) {
-        let lock = Arc::clone(self.lock().entry(key.clone()).or_default());
+        let lock = Arc::clone(self.0.lock().entry(key.clone()).or_default());
         (KeyLockGuard { key_locks: self.clone(), key: key.clone(), hold: Hold::Nothing }, lock)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, LocksByKey> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,7 +73,7 @@ fn busy(key: &Key) -> Error {
 impl Drop for KeyLockGuard {
     fn drop(&mut self) {
         // The count is read under the map's lock. So the second of two simultaneous drops sees that it is the last.
-        let mut key_locks = self.key_locks.lock();
+        let mut key_locks = self.key_locks.0.lock();
         self.hold = Hold::Nothing;
         if key_locks.get(&self.key).is_some_and(|lock| Arc::strong_count(lock) == 1) {
             key_locks.remove(&self.key);
@@ -99,7 +96,7 @@ mod tests {
         drop(first);
         let shares = (second.await.unwrap(), key_locks.share(&key).await.unwrap());
         drop(shares);
-        assert!(key_locks.lock().is_empty(), "the map keeps an entry without a guard");
+        assert!(key_locks.0.lock().is_empty(), "the map keeps an entry without a guard");
     }
 
     fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {

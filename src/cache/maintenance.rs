@@ -84,7 +84,7 @@ impl Shared {
         let Some(file) = &self.copies.file else { return };
         match file.vacuum().await {
             // The file may take writes again. The next enqueue shows it.
-            Ok(()) => *self.last_enqueue_error() = None,
+            Ok(()) => *self.enqueue_error.lock() = None,
             Err(error) => {
                 tracing::debug!(%error, "the outage file was not vacuumed; the next maintenance retries")
             }

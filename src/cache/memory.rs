@@ -5,8 +5,8 @@
 mod named;
 mod observer;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -15,6 +15,7 @@ use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
+use parking_lot::Mutex;
 
 use super::active::{ActiveKeys, ReadToken};
 use super::copies::Call;
@@ -133,16 +134,10 @@ impl CacheEntry {
         if !self.accessed.load(Relaxed) {
             self.accessed.store(true, Relaxed);
             if let Some(first_reads) = &self.first_reads {
-                first_reads.lock().push(self.record().key.clone());
+                first_reads.0.lock().push(self.record().key.clone());
             }
         }
         self
-    }
-}
-
-impl FirstReads {
-    fn lock(&self) -> MutexGuard<'_, Vec<Key>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -322,7 +317,7 @@ impl MemoryCache {
         items: impl IntoIterator<Item = T>,
         mut drive: impl FnMut(T, Wish<'_>) -> Admission,
     ) -> Vec<Admission> {
-        let max_bytes = self.max_listed_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let max_bytes = self.max_listed_bytes.lock();
         let mut free = max_bytes.saturating_sub(self.size().1);
         items.into_iter().map(|item| drive(item, Wish::Listed(&mut free))).collect()
     }
@@ -353,7 +348,7 @@ impl MemoryCache {
 
     /// Returns copies of the listed entries that callers have read for the first time since the last call.
     pub(super) fn drain_first_reads(&self) -> Vec<ReplicaRecord> {
-        let keys = std::mem::take(&mut *self.first_reads.lock());
+        let keys = std::mem::take(&mut *self.first_reads.0.lock());
         // The token is older than the lookups, so it shows each later change (I2).
         let token = self.keys.token();
         let entries = keys.iter().filter_map(|key| self.entries.get(key));

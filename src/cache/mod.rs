@@ -26,10 +26,11 @@ pub(crate) mod warmup;
 mod write;
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::AbortHandle;
 
@@ -361,10 +362,6 @@ impl Shared {
     fn note<T>(&self, call: Access, result: Result<T>) -> Result<T> {
         self.alert.note(call, &result);
         result
-    }
-
-    fn last_enqueue_error(&self) -> MutexGuard<'_, Option<Error>> {
-        self.enqueue_error.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_breaker_closed(&self) -> bool {

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::Instrument;
 
@@ -44,7 +45,7 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
     where
         F: Future<Output = T> + Send + 'static,
     {
-        let mut loads = lock(&self.loads);
+        let mut loads = self.loads.lock();
         let is_current = |load: &&LoadHandle<T>| load.call.token.floor(key) == Floor::default();
         if let Some(load) = loads.get(key).filter(is_current) {
             return Ok(load.clone());
@@ -71,10 +72,6 @@ impl<T: Clone + Send + Sync + 'static> SingleFlight<T> {
     }
 }
 
-fn lock<T>(loads: &Mutex<Loads<T>>) -> MutexGuard<'_, Loads<T>> {
-    loads.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Removes the load from the map when it ends, also after a panic.
 struct FlightGuard<T> {
     loads: Arc<Mutex<Loads<T>>>,
@@ -84,7 +81,7 @@ struct FlightGuard<T> {
 
 impl<T> Drop for FlightGuard<T> {
     fn drop(&mut self) {
-        let mut loads = lock(&self.loads);
+        let mut loads = self.loads.lock();
         // A later load may have taken the place.
         if loads.get(&self.key).is_some_and(|load| Arc::ptr_eq(&load.call, &self.call)) {
             loads.remove(&self.key);

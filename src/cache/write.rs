@@ -364,7 +364,7 @@ impl WriteTask {
             Enqueued::Covered | Enqueued::Conflict { newer: None } => {}
         };
         let enqueued = file.enqueue(write.clone(), is_provisional, issued.shown, read_after, on_commit).await;
-        *self.shared.last_enqueue_error() = enqueued.as_ref().err().cloned();
+        *self.shared.enqueue_error.lock() = enqueued.as_ref().err().cloned();
         match enqueued? {
             Enqueued::Queued { .. } | Enqueued::Covered => Ok(WriteOutcome::Queued.into()),
             // A load found this very write in the store.

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::sync::{RwLock, oneshot, watch};
 
@@ -94,7 +95,7 @@ impl Hooks {
         let unblocked: Vec<Key> = left.chain(corrected.into_iter().map(|corrected| corrected.key)).collect();
         // A row of the same size may have replaced another one. A reader waits for that, although the figures are the same.
         let has_changed = moved > 0 || !unblocked.is_empty();
-        lock(&self.unblocked).extend(unblocked);
+        self.unblocked.lock().extend(unblocked);
         self.figures.send_if_modified(|shown| {
             let figures = QueueFigures { parked: shown.parked, ..figures };
             std::mem::replace(shown, figures) != figures || has_changed
@@ -166,7 +167,7 @@ impl OutageFile {
         // A rollback also undoes the jobs of the group that succeeded, which the figures include.
         let on_rollback = {
             let state = Arc::clone(&state);
-            move || lock(&state).is_known = false
+            move || state.lock().is_known = false
         };
         let database = Arc::new(Database::start(opened, on_rollback)?);
         let validity = Arc::new(ReplicaValidity::new(database.lock.clone()));
@@ -204,7 +205,7 @@ impl OutageFile {
     }
 
     pub(crate) fn usage(&self) -> FileUsage {
-        lock(&self.state).usage
+        self.state.lock().usage
     }
 
     pub(crate) fn limits(&self) -> FileLimits {
@@ -242,7 +243,7 @@ impl OutageFile {
         let (state, clock, hooks) =
             (Arc::clone(&self.state), Arc::clone(&self.clock), Arc::clone(&self.hooks));
         let work = move |connection: &Connection| {
-            let mut state = lock(&state);
+            let mut state = state.lock();
             if !state.is_known {
                 *state = WriterState::read(connection)?;
             }
@@ -287,10 +288,6 @@ impl OutageFile {
     pub(super) async fn reload_state(&self) -> Result<()> {
         self.submit(CommitLevel::ProcessCrash, |_, _| Ok(()), |_| {}).await?.await.map_err(|_| closed())?
     }
-}
-
-pub(super) fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn prepare(

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use rusqlite::{Connection, Row};
 use tokio::sync::watch;
 
-use super::file::{OutageFile, lock};
+use super::file::OutageFile;
 use super::rows::{self, first_queued, queued_write};
 use super::rules::{QueuedHead, next_to_send};
 use super::{QueueFigures, QueueTrust, QueuedKey, QueuedWrite};
@@ -27,12 +27,12 @@ impl OutageFile {
 
     /// Lets replay look at the first queued write of a conversation again.
     pub(super) fn unblock(&self, key: Key) {
-        lock(&self.hooks.unblocked).push(key);
+        self.hooks.unblocked.lock().push(key);
     }
 
     /// Takes the conversations whose first queued write may be sent now, although replay has perhaps passed it.
     pub(super) fn take_unblocked(&self) -> Vec<Key> {
-        std::mem::take(&mut lock(&self.hooks.unblocked))
+        std::mem::take(&mut *self.hooks.unblocked.lock())
     }
 
     /// Whether all queued writes of a conversation are of the present daemon part. No own run covers others. If the file cannot be
@@ -48,7 +48,7 @@ impl OutageFile {
     /// Reads the conversations with queued writes, when the file is opened.
     pub(super) async fn queued_keys(&self) -> Result<Vec<QueuedKey>> {
         // On a full disk the drop of the copies failed, so the file does not know of the loss (I16).
-        let unverified = if self.validity.is_invalid() { i64::MAX } else { lock(&self.state).unverified };
+        let unverified = if self.validity.is_invalid() { i64::MAX } else { self.state.lock().unverified };
         let read = move |connection: &Connection| {
             let sql = "select key, version, seq, is_provisional, coalesce((
                            select version from records as copy where copy.key = queued.key and copy.is_queued = 0), 0), append is not null

@@ -3,10 +3,11 @@ mod clocks;
 mod copies;
 
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::file::{OutageFile, lock};
+use parking_lot::Mutex;
+
+use super::file::OutageFile;
 use super::replay::Replayer;
 use super::*;
 use crate::model::clock::{Clock, IssuedVersion};
@@ -32,7 +33,7 @@ struct Seen(Mutex<Vec<String>>);
 
 impl Seen {
     fn take(&self) -> Vec<String> {
-        std::mem::take(&mut lock(&self.0))
+        std::mem::take(&mut *self.0.lock())
     }
 }
 
@@ -43,10 +44,10 @@ impl QueueObserver for Seen {
             Verdict::Appended(_) => "appended",
             Verdict::Dead { .. } => "dead",
         };
-        lock(&self.0).push(format!("{} {verdict}, more {}", key.as_str(), left.is_some()));
+        self.0.lock().push(format!("{} {verdict}, more {}", key.as_str(), left.is_some()));
     }
     fn corrected(&self, changed: &[Corrected]) {
-        lock(&self.0).extend(changed.iter().map(|corrected| format!("{} corrected", corrected.key.as_str())));
+        self.0.lock().extend(changed.iter().map(|corrected| format!("{} corrected", corrected.key.as_str())));
     }
 }
 

@@ -15,10 +15,11 @@
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
@@ -138,7 +139,7 @@ enum SlotOwner {
 
 impl<S: Store, I: BatchItem, A: BatchAnswer> Drop for DispatchSlot<S, I, A> {
     fn drop(&mut self) {
-        let mut state = self.dispatcher.lock();
+        let mut state = self.dispatcher.state.lock();
         state.in_flight -= self.in_flight;
         if state.waiting.is_empty() {
             state.busy_slots -= 1;
@@ -168,15 +169,11 @@ impl<S: Store, I: BatchItem, A: BatchAnswer> Dispatcher<S, I, A> {
         Arc::new(Self { store, operation, bytes_of, call, state: Mutex::new(state), metrics })
     }
 
-    fn lock(&self) -> MutexGuard<'_, DispatchState<I, A>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     async fn call(self: &Arc<Self>, items: &[I]) -> Result<Vec<A>> {
         let (answer, answered) = oneshot::channel();
         let slot = {
             // A busy slot looks at the backlog under this lock before it ends. So no request stays behind.
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if state.busy_slots < MAX_CONCURRENT_CALLS {
                 state.busy_slots += 1;
                 state.in_flight += items.len();
@@ -253,7 +250,7 @@ impl<S: Store, I: BatchItem, A: BatchAnswer> DispatchSlot<S, I, A> {
     async fn work(mut self) {
         loop {
             let batch = {
-                let mut state = self.dispatcher.lock();
+                let mut state = self.dispatcher.state.lock();
                 state.in_flight -= self.in_flight;
                 state.next_batch()
             };

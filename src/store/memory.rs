@@ -1,9 +1,10 @@
 //! `Memory`: the reference store. Its records end with the process.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 
 use crate::error::Result;
 use crate::model::clock::Clock;
@@ -44,12 +45,8 @@ impl Memory {
         Self::default()
     }
 
-    fn conversations(&self) -> MutexGuard<'_, BTreeMap<Key, StoredConversation>> {
-        self.conversations.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn load_one(&self, request: &LoadRequest) -> Loaded {
-        match self.conversations().get(&request.key) {
+        match self.conversations.lock().get(&request.key) {
             None => Loaded::Absent(Version::NONE),
             Some(StoredConversation { record, .. }) if !record.is_live(self.clock.now()) => {
                 Loaded::Absent(record.version)
@@ -62,7 +59,7 @@ impl Memory {
     }
 
     fn apply_one(&self, write: &Write) -> Applied {
-        let (mut conversations, head) = (self.conversations(), write.head());
+        let (mut conversations, head) = (self.conversations.lock(), write.head());
         let key = &write.record.key;
         let held = conversations.get_mut(key);
         let last = held.as_ref().and_then(|held| held.writers.get(&write.writer).copied());
@@ -109,7 +106,7 @@ impl Store for Memory {
                     .as_ref()
                     .is_none_or(|(version, key)| (record.version, &record.key) < (*version, key))
         };
-        let conversations = self.conversations();
+        let conversations = self.conversations.lock();
         let mut newest: Vec<&Record> = conversations
             .values()
             .map(|stored| &*stored.record)
@@ -127,7 +124,7 @@ impl Store for Memory {
     async fn purge(&self, limit: usize) -> Result<usize> {
         let now = self.clock.now();
         let oldest = now.minus(TOMBSTONE_TTL);
-        let mut conversations = self.conversations();
+        let mut conversations = self.conversations.lock();
         for stored in conversations.values_mut() {
             stored.writers.retain(|_, version| version.at() >= oldest);
         }
