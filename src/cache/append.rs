@@ -136,7 +136,7 @@ impl IntoFuture for AppendCall {
             let span = tracing::debug_span!("append", thread_id = %key);
             let shared = &self.cache.0;
             let appended = shared.append(key, items, Alike { target, options }).instrument(span).await;
-            shared.count_write(appended.as_ref().map(|appended| &appended.outcome).ok());
+            shared.metrics.wrote(appended.as_ref().ok().map(|appended| appended.outcome));
             appended
         })
     }

@@ -112,18 +112,22 @@ impl Copies {
         Persisted { call, value: [value] }
     }
 
-    /// Hands a write of this handle that the store has taken to the outage file, and then to memory (I1).
+    /// Hands a record of this handle that the store has now, by its answer, to the outage file, and then to memory (I1).
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Closed`] if the outage file is closed. The next start in an outage would not find the write, so the call
     /// does not acknowledge it.
-    pub(super) async fn keep_own(&self, Observed { call, value }: Observed<Arc<Record>>) -> Result<()> {
+    pub(super) async fn keep_own(
+        &self,
+        Observed { call, .. }: &Observed<Applied>,
+        own: Arc<Record>,
+    ) -> Result<()> {
         // The restored store may not have the write.
         if !call.token.is_expired() {
-            self.save_own(Arc::clone(&value)).await?;
+            self.save_own(Arc::clone(&own)).await?;
         }
-        self.see(&call, value);
+        self.see(call, own);
         Ok(())
     }
 

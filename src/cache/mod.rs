@@ -35,6 +35,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::outcome::WriteOutcome;
 use crate::model::writer::WriterId;
 use crate::observe::alert::{Access, OperatorAlert};
 use crate::observe::metrics::Metrics;
@@ -113,11 +114,15 @@ pub enum OnOutage {
 
 struct Shared {
     backend: &'static str,
+    /// The outcome of a stored write. The backend `memory` stores nothing beyond the process.
+    stored: WriteOutcome,
     store: Arc<dyn Store>,
     /// The writer of all writes of this handle.
     writer: WriterId,
     limits: Limits,
     copies: Arc<Copies>,
+    /// The outage file, if the settings let a write enter its queue.
+    queue: Option<Arc<OutageFile>>,
     /// Replay, clock sync, warm-up and change feed. They use the outage file, so they end before it is closed.
     file_tasks: Vec<AbortHandle>,
     warmup: watch::Receiver<WarmupProgress>,
@@ -168,7 +173,7 @@ impl Cache {
         let memory =
             Arc::new(MemoryCache::new(memory_bytes, limits.fresh_for, Arc::clone(&clock), evictions));
         let alert = Arc::<OperatorAlert>::default();
-        let (file, mut file_tasks) = file.map(|file| start_file(file, &store, &memory, &alert)).unzip();
+        let (file, file_tasks) = file.map(|file| start_file(file, &store, &memory, &alert)).unzip();
         let writer = file.as_ref().map_or_else(WriterId::random, |file| file.writer());
         let copies = Arc::new(Copies { memory, file, clock });
         let (progress, warmup) = watch::channel(WarmupProgress::default());
@@ -181,18 +186,19 @@ impl Cache {
             progress,
             feed_began,
         };
-        let file_tasks = file_tasks.get_or_insert_default();
+        let mut file_tasks = file_tasks.unwrap_or_default();
         file_tasks.push(tasks::spawn_for_good(warmer.run()).abort_handle());
         let (feed, feed_progress) = Feed::new(Arc::clone(&store), Arc::clone(&copies), Arc::clone(&metrics));
         // If no entry is fresh for any time, each read asks the store, and the feed has no use.
         if !limits.feed_interval.is_zero() && limits.fresh_for.is_some_and(|span| !span.is_zero()) {
             file_tasks.push(tasks::spawn_for_good(feed.run(limits.feed_interval, first_poll)).abort_handle());
         }
-        let file_tasks = std::mem::take(file_tasks);
         let shared = Arc::new(Shared {
             backend,
+            stored: if backend == "memory" { WriteOutcome::Volatile } else { WriteOutcome::Stored },
             store,
             writer,
+            queue: copies.file.clone().filter(|_| limits.on_outage == OnOutage::Queue),
             copies,
             file_tasks,
             warmup,

@@ -221,7 +221,7 @@ impl Shared {
 
     /// Loads a conversation. Returns `None` if the caller has to look again.
     async fn fetch(self: &Arc<Self>, key: &Key, policy: ReadPolicy, began: Moment) -> Result<Option<Found>> {
-        let can_fall_back = policy == ReadPolicy::Get || self.queue_if_enabled().is_some();
+        let can_fall_back = policy == ReadPolicy::Get || self.queue.is_some();
         let (loaded, started_at) = match self.check_breaker().and_then(|()| self.load(key)) {
             Ok(mut load) => tokio::select! {
                 biased;

@@ -157,7 +157,7 @@ async fn update(
         if value.is_none() && found.is_none() {
             // The absence may be the one of a queued remove, which the store does not have yet.
             let is_queued = shared.copies.memory.keys.is_queued(key);
-            return Ok(if is_queued { WriteOutcome::Queued } else { shared.stored() });
+            return Ok(if is_queued { WriteOutcome::Queued } else { shared.stored });
         }
         // A tombstone keeps neither user nor metadata.
         let options = options.or_from(found.as_ref().filter(|_| value.is_some()));

@@ -32,13 +32,12 @@ use super::copies::{Call, Observed};
 use super::key_lock::KeyLockGuard;
 use super::key_state::{Event, Origin};
 use super::put::{Base, PendingWrite};
-use super::{Access, OnOutage, Shared, within};
+use super::{Access, Shared, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::clock::IssuedVersion;
 use crate::model::key::Key;
 use crate::model::moment::Moment;
 use crate::model::outcome::{Appended, WriteOutcome};
-use crate::model::record::Record;
 use crate::outage::Enqueued;
 use crate::outage::file::OutageFile;
 use crate::resilience::tasks;
@@ -72,7 +71,7 @@ impl Shared {
             }
         };
         let result = written.await.map(|appended: Appended| appended.outcome);
-        self.count_write(result.as_ref().ok());
+        self.metrics.wrote(result.as_ref().ok().copied());
         result
     }
 
@@ -83,16 +82,6 @@ impl Shared {
         let message = format!("the task that wrote conversation {key} ended early");
         let error = Error::new(ErrorKind::Unavailable, message).with_key(key.as_str()).with_outcome_unknown();
         cause.map_or(error.clone(), |cause| error.with_source(cause))
-    }
-
-    /// Returns the outcome of a stored write. The backend `memory` stores nothing beyond the process.
-    pub(super) fn stored(&self) -> WriteOutcome {
-        if self.backend == "memory" { WriteOutcome::Volatile } else { WriteOutcome::Stored }
-    }
-
-    /// Returns the outage file if the settings let a write enter its queue.
-    pub(super) fn queue_if_enabled(&self) -> Option<&Arc<OutageFile>> {
-        self.copies.file.as_ref().filter(|_| self.limits.on_outage == OnOutage::Queue)
     }
 
     /// Returns the number of clock syncs that may have given queued writes other versions.
@@ -173,13 +162,13 @@ impl WriteTask {
         // This machine's clock may have jumped since the check.
         let can_send = if write.issued.is_provisional { checked.and(Err(clock_unknown())) } else { checked };
         let read_after = self.pending.base.map(|base| base.syncs);
-        match (can_send, shared.queue_if_enabled()) {
+        match (can_send, &shared.queue) {
             (Ok(()), _) if self.pending.base.is_some_and(|base| self.is_outdated(base)) => {
                 reply.send(Err(conflict(key)));
             }
-            (Ok(()), queue) => {
+            (Ok(()), _) => {
                 drop(no_sync);
-                self.store_or_queue(queue, &write, reply).await;
+                self.store_or_queue(&write, reply).await;
             }
             (Err(refused), None) => reply.send(Err(refused)),
             (Err(_), Some(file)) => {
@@ -201,7 +190,7 @@ impl WriteTask {
     async fn check_can_send(&self) -> Result<()> {
         let (shared, key) = (&self.shared, &self.pending.key);
         shared.check_breaker()?;
-        if shared.queue_if_enabled().is_none() {
+        if shared.queue.is_none() {
             shared.wait_for_queue(key).await;
         }
         if shared.copies.memory.keys.is_queued(key) {
@@ -233,13 +222,15 @@ impl WriteTask {
     }
 
     /// Writes to the store or, in an outage and after the soft timeout, to the queue.
-    async fn store_or_queue(&self, queue: Option<&Arc<OutageFile>>, write: &IssuedWrite, reply: Reply) {
+    async fn store_or_queue(&self, write: &IssuedWrite, reply: Reply) {
         if let Some(file) = &self.shared.copies.file {
             // An opening of the file after a crash starts above every version that was sent (C8).
             file.raise_mark(write.issued.version).await;
         }
         let mut attempt = std::pin::pin!(self.attempt(write));
-        let Some(file) = queue else { return reply.send(self.conclude(write, attempt.await, None).await) };
+        let Some(file) = &self.shared.queue else {
+            return reply.send(self.conclude(write, attempt.await, None).await);
+        };
         match within(self.shared.limits.soft_timeout, &mut attempt).await {
             Some(Err(outage)) if can_enqueue(&outage) => {
                 let queued = self.enqueue(file, write, None).await;
@@ -296,8 +287,8 @@ impl WriteTask {
         applied: Result<Observed<Applied>>,
         queue: Option<&OutageFile>,
     ) -> Result<Appended> {
-        let (applied, copies, record) = (applied?, &self.shared.copies, &write.record);
-        let key = &record.key;
+        let (applied, copies, outcome) = (applied?, &self.shared.copies, self.shared.stored);
+        let (record, key) = (&write.record, &write.record.key);
         if let Some(file) = queue
             && let Err(error) = file.settle(vec![(key.clone(), record.version, applied.value)]).await
         {
@@ -307,20 +298,20 @@ impl WriteTask {
             (Applied::Stored | Applied::Appended { .. } | Applied::AppendedBefore(_), Some(_)) => {
                 Ok(WriteOutcome::Queued.into())
             }
-            (Applied::Stored, None) => self.acknowledge(applied.map(|_| Arc::clone(record)), None).await,
+            (Applied::Stored, None) => {
+                copies.keep_own(&applied, Arc::clone(record)).await?;
+                Ok(outcome.into())
+            }
             (Applied::AppendedBefore(version), None) => {
                 copies.supersede(key, version).await?;
-                Ok(self.shared.stored().into())
+                Ok(outcome.into())
             }
             (Applied::Appended { version, length, .. }, None) => {
                 match copies.follow(write, &applied.value).await {
-                    Some(record) => self.acknowledge(applied.map(|_| record), Some(length)).await,
-                    None => {
-                        copies.supersede(key, version).await?;
-                        let outcome = self.shared.stored();
-                        Ok(Appended { outcome, version: Some(version), length: Some(length) })
-                    }
+                    Some(record) => copies.keep_own(&applied, record).await?,
+                    None => copies.supersede(key, version).await?,
                 }
+                Ok(Appended { outcome, version: Some(version), length: Some(length) })
             }
             (Applied::Superseded(newer), _) => {
                 copies.supersede(key, newer).await?;
@@ -333,13 +324,6 @@ impl WriteTask {
             (Applied::Absent, _) => Ok(WriteOutcome::Absent.into()),
             (refused, _) => Err(rejected(write, refused)),
         }
-    }
-
-    /// Hands a write that the store has taken to the replica and to memory, and answers the caller.
-    async fn acknowledge(&self, stored: Observed<Arc<Record>>, length: Option<u64>) -> Result<Appended> {
-        let version = length.map(|_| stored.value.version);
-        self.shared.copies.keep_own(stored).await?;
-        Ok(Appended { outcome: self.shared.stored(), version, length })
     }
 
     /// Queues the write. `Queued` means that the outage file has synced it to the local disk (I4).
@@ -368,7 +352,7 @@ impl WriteTask {
         match enqueued? {
             Enqueued::Queued { .. } | Enqueued::Covered => Ok(WriteOutcome::Queued.into()),
             // A load found this very write in the store.
-            Enqueued::Superseded(held) if held == issued.version => Ok(self.shared.stored().into()),
+            Enqueued::Superseded(held) if held == issued.version => Ok(self.shared.stored.into()),
             Enqueued::Superseded(_) => Ok(WriteOutcome::Superseded.into()),
             Enqueued::Conflict { .. } => Err(conflict(&write.record.key)),
         }

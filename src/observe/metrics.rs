@@ -22,6 +22,7 @@ pub use super::series::{SERIES, Series};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use crate::error::Error;
+use crate::model::outcome::WriteOutcome;
 
 /// Operations that are batched; a prefix of [`OPERATIONS`], so that one index serves both.
 pub(super) const BATCHED_OPERATIONS: &[&str] = &["load", "apply"];
@@ -118,8 +119,17 @@ impl Metrics {
         self.reads[read as usize].increment(1);
     }
 
-    pub(crate) fn wrote(&self, wrote: WriteResult) {
-        self.writes[wrote as usize].increment(1);
+    /// Counts the result of a write. A failed one has no outcome.
+    pub(crate) fn wrote(&self, outcome: Option<WriteOutcome>) {
+        let result = match outcome {
+            Some(WriteOutcome::Stored) => WriteResult::Stored,
+            Some(WriteOutcome::Superseded) => WriteResult::Superseded,
+            Some(WriteOutcome::Queued) => WriteResult::Queued,
+            Some(WriteOutcome::Volatile) => WriteResult::Volatile,
+            Some(WriteOutcome::Absent) => WriteResult::Absent,
+            None => WriteResult::Failed,
+        };
+        self.writes[result as usize].increment(1);
     }
 
     pub(crate) fn replayed(&self, replayed: ReplayResult) {

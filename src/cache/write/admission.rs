@@ -1,4 +1,4 @@
-//! The admission of writes: a count of all in flight, a budget of their bytes, and the result of each.
+//! The admission of writes: a count of all in flight, and a budget of their bytes.
 
 use std::sync::Arc;
 
@@ -7,49 +7,26 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use crate::cache::{Shared, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::json::Json;
-use crate::model::outcome::WriteOutcome;
-use crate::observe::metrics::WriteResult;
 
 /// The unit of the write budget.
 pub(in crate::cache) const KIB: usize = 1024;
 
-/// The room of a write among all writes in flight. An abandoned write keeps it until it ends.
+/// A write in flight, and its share of the write budget. An abandoned write keeps both until it ends.
 #[derive(Debug)]
 pub(in crate::cache) struct AdmittedWrite {
-    _budget: OwnedSemaphorePermit,
-    _counter: WriteCounter,
+    writing: watch::Sender<usize>,
+    budget: Option<OwnedSemaphorePermit>,
 }
 
-/// Counts a write in flight until the drop.
-#[derive(Debug)]
-struct WriteCounter(watch::Sender<usize>);
-
-impl WriteCounter {
-    fn begin(count: &watch::Sender<usize>) -> Self {
-        count.send_modify(|count| *count += 1);
-        Self(count.clone())
-    }
-}
-
-impl Drop for WriteCounter {
+impl Drop for AdmittedWrite {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        // A shutdown stops to wait with the count, so the room comes back before.
+        self.budget = None;
+        self.writing.send_modify(|count| *count -= 1);
     }
 }
 
 impl Shared {
-    /// Counts the result of a write. A failed one has no outcome.
-    pub(in crate::cache) fn count_write(&self, outcome: Option<&WriteOutcome>) {
-        self.metrics.wrote(match outcome {
-            Some(WriteOutcome::Stored) => WriteResult::Stored,
-            Some(WriteOutcome::Superseded) => WriteResult::Superseded,
-            Some(WriteOutcome::Queued) => WriteResult::Queued,
-            Some(WriteOutcome::Volatile) => WriteResult::Volatile,
-            Some(WriteOutcome::Absent) => WriteResult::Absent,
-            None => WriteResult::Failed,
-        });
-    }
-
     /// Checks that a write may begin, counts it, and takes a share of the write budget.
     pub(in crate::cache) async fn admit_write(
         &self,
@@ -57,7 +34,8 @@ impl Shared {
         metadata: Option<&Json>,
     ) -> Result<AdmittedWrite> {
         // The write is counted before the check. So a shutdown sees this write, or this write sees the shutdown.
-        let counter = WriteCounter::begin(&self.writing);
+        self.writing.send_modify(|count| *count += 1);
+        let mut admitted = AdmittedWrite { writing: self.writing.clone(), budget: None };
         self.check_not_shut_down()?;
         if let Some(metadata) = metadata {
             self.check_size("the metadata", metadata)?;
@@ -70,6 +48,7 @@ impl Shared {
             let message = format!("{max_kib} KiB of writes are in flight");
             Error::new(ErrorKind::Overloaded, message).with_retry_after(limit)
         })?;
-        Ok(AdmittedWrite { _budget: permit.map_err(|_| crate::cache::closed())?, _counter: counter })
+        admitted.budget = Some(permit.map_err(|_| crate::cache::closed())?);
+        Ok(admitted)
     }
 }

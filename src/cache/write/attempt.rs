@@ -22,8 +22,10 @@ impl WriteTask {
         IssuedWrite { write, call, .. }: &IssuedWrite,
     ) -> Result<Observed<Applied>> {
         for _ in 0..MAX_REQUESTS {
-            let request = self.shared.store.apply(std::slice::from_ref(write));
-            let applied = self.note(&write.record, self.shared.copies.observe(call, request).await)?;
+            let request = async {
+                self.note(&write.record, self.shared.store.apply(std::slice::from_ref(write)).await)
+            };
+            let applied = self.shared.copies.observe(call, request).await?;
             if applied.value != Applied::VersionInFuture {
                 return Ok(applied);
             }
@@ -42,21 +44,19 @@ impl WriteTask {
     }
 
     /// Takes the result of a request to the operator alert, and a failure to memory.
-    fn note(&self, record: &Record, applied: Result<Observed<Vec<Applied>>>) -> Result<Observed<Applied>> {
+    fn note(&self, record: &Record, applied: Result<Vec<Applied>>) -> Result<Applied> {
         let (shared, key) = (&self.shared, &record.key);
-        shared.alert.wrote(applied.as_ref().map(|applied| applied.value.as_slice()));
-        let error = match applied {
-            Ok(applied) => match applied.value.first().copied() {
-                Some(verdict) => return Ok(applied.map(|_| verdict)),
-                None => {
-                    let message = format!("the store returned no result for conversation {key}");
-                    let error = Error::new(ErrorKind::SchemaOutdated, message);
-                    error.with_key(key.as_str()).with_outcome_unknown()
-                }
-            },
+        shared.alert.wrote(applied.as_deref());
+        let error = match applied.map(|applied| applied.first().copied()) {
+            Ok(Some(verdict)) => return Ok(verdict),
+            Ok(None) => {
+                let message = format!("the store returned no result for conversation {key}");
+                let error = Error::new(ErrorKind::SchemaOutdated, message);
+                error.with_key(key.as_str()).with_outcome_unknown()
+            }
             // Without a queue, each caller gets the error of its own record. With a queue, failures of several records in a row
             // count as an outage of writes.
-            Err(e) if e.may_affect_one_record() && shared.queue_if_enabled().is_some() => {
+            Err(e) if e.may_affect_one_record() && shared.queue.is_some() => {
                 shared.alert.note_record_failure(key, &e).unwrap_or(e)
             }
             Err(e) => e,
