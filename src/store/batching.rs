@@ -14,7 +14,6 @@
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,8 +51,8 @@ const MAX_EQUAL_FAILURES: usize = 8;
 #[derive(Debug)]
 pub struct BatchingStore<S> {
     store: Arc<S>,
-    loads: Arc<Dispatcher<S, LoadRequest, Loaded>>,
-    writes: Arc<Dispatcher<S, Write, Applied>>,
+    loads: Arc<Dispatcher<S, LoadRequest>>,
+    writes: Arc<Dispatcher<S, Write>>,
 }
 
 impl<S: Store> BatchingStore<S> {
@@ -72,44 +71,61 @@ impl<S: Store> BatchingStore<S> {
     /// ```
     pub fn new(store: S) -> Self {
         let store = Arc::new(store);
-        let key_bytes = |request: &LoadRequest| request.key.as_str().len();
-        let record_bytes = |write: &Write| write.record.bytes();
-        Self {
-            loads: Dispatcher::new(&store, StoreOperation::Load, key_bytes, |store, items| store.load(items)),
-            writes: Dispatcher::new(&store, StoreOperation::Apply, record_bytes, |store, items| {
-                store.apply(items)
-            }),
-            store,
-        }
+        Self { loads: Dispatcher::new(&store), writes: Dispatcher::new(&store), store }
     }
 }
 
-trait BatchItem: Clone + Debug + Send + Sync + 'static {}
-impl<I: Clone + Debug + Send + Sync + 'static> BatchItem for I {}
+/// A request that travels in batches.
+trait BatchItem: Clone + Debug + Send + Sync + 'static {
+    const OPERATION: StoreOperation;
+    type Answer: Debug + Send + 'static;
 
-trait BatchAnswer: Debug + Send + 'static {}
-impl<A: Debug + Send + 'static> BatchAnswer for A {}
+    fn bytes(&self) -> usize;
 
-/// The operation of the store that a dispatcher calls.
-type Call<S, I, A> = for<'a> fn(&'a S, &'a [I]) -> Pin<Box<dyn Future<Output = Result<Vec<A>>> + Send + 'a>>;
+    /// Calls the operation of the store.
+    fn call<S: Store>(store: &S, items: &[Self]) -> impl Future<Output = Result<Vec<Self::Answer>>> + Send;
+}
+
+impl BatchItem for LoadRequest {
+    const OPERATION: StoreOperation = StoreOperation::Load;
+    type Answer = Loaded;
+
+    fn bytes(&self) -> usize {
+        self.key.as_str().len()
+    }
+
+    async fn call<S: Store>(store: &S, items: &[Self]) -> Result<Vec<Loaded>> {
+        store.load(items).await
+    }
+}
+
+impl BatchItem for Write {
+    const OPERATION: StoreOperation = StoreOperation::Apply;
+    type Answer = Applied;
+
+    fn bytes(&self) -> usize {
+        self.record.bytes()
+    }
+
+    async fn call<S: Store>(store: &S, items: &[Self]) -> Result<Vec<Applied>> {
+        store.apply(items).await
+    }
+}
 
 /// Sends the calls of one kind, and keeps their backlog.
 #[derive(Debug)]
-struct Dispatcher<S, I, A> {
+struct Dispatcher<S, I: BatchItem> {
     store: Arc<S>,
-    operation: StoreOperation,
-    bytes_of: fn(&I) -> usize,
-    call: Call<S, I, A>,
-    state: Mutex<DispatchState<I, A>>,
+    state: Mutex<DispatchState<I>>,
     metrics: Metrics,
 }
 
 #[derive(Debug)]
-struct DispatchState<I, A> {
+struct DispatchState<I: BatchItem> {
     busy_slots: usize,
     /// The records in progress in all slots.
     in_flight: usize,
-    waiting: VecDeque<BatchRequest<I, A>>,
+    waiting: VecDeque<BatchRequest<I>>,
     /// The records and bytes in `waiting`.
     records: usize,
     bytes: usize,
@@ -117,15 +133,15 @@ struct DispatchState<I, A> {
 
 /// The items of one caller, and the channel for its answers.
 #[derive(Debug)]
-struct BatchRequest<I, A> {
+struct BatchRequest<I: BatchItem> {
     items: Vec<I>,
     bytes: usize,
-    answer: oneshot::Sender<Result<Vec<A>>>,
+    answer: oneshot::Sender<Result<Vec<I::Answer>>>,
 }
 
 /// Occupies one slot. On drop, the slot continues with the backlog, even if its caller was cancelled.
-struct DispatchSlot<S: Store, I: BatchItem, A: BatchAnswer> {
-    dispatcher: Arc<Dispatcher<S, I, A>>,
+struct DispatchSlot<S: Store, I: BatchItem> {
+    dispatcher: Arc<Dispatcher<S, I>>,
     in_flight: usize,
     owner: SlotOwner,
 }
@@ -137,7 +153,7 @@ enum SlotOwner {
     Task,
 }
 
-impl<S: Store, I: BatchItem, A: BatchAnswer> Drop for DispatchSlot<S, I, A> {
+impl<S: Store, I: BatchItem> Drop for DispatchSlot<S, I> {
     fn drop(&mut self) {
         let mut state = self.dispatcher.state.lock();
         state.in_flight -= self.in_flight;
@@ -156,20 +172,14 @@ impl<S: Store, I: BatchItem, A: BatchAnswer> Drop for DispatchSlot<S, I, A> {
     }
 }
 
-impl<S: Store, I: BatchItem, A: BatchAnswer> Dispatcher<S, I, A> {
-    fn new(
-        store: &Arc<S>,
-        operation: StoreOperation,
-        bytes_of: fn(&I) -> usize,
-        call: Call<S, I, A>,
-    ) -> Arc<Self> {
+impl<S: Store, I: BatchItem> Dispatcher<S, I> {
+    fn new(store: &Arc<S>) -> Arc<Self> {
         let state =
             DispatchState { busy_slots: 0, in_flight: 0, waiting: VecDeque::new(), records: 0, bytes: 0 };
-        let (store, metrics) = (Arc::clone(store), Metrics::new());
-        Arc::new(Self { store, operation, bytes_of, call, state: Mutex::new(state), metrics })
+        Arc::new(Self { store: Arc::clone(store), state: Mutex::new(state), metrics: Metrics::new() })
     }
 
-    async fn call(self: &Arc<Self>, items: &[I]) -> Result<Vec<A>> {
+    async fn call(self: &Arc<Self>, items: &[I]) -> Result<Vec<I::Answer>> {
         let (answer, answered) = oneshot::channel();
         let slot = {
             // A busy slot looks at the backlog under this lock before it ends. So no request stays behind.
@@ -180,7 +190,7 @@ impl<S: Store, I: BatchItem, A: BatchAnswer> Dispatcher<S, I, A> {
                 let (dispatcher, in_flight) = (Arc::clone(self), items.len());
                 Some(DispatchSlot { dispatcher, in_flight, owner: SlotOwner::Caller })
             } else {
-                state.queue(items, items.iter().map(self.bytes_of).sum(), answer)?;
+                state.queue(items, items.iter().map(I::bytes).sum(), answer)?;
                 None
             }
         };
@@ -195,15 +205,20 @@ impl<S: Store, I: BatchItem, A: BatchAnswer> Dispatcher<S, I, A> {
         })
     }
 
-    async fn send(&self, items: &[I]) -> Result<Vec<A>> {
-        self.metrics.record_batch_size(self.operation, items.len());
-        (self.call)(&self.store, items).await
+    async fn send(&self, items: &[I]) -> Result<Vec<I::Answer>> {
+        self.metrics.record_batch_size(I::OPERATION, items.len());
+        I::call(&*self.store, items).await
     }
 }
 
-impl<I: BatchItem, A> DispatchState<I, A> {
+impl<I: BatchItem> DispatchState<I> {
     /// Adds a request to the backlog, if it has room.
-    fn queue(&mut self, items: &[I], bytes: usize, answer: oneshot::Sender<Result<Vec<A>>>) -> Result<()> {
+    fn queue(
+        &mut self,
+        items: &[I],
+        bytes: usize,
+        answer: oneshot::Sender<Result<Vec<I::Answer>>>,
+    ) -> Result<()> {
         let records = self.records + items.len();
         let fits = records <= MAX_WAITING_RECORDS && self.bytes + bytes <= MAX_WAITING_BYTES;
         // A request above the limit still gets through if nothing else waits.
@@ -219,7 +234,7 @@ impl<I: BatchItem, A> DispatchState<I, A> {
     }
 
     /// Takes the next batch from the backlog. Drops requests of cancelled callers.
-    fn next_batch(&mut self) -> Vec<BatchRequest<I, A>> {
+    fn next_batch(&mut self) -> Vec<BatchRequest<I>> {
         let share = (self.in_flight + self.records)
             .div_ceil(MAX_CONCURRENT_CALLS)
             .clamp(MIN_SHARE, MAX_BATCH_RECORDS);
@@ -245,7 +260,7 @@ impl<I: BatchItem, A> DispatchState<I, A> {
     }
 }
 
-impl<S: Store, I: BatchItem, A: BatchAnswer> DispatchSlot<S, I, A> {
+impl<S: Store, I: BatchItem> DispatchSlot<S, I> {
     /// Sends batches until the backlog is empty.
     async fn work(mut self) {
         loop {
@@ -270,11 +285,11 @@ impl<S: Store, I: BatchItem, A: BatchAnswer> DispatchSlot<S, I, A> {
     /// If a single record may have caused a failure, both halves are sent in their order. If several callers in a row fail
     /// alone with the same error, the error is not about their records. The remaining callers get it without a request, so
     /// that an outage costs few calls (I12).
-    async fn send(&self, batch: Vec<BatchRequest<I, A>>) {
+    async fn send(&self, batch: Vec<BatchRequest<I>>) {
         let (mut batches, mut repeated) = (vec![(batch, false)], RepeatedFailure::default());
         // The result of a half does not tell whether the whole batch was stored before.
         while let Some((mut batch, was_unknown)) = batches.pop() {
-            let fail_all = |batch: Vec<BatchRequest<I, A>>, error: Error| {
+            let fail_all = |batch: Vec<BatchRequest<I>>, error: Error| {
                 let error = if was_unknown { error.with_outcome_unknown() } else { error };
                 for request in batch {
                     request.answer.send(Err(error.clone())).ok();

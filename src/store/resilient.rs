@@ -22,9 +22,8 @@ use crate::store::{Applied, Changes, Cursor, ListPage, ListRequest, LoadRequest,
 
 /// Limits the calls in progress. PostgREST's pool has 10 connections, and other clients use it too.
 const MAX_CONCURRENT_CALLS: usize = 8;
-/// Extends the deadline for each MiB of a call. The byte limit is the size of the largest request or response.
-const TIME_PER_MIB: Duration = Duration::from_secs(1);
-const MAX_TIMED_BYTES: usize = 16 << 20;
+/// The limit on the transfer time of a call: a second for each MiB of the largest request or response.
+const MAX_TRANSFER: Duration = Duration::from_secs(16);
 /// The maximum of the random pause before the only retry. The queue, or the caller, retries later.
 const RETRY_BACKOFF: Duration = Duration::from_millis(100);
 /// Limits the attempts of the first contact if the key is rejected or the migrations seem to be missing.
@@ -147,23 +146,23 @@ impl<S: Store> ResilientStore<S> {
     async fn check_reads(&self) -> Result<()> {
         let absent = LoadRequest::from(Key::new("threadkeep probe")?);
         let load = self.shared.store.load(std::slice::from_ref(&absent));
-        self.shared.call_with_deadline(StoreOperation::Load, 0, load).await.map(drop)
+        self.shared.call_with_deadline(StoreOperation::Load, Duration::ZERO, load).await.map(drop)
     }
 
     /// Calls the store, and retries once after an outage error.
     async fn call<T, F: Future<Output = Result<T>>>(
         &self,
         operation: StoreOperation,
-        bytes: usize,
+        transfer: Duration,
         call: impl Fn() -> F,
     ) -> Result<T> {
-        let first_error = match self.shared.attempt(operation, bytes, &call).await {
+        let first_error = match self.shared.attempt(operation, transfer, &call).await {
             // A store that names a pause gets no retry before its end.
             Err(e) if e.counts_as_outage() && e.retry_after().is_none() => e,
             other => return other,
         };
         tokio::time::sleep(Backoff::new(RETRY_BACKOFF, RETRY_BACKOFF).next().unwrap_or(RETRY_BACKOFF)).await;
-        match self.shared.attempt(operation, bytes, &call).await {
+        match self.shared.attempt(operation, transfer, &call).await {
             // The second error does not tell whether the first attempt was stored (I6).
             Err(e) if first_error.outcome_unknown() => Err(e.with_outcome_unknown()),
             other => other,
@@ -176,11 +175,11 @@ impl<S: Store> ResilientStore<S> {
         call: impl Fn() -> F,
     ) -> Result<T> {
         // The size of the response is not known in advance.
-        let bytes = match operation {
-            StoreOperation::Load | StoreOperation::List => MAX_TIMED_BYTES,
-            _ => 0,
+        let transfer = match operation {
+            StoreOperation::Load | StoreOperation::List => MAX_TRANSFER,
+            _ => Duration::ZERO,
         };
-        self.call(operation, bytes, call).await.map_err(Error::without_outcome)
+        self.call(operation, transfer, call).await.map_err(Error::without_outcome)
     }
 }
 
@@ -188,7 +187,7 @@ impl<S: Store> ResilientCore<S> {
     async fn attempt<T, F: Future<Output = Result<T>>>(
         &self,
         operation: StoreOperation,
-        bytes: usize,
+        transfer: Duration,
         call: impl FnOnce() -> F,
     ) -> Result<T> {
         // The slot comes first: a permit that waited for a slot would count an old breaker state (I18).
@@ -196,12 +195,12 @@ impl<S: Store> ResilientCore<S> {
         let allowance = match operation {
             // Most loads are small, so a load that takes long counts as slow.
             StoreOperation::Load => Duration::ZERO,
-            _ => transfer_time(bytes),
+            _ => transfer,
         };
         let permit = self.breaker.try_acquire(allowance)?;
         let result = tokio::select! {
             biased;
-            result = self.call_with_deadline(operation, bytes, call()) => result,
+            result = self.call_with_deadline(operation, transfer, call()) => result,
             never = self.breaker.watch_silence(&permit) => match never {},
         };
         self.breaker.record(&permit, &result);
@@ -236,10 +235,10 @@ impl<S: Store> ResilientCore<S> {
     async fn call_with_deadline<T>(
         &self,
         operation: StoreOperation,
-        bytes: usize,
+        transfer: Duration,
         call: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        let deadline = self.deadline.saturating_add(transfer_time(bytes));
+        let deadline = self.deadline.saturating_add(transfer);
         // Detects a jump of the machine's clock before the call. A jump during the call makes its response useless for clock sync.
         self.store.clock().moment();
         let start = Instant::now();
@@ -254,7 +253,7 @@ impl<S: Store> ResilientCore<S> {
 
     /// Probes the store once.
     async fn send_probe(&self) -> Result<()> {
-        self.call_with_deadline(StoreOperation::Probe, 0, probe_writes(&self.store)).await
+        self.call_with_deadline(StoreOperation::Probe, Duration::ZERO, probe_writes(&self.store)).await
     }
 
     /// Probes the store for the half-open breaker (I11). A panic of the store does not end the probe task.
@@ -267,9 +266,10 @@ impl<S: Store> ResilientCore<S> {
     }
 }
 
-/// Returns the time that a call may take for the transfer of this many bytes.
-fn transfer_time(bytes: usize) -> Duration {
-    TIME_PER_MIB.mul_f64(bytes.min(MAX_TIMED_BYTES) as f64 / f64::from(1 << 20))
+/// Returns the time that the transfer of these writes may take.
+fn transfer_time(writes: &[Write]) -> Duration {
+    let bytes: usize = writes.iter().map(|write| write.record.bytes()).sum();
+    Duration::from_secs_f64(bytes as f64 / f64::from(1 << 20)).min(MAX_TRANSFER)
 }
 
 /// Probes the store, and reports a rejected probe as an outage of all writes: no record can be at fault in a probe.
@@ -302,17 +302,15 @@ impl<S: Store> Store for ResilientStore<S> {
     }
 
     async fn apply(&self, writes: &[Write]) -> Result<Vec<Applied>> {
-        let bytes = writes.iter().map(|write| write.record.bytes()).sum();
-        self.call(StoreOperation::Apply, bytes, || self.shared.store.apply(writes)).await
+        self.call(StoreOperation::Apply, transfer_time(writes), || self.shared.store.apply(writes)).await
     }
 
     async fn apply_once(&self, writes: &[Write]) -> Result<Vec<Applied>> {
-        let bytes = writes.iter().map(|write| write.record.bytes()).sum();
         let _slot = self.shared.acquire_slot().await?;
         // No permit: a batch of replay does not count in the breaker.
         self.shared.breaker.check()?;
         let call = self.shared.store.apply_once(writes);
-        self.shared.call_with_deadline(StoreOperation::Apply, bytes, call).await
+        self.shared.call_with_deadline(StoreOperation::Apply, transfer_time(writes), call).await
     }
 
     async fn list(&self, page: &ListRequest) -> Result<ListPage> {
