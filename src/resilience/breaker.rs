@@ -126,7 +126,10 @@ impl Breaker {
     /// [`ErrorKind::Unavailable`] while the breaker is open or half open. The error names the cause of the opening and
     /// carries the pause that the store asked for by `Retry-After`. See [`Breaker`] for an example.
     pub fn check(&self) -> Result<()> {
-        if self.state() == BreakerState::Closed { Ok(()) } else { self.shared.borrow().check() }
+        if self.state() == BreakerState::Closed {
+            return Ok(());
+        }
+        self.shared.borrow().outage.as_ref().map_or(Ok(()), |outage| Err(outage.rejection.clone()))
     }
 
     /// Returns the cause of the present outage. The closed breaker has none. See [`Breaker`] for an example.
@@ -140,14 +143,15 @@ impl Breaker {
         // No call has the id 0.
         let (mut allowed, mut permit) = (Ok(()), Permit { breaker: self, id: 0, slow_at: now });
         self.change(|shared| {
-            allowed = shared.check();
-            if allowed.is_ok() {
-                // An idle store is not silent.
-                shared.heard_at = shared.heard_at.map(|at| if shared.calls.is_empty() { now } else { at });
-                shared.last_id += 1;
-                (permit.id, permit.slow_at) = (shared.last_id, now + shared.soft_timeout + allowance);
-                shared.calls.insert(permit.id, permit.slow_at);
+            if let Some(outage) = &shared.outage {
+                allowed = Err(outage.rejection.clone());
+                return;
             }
+            // An idle store is not silent.
+            shared.heard_at = shared.heard_at.map(|at| if shared.calls.is_empty() { now } else { at });
+            shared.last_id += 1;
+            (permit.id, permit.slow_at) = (shared.last_id, now + shared.soft_timeout + allowance);
+            shared.calls.insert(permit.id, permit.slow_at);
         });
         allowed.map(|()| permit)
     }
@@ -296,10 +300,6 @@ struct BreakerCore {
 }
 
 impl BreakerCore {
-    fn check(&self) -> Result<()> {
-        self.outage.as_ref().map_or(Ok(()), |outage| Err(outage.rejection.clone()))
-    }
-
     /// Records failures. [`MAX_FAILURES`] in a row open the breaker.
     fn fail(&mut self, count: usize, cause: &Error) {
         for _ in 0..count {
