@@ -48,19 +48,23 @@ pub(super) fn apply(writes: &[Write]) -> Result<Vec<u8>> {
         body.extend_from_slice(br#"{"key":"#);
         serde_json::to_writer(&mut body, record.key.as_str()).map_err(not_serializable)?;
         // Versions and writers are strings, because a JavaScript server would round numbers beyond 2^53.
-        push_field(&mut body, "version", format_args!("\"{}\"", record.version));
-        push_field(&mut body, "writer", format_args!("\"{writer}\""));
-        push_field(&mut body, "expires_at", format_args!("{}", record.expires_at.0));
+        let Record { version, expires_at: Timestamp(expires_at), metadata, .. } = &**record;
+        let metadata = metadata.as_str();
+        // Writing to memory cannot fail.
+        write!(
+            body,
+            r#","version":"{version}","writer":"{writer}","expires_at":{expires_at},"metadata":{metadata}"#
+        )
+        .ok();
         if let Some(user) = &record.user {
             body.extend_from_slice(br#","user":"#);
             serde_json::to_writer(&mut body, &**user).map_err(not_serializable)?;
         }
-        push_field(&mut body, "metadata", format_args!("{}", record.metadata.as_str()));
         if let Some(value) = &record.value {
-            push_field(&mut body, "value", format_args!("{}", value.as_str()));
+            write!(body, r#","value":{}"#, value.as_str()).ok();
         }
         if let Condition::IfVersion(version) = condition {
-            push_field(&mut body, "if_version", format_args!("\"{version}\""));
+            write!(body, r#","if_version":"{version}""#).ok();
         }
         if let Some(append) = append {
             body.extend_from_slice(br#","append":"#);
@@ -70,11 +74,6 @@ pub(super) fn apply(writes: &[Write]) -> Result<Vec<u8>> {
     }
     body.extend_from_slice(b"]}");
     Ok(body)
-}
-
-fn push_field(body: &mut Vec<u8>, name: &str, json: std::fmt::Arguments<'_>) {
-    // Writing to memory cannot fail.
-    write!(body, ",\"{name}\":{json}").ok();
 }
 
 /// Writes the body of a `threadkeep_list`.
