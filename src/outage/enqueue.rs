@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rusqlite::Connection;
 
 use super::file::{OutageFile, queue_full};
+use super::replica::InFlightBytes;
 use super::rows::{copy_version, heads, replace_queued, row_bytes};
 use super::rules::{self, Placement, QueuedHead};
 use super::state::WriterState;
@@ -37,7 +38,7 @@ impl OutageFile {
     ) -> Result<Enqueued> {
         // From here on, saved copies wait for this commit. Otherwise a reader of a newer version could learn of
         // this older write afterwards (I16).
-        let in_flight = self.writes_in_flight.begin(write.record.bytes());
+        let in_flight = InFlightBytes::new(&self.writes_in_flight, write.record.bytes());
         if read_after.is_some_and(|syncs| syncs != self.syncs()) {
             return Ok(Enqueued::Conflict { newer: None });
         }

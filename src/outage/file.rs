@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::sync::{RwLock, oneshot, watch};
 
-use super::replica::{InFlightBytes, ReplicaValidity};
+use super::replica::ReplicaValidity;
 use super::state::{QueueChange, WriterState};
 use super::{
     FileLimits, FileUsage, QueueFigures, QueueObserver, QueuedKey, clock_checkpoint, clock_sync, identity,
@@ -51,10 +51,10 @@ pub(crate) struct OutageFile {
     pub(super) clock: Arc<Clock>,
     pub(super) limits: FileLimits,
     pub(super) validity: Arc<ReplicaValidity>,
-    /// Copies that the writer got and may not have committed yet.
-    pub(super) copies_in_flight: InFlightBytes,
-    /// Writes on their way into the queue.
-    pub(super) writes_in_flight: InFlightBytes,
+    /// The bytes of copies that the writer got and may not have committed yet.
+    pub(super) copies_in_flight: Arc<AtomicUsize>,
+    /// The bytes of writes on their way into the queue.
+    pub(super) writes_in_flight: Arc<AtomicUsize>,
     /// The identity of this opening of the file.
     pub(super) writer: WriterId,
     /// The level of verdicts on queued writes. After a power cut, rows of the last daemon part must not come back.
@@ -177,8 +177,8 @@ impl OutageFile {
             clock,
             limits,
             validity,
-            copies_in_flight: InFlightBytes::default(),
-            writes_in_flight: InFlightBytes::default(),
+            copies_in_flight: Arc::default(),
+            writes_in_flight: Arc::default(),
             writer,
             settle_level,
             mark: AtomicI64::new(mark.raw()),

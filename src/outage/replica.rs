@@ -4,6 +4,7 @@ mod save;
 mod validity;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use rusqlite::{Connection, Params, Row};
 use tokio::sync::oneshot;
@@ -48,7 +49,8 @@ impl OutageFile {
         // A caller that has read these records must not learn later that an older write was queued before. So the copies wait
         // for the writes on their way into the queue (I16).
         if let Ok(saved) = self.submit_copies(copies).await
-            && (self.copies_in_flight.bytes() > MAX_ASYNC_BYTES || self.writes_in_flight.is_any())
+            && (self.copies_in_flight.load(SeqCst) > MAX_ASYNC_BYTES
+                || self.writes_in_flight.load(SeqCst) > 0)
         {
             saved.await.ok();
         }
@@ -65,7 +67,8 @@ impl OutageFile {
     ) -> Result<oneshot::Receiver<Result<u64>>> {
         let (limit, clock) = (self.limits.replica, Arc::clone(&self.clock));
         // Counted before the submission, so that `flush_copies` cannot miss these copies.
-        let in_flight = self.copies_in_flight.begin(copies.iter().map(|copy| copy.record.bytes()).sum());
+        let bytes = copies.iter().map(|copy| copy.record.bytes()).sum();
+        let in_flight = InFlightBytes::new(&self.copies_in_flight, bytes);
         let validity = Arc::clone(&self.validity);
         let work = move |connection: &Connection, state: &mut WriterState| {
             let failures = validity.failures();
@@ -95,7 +98,7 @@ impl OutageFile {
 
     /// Waits until the writer has committed the submitted copies.
     pub(super) async fn flush_copies(&self) -> Result<()> {
-        if !self.copies_in_flight.is_any() {
+        if self.copies_in_flight.load(SeqCst) == 0 {
             return Ok(());
         }
         // The writer runs jobs in order, so an empty job ends after all submitted copies.

@@ -6,32 +6,20 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use crate::error::Error;
 use crate::sqlite::database::SharedLock;
 
-/// The bytes that the writer got and has not committed yet.
-#[derive(Debug, Default)]
-pub(in crate::outage) struct InFlightBytes(Arc<AtomicUsize>);
-
-/// A share of [`InFlightBytes`], until the guard is dropped.
-pub(in crate::outage) struct InFlightBytesGuard {
+/// Bytes that the writer got and has not committed yet. They count in a total until the drop.
+pub(in crate::outage) struct InFlightBytes {
     total: Arc<AtomicUsize>,
     bytes: usize,
 }
 
 impl InFlightBytes {
-    pub(in crate::outage) fn begin(&self, bytes: usize) -> InFlightBytesGuard {
-        self.0.fetch_add(bytes, SeqCst);
-        InFlightBytesGuard { total: Arc::clone(&self.0), bytes }
-    }
-
-    pub(super) fn is_any(&self) -> bool {
-        self.bytes() > 0
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.0.load(SeqCst)
+    pub(in crate::outage) fn new(total: &Arc<AtomicUsize>, bytes: usize) -> Self {
+        total.fetch_add(bytes, SeqCst);
+        Self { total: Arc::clone(total), bytes }
     }
 }
 
-impl Drop for InFlightBytesGuard {
+impl Drop for InFlightBytes {
     fn drop(&mut self) {
         self.total.fetch_sub(self.bytes, SeqCst);
     }
