@@ -124,8 +124,8 @@ impl Cache {
     /// # }
     /// ```
     pub fn put<T: Serialize + ?Sized>(&self, key: impl AsRef<str>, value: &T) -> Put {
-        let pending_write = Key::new(key).and_then(|key| Ok((key, self.0.serialize_value(value)?)));
-        let pending_write = pending_write.map(|(key, value)| PendingWrite::new(key, Some(value)));
+        let pending_write =
+            Key::new(key).and_then(|key| Ok(PendingWrite::new(key, Some(self.0.serialize_value(value)?))));
         Put { cache: self.clone(), pending_write }
     }
 

@@ -20,7 +20,7 @@ pub(in crate::cache) struct AdmittedWrite {
 
 impl Drop for AdmittedWrite {
     fn drop(&mut self) {
-        // A shutdown stops to wait with the count, so the room comes back before.
+        // First the room, because a shutdown waits for the count.
         self.budget = None;
         self.writing.send_modify(|count| *count -= 1);
     }
