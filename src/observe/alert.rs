@@ -22,11 +22,10 @@ const MIN_STREAK: usize = 3;
 /// A longer pause between two failures ends the streak.
 const STREAK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The kind of a call to the store.
+/// The kind of a call to the store that is no write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Read,
-    Write,
     /// The store undoes the probe's write, but the probe shows that writes work.
     Probe,
 }
@@ -87,34 +86,37 @@ impl FailureStreak {
 }
 
 impl OperatorAlert {
-    /// Updates the alerts with the result of a call. A successful read does not show that writes work.
+    /// Updates the alerts with the result of a read or a probe. A successful read does not show that writes work.
     pub(crate) fn note<T>(&self, call: Access, result: &Result<T>) {
-        match result {
-            Ok(_) => match call {
-                Access::Write => self.write_works(),
-                Access::Probe => {
-                    let is_long_ago = self.state.lock().streak.is_long_ago();
-                    self.end_if(false, |witness, _| witness != Witness::Several || is_long_ago);
-                }
-                Access::Read => self.end_if(false, |witness, alert| match witness {
-                    Witness::Read => true,
-                    Witness::Write => is_seen_by_reads(alert),
-                    Witness::Several => false,
-                }),
-            },
-            Err(error) if is_alert(call, error) => {
-                self.raise(if call == Access::Read { Witness::Read } else { Witness::Write }, error);
+        match (call, result) {
+            (Access::Probe, Ok(_)) => {
+                let is_long_ago = self.state.lock().streak.is_long_ago();
+                self.end_if(false, |witness, _| witness != Witness::Several || is_long_ago);
             }
-            Err(_) => {}
+            (Access::Read, Ok(_)) => self.end_if(false, |witness, alert| match witness {
+                Witness::Read => true,
+                Witness::Write => is_seen_by_reads(alert),
+                Witness::Several => false,
+            }),
+            (_, Err(error)) if !error.needs_operator() => {}
+            (Access::Probe, Err(error)) => self.raise(Witness::Write, error),
+            (Access::Read, Err(error)) => self.raise(Witness::Read, error),
         }
     }
 
     /// Updates the alerts with the results of writes. Only a stored write shows that writes work.
     pub(crate) fn wrote(&self, result: Result<&[Applied], &Error>) {
         match result {
-            Ok(applied) if applied.iter().any(is_accepted) => self.write_works(),
-            Ok(_) => {}
-            Err(error) => self.note::<()>(Access::Write, &Err(error.clone())),
+            Ok(applied) if applied.iter().any(is_accepted) => {
+                self.accepted.fetch_add(1, SeqCst);
+                let streak = std::mem::take(&mut self.state.lock().streak);
+                self.end_if(!streak.keys.is_empty(), |_, _| true);
+            }
+            // The failure of one write is weak evidence, because the record may be at fault. Replay decides that.
+            Err(error) if error.needs_operator() && error.scope() != Scope::Request => {
+                self.raise(Witness::Write, error);
+            }
+            _ => {}
         }
     }
 
@@ -142,12 +144,6 @@ impl OperatorAlert {
 
     pub(crate) fn get(&self) -> Option<Error> {
         self.state.lock().alerts.values().next().cloned()
-    }
-
-    fn write_works(&self) {
-        self.accepted.fetch_add(1, SeqCst);
-        let streak = std::mem::take(&mut self.state.lock().streak);
-        self.end_if(!streak.keys.is_empty(), |_, _| true);
     }
 
     /// Ends each alert for which `is_over` holds. Wakes replay if an alert ended, or if writes `had_failed`.
@@ -179,11 +175,6 @@ impl OperatorAlert {
 fn is_seen_by_reads(error: &Error) -> bool {
     matches!(error.scope(), Scope::Everything | Scope::Unknown)
         && matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::Unavailable)
-}
-
-/// The failure of one write is weak evidence, because the record may be at fault. Replay decides that.
-fn is_alert(call: Access, error: &Error) -> bool {
-    error.needs_operator() && (call != Access::Write || error.scope() != Scope::Request)
 }
 
 fn is_accepted(applied: &Applied) -> bool {
