@@ -23,7 +23,7 @@ const HEAD_BYTES: usize = 64 << 10;
 /// A body, as far as it has been read.
 #[derive(Debug)]
 pub(super) struct ResponseBody {
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     limit: usize,
 }
 
@@ -35,27 +35,19 @@ impl ResponseBody {
         Self { bytes: Vec::with_capacity(expected.min(limit).min(MAX_PAGE_BYTES)), limit }
     }
 
-    /// Appends a part, up to one byte over the limit. Returns false if the reading must stop.
-    pub(super) fn push(&mut self, part: &[u8]) -> bool {
-        let room = self.limit + 1 - self.bytes.len();
-        self.bytes.extend_from_slice(&part[..part.len().min(room)]);
-        self.is_whole()
-    }
-
-    /// Whether the body is within its limit, and its head can belong to a response of the functions.
+    /// Appends a part, up to one byte over the limit. Returns false if the reading must stop: the body exceeds its limit, or its
+    /// head cannot belong to a response of the functions.
     ///
     /// Such a response has the time before any long field, even if a server has sorted the names.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(super) fn push(&mut self, part: &[u8]) -> bool {
         const NOW: &[u8] = b"\"now\"";
+        let room = self.limit + 1 - self.bytes.len();
+        self.bytes.extend_from_slice(&part[..part.len().min(room)]);
         let begins_like_a_response = || {
             let head = self.bytes[..HEAD_BYTES].trim_ascii_start();
             head.starts_with(b"{") && head.windows(NOW.len()).any(|part| part == NOW)
         };
         let is_judged = self.limit > HEAD_BYTES && self.bytes.len() >= HEAD_BYTES;
         self.bytes.len() <= self.limit && (!is_judged || begins_like_a_response())
-    }
-
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
     }
 }

@@ -15,17 +15,19 @@ pub(super) struct RawResponse {
     pub(super) sent: Moment,
     status: StatusCode,
     retry_after: Option<Duration>,
-    body: ResponseBody,
+    body: Vec<u8>,
+    /// Whether the body was read to its end.
+    is_whole: bool,
 }
 
 impl RawResponse {
     /// Returns the body of a success, or the error that the response stands for.
-    pub(super) fn into_body(self, host: &str, key_remedy: &'static str) -> Result<ResponseBody> {
-        let Self { status, retry_after, body, .. } = self;
-        match (status.is_success(), body.is_whole()) {
+    pub(super) fn into_body(self, host: &str, key_remedy: &'static str) -> Result<Vec<u8>> {
+        let Self { status, retry_after, body, is_whole, .. } = self;
+        match (status.is_success(), is_whole) {
             (true, true) => Ok(body),
-            (true, false) => Err(classify::body_too_large(host, body.bytes())),
-            (false, _) => Err(classify::error_response(status, retry_after, body.bytes(), key_remedy)),
+            (true, false) => Err(classify::body_too_large(host, &body)),
+            (false, _) => Err(classify::error_response(status, retry_after, &body, key_remedy)),
         }
     }
 }
@@ -50,7 +52,7 @@ impl Supabase {
         request: Request,
         upload: Duration,
         max_body: usize,
-    ) -> Result<(Moment, ResponseBody)> {
+    ) -> Result<(Moment, Vec<u8>)> {
         let mut key = self.credentials.current();
         // The clone shares the body.
         let (mut repetition, mut request) = (request.try_clone(), request);
@@ -87,13 +89,11 @@ impl Supabase {
             response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let retry_after = seconds.map(Duration::from_secs);
         let max_body = if status.is_success() { max_body } else { body::MAX_ERROR_BODY };
-        let mut body = ResponseBody::new(max_body, response.content_length());
-        while let Some(part) = self.with_timeout(self.idle_limit, response.chunk()).await? {
-            if !body.push(&part) {
-                break;
-            }
+        let (mut body, mut is_whole) = (ResponseBody::new(max_body, response.content_length()), true);
+        while is_whole && let Some(part) = self.with_timeout(self.idle_limit, response.chunk()).await? {
+            is_whole = body.push(&part);
         }
-        Ok(RawResponse { sent, status, retry_after, body })
+        Ok(RawResponse { sent, status, retry_after, body: body.bytes, is_whole })
     }
 
     /// Limits one step of a call (I12). A large response may take longer as a whole while its parts arrive.

@@ -187,9 +187,8 @@ impl Supabase {
         let upload = body.len() >> 20;
         let request = self.request(function, body);
         let (sent, body) = self.send(request, Duration::from_secs(upload as u64), max_body).await?;
-        let body = body.bytes();
-        let unexpected_body = |error| classify::unexpected_body(&self.host, body, error);
-        let response: FunctionResponse<'_> = serde_json::from_slice(body).map_err(unexpected_body)?;
+        let unexpected_body = |error| classify::unexpected_body(&self.host, &body, error);
+        let response: FunctionResponse<'_> = serde_json::from_slice(&body).map_err(unexpected_body)?;
         self.clock.correct_at(sent, Moment::now(), Timestamp(response.now.clamp(0, MAX_TIMESTAMP)));
         let result = if response.revision >= REVISION {
             read(response)

@@ -7,7 +7,6 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, Request};
 use serde::Deserialize;
 
-use super::body::ResponseBody;
 use super::classify;
 use super::http::RawResponse;
 use super::key::ApiKey;
@@ -176,7 +175,7 @@ impl ProjectProbe {
         method: Method,
         caller: Caller<'_>,
         key: &str,
-    ) -> Result<ResponseBody> {
+    ) -> Result<Vec<u8>> {
         let mut url = self.0.functions.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop().push(table);
@@ -191,14 +190,13 @@ impl ProjectProbe {
     }
 
     /// Sends a request. Returns the time of sending, and the body of a success.
-    async fn send(&self, request: Request) -> Result<(Moment, ResponseBody)> {
+    async fn send(&self, request: Request) -> Result<(Moment, Vec<u8>)> {
         let response = self.exchange(request).await?;
         let sent = response.sent;
         Ok((sent, response.into_body(&self.0.host, self.0.credentials.current().remedy())?))
     }
 
-    fn parse<'a, T: Deserialize<'a>>(&self, body: &'a ResponseBody) -> Result<T> {
-        let body = body.bytes();
+    fn parse<'a, T: Deserialize<'a>>(&self, body: &'a [u8]) -> Result<T> {
         serde_json::from_slice(body).map_err(|e| classify::unexpected_body(&self.0.host, body, e))
     }
 
