@@ -27,7 +27,6 @@ pub(crate) struct IssuedVersion {
     pub(crate) shown: Timestamp,
     /// Whether the clock was unsynced. Clock sync gives such a version its final value (I8).
     pub(crate) is_provisional: bool,
-    /// The era of a final version.
     pub(crate) era: u32,
 }
 
@@ -225,12 +224,11 @@ impl Clock {
         };
         let last = self.last_version.fetch_update(Relaxed, Relaxed, |last| Some(after(last)));
         let version = Version(after(last.unwrap_or_else(|last| last)));
-        if reading.is_provisional {
-            return IssuedVersion { version, ..reading };
-        }
         let mut finals = self.finals.lock();
-        finals.begin_era_if_fallen(now);
-        finals.last = finals.last.max(version);
+        if !reading.is_provisional {
+            finals.begin_era_if_fallen(now);
+            finals.last = finals.last.max(version);
+        }
         IssuedVersion { version, era: finals.era, ..reading }
     }
 

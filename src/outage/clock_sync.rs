@@ -20,7 +20,6 @@ use crate::error::Result;
 use crate::model::clock::{Clock, Correction};
 use crate::model::key::Key;
 use crate::model::version::{Timestamp, Version};
-use crate::model::writer::WriterId;
 use crate::sqlite;
 use crate::sqlite::writer::CommitLevel;
 use crate::store::Condition;
@@ -79,30 +78,23 @@ impl OutageFile {
             return Ok(Version::NONE);
         }
         let now = Timestamp(self.clock.now().0.saturating_add(correction.0));
-        let (clock, writer) = (Arc::clone(&self.clock), self.writer);
+        let floor = self.clock.last_final();
         let work = move |connection: &Connection, state: &mut WriterState| {
-            correct_all(connection, state, correction, now, &clock, writer)
+            correct_all(connection, state, correction, floor, now)
         };
         self.write(CommitLevel::PowerCut, work).await
     }
 }
 
-/// Corrects all provisional rows, and returns the newest of the final versions. `now` is the corrected time, and `writer` this
-/// opening in the first era.
-///
-/// This opening becomes the writer of the rows, because no opening has sent them. Another copy of the file may have sent them
-/// with other versions. Then the store would take a lower version of the same writer for a repeated write.
+/// Corrects all provisional rows, and returns the newest of the final versions. `floor` is the last final version of the era, and
+/// `now` the corrected time.
 pub(super) fn correct_all(
     connection: &Connection,
     state: &mut WriterState,
     correction: Correction,
+    floor: Version,
     now: Timestamp,
-    clock: &Clock,
-    writer: WriterId,
 ) -> rusqlite::Result<Version> {
-    let (floor, era) = clock.final_floor(now);
-    let adopt = "update records set writer = ?1 where is_provisional = 1";
-    connection.execute(adopt, [writer.in_era(era).raw()])?;
     let sql = "select distinct key from records where is_provisional = 1";
     // Collected first, because the updates below change the rows of this query.
     let keys = connection.prepare_cached(sql)?.query_map([], sqlite::rows::key)?.collect::<Vec<_>>();

@@ -303,7 +303,7 @@ fn prepare(
     if clock.is_synced() {
         // The rows have the time of this clock now, and no answer will correct them.
         let now = clock.now();
-        clock_sync::correct_all(&opened.connection, &mut state, Correction(0), now, clock, writer)?;
+        clock_sync::correct_all(&opened.connection, &mut state, Correction(0), mark, now)?;
     }
     Ok((writer, mark, state))
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use threadkeep::{Builder, Cache, Conversation, Freshness, WriteOutcome};
 
+use crate::clocks::true_time;
 use crate::history::{Claim, Outcome};
 use crate::plan::Settings;
 
@@ -27,6 +28,19 @@ pub fn change_boot(path: &Path) {
     let file = rusqlite::Connection::open(path).unwrap();
     file.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
     file.execute("update meta set value = replace(value, ?1, 'earlier')", [boot.trim()]).unwrap();
+}
+
+/// Returns the queued writes of an open file: the key, the lead of version and time over the true time in milliseconds, and
+/// whether the version is provisional.
+pub fn rows(path: &Path) -> Vec<(String, i64, i64, bool)> {
+    let sql = "select key, version >> 21, at, is_provisional from records where is_queued = 1 order by seq";
+    let file = rusqlite::Connection::open(path).unwrap();
+    let mut rows = file.prepare(sql).unwrap();
+    let now = true_time().0;
+    let lead = |row: &rusqlite::Row<'_>| {
+        Ok((row.get(0)?, row.get::<_, i64>(1)? - now, row.get::<_, i64>(2)? - now, row.get(3)?))
+    };
+    rows.query_map([], lead).unwrap().map(Result::unwrap).collect()
 }
 
 pub fn is_queue_empty(cache: &Cache) -> bool {

@@ -170,8 +170,12 @@ async fn wait_for(
     while !daemon.cache()?.is_some_and(|cache| holds(&cache)) {
         if Instant::now() > deadline {
             let health = daemon.cache()?.map(|cache| cache.health());
+            let rows = health
+                .as_ref()
+                .and_then(|health| health.queue.as_ref())
+                .map(|queue| queue::rows(&queue.path));
             return Err(format!(
-                "no recovery within {MAX_RECOVERY:?}: condition \"{condition}\" is false; {health:?}"
+                "no recovery within {MAX_RECOVERY:?}: condition \"{condition}\" is false; {health:?}; rows: {rows:#?}"
             ));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;

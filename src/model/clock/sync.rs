@@ -53,7 +53,7 @@ impl Clock {
         // The part of this jump alone: earlier jumps are counted already.
         let missed = missed - std::mem::replace(&mut sync.missed, missed);
         let last = self.last_version();
-        if was_synced && is_credible(last, self.at(moment)) {
+        if was_synced && is_credible(last, Timestamp(self.at(moment).0 - missed)) {
             // It may be an observed version. Later versions are above those, too.
             self.continue_above(last);
         }
@@ -126,11 +126,9 @@ impl Clock {
         self.sync_changed.notify_waiters();
     }
 
-    /// Returns the version above which the next final versions must be, and their era.
-    pub(crate) fn final_floor(&self, now: Timestamp) -> (Version, u32) {
-        let mut finals = self.finals.lock();
-        finals.begin_era_if_fallen(now);
-        (finals.last, finals.era)
+    /// Returns the last final version of the era. Later versions of the era must be above it.
+    pub(crate) fn last_final(&self) -> Version {
+        self.finals.lock().last
     }
 
     /// Continues above the final versions of an earlier process.
@@ -213,7 +211,9 @@ impl Clock {
         // New versions must not follow the versions that the wrong clock issued.
         if correction.0.abs() > millis(MAX_CLOCK_SKEW) {
             let now = self.version_time(read_clocks().moment);
-            self.last_version.fetch_min(Version::min_at(now).max(self.final_floor(now).0).0, Relaxed);
+            let mut finals = self.finals.lock();
+            finals.begin_era_if_fallen(now);
+            self.last_version.fetch_min(Version::min_at(now).max(finals.last).0, Relaxed);
         }
     }
 

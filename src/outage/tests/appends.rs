@@ -174,27 +174,3 @@ async fn expired_append_reaches_a_conversation_that_lives() {
     world.replay(&store).await;
     assert_eq!(stored(&store, "k").await.as_deref(), Some("[1,2]"));
 }
-
-/// The first file has sent one of two provisional appends, and then its backup comes back.
-#[tokio::test]
-async fn provisional_append_of_a_restored_file_is_not_taken_for_a_repeated_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let (path, backup) = (dir.path().join("q.db"), dir.path().join("backup.db"));
-    let world = World::open(&path, Clock::new()).await;
-    world.append("k", "[1]").await;
-    world.append("k", "[2]").await;
-    world.file.close().await.unwrap();
-    std::fs::copy(&path, &backup).unwrap();
-    let store = Arc::new(Memory::new());
-    let world = World::open(&path, Clock::new()).await;
-    world.sync().await;
-    store.apply(&[world.rows().await.remove(0).write]).await.unwrap();
-    world.file.close().await.unwrap();
-    std::fs::rename(&backup, &path).unwrap();
-    // This clock gives the rows earlier versions.
-    let world = World::open(&path, Clock::new()).await;
-    world.sync_to(Clock::authoritative().now().minus(Duration::from_secs(1))).await;
-    world.replay(&store).await;
-    let items = stored(&store, "k").await.unwrap();
-    assert!(items.contains('1') && items.contains('2'), "{items}");
-}

@@ -41,12 +41,13 @@ impl History {
     }
 
     /// Returns true if a copy brought a queued update or append back whose dead letter went away with the replaced file. If the
-    /// daemon has appended since, the store takes the write for a repeated one (DESIGN.md, "Which holes remain?").
+    /// daemon has appended since, the store takes the write for a repeated one (DESIGN.md, "Which holes remain?"). So it does if
+    /// the copy gives the write a lower version than the replaced file has sent.
     pub fn may_be_taken_for_repeated(&self, op: &Op) -> bool {
         let may_be_dead = |kind| {
             kind == WriteKind::Append || self.writes(op.key).any(|other| is_newer_base(self, other, op))
         };
-        op.write().is_some_and(|write| may_be_dead(write.kind))
+        op.write().is_some_and(|write| op.drift.is_possible || may_be_dead(write.kind))
             && self.is_queued(op)
             && self.file_changes.iter().any(|change| change.may_repeat(op))
     }
