@@ -223,11 +223,13 @@ impl Clock {
             false => fresh,
         };
         let last = self.last_version.fetch_update(Relaxed, Relaxed, |last| Some(after(last)));
-        let version = Version(after(last.unwrap_or_else(|last| last)));
+        let mut version = Version(after(last.unwrap_or_else(|last| last)));
         let mut finals = self.finals.lock();
         if !reading.is_provisional {
             finals.begin_era_if_fallen(now);
-            finals.last = finals.last.max(version);
+            // An observed version far ahead may hide the last one.
+            version = version.max(finals.last.next_issued());
+            finals.last = version;
         }
         IssuedVersion { version, era: finals.era, ..reading }
     }

@@ -219,6 +219,12 @@ fn versions_that_fall_with_the_store_clock_begin_an_era() {
     assert_eq!((fallen.era, next.era, clock.end_of_first_era()), (1, 1, None));
     // A conversation of the earlier era is ahead, and stays ahead.
     assert!(clock.issue_after(early.version).version > early.version && clock.issue().era == 1);
+    // A version of a record from before the step hides the last version, and the clock is corrected by a little.
+    let before = clock.issue();
+    clock.observe(early.version);
+    answer(&clock, store.now().minus(ms(3_600_500)));
+    let after = clock.issue();
+    assert!(after.version > before.version && after.era == before.era);
     // An opening whose mark is ahead.
     let clock = Clock::new();
     clock.continue_above(early.version);
