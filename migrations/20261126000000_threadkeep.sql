@@ -542,9 +542,9 @@ declare
     depth     integer := 0;
     part      jsonb;
     added     jsonb   := items;
-    body        text;
-    punctuation text;
-    bytes       bigint;
+    body      text;
+    outside   text;
+    spaces    bigint;
 begin
     -- This reads the document from its place outside the row once, instead of once in each call below.
     changed := document #> '{}';
@@ -585,10 +585,14 @@ begin
     if 8 * pg_column_size(changed)::bigint > max_bytes or octet_length(items::text) > 8 * pg_column_size(items)::bigint then
         body := changed::text;
         if octet_length(body) > max_bytes then
-            -- The limit does not count the space that PostgreSQL writes after each comma and colon outside of strings.
-            punctuation := regexp_replace(body, '"([^"\\]|\\.)*"', '', 'g');
-            bytes := octet_length(body) - (octet_length(punctuation) - octet_length(replace(punctuation, ' ', '')));
-            verdict := case when bytes > max_bytes then 'too_large' end;
+            -- The limit does not count the space that PostgreSQL writes after each comma and colon outside of strings. At most half
+            -- of the text is such space.
+            verdict := 'too_large';
+            if octet_length(body) <= 2 * max_bytes then
+                outside := regexp_replace(body, '"(?:[^"\\]|\\.)*"', '', 'g');
+                spaces := octet_length(outside) - octet_length(replace(outside, ' ', ''));
+                verdict := case when octet_length(body) - spaces > max_bytes then 'too_large' end;
+            end if;
         end if;
     end if;
 exception when program_limit_exceeded then
