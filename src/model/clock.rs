@@ -27,6 +27,7 @@ pub(crate) struct IssuedVersion {
     pub(crate) shown: Timestamp,
     /// Whether the clock was unsynced. Clock sync gives such a version its final value (I8).
     pub(crate) is_provisional: bool,
+    /// The era in which the version rises. It decides about the writer.
     pub(crate) era: u32,
 }
 
@@ -76,6 +77,7 @@ pub struct Clock {
     version_time_at_zero: AtomicI64,
     /// The last version issued or observed.
     last_version: AtomicI64,
+    /// Locked after `sync`, if both are.
     finals: Mutex<FinalVersions>,
     /// The milliseconds by which the clock started ahead of the system clock.
     skew: i64,
@@ -171,7 +173,8 @@ impl Clock {
     }
 
     pub(crate) fn at(&self, moment: impl Into<Moment>) -> Timestamp {
-        Timestamp(self.time_at_zero.load(Relaxed).saturating_add(moment.into().millis()))
+        // Acquire order: a reader that sees the time after a jump also sees the jump.
+        Timestamp(self.time_at_zero.load(Acquire).saturating_add(moment.into().millis()))
     }
 
     pub(crate) fn known_now(&self) -> Option<Timestamp> {
@@ -193,7 +196,8 @@ impl Clock {
         // Before and after the time: an answer that ends a period in between must not make the wrong time look synced.
         let was_synced = is_synced();
         let synced = reading(moment, false);
-        if was_synced && is_synced() {
+        // A jump in between may have moved the time at zero, which then does not belong to this moment.
+        if was_synced && is_synced() && Moment::now().is_comparable_to(moment) {
             return synced;
         }
         // Under the lock, no answer and no jump comes between the values.
@@ -218,10 +222,8 @@ impl Clock {
         let random = fastrand::i64(0..1 << (RANDOM_BITS - 1)) << 1;
         // The counter moves, and the random bits are new. After the last counter the sum runs into the next millisecond, as
         // in the paper.
-        let after = |last: i64| match is_credible(Version(last), now) {
-            true => fresh.max((((last >> RANDOM_BITS) + 1) << RANDOM_BITS) | random),
-            false => fresh,
-        };
+        let next = |last: i64| (((last >> RANDOM_BITS) + 1) << RANDOM_BITS) | random;
+        let after = |last: i64| if is_credible(Version(last), now) { fresh.max(next(last)) } else { fresh };
         let last = self.last_version.fetch_update(Relaxed, Relaxed, |last| Some(after(last)));
         let mut version = Version(after(last.unwrap_or_else(|last| last)));
         let mut finals = self.finals.lock();

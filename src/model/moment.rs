@@ -10,8 +10,8 @@
 mod atomic;
 
 use std::sync::LazyLock;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicI64, AtomicU32};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicI64, AtomicU32, fence};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -221,7 +221,9 @@ pub(super) struct Ticker {
     ahead: AtomicI64,
     /// The time that the monotonic clock has missed, in nanoseconds.
     missed: AtomicI64,
-    jumps: AtomicU32,
+    /// Twice the number of jumps. It is odd while a jump is being counted, so that no reader pairs the number with the missed
+    /// time of another jump (a sequence lock).
+    sequence: AtomicU32,
     /// The last jump. The lock admits one OS thread at a time that counts a jump.
     last_jump: Mutex<Jump>,
 }
@@ -241,7 +243,7 @@ impl Ticker {
         Self {
             ahead,
             missed: 0.into(),
-            jumps: 0.into(),
+            sequence: 0.into(),
             last_jump: Mutex::new(Jump { noticed_at: i64::MIN, missed_before: 0 }),
         }
     }
@@ -282,9 +284,9 @@ impl Ticker {
         let missed = self.missed.load(Relaxed);
         *last_jump = Jump { noticed_at: after.mono, missed_before: missed };
         self.ahead.store(ahead + by, Relaxed);
+        self.sequence.fetch_add(1, AcqRel);
         self.missed.store(missed.saturating_add(by.max(0).saturating_mul(NANOS_PER_MILLI)), Relaxed);
-        // `jumps` changes after `missed`, so a moment with the new number of jumps includes the missed time.
-        self.jumps.fetch_add(1, Release);
+        self.sequence.fetch_add(1, Release);
         tracing::info!(
             millis = by,
             "machine clock jumped: the machine slept or was paused, or the system clock was set"
@@ -292,9 +294,16 @@ impl Ticker {
     }
 
     fn moment_at(&self, mono: i64) -> Moment {
-        // Before `missed`, so that the missed time is at least as new as the number.
-        let jumps = self.jumps.load(Acquire);
-        Moment { nanos: mono.saturating_add(self.missed.load(Relaxed)), jumps }
+        loop {
+            let sequence = self.sequence.load(Acquire);
+            let missed = self.missed.load(Relaxed);
+            fence(Acquire);
+            if sequence.is_multiple_of(2) && sequence == self.sequence.load(Relaxed) {
+                return Moment { nanos: mono.saturating_add(missed), jumps: sequence / 2 };
+            }
+            // A jump is being counted by a few instructions.
+            std::hint::spin_loop();
+        }
     }
 
     /// Returns the moment of a reading of the monotonic clock, which may be older than the last jump.
@@ -354,6 +363,25 @@ mod tests {
             RawReading { mono, wall: minute }
         });
         assert_eq!((reading.moment.jumps(), reading.moment.millis(), calls.get()), (0, minute, 4));
+    }
+
+    /// A moment with the missed time of a later jump would pass for a moment of a synced clock.
+    #[test]
+    fn moment_never_has_the_time_of_another_jump() {
+        let (ticker, wall) = (Ticker::new(RawReading { mono: 0, wall: 0 }), AtomicI64::new(0));
+        let read = || ticker.read(|| RawReading { mono: 0, wall: wall.load(Relaxed) }).moment;
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                for _ in 0..2_000_000 {
+                    let Moment { nanos, jumps } = read();
+                    assert_eq!(nanos, i64::from(jumps) * 3_000 * NANOS_PER_MILLI);
+                }
+            });
+            while !reader.is_finished() {
+                wall.fetch_add(3_000, Relaxed);
+                read();
+            }
+        });
     }
 
     #[test]

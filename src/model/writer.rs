@@ -10,7 +10,7 @@ const DAEMON_BITS: u32 = 39;
 /// The identity of one opening of a daemon's outage file (KIP-98 calls it producer id and epoch).
 ///
 /// The upper part is the same for all openings of the file on one boot of one machine. The lower part is random for each
-/// opening, so that versions rise within one writer.
+/// opening, so that versions rise within one writer. If the versions fall with the store's clock, both parts are new.
 ///
 /// ```
 /// use threadkeep::store::WriterId;

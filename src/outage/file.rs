@@ -253,6 +253,7 @@ impl OutageFile {
             state.checkpoint.save(connection, &clock)?;
             let result = work(connection, &mut state)?;
             let change = state.take_change(connection)?;
+            identity::rise_above_stored(connection, &clock, &change.settled)?;
             state.is_known = true;
             Ok((result, change))
         };
@@ -303,7 +304,7 @@ fn prepare(
     if clock.is_synced() {
         // The rows have the time of this clock now, and no answer will correct them.
         let now = clock.now();
-        clock_sync::correct_all(&opened.connection, &mut state, Correction(0), mark, now)?;
+        clock_sync::correct_all(&opened.connection, &mut state, Correction(0), clock.last_final(), now)?;
     }
     Ok((writer, mark, state))
 }

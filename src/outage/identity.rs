@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::Verdict;
 use super::clock_checkpoint::MachineTime;
 use super::file::OutageFile;
-use super::state::WriterState;
+use super::state::{Settled, WriterState};
 use crate::model::clock::Clock;
 use crate::model::version::{Timestamp, Version};
 use crate::model::writer::WriterId;
@@ -56,15 +57,27 @@ fn read_mark(connection: &Connection) -> rusqlite::Result<Version> {
     Ok(Version::from_raw(mark.unwrap_or(0)))
 }
 
+/// Raises the mark, and the versions of this process, above the queued writes that the store has taken. They may be newer than
+/// all versions that live writes have sent.
+pub(super) fn rise_above_stored(
+    connection: &Connection,
+    clock: &Clock,
+    settled: &[Settled],
+) -> rusqlite::Result<()> {
+    let is_stored = |settled: &&Settled| matches!(settled.verdict, Verdict::Stored | Verdict::Appended(_));
+    let stored = settled.iter().filter(is_stored).map(|settled| settled.version).max();
+    let Some(newest) = stored else { return Ok(()) };
+    clock.continue_above(newest);
+    if read_mark(connection)? < newest {
+        file::set_meta(connection, MARK, &newest.to_string())?;
+    }
+    Ok(())
+}
+
 impl OutageFile {
     /// Returns the writer of this process in the first era of the clock.
     pub(crate) fn writer(&self) -> WriterId {
         self.writer
-    }
-
-    /// Returns the writer in the present era.
-    pub(super) fn present_writer(&self) -> WriterId {
-        self.writer.in_era(self.clock.era())
     }
 
     /// Raises the mark in the file above a version that is about to be sent. Later openings issue higher versions only.
@@ -90,6 +103,11 @@ impl OutageFile {
                 tracing::debug!(%error, "the outage file cannot record the mark; the write is sent without it")
             }
         }
+    }
+
+    /// Returns the writer in the present era.
+    pub(super) fn present_writer(&self) -> WriterId {
+        self.writer.in_era(self.clock.era())
     }
 
     /// Lowers the mark to the last version, when no more versions are issued. The next opening then needs no lead. In a later

@@ -177,7 +177,7 @@ pub(crate) fn is_too_old(version: Version, now: Timestamp) -> bool {
 /// Returns the rows after the correction of the clock by `millis` (C7).
 ///
 /// A provisional version moves with the clock, but not beyond `now`, which rows of an earlier period with another clock need. It
-/// stays above the row before it and above `floor`, the newest of the copy, the mark and the final versions of this process. It keeps its random low bits, so two
+/// stays above the row before it and above `floor`, the newest of the copy and the final versions of this era. It keeps its random low bits, so two
 /// daemons that correct over one copy do not meet. A base that is the version of a provisional row follows that row.
 pub(crate) fn corrected(rows: &[QueuedHead], millis: i64, floor: Version, now: Timestamp) -> Vec<WriteHead> {
     let mut done: Vec<WriteHead> = Vec::with_capacity(rows.len());

@@ -64,7 +64,7 @@ impl Clock {
         if was_synced && !self.is_authoritative {
             let time_at_zero = self.time_at_zero.load(Relaxed);
             let not_passed = not_passed(time_at_zero + moment.millis(), wall, missed);
-            self.time_at_zero.store(time_at_zero - not_passed, Relaxed);
+            self.time_at_zero.store(time_at_zero - not_passed, Release);
         }
         // Release order: a reader that sees the number also sees the time.
         self.seen_jumps.store(moment.jumps(), Release);
@@ -126,7 +126,8 @@ impl Clock {
         self.sync_changed.notify_waiters();
     }
 
-    /// Returns the last final version of the era. Later versions of the era must be above it.
+    /// Returns the last final version of the era, or a later version observed before a jump. Later versions of the era must be
+    /// above it.
     pub(crate) fn last_final(&self) -> Version {
         self.finals.lock().last
     }
@@ -198,9 +199,9 @@ impl Clock {
     pub(crate) fn finish_sync(&self, correction: Correction, newest: Version) {
         self.moment();
         let mut sync = self.sync.lock();
-        self.correct_by(correction);
         // Before the end of the period. A put in between would get a version below the corrected ones, and lose to them.
-        self.observe(newest);
+        self.continue_above(newest);
+        self.correct_by(correction);
         if sync.pending.take().is_some() {
             self.set_synced();
         }

@@ -80,7 +80,9 @@ async fn clock_sync_waits_for_a_version_on_its_way_into_the_queue() {
     let issued = world.clock.issue();
     let now = Instant::now();
     world.clock.correct(now, now, Clock::authoritative().now());
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    while world.file.sync_gate.try_read().is_ok() {
+        tokio::task::yield_now().await;
+    }
     assert!(world.clock.settled().now_or_never().is_none());
     let record = Record::tombstone(name("k"), issued.version);
     world.file.enqueue(Write::new(record), issued.is_provisional, issued.shown, None, |_| {}).await.unwrap();
