@@ -111,6 +111,7 @@ fn check_progress(end: (Version, Key), after: Option<(Version, Key)>) -> Result<
 }
 
 impl Cache {
+    /// Requests one page.
     async fn fetch_page(&self, request: ListRequest) -> Result<Observed<ListPage>> {
         let shared = &self.0;
         shared.check_breaker()?;

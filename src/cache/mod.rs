@@ -117,7 +117,7 @@ struct Shared {
     /// The outcome of a stored write. The backend `memory` stores nothing beyond the process.
     stored: WriteOutcome,
     store: Arc<dyn Store>,
-    /// The writer of all writes of this handle.
+    /// The writer of this handle in the first era of the clock.
     writer: WriterId,
     limits: Limits,
     copies: Arc<Copies>,
@@ -245,8 +245,8 @@ impl Cache {
     /// Shuts the cache down within `deadline`.
     ///
     /// The cache accepts no more calls. It waits for the writes in flight and, if the store is reachable, until the queue is
-    /// empty. The outage file keeps the rest of the queue for the next start. Then it can be opened again. Without a shutdown,
-    /// requests in flight keep the file open after the last handle is dropped. Later
+    /// empty. The outage file keeps the rest of the queue for the next start. Then a process can open the file again. Without a
+    /// shutdown, requests in flight keep the file open after the last handle is dropped. Later
     /// calls, and writes that the store takes after the deadline, get [`ErrorKind::Closed`].
     ///
     /// # Errors

@@ -145,6 +145,7 @@ impl Warmer {
         }
     }
 
+    /// Requests a page, and halves it until the store delivers it in time.
     async fn fetch_page(
         &self,
         page_size: &mut PageSizer,

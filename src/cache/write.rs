@@ -218,7 +218,7 @@ impl WriteTask {
         matches!(refused.kind(), ErrorKind::LocalStorage | ErrorKind::QueueFull)
             && write.write.head().is_plain()
             && !write.issued.is_provisional
-            && file.has_own_rows_only(&self.pending.key).await
+            && file.has_rows_of_daemon_only(&self.pending.key, write.write.writer.daemon()).await
     }
 
     /// Writes to the store or, in an outage and after the soft timeout, to the queue.

@@ -49,27 +49,22 @@ fn fold(connection: &Connection, key: &Key, writer: WriterId, has_copies: bool) 
     let is_live = |copy: &Record| has_copies && copy.is_live(append.write.version.at());
     let copy = copy(connection, key)?.filter(is_live);
     let unknown = Ok(Folded::Unknown { newest });
-    let record = match rules::fold_start(&rows, stored, copy.is_some()) {
+    let (start, appends) = match rules::fold_start(&rows, stored, copy.is_some()) {
         None => return unknown,
-        Some(FoldStart::Copy) => follow(copy, &queued_from(connection, key, 0)?, newest),
+        Some(FoldStart::Copy) => (copy, queued_from(connection, key, 0)?),
         Some(FoldStart::Row(place)) => {
-            let queued = queued_from(connection, key, place)?;
-            let Some((first, appends)) = queued.split_first() else { return unknown };
+            let mut queued = queued_from(connection, key, place)?.into_iter();
+            let Some(first) = queued.next() else { return unknown };
             // The store may have been seen with a newer version than this write (I16).
-            if !has_copies || first.seq <= unverified(connection)? || has_expired(first, appends) {
+            if !has_copies || first.seq <= unverified(connection)? {
                 return unknown;
             }
-            follow(Some(Record::clone(&first.write.record)), appends, newest)
+            (Some(Record::clone(&first.write.record)), queued.collect())
         }
     };
+    let Some(record) = follow(start, &appends, newest) else { return unknown };
     let record = record.unwrap_or_else(|| Record::tombstone(key.clone(), newest));
     Ok(Folded::Known { record: record.into(), base })
-}
-
-/// Whether the value had expired when the first append came. Another writer may have renewed the conversation.
-fn has_expired(queued: &QueuedWrite, appends: &[QueuedWrite]) -> bool {
-    let record = &queued.write.record;
-    record.value.is_some() && appends.first().is_some_and(|append| !record.is_live(append.version().at()))
 }
 
 fn unverified(connection: &Connection) -> rusqlite::Result<i64> {
@@ -77,11 +72,16 @@ fn unverified(connection: &Connection) -> rusqlite::Result<i64> {
 }
 
 /// Returns the record after the appends of these writes. An append that the conversation cannot take becomes a dead letter alone.
-fn follow(start: Option<Record>, writes: &[QueuedWrite], newest: Version) -> Option<Record> {
+///
+/// The outer `None` means that the value had expired when an append came. Another writer may have renewed the conversation.
+fn follow(start: Option<Record>, writes: &[QueuedWrite], newest: Version) -> Option<Option<Record>> {
     let mut held = start;
     for QueuedWrite { write, .. } in writes {
         let Some(append) = &write.append else { continue };
         let is_present = held.as_ref().is_some_and(|held| held.is_live(write.record.version.at()));
+        if !is_present && held.as_ref().is_some_and(|held| held.value.is_some()) {
+            return None;
+        }
         if write.condition == Condition::IfPresent && !is_present {
             continue;
         }
@@ -89,5 +89,5 @@ fn follow(start: Option<Record>, writes: &[QueuedWrite], newest: Version) -> Opt
             held = Some(record);
         }
     }
-    held.map(|held| Record { version: newest, ..held })
+    Some(held.map(|held| Record { version: newest, ..held }))
 }

@@ -35,10 +35,10 @@ impl OutageFile {
         std::mem::take(&mut *self.hooks.unblocked.lock())
     }
 
-    /// Whether all queued writes of a conversation are of the present daemon part. No own run covers others. If the file cannot be
+    /// Whether all queued writes of a conversation are of this daemon part. No own run covers others. If the file cannot be
     /// read, nobody knows.
-    pub(crate) async fn has_own_rows_only(&self, key: &Key) -> bool {
-        let (key, daemon) = (key.clone(), self.present_writer().daemon());
+    pub(crate) async fn has_rows_of_daemon_only(&self, key: &Key, daemon: i64) -> bool {
+        let key = key.clone();
         let is_own = move |row: &QueuedHead| row.write.writer.daemon() == daemon;
         let read =
             self.database.read(move |connection| Ok(rows::heads(connection, &key)?.iter().all(is_own)));

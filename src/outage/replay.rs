@@ -154,7 +154,9 @@ impl Replayer {
             };
             state.send(self, next);
         }
-        unblocked.into_iter().for_each(|key| self.file.unblock(key));
+        for key in unblocked {
+            self.file.unblock(key);
+        }
         Ok(())
     }
 

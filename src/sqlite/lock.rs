@@ -47,14 +47,12 @@ impl Lock {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(TryLockError::WouldBlock) => {
-                    let holder = LockState::read(&mut file).holder;
+                    let problem = format!("is in use by {}", LockState::read(&mut file).holder);
+                    let error = Error::new(ErrorKind::Locked, describe(path, &problem));
                     // A request in flight keeps the file open after the last handle is dropped.
-                    let remedy = match holder == this_process() {
-                        true => "call `shutdown` on the cache of this process that has it open",
-                        false => "stop that process first",
-                    };
-                    let problem = format!("is in use by {holder}");
-                    return Err(Error::new(ErrorKind::Locked, describe(path, &problem)).with_remedy(remedy));
+                    return Err(error.with_remedy(
+                        "stop that process first; if it is this one, call `shutdown` on its other cache",
+                    ));
                 }
                 Err(TryLockError::Error(e)) => return Err(cannot_open(path).with_source(e)),
             }
@@ -103,7 +101,7 @@ impl Lock {
 
     /// Writes the state, with this process as the holder. The fixed length can replace an older text on a full disk.
     pub(crate) fn save(&mut self) {
-        let holder = this_process();
+        let holder = format!("process {}", std::process::id());
         let copies = if self.state.copies_are_invalid { COPIES_INVALID } else { "" };
         let opened = if self.state.has_opened { OPENED } else { "" };
         let text = format!("{holder:<30}\n{copies:<30}\n{opened:<30}\n{:<30}\n", self.state.sessions);
@@ -127,10 +125,6 @@ impl LockState {
             sessions: line().to_owned(),
         }
     }
-}
-
-fn this_process() -> String {
-    format!("process {}", std::process::id())
 }
 
 #[cfg(unix)]

@@ -303,6 +303,12 @@ async fn append_to_an_expired_queued_put_does_not_hide_another_daemon() {
     assert_eq!(cache.get("t").await.unwrap_err().kind(), ErrorKind::Unavailable);
     append(&cache, "t", &[3]).await;
     assert_eq!(cache.get("t").await.unwrap_err().kind(), ErrorKind::Unavailable);
+    // The first append comes in time, and the second does not.
+    cache.put("u", &[1]).ttl(Duration::from_secs(1)).await.unwrap();
+    cache.append("u", &[2]).ttl(Duration::from_secs(1)).await.unwrap();
+    sleep(1_100).await;
+    append(&cache, "u", &[3]).await;
+    assert_eq!(cache.get("u").await.unwrap_err().kind(), ErrorKind::Unavailable);
     world.faults.clear();
     wait_until_drained(&cache).await;
     assert_eq!((world.stored("t").await.as_deref(), dead_letters(&cache)), (Some("[3]"), 0));

@@ -10,7 +10,7 @@ use crate::{SECOND, builder, drained, get, key, row, shared};
 on_each_server!(
     clock_five_minutes_off_keeps_expiry_and_write_order,
     queued_write_of_wrong_clock_is_restamped_at_clock_sync,
-    write_after_the_database_clock_was_set_back_is_kept_or_superseded
+    write_after_a_step_back_of_the_database_is_not_lost
 );
 
 const OFF: [i64; 2] = [-300_000, 300_000];
@@ -82,7 +82,7 @@ end $d$;
 ";
 
 /// Without copies in memory, only the version tells the store a new write from a repeated one.
-async fn write_after_the_database_clock_was_set_back_is_kept_or_superseded(server: Server) {
+async fn write_after_a_step_back_of_the_database_is_not_lost(server: Server) {
     let stack = tokio::task::block_in_place(|| Stack::start(server));
     tokio::task::block_in_place(|| stack.psql(SETTABLE_CLOCK));
     let gateway = stack.gateway().await;

@@ -18,8 +18,13 @@ async fn group_with_failed_job_commits_the_other_jobs() {
     let (_dir, writer) = started();
     // Jobs that arrive while the thread is held up form one group.
     let (go_on, held_up) = std::sync::mpsc::channel::<()>();
-    let hold_up = move |_: &Connection| Ok(held_up.recv().ok());
+    let (started, is_started) = std::sync::mpsc::channel();
+    let hold_up = move |_: &Connection| {
+        started.send(()).ok();
+        Ok(held_up.recv().ok())
+    };
     let _held_up = writer.submit(CommitLevel::ProcessCrash, hold_up, |result| result).await.unwrap();
+    is_started.recv().unwrap();
     let (runs, announced) = (Arc::new(AtomicI32::new(0)), Arc::new(AtomicI32::new(0)));
     let mut answers = Vec::new();
     for number in [1, 2, 2, 3] {

@@ -47,7 +47,9 @@ impl History {
         let may_be_dead = |kind| {
             kind == WriteKind::Append || self.writes(op.key).any(|other| is_newer_base(self, other, op))
         };
-        op.write().is_some_and(|write| op.drift.is_possible || may_be_dead(write.kind))
+        let is_counted = |kind| matches!(kind, WriteKind::Replace | WriteKind::Append | WriteKind::Add);
+        op.write()
+            .is_some_and(|write| op.drift.is_possible && is_counted(write.kind) || may_be_dead(write.kind))
             && self.is_queued(op)
             && self.file_changes.iter().any(|change| change.may_repeat(op))
     }
