@@ -176,8 +176,10 @@ impl WriteTask {
                 drop(no_sync);
                 reply.send(match queued {
                     Err(refused) if self.may_pass_the_queue(file, &write, &refused).await => {
-                        file.raise_mark(write.issued.version).await;
-                        self.store_refused(&write, refused, self.attempt(&write)).await
+                        match file.raise_mark(write.issued.version).await {
+                            Ok(()) => self.store_refused(&write, refused, self.attempt(&write)).await,
+                            Err(closed) => Err(closed),
+                        }
                     }
                     queued => queued,
                 });
@@ -223,9 +225,11 @@ impl WriteTask {
 
     /// Writes to the store or, in an outage and after the soft timeout, to the queue.
     async fn store_or_queue(&self, write: &IssuedWrite, reply: Reply) {
-        if let Some(file) = &self.shared.copies.file {
-            // An opening of the file after a crash starts above every version that was sent (C8).
-            file.raise_mark(write.issued.version).await;
+        // An opening of the file after a crash starts above every version that was sent (C8).
+        if let Some(file) = &self.shared.copies.file
+            && let Err(closed) = file.raise_mark(write.issued.version).await
+        {
+            return reply.send(Err(closed));
         }
         let mut attempt = std::pin::pin!(self.attempt(write));
         let Some(file) = &self.shared.queue else {

@@ -46,8 +46,8 @@ impl OutageFile {
             self.clock.answered().await;
             let _gate = self.sync_gate.write().await;
             // A jump during the wait makes the answer worthless, and the clock ignores it.
-            let Some(correction) = self.clock.pending() else { continue };
-            let corrected = self.correct_provisional(correction).await;
+            let Some((correction, now)) = self.clock.pending_with_time() else { continue };
+            let corrected = self.correct_provisional(correction, now).await;
             let had_failed = std::mem::replace(&mut has_failed, corrected.is_err());
             match corrected {
                 Ok(newest) => {
@@ -69,15 +69,14 @@ impl OutageFile {
         }
     }
 
-    /// Corrects all provisional rows, and returns the newest of the final versions.
-    async fn correct_provisional(&self, correction: Correction) -> Result<Version> {
+    /// Corrects all provisional rows, and returns the newest of the final versions. `now` is the corrected time.
+    async fn correct_provisional(&self, correction: Correction, now: Timestamp) -> Result<Version> {
         let sql = "select exists (select 1 from records where is_provisional = 1)";
         let has_rows = self.database.read(move |connection| connection.query_row(sql, [], |row| row.get(0)));
         // Without such rows, a failing disk does not hold up the writes to a store that works.
         if !has_rows.await? {
             return Ok(Version::NONE);
         }
-        let now = Timestamp(self.clock.now().0.saturating_add(correction.0));
         let floor = self.clock.last_final();
         let work = move |connection: &Connection, state: &mut WriterState| {
             correct_all(connection, state, correction, floor, now)

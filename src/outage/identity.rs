@@ -3,6 +3,7 @@
 //! The daemon part of the writer id belongs to one file on one boot of one machine. After a power cut, and for a copy of the
 //! file, it is drawn anew. Such a file may lack its last writes, so its next writes must not pass for the next ones of the same run.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::Verdict;
 use super::clock_checkpoint::MachineTime;
 use super::file::OutageFile;
 use super::state::{Settled, WriterState};
+use crate::error::{ErrorKind, Result};
 use crate::model::clock::Clock;
 use crate::model::version::{Timestamp, Version};
 use crate::model::writer::WriterId;
@@ -83,9 +85,12 @@ impl OutageFile {
     /// Raises the mark in the file above a version that is about to be sent. Later openings issue higher versions only.
     ///
     /// A failure of the disk does not delay the write.
-    pub(crate) async fn raise_mark(&self, version: Version) {
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed) if the file is closed. The next opening would not know the version, so the write is not sent.
+    pub(crate) async fn raise_mark(&self, version: Version) -> Result<()> {
         if version.raw() <= self.mark.load(Relaxed) {
-            return;
+            return Ok(());
         }
         // The clock may have jumped since the issue. A mark by a wrong clock would hold up later versions.
         let ahead = self.clock.known_now().map_or(Timestamp(0), |now| now.plus(MARK_LEAD));
@@ -99,10 +104,12 @@ impl OutageFile {
         };
         match self.write(CommitLevel::ProcessCrash, work).await {
             Ok(()) => _ = self.mark.fetch_max(mark.raw(), Relaxed),
+            Err(closed) if closed.kind() == ErrorKind::Closed => return Err(closed),
             Err(error) => {
                 tracing::debug!(%error, "the outage file cannot record the mark; the write is sent without it")
             }
         }
+        Ok(())
     }
 
     /// Returns the writer in the present era.
@@ -113,14 +120,17 @@ impl OutageFile {
     /// Lowers the mark to the last version, when no more versions are issued. The next opening then needs no lead. In a later
     /// era the mark still tells the next opening that the versions have fallen.
     pub(super) async fn lower_mark(&self) {
-        let Some(last) = self.clock.end_of_first_era() else { return };
-        // Only the first close: a later one finds the file closed.
-        if self.mark.fetch_min(last.raw(), Relaxed) > last.raw() {
-            let work = move |connection: &Connection, _: &mut WriterState| {
+        // From now on, each write raises the mark itself.
+        self.mark.store(0, Relaxed);
+        let clock = Arc::clone(&self.clock);
+        // The last version is read in the transaction: it is above each version that has raised the mark before.
+        let work = move |connection: &Connection, _: &mut WriterState| match clock.end_of_first_era() {
+            Some(last) if last < read_mark(connection)? => {
                 file::set_meta(connection, MARK, &last.to_string())
-            };
-            self.write(CommitLevel::ProcessCrash, work).await.ok();
-        }
+            }
+            _ => Ok(()),
+        };
+        self.write(CommitLevel::ProcessCrash, work).await.ok();
     }
 }
 

@@ -259,7 +259,7 @@ async fn opening_issues_versions_above_the_mark() {
     let path = dir.path().join("q.db");
     let world = World::open(&path, Clock::authoritative()).await;
     let sent = world.clock.issue_version();
-    world.file.raise_mark(sent).await;
+    world.file.raise_mark(sent).await.unwrap();
     world.file.close().await.unwrap();
     let world = World::open(&path, Clock::skewed(-1_000)).await;
     assert!(world.clock.issue_version() > sent);

@@ -120,6 +120,15 @@ impl Clock {
         Some(Correction(pending.saturating_sub(self.time_at_zero.load(Relaxed))))
     }
 
+    /// Returns the correction by the answer that waits for the outage file, and the present time by that answer.
+    pub(crate) fn pending_with_time(&self) -> Option<(Correction, Timestamp)> {
+        let moment = self.moment();
+        let correction = self.pending()?;
+        let now = self.at(moment).0.saturating_add(correction.0);
+        // A jump in between drops the answer. The time would include the jump, and the rows could be ahead by it.
+        self.pending().map(|_| (correction, Timestamp(now)))
+    }
+
     /// Drops the answer that waits for the outage file, which cannot take it now. The next answer tries again.
     pub(crate) fn discard_answer(&self) {
         self.sync.lock().pending = None;

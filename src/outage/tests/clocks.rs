@@ -58,7 +58,7 @@ async fn pushed_rows_of_an_earlier_process_push_no_later_version_ahead() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("q.db");
     let world = World::open(&path, Clock::new()).await;
-    world.file.raise_mark(world.clock.issue_version()).await;
+    world.file.raise_mark(world.clock.issue_version()).await.unwrap();
     world.file.close().await.unwrap();
     let world = World::open(&path, Clock::skewed(-4_000)).await;
     let first = world.queue("k", "1", None).await;
@@ -99,7 +99,7 @@ async fn mark_of_a_version_from_before_a_jump_is_not_ahead() {
     world.sync().await;
     let sent = world.clock.issue_version();
     test_clock::step(300_000);
-    world.file.raise_mark(sent).await;
+    world.file.raise_mark(sent).await.unwrap();
     world.queue("k", "1", None).await;
     world.sync_to(sent.at()).await;
     let version = world.rows().await[0].version();
