@@ -27,12 +27,16 @@ impl WriterId {
 
     /// Draws the id of a daemon without an outage file, or with a new one. See [`WriterId`] for an example.
     pub fn random() -> Self {
-        Self(random(DAEMON_BITS) << OPENING_BITS | random(OPENING_BITS))
+        Self::draw(&mut fastrand::Rng::new())
+    }
+
+    fn draw(rng: &mut fastrand::Rng) -> Self {
+        Self(random(DAEMON_BITS, rng) << OPENING_BITS | random(OPENING_BITS, rng))
     }
 
     /// Draws the id of a further opening by the same daemon.
     pub(crate) fn next_opening(self) -> Self {
-        Self(self.daemon() << OPENING_BITS | random(OPENING_BITS))
+        Self(self.daemon() << OPENING_BITS | random(OPENING_BITS, &mut fastrand::Rng::new()))
     }
 
     /// Returns the id for an era of the clock. Each era but the first has a daemon's part of its own, so the store never compares
@@ -41,8 +45,7 @@ impl WriterId {
         if era == 0 {
             return self;
         }
-        let mut random = fastrand::Rng::with_seed(self.0.unsigned_abs().wrapping_add(u64::from(era)));
-        Self(random.i64(1..1 << DAEMON_BITS) << OPENING_BITS | random.i64(1..1 << OPENING_BITS))
+        Self::draw(&mut fastrand::Rng::with_seed(self.0.unsigned_abs().wrapping_add(u64::from(era))))
     }
 
     /// Creates the id from the number that stores keep. See [`WriterId`] for an example.
@@ -68,6 +71,6 @@ impl fmt::Display for WriterId {
 }
 
 /// Returns a random number above zero with at most `bits` bits.
-fn random(bits: u32) -> i64 {
-    fastrand::i64(1..1 << bits)
+fn random(bits: u32, rng: &mut fastrand::Rng) -> i64 {
+    rng.i64(1..1 << bits)
 }

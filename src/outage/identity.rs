@@ -59,6 +59,14 @@ fn read_mark(connection: &Connection) -> rusqlite::Result<Version> {
     Ok(Version::from_raw(mark.unwrap_or(0)))
 }
 
+/// Raises the mark in the file to this version. Two writes may come in the other order.
+fn raise(connection: &Connection, mark: Version) -> rusqlite::Result<()> {
+    if read_mark(connection)? < mark {
+        file::set_meta(connection, MARK, &mark.to_string())?;
+    }
+    Ok(())
+}
+
 /// Raises the mark, and the versions of this process, above the queued writes that the store has taken. They may be newer than
 /// all versions that live writes have sent.
 pub(super) fn rise_above_stored(
@@ -70,10 +78,7 @@ pub(super) fn rise_above_stored(
     let stored = settled.iter().filter(is_stored).map(|settled| settled.version).max();
     let Some(newest) = stored else { return Ok(()) };
     clock.continue_above(newest);
-    if read_mark(connection)? < newest {
-        file::set_meta(connection, MARK, &newest.to_string())?;
-    }
-    Ok(())
+    raise(connection, newest)
 }
 
 impl OutageFile {
@@ -95,13 +100,7 @@ impl OutageFile {
         // The clock may have jumped since the issue. A mark by a wrong clock would hold up later versions.
         let ahead = self.clock.known_now().map_or(Timestamp(0), |now| now.plus(MARK_LEAD));
         let mark = Version::min_at(ahead.max(version.at().plus(MARK_STEP)));
-        let work = move |connection: &Connection, _: &mut WriterState| {
-            // Two writes may come in the other order.
-            if read_mark(connection)? < mark {
-                file::set_meta(connection, MARK, &mark.to_string())?;
-            }
-            Ok(())
-        };
+        let work = move |connection: &Connection, _: &mut WriterState| raise(connection, mark);
         match self.write(CommitLevel::ProcessCrash, work).await {
             Ok(()) => _ = self.mark.fetch_max(mark.raw(), Relaxed),
             Err(closed) if closed.kind() == ErrorKind::Closed => return Err(closed),

@@ -123,10 +123,12 @@ impl Clock {
     /// Returns the correction by the answer that waits for the outage file, and the present time by that answer.
     pub(crate) fn pending_with_time(&self) -> Option<(Correction, Timestamp)> {
         let moment = self.moment();
-        let correction = self.pending()?;
-        let now = self.at(moment).0.saturating_add(correction.0);
-        // A jump in between drops the answer. The time would include the jump, and the rows could be ahead by it.
-        self.pending().map(|_| (correction, Timestamp(now)))
+        let sync = self.sync.lock();
+        let corrected = sync.pending?;
+        let correction = Correction(corrected.saturating_sub(self.time_at_zero.load(Relaxed)));
+        let now = Timestamp(corrected.saturating_add(moment.millis()));
+        // After a jump, the answer and this moment belong to different times, and rows could be ahead by the jump.
+        (moment.jumps() == self.seen_jumps.load(Relaxed)).then_some((correction, now))
     }
 
     /// Drops the answer that waits for the outage file, which cannot take it now. The next answer tries again.
